@@ -1,0 +1,108 @@
+"""From a batch on the host to every microbatch on the stages that take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hetjax.errors import BatchError
+from hetjax.stage import Link, Shapes, Stage, check_batch
+
+# A batch is {module: {input: array with the batch dim leading}, "loss_tokens": number}.
+Batch = Mapping[str, Any]
+
+
+def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], microbatches: int) -> dict[str, Shapes]:
+    """What each stage takes of one microbatch: {stage: {port: shape with sharding}}.
+
+    `batch` may hold arrays or shapes. Raises BatchError for a missing or unknown input, for leading
+    dims that differ, and where the batch does not divide.
+    """
+    _check_names(batch, stages, links)
+    sizes = {
+        f"{module}.{port}": np.shape(array)[0] if np.ndim(array) else None
+        for module, inputs in _modules(batch).items()
+        for port, array in inputs.items()
+    }
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        told = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise BatchError(f"the inputs of a batch must lead with the same number of samples, but have {told}")
+    size = check_batch(stages, next(iter(sizes.values())), microbatches)
+    return {
+        stage.name: {
+            port: _shape(stage, port, array, size)
+            for port, array in batch.get(stage.module, {}).items()
+            if port in stage.inputs
+        }
+        for stage in stages
+    }
+
+
+def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
+    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}. Each device gets its own rows only."""
+    placed = {}
+    for stage in stages:
+        for index in range(microbatches):
+            arrays, shardings = {}, {}
+            for port, aval in shapes[stage.name].items():
+                size = aval.shape[0]
+                arrays[port] = np.asarray(batch[stage.module][port][index * size : (index + 1) * size], aval.dtype)
+                shardings[port] = aval.sharding
+                if arrays[port].shape != aval.shape:
+                    raise BatchError(
+                        f"module '{stage.module}': input '{port}' has shape {np.shape(batch[stage.module][port])} in this "
+                        f"batch, but programs were compiled for {(microbatches * size, *aval.shape[1:])}; keep shapes fixed"
+                    )
+            placed[stage.name, index] = jax.device_put(arrays, shardings)
+    return placed
+
+
+def loss_tokens(batch: Batch, sink: str) -> float:
+    """The global count that the summed loss is divided by, 1 for a batch without any. Raises BatchError."""
+    if "loss_tokens" in batch:
+        count = float(batch["loss_tokens"])
+    elif "loss_weights" in batch.get(sink, {}):
+        count = float(np.sum(batch[sink]["loss_weights"], dtype=np.float64))
+    else:
+        raise BatchError(
+            f"a batch needs 'loss_tokens', the number that the summed loss is divided by, "
+            f"since module '{sink}' has no input 'loss_weights' to sum"
+        )
+    return count or 1.0
+
+
+def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:
+    return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
+
+
+def _check_names(batch: Batch, stages: Sequence[Stage], links: Sequence[Link]) -> None:
+    fed = {(link.destination, link.destination_port) for link in links}
+    for module, inputs in _modules(batch).items():
+        parts = [stage for stage in stages if stage.module == module]
+        if not parts:
+            known = ", ".join(dict.fromkeys(stage.module for stage in stages))
+            raise BatchError(f"the batch has inputs for '{module}', which is no module; the modules are {known}")
+        takes = [port for stage in parts for port in stage.inputs if (stage.name, port) not in fed]
+        for port in inputs:
+            if port not in takes:
+                raise BatchError(
+                    f"the batch has an input '{module}.{port}', but module '{module}' takes {', '.join(takes)} "
+                    "from the batch; rename or drop it"
+                )
+    for stage in stages:
+        for port in stage.inputs:
+            given = port in batch.get(stage.module, {}) or (stage.name, port) in fed or port in stage.optional
+            if not given:
+                raise BatchError(
+                    f"module '{stage.module}': nothing feeds its input '{port}'; add batch['{stage.module}']['{port}'] "
+                    f'or an edge hetjax.Edge("...", "{stage.module}.{port}")'
+                )
+
+
+def _shape(stage: Stage, port: str, array: Any, size: int) -> jax.ShapeDtypeStruct:
+    shape = (size, *np.shape(array)[1:])
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=stage.port_sharding(port, shape))

@@ -1,0 +1,81 @@
+"""How a mesh tiles an array: plain numbers in place of shardings, so that a plan needs no device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+Coordinate = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """One array's layout on one mesh.
+
+    Attributes:
+        axes: (name, size) of each mesh axis, outermost first.
+        devices: device ids in mesh order.
+        spec: for each dim of the array, the axes it is split over, major first.
+    """
+
+    axes: tuple[tuple[str, int], ...]
+    devices: tuple[int, ...]
+    spec: tuple[tuple[str, ...], ...]
+
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Tiles along each dim."""
+        sizes = dict(self.axes)
+        return tuple(math.prod(sizes[axis] for axis in axes) for axes in self.spec)
+
+    @property
+    def replication(self) -> int:
+        """Devices that hold the same tile."""
+        return len(self.devices) // math.prod(self.counts)
+
+    @property
+    def free_axes(self) -> tuple[str, ...]:
+        """Axes along which the array is replicated."""
+        used = set(itertools.chain.from_iterable(self.spec))
+        return tuple(name for name, size in self.axes if size > 1 and name not in used)
+
+    @functools.cached_property
+    def tile_of(self) -> dict[int, Coordinate]:
+        """The tile that each device id holds."""
+        tiles = {}
+        for device, place in zip(self.devices, itertools.product(*(range(size) for _, size in self.axes)), strict=True):
+            index = {name: i for (name, _), i in zip(self.axes, place, strict=True)}
+            tiles[device] = tuple(self._mixed_radix(axes, index) for axes in self.spec)
+        return tiles
+
+    def _mixed_radix(self, axes: tuple[str, ...], index: dict[str, int]) -> int:
+        sizes = dict(self.axes)
+        return functools.reduce(lambda value, axis: value * sizes[axis] + index[axis], axes, 0)
+
+    def refined(self, dims: dict[str, int]) -> Tiling:
+        """The tiling with each given free axis splitting the given dim further, inside its present tiles."""
+        extra = [tuple(axis for axis in self.free_axes if dims.get(axis) == dim) for dim in range(len(self.spec))]
+        return dataclasses.replace(
+            self, spec=tuple((*axes, *more) for axes, more in zip(self.spec, extra, strict=True))
+        )
+
+    @property
+    def partition_spec(self) -> PartitionSpec:
+        """The same as a PartitionSpec."""
+        return PartitionSpec(*(axes or None for axes in self.spec))
+
+
+def tiling_of(sharding: NamedSharding, ndim: int) -> Tiling:
+    """The tiling that a NamedSharding means for an array of `ndim` dims."""
+    entries = [() if entry is None else (entry,) if isinstance(entry, str) else tuple(entry) for entry in sharding.spec]
+    entries += [()] * (ndim - len(entries))
+    mesh = sharding.mesh
+    return Tiling(
+        axes=tuple(mesh.shape.items()),
+        devices=tuple(device.id for device in mesh.devices.flat),
+        spec=tuple(entries),
+    )

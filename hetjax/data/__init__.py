@@ -1,0 +1,41 @@
+"""From files on disk to batches in host memory: conversations with images, tokenized and padded."""
+
+from hetjax.data.check import DatasetSummary, check_dataset
+from hetjax.data.config import DataConfig
+from hetjax.data.conversation import (
+    Conversation,
+    Message,
+    Prompt,
+    Sample,
+    parse_conversation,
+    render,
+    render_prompt,
+)
+from hetjax.data.digits import write_digits
+from hetjax.data.evaluation import EvalBatch, eval_batches
+from hetjax.data.images import load_image
+from hetjax.data.pipeline import HostBatch, TrainData
+from hetjax.data.source import JsonlSource
+from hetjax.data.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Conversation",
+    "DataConfig",
+    "DatasetSummary",
+    "EvalBatch",
+    "HostBatch",
+    "JsonlSource",
+    "Message",
+    "Prompt",
+    "Sample",
+    "Tokenizer",
+    "TrainData",
+    "check_dataset",
+    "eval_batches",
+    "load_image",
+    "load_tokenizer",
+    "parse_conversation",
+    "render",
+    "render_prompt",
+    "write_digits",
+]

@@ -1,0 +1,82 @@
+"""A cheap look at a dataset before any device work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from hetjax.data.config import DataConfig
+from hetjax.data.loading import Loader
+from hetjax.data.source import JsonlSource
+from hetjax.data.tokenizer import Tokenizer
+from hetjax.errors import DataError
+
+_LOADED = 4  # samples that are rendered and decoded
+_SHOWN = 3  # bad samples that an error spells out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """What a dataset holds: `samples` lines naming `images` image files.
+
+    `bad` has "file:line: reason" for each bad line found, those of `missing` image files among them.
+    """
+
+    samples: int
+    images: int
+    missing: tuple[str, ...]
+    bad: tuple[str, ...]
+
+
+def check_dataset(path: str, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int) -> DatasetSummary:
+    """Parse every line of `path`, look for every image file, and render and decode a few samples.
+
+    Raises:
+        DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
+            malformed or name a missing image; or none of the samples tried can be rendered and decoded.
+    """
+    source = JsonlSource(path)
+    loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
+    images, missing = 0, []
+    bad: dict[int, str] = {}
+    for index in range(len(source)):
+        try:
+            conversation = loader.parse(index)
+        except DataError as error:
+            bad[index] = str(error)
+            continue
+        images += len(conversation.images)
+        absent = [str(image) for image in conversation.images if not image.is_file()]
+        if absent:
+            missing += absent
+            bad[index] = f"{conversation.where}: image '{absent[0]}' does not exist"
+    allowed = min(int(config.max_bad_share * len(source)), len(source) - 1)
+    if len(bad) > allowed:
+        raise DataError(
+            f"dataset '{path}': {len(bad)} of {len(source)} samples are bad, at most {allowed} may be "
+            f"(max_bad_share {config.max_bad_share:g}); repair or remove them. {_shown(list(bad.values()))}"
+        )
+    failed = _try_some(loader, [index for index in range(len(source)) if index not in bad])
+    return DatasetSummary(samples=len(source), images=images, missing=tuple(missing), bad=(*bad.values(), *failed))
+
+
+def _try_some(loader: Loader, indices: list[int]) -> list[str]:
+    """Load a few samples spread over `indices`; the reasons of those that fail."""
+    tried = sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, _LOADED)})
+    failed = []
+    for index in tried:
+        try:
+            loader.load(index)
+        except DataError as error:
+            failed.append(str(error))
+    if len(failed) == len(tried):
+        raise DataError(
+            f"dataset '{loader.source.path}': none of the {len(tried)} samples tried can be used. {_shown(failed)}"
+        )
+    return failed
+
+
+def _shown(reasons: list[str]) -> str:
+    more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    return "First: " + "; ".join(reasons[:_SHOWN]) + more

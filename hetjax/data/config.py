@@ -1,0 +1,50 @@
+"""The settings of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hetjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from and how they become batches.
+
+    Args:
+        train: JSONL file of training conversations, one a line; image paths are relative to its folder.
+        eval: JSONL file of held-out conversations, or null for none.
+        tokenizer: Hugging Face `tokenizers` JSON file, or null for the built-in byte-level tokenizer.
+        image_size: Side in pixels of the square that every image is resized to.
+        seq_len: Length in tokens of the fused sequence; a longer sample is bad.
+        batch_size: Samples a step, over all devices.
+        images_per_sample: Most images a sample may have; one with fewer is padded, one with more is bad.
+        shuffle: Whether each epoch draws the samples in a random order of its own.
+        epochs: Passes over the training samples, or null to repeat forever.
+        seed: Seed of the order of samples.
+        max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
+        workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
+    """
+
+    train: str
+    eval: str | None = None
+    tokenizer: str | None = None
+    image_size: int
+    seq_len: int
+    batch_size: int
+    images_per_sample: int = 1
+    shuffle: bool = True
+    epochs: int | None = None
+    seed: int = 0
+    max_bad_share: float = 0.01
+    workers: int = 4
+
+    def __post_init__(self):
+        least = {"image_size": 1, "seq_len": 2, "batch_size": 1, "images_per_sample": 1, "seed": 0, "workers": 0}
+        if self.epochs is not None:
+            least["epochs"] = 1
+        for name, least_value in least.items():
+            if getattr(self, name) < least_value:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; give {least_value} or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"data.max_bad_share is {self.max_bad_share}; give a share from 0 to 1")

@@ -1,0 +1,96 @@
+"""A real dataset that needs no download: handwritten digits with a question and an answer each.
+
+The scans are the test part of the Optical Recognition of Handwritten Digits set (E. Alpaydin and
+C. Kaynak, UCI Machine Learning Repository, 1998), which scikit-learn carries: 1,797 images of 8 x 8
+pixels in grey levels 0 to 16.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from hetjax.errors import ConfigError, DataError
+
+QUESTION = "Which digit is this?"
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: int = 0) -> Path:
+    """Write `train.jsonl`, `heldout.jsonl` and `images/` into `folder`, and return it.
+
+    `seed` draws the `held_out` samples from all 1,797 at random; the rest are for training. Each PNG is
+    8-bit grey with the 8 x 8 pixels of the scan, ink white (16 becomes 255): the loader resizes anyway,
+    so that a larger file would hold nothing more.
+
+    The folder appears whole or not at all. One that is there with these very files is left as it is.
+
+    Raises:
+        ConfigError: scikit-learn is not installed, or `held_out` leaves one part empty.
+        DataError: `folder` holds other files, or cannot be written (a full disk, no permission).
+    """
+    folder = Path(folder)
+    scans, digits = _load()
+    if not 0 < held_out < len(digits):
+        raise ConfigError(f"held_out is {held_out}; give 1 to {len(digits) - 1} of the {len(digits)} samples")
+    order = np.random.default_rng(seed).permutation(len(digits))
+    parts = {"heldout.jsonl": np.sort(order[:held_out]), "train.jsonl": np.sort(order[held_out:])}
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "images").mkdir(parents=True)
+        for i, scan in enumerate(scans):
+            Image.fromarray(scan).save(partial / "images" / _name(i))
+        for name, indices in parts.items():
+            (partial / name).write_text("".join(_line(i, digits[i]) for i in indices), encoding="utf-8")
+        _publish(partial, folder)
+    except OSError as error:
+        raise DataError(
+            f"digits cannot be written to '{folder}': {error}; free the disk or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _load() -> tuple[UInt8[np.ndarray, "n 8 8"], Int[np.ndarray, n]]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError("the digits demo needs scikit-learn; pip install 'hetjax[demo]'") from error
+    data = load_digits()
+    return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target
+
+
+def _name(index: int) -> str:
+    return f"{index:04d}.png"
+
+
+def _line(index: int, digit: int) -> str:
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": NAMES[digit]}]
+    return json.dumps({"messages": messages, "images": [f"images/{_name(index)}"]}) + "\n"
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give the finished folder its name in one step."""
+    try:
+        partial.rename(folder)  # also takes the place of an empty folder
+    except OSError:
+        if not folder.exists():
+            raise
+        if not folder.is_dir() or not _same_files(partial, folder):
+            raise DataError(
+                f"'{folder}' holds something other than these digits; remove it or choose another folder"
+            ) from None
+
+
+def _same_files(new: Path, old: Path) -> bool:
+    names = [str(path.relative_to(new)) for path in new.rglob("*") if path.is_file()]
+    return filecmp.cmpfiles(new, old, names, shallow=False)[0] == names

@@ -1,0 +1,97 @@
+"""Held-out prompts with the answers that are expected.
+
+B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterator, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from hetjax.data.config import DataConfig
+from hetjax.data.loading import BadSample, LoadedSample, Loader
+from hetjax.data.pipeline import Arrays
+from hetjax.data.reading import read_ahead
+from hetjax.data.source import JsonlSource
+from hetjax.data.tally import BadTally
+from hetjax.data.tokenizer import Tokenizer
+from hetjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalBatch:
+    """Prompts for a model to continue.
+
+    `arrays` holds "vision": images float32 [B, I, H, W, 3], and "llm": tokens int32 [B, S] padded after
+    the prompt, and image_positions int32 [B, N] (S where there is no image). `lengths` is how many ids
+    of each row are prompt. The first `count` rows are real and have their text in `answers`; the rest
+    of a last batch repeats the last sample. `bad` names the samples skipped, each as "file:line: reason".
+    """
+
+    arrays: Arrays
+    lengths: Int32[np.ndarray, B]
+    answers: list[str]
+    count: int
+    bad: tuple[str, ...]
+
+
+def eval_batches(
+    config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, batch_size: int
+) -> Iterator[EvalBatch]:
+    """Every held-out sample once, in file order. Bad samples are skipped under the same limit as in training.
+
+    Raises:
+        ConfigError: `config.eval` is not set.
+        DataError: the file is missing or empty, or has too many bad samples (see `BadTally`).
+    """
+    if config.eval is None:
+        raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a JSONL file")
+    source = JsonlSource(config.eval)
+    loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image, prompts=True)
+    order = grain.MapDataset.range(len(source))
+    samples = read_ahead(order, loader, workers=config.workers, batch_size=batch_size)
+    tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
+    return _batches(samples, tally, batch_size)
+
+
+def _batches(
+    samples: Generator[LoadedSample | BadSample, None, None], tally: BadTally, batch_size: int
+) -> Iterator[EvalBatch]:
+    good: list[LoadedSample] = []
+    bad: list[str] = []
+    with contextlib.closing(samples):
+        for sample in samples:
+            if isinstance(sample, BadSample):
+                bad.append(sample.reason)
+                tally.skip(sample.reason)
+                continue
+            tally.good()
+            good.append(sample)
+            if len(good) == batch_size:
+                yield _batch(good, bad, batch_size)
+                good, bad = [], []
+        if good:
+            yield _batch(good, bad, batch_size)
+
+
+def _batch(samples: Sequence[LoadedSample], bad: Sequence[str], batch_size: int) -> EvalBatch:
+    rows = [*samples, *[samples[-1]] * (batch_size - len(samples))]
+    prompts = [row.rendered for row in rows]
+    return EvalBatch(
+        arrays={
+            "vision": {"images": np.stack([row.images for row in rows])},
+            "llm": {
+                "tokens": np.stack([prompt.tokens for prompt in prompts]),
+                "image_positions": np.stack([row.image_positions for row in rows]),
+            },
+        },
+        lengths=np.asarray([prompt.length for prompt in prompts], np.int32),
+        answers=[prompt.answer for prompt in prompts[: len(samples)]],
+        count=len(samples),
+        bad=tuple(bad),
+    )

@@ -1,0 +1,99 @@
+"""One line of a dataset to the arrays of one sample, or to the reason why it cannot be.
+
+B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from hetjax.data.config import DataConfig
+from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
+from hetjax.data.images import load_image
+from hetjax.data.source import JsonlSource
+from hetjax.data.tokenizer import Tokenizer
+from hetjax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that cannot be used; `reason` opens with "file:line: "."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedSample:
+    """A rendered conversation and its images, both padded to `images_per_sample` images.
+
+    The position of an encoder token of a padding image is S, which is no row of the sequence.
+    """
+
+    rendered: Sample | Prompt
+    images: Float32[np.ndarray, "I H W 3"]
+    image_positions: Int32[np.ndarray, N]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Loads samples by index, for training or (`prompts`) for evaluation."""
+
+    source: JsonlSource
+    config: DataConfig
+    tokenizer: Tokenizer
+    tokens_per_image: int
+    prompts: bool = False
+
+    def __call__(self, index: int) -> LoadedSample | BadSample:
+        """A defect of the data comes back as a value, since an exception would end the pipeline."""
+        try:
+            return self.load(index)
+        except DataError as error:
+            return BadSample(reason=str(error))
+
+    def parse(self, index: int) -> Conversation:
+        """The conversation at `index`, without opening its images.
+
+        Raises:
+            DataError: malformed, or more images than `images_per_sample`.
+        """
+        line = self.source[index]
+        conversation = parse_conversation(line.text, where=line.where, folder=self.source.folder)
+        most = self.config.images_per_sample
+        if len(conversation.images) > most:
+            raise DataError(
+                f"{line.where}: {len(conversation.images)} images, more than images_per_sample {most}; "
+                "raise images_per_sample or remove the line"
+            )
+        return conversation
+
+    def load(self, index: int) -> LoadedSample:
+        """The sample at `index` as arrays.
+
+        Raises:
+            DataError: malformed, too long, or an image cannot be read; the message opens with "file:line: ".
+        """
+        conversation = self.parse(index)
+        rendering = render_prompt if self.prompts else render
+        rendered = rendering(conversation, self.tokenizer, self.tokens_per_image, self.config.seq_len)
+        used = len(rendered.image_positions)
+        positions = np.full(self.config.images_per_sample * self.tokens_per_image, self.config.seq_len, np.int32)
+        positions[:used] = rendered.image_positions
+        # A prompt stops before the last answer: images that are shown after it are not read.
+        images = self._images(conversation.images[: used // self.tokens_per_image], conversation.where)
+        return LoadedSample(rendered=rendered, images=images, image_positions=positions)
+
+    def _images(self, paths: Sequence[Path], where: str) -> Float32[np.ndarray, "I H W 3"]:
+        size = self.config.image_size
+        images = np.zeros((self.config.images_per_sample, size, size, 3), np.float32)
+        for i, path in enumerate(paths):
+            try:
+                images[i] = load_image(path, size)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+        return images

@@ -1,0 +1,58 @@
+"""How many samples turned out bad, and when that is too many."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from hetjax.errors import DataError
+
+# A share means little over a few samples: it is taken of blocks of this many, or of the whole dataset if smaller.
+BLOCK = 100
+
+
+@dataclasses.dataclass(kw_only=True)
+class BadTally:
+    """Counts samples as they are read, and stops a run whose data is mostly broken.
+
+    The run stops when more than `max_share` of the samples seen so far are bad, where their number is
+    rounded up to a whole block of `min(100, samples)`: with a share of 0.01 the second bad one among the
+    first 100 stops it, with a share of 0 the very first; and a small dataset that passes one epoch
+    passes all. It also stops after as many bad samples in a row as the dataset has, since then there may
+    be no good one.
+    """
+
+    path: Path
+    samples: int
+    max_share: float
+    seen: int = 0
+    bad: int = 0
+    in_a_row: int = 0
+
+    def good(self) -> None:
+        """Count a usable sample."""
+        self.seen += 1
+        self.in_a_row = 0
+
+    def skip(self, reason: str) -> None:
+        """Count a bad sample.
+
+        Raises:
+            DataError: this one is too many.
+        """
+        self.seen += 1
+        self.bad += 1
+        self.in_a_row += 1
+        block = min(BLOCK, self.samples)
+        judged = -(-self.seen // block) * block
+        allowed = int(self.max_share * judged)
+        if self.bad > allowed:
+            why = f"more than max_bad_share {self.max_share:g} allows ({allowed} of {judged})"
+        elif self.in_a_row >= self.samples:
+            why = "the last ones as many in a row as the dataset has samples"
+        else:
+            return
+        raise DataError(
+            f"dataset '{self.path}': {self.bad} of the {self.seen} samples read so far are bad, {why}; "
+            f"repair or remove these lines, or raise max_bad_share. The last one: {reason}"
+        )

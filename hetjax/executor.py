@@ -1,0 +1,144 @@
+"""Walks a schedule and dispatches; never waits for a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from hetjax.schedule.actions import Action, Kind
+from hetjax.state import StageState, TrainState
+from hetjax.step import LOSS, Step
+from hetjax.weights import Arrays
+
+Observer = Callable[[Action, Any], None]
+"""Called after each dispatch with the action and what it returned."""
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """What a step holds between its actions. Entries leave as soon as their last reader has been dispatched."""
+
+    compute: dict[str, Arrays]
+    buffers: dict[str, Arrays]
+    gradients: dict[str, Arrays]
+    arrived: dict[tuple[str, int], Arrays]
+    leaving: dict[tuple[str, int], jax.Array] = dataclasses.field(default_factory=dict)
+    returning: dict[tuple[str, int], jax.Array] = dataclasses.field(default_factory=dict)
+    cotangents: dict[tuple[str, int], dict[str, tuple[jax.Array, ...]]] = dataclasses.field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    residuals: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
+    losses: list[jax.Array] = dataclasses.field(default_factory=list)
+
+
+class Executor:
+    """Runs steps of one compiled `Step`."""
+
+    def __init__(self, step: Step):
+        self.step = step
+        graph = step.schedule.graph
+        self._out = {name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages}
+        self._in = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
+        self._actions = [action for action in step.schedule.actions if action.kind is not Kind.UPDATE]
+        self._updates = [action for action in step.schedule.actions if action.kind is Kind.UPDATE]
+
+    def gradients(
+        self,
+        state: TrainState,
+        inputs: Mapping[tuple[str, int], Arrays],
+        scale: jax.Array,
+        observe: Observer | None = None,
+    ) -> tuple[dict[str, Arrays], dict[str, Arrays], jax.Array]:
+        """Dispatch all but the updates: (gradients by stage, buffers by stage, loss).
+
+        `inputs` holds each stage's part of each microbatch, `scale` one over the global token count, on the last
+        stage's mesh.
+        """
+        flight = self._begin(state, inputs)
+        run = {Kind.FORWARD: self._forward, Kind.BACKWARD: self._backward, Kind.TRANSFER: self._transfer}
+        for action in self._actions:
+            done = run[action.kind](flight, action, scale)
+            if observe is not None:
+                observe(action, done)
+        return flight.gradients, flight.buffers, self.step.finish(tuple(flight.losses), scale)
+
+    def train(
+        self,
+        state: TrainState,
+        inputs: Mapping[tuple[str, int], Arrays],
+        scale: jax.Array,
+        observe: Observer | None = None,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Dispatch a whole step: (state after it, metrics still on the devices)."""
+        gradients, buffers, loss = self.gradients(state, inputs, scale, observe)
+        square_sum = self._square_sum(gradients)
+        stages = {name: dataclasses.replace(stage, buffers=buffers[name]) for name, stage in state.stages.items()}
+        for action in self._updates:
+            name, stage = action.stage, stages[action.stage]
+            params, opt_state = self.step.updates[name].update(
+                stage.params, stage.opt_state, gradients.pop(name), self.step.norm_out[name](square_sum)
+            )
+            stages[name] = StageState(params=params, buffers=stage.buffers, opt_state=opt_state)
+            if observe is not None:
+                observe(action, params)
+        return TrainState(step=state.step + 1, stages=stages), {"loss": loss, "grad_norm": self.step.root(square_sum)}
+
+    def _begin(self, state: TrainState, inputs: Mapping[tuple[str, int], Arrays]) -> _InFlight:
+        compute, gradients = {}, {}
+        for name, stage in state.stages.items():
+            if name in self.step.updates:
+                compute[name], gradients[name] = self.step.updates[name].prepare(stage.params)
+            else:
+                compute[name] = stage.params
+        return _InFlight(
+            compute=compute,
+            gradients=gradients,
+            buffers={name: stage.buffers for name, stage in state.stages.items()},
+            arrived={key: dict(arrays) for key, arrays in inputs.items()},
+        )
+
+    def _forward(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+        name, key = action.stage, (action.stage, action.microbatch)
+        outputs, flight.buffers[name], residuals = self.step.programs[name].forward(
+            flight.compute[name], flight.buffers[name], flight.arrived.pop(key)
+        )
+        if residuals is not None:
+            flight.residuals[key] = residuals
+        for link in self._out[name]:
+            flight.leaving[link.name, action.microbatch] = outputs[link.source_port]
+        if name == self.step.schedule.graph.sink.name:
+            flight.losses.append(outputs[LOSS])
+            flight.cotangents[key][LOSS] = (scale,)
+        return outputs
+
+    def _backward(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+        name, key = action.stage, (action.stage, action.microbatch)
+        gradients, carried = self.step.programs[name].backward(
+            flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key), flight.gradients.get(name, {})
+        )
+        if gradients:
+            flight.gradients[name] = gradients
+        for link in self._in[name]:
+            if link.gradient:
+                flight.returning[link.name, action.microbatch] = carried[link.destination_port]
+        return gradients, carried
+
+    def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+        crossing, edge = self.step.crossings[action.edge], (action.edge, action.microbatch)
+        link = crossing.link
+        if action.backward:
+            moved = crossing.backward(flight.returning.pop(edge))
+            arriving = flight.cotangents[link.source, action.microbatch]
+            arriving[link.source_port] = (*arriving.get(link.source_port, ()), moved)
+        else:
+            moved = crossing.forward(flight.leaving.pop(edge))
+            flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
+        return moved
+
+    def _square_sum(self, gradients: dict[str, Arrays]) -> jax.Array:
+        updates, norm_in = self.step.updates, self.step.norm_in
+        return self.step.total(tuple(norm_in[name](updates[name].square_sum(gradients[name])) for name in updates))

@@ -1,0 +1,181 @@
+"""Modules and the edges between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import graphlib
+import inspect
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from flax import nnx
+
+from hetjax.errors import GraphError
+
+Builder = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """A tensor's way from an output port to an input port, each written "module.port".
+
+    With `gradient=False` nothing comes back: the source does not train through this edge. Integers need it.
+    """
+
+    source: str
+    destination: str
+    gradient: bool = True
+
+    @property
+    def name(self) -> str:
+        """The edge in one word, for schedules and logs."""
+        return f"{self.source}->{self.destination}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """One input or output of a module."""
+
+    module: str
+    name: str
+
+
+class ModuleGraph:
+    """The model as modules and edges: any directed graph without cycles that ends in one module, the loss.
+
+    A module is a Flax NNX module, or a function that builds one from `nnx.Rngs`. It is called with
+    keyword arguments and returns a dict of arrays by port name (a bare array is the port "output").
+    Inputs that no edge feeds come from the batch. The module without outgoing edges returns the port
+    "loss": the sum of the loss over its tokens, which the trainer divides by the global token count.
+
+    A module may say more by attributes or properties, each optional:
+        input_ports: names of the inputs it takes (default: the parameters of `__call__`);
+        optional_ports: those of them that may be left out (default: parameters with a default value);
+        port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
+        stage(index, count): the module's part for one pipeline stage.
+
+    Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
+    cycle, or more than one module at the end.
+    """
+
+    def __init__(self, modules: Mapping[str, nnx.Module | Builder], edges: Sequence[Edge] = ()):
+        if not modules:
+            raise GraphError("a module graph needs at least one module")
+        for name, module in modules.items():
+            if not name.isidentifier():
+                raise GraphError(f"module name {name!r} is no identifier; use letters, digits and underscores")
+            if not callable(module):
+                raise GraphError(f"module '{name}' is {module!r}; give a Flax NNX module or a function that builds one")
+        self.modules = dict(modules)
+        self.edges = tuple(edges)
+        self._abstract = {name: self._shapes(name) for name in self.modules}
+        self._check_edges()
+        self.order = self._topological_order()
+        self.sink = self._only_sink()
+
+    def abstract(self, module: str) -> nnx.Module:
+        """The module with shapes in place of weights."""
+        return self._abstract[module]
+
+    def is_concrete(self, module: str) -> bool:
+        """Whether the module was given with weights, rather than as a builder."""
+        return isinstance(self.modules[module], nnx.Module)
+
+    def build(self, module: str, seed: int | jax.Array) -> nnx.Module:
+        """The whole module: as given, or built from a seed. Its key depends on its name and the seed alone."""
+        given = self.modules[module]
+        if isinstance(given, nnx.Module):
+            return given
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(module.encode()))
+        with nnx.use_eager_sharding(False):
+            return given(nnx.Rngs(key))
+
+    def inputs(self, module: str) -> tuple[Edge, ...]:
+        """Edges that end in a module."""
+        return tuple(edge for edge in self.edges if port_of(edge.destination).module == module)
+
+    def outputs(self, module: str) -> tuple[Edge, ...]:
+        """Edges that start in a module."""
+        return tuple(edge for edge in self.edges if port_of(edge.source).module == module)
+
+    def _shapes(self, name: str) -> nnx.Module:
+        given = self.modules[name]
+        with nnx.use_eager_sharding(False):
+            module = nnx.eval_shape(lambda: given if isinstance(given, nnx.Module) else given(nnx.Rngs(0)))
+        if not isinstance(module, nnx.Module):
+            raise GraphError(f"module '{name}': its builder returned {type(module).__name__}, not a Flax NNX module")
+        return module
+
+    def _check_edges(self) -> None:
+        fed: dict[str, Edge] = {}
+        for edge in self.edges:
+            for end in (edge.source, edge.destination):
+                if port_of(end).module not in self.modules:
+                    raise GraphError(
+                        f"edge {edge.name}: there is no module '{port_of(end).module}'; "
+                        f"the modules are {', '.join(self.modules)}"
+                    )
+            module, port = dataclasses.astuple(port_of(edge.destination))
+            known = input_ports(self.abstract(module))
+            if port not in known:
+                raise GraphError(
+                    f"edge {edge.name}: module '{module}' has no input '{port}'; its inputs are {', '.join(known)}"
+                )
+            if edge.destination in fed:
+                raise GraphError(
+                    f"edges {fed[edge.destination].name} and {edge.name} both feed one input; drop one of them"
+                )
+            fed[edge.destination] = edge
+
+    def _topological_order(self) -> tuple[str, ...]:
+        sorter = graphlib.TopologicalSorter({name: [] for name in self.modules})
+        for edge in self.edges:
+            sorter.add(port_of(edge.destination).module, port_of(edge.source).module)
+        try:
+            return tuple(sorter.static_order())
+        except graphlib.CycleError as error:
+            raise GraphError(f"modules {' -> '.join(reversed(error.args[1]))} form a cycle; drop one edge") from None
+
+    def _only_sink(self) -> str:
+        sinks = [name for name in self.order if not self.outputs(name)]
+        if len(sinks) != 1:
+            raise GraphError(
+                f"modules {', '.join(sinks)} have no outgoing edge; exactly one module may end the graph and hold the "
+                "loss, so connect the others with hetjax.Edge"
+            )
+        return sinks[0]
+
+
+def port_of(text: str) -> Port:
+    """Parse "module.port". Raises GraphError."""
+    module, dot, port = text.partition(".")
+    if not (dot and module and port):
+        raise GraphError(f'edge end {text!r} is not of the form "module.port", e.g. "vision.tokens"')
+    return Port(module, port)
+
+
+def input_ports(module: nnx.Module) -> tuple[str, ...]:
+    """Names of the inputs that a module takes."""
+    declared = getattr(module, "input_ports", None)
+    return tuple(_parameters(module)) if declared is None else tuple(declared)
+
+
+def optional_ports(module: nnx.Module) -> tuple[str, ...]:
+    """Names of the inputs that may be left out."""
+    declared = getattr(module, "optional_ports", None)
+    if declared is not None:
+        return tuple(declared)
+    return tuple(name for name, parameter in _parameters(module).items() if parameter.default is not parameter.empty)
+
+
+def _parameters(module: nnx.Module) -> dict[str, inspect.Parameter]:
+    """The named parameters of `__call__`, without self."""
+    parameters = inspect.signature(type(module).__call__).parameters
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    named.pop("self", None)
+    return named

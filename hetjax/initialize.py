@@ -1,0 +1,46 @@
+"""The first state: weights from a seed, the same on every placement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from hetjax.graph import ModuleGraph
+from hetjax.optimizer import Update
+from hetjax.stage import Shapes, Stage, cut_module
+from hetjax.state import StageState, TrainState
+from hetjax.weights import Arrays, take_apart
+
+
+def initialize(graph: ModuleGraph, stages: Sequence[Stage], updates: Mapping[str, Update], seed: int) -> TrainState:
+    """Weights, buffers and optimizer state of every stage on its mesh."""
+    made = {}
+    for stage in stages:
+        params, buffers = _stage_arrays(graph, stage, seed)
+        opt_state = updates[stage.name].init(params) if stage.name in updates else None
+        made[stage.name] = StageState(params=params, buffers=buffers, opt_state=opt_state)
+    return TrainState(step=0, stages=made)
+
+
+def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, Arrays]:
+    def make(seed: Any) -> tuple[Arrays, Arrays]:
+        part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count)
+        _, params, buffers = take_apart(part)
+        return _cast(params, stage.params), buffers
+
+    shardings = _shardings(stage.params), _shardings(stage.buffers)
+    if graph.is_concrete(stage.module):
+        # Copied, since a step reuses the memory of the state: the module given keeps its own arrays.
+        return jax.device_put(jax.tree.map(lambda x: x.copy(), make(seed)), shardings)
+    # Inside the jit only this stage's shards are made: the rest of the module is dead code.
+    return jax.jit(make, out_shardings=shardings)(seed)
+
+
+def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:
+    return {path: array.astype(shapes[path].dtype) for path, array in arrays.items()}
+
+
+def _shardings(shapes: Shapes) -> dict[str, Any]:
+    return {path: aval.sharding for path, aval in shapes.items()}

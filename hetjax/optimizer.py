@@ -1,0 +1,112 @@
+"""One stage's update: optax on the stage's mesh, clipped by the gradient norm over all modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hetjax.stage import Stage
+from hetjax.weights import Arrays
+
+
+class Update:
+    """The optimizer programs of a stage that trains.
+
+    Attributes:
+        opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        optimizer: optax.GradientTransformation,
+        *,
+        learning_rate_scale: float,
+        max_grad_norm: float | None,
+    ):
+        self.stage = stage
+        self.max_grad_norm = max_grad_norm
+        # Last in the chain, so that it scales all of the step, decoupled weight decay included.
+        self.optimizer = (
+            optimizer if learning_rate_scale == 1 else optax.chain(optimizer, optax.scale(learning_rate_scale))
+        )
+        self.opt_state = self._placed_opt_state()
+        self.norm_dtype = jnp.result_type(jnp.float32, *(aval.dtype for aval in stage.params.values()))
+
+    def _placed_opt_state(self) -> Any:
+        params = self.stage.params
+        return optax.tree_map_params(
+            self.optimizer,
+            lambda aval, param: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=param.sharding),
+            jax.eval_shape(self.optimizer.init, params),
+            params,
+            transform_non_params=lambda aval: jax.ShapeDtypeStruct(
+                aval.shape, aval.dtype, sharding=self.stage.replicated
+            ),
+        )
+
+    # ── the programs, as pure functions ──────────────────────────────────────────────────────────
+
+    def _prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
+        """The weights to compute with, where they differ from the master weights, and gradients of zero."""
+        compute = {path: params[path].astype(aval.dtype) for path, aval in self._cast.items()}
+        return compute, {path: jnp.zeros_like(param) for path, param in params.items()}
+
+    @property
+    def _cast(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Weights that programs see in another dtype."""
+        master = self.stage.params
+        return {path: aval for path, aval in self.stage.compute_params.items() if aval.dtype != master[path].dtype}
+
+    def _square_sum(self, gradients: Arrays) -> jax.Array:
+        return sum(jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
+
+    def _update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
+        if self.max_grad_norm is not None:
+            norm = jnp.sqrt(square_sum)
+            # As optax.clip_by_global_norm: untouched below the limit, else scaled down to it.
+            factor = jnp.where(norm < self.max_grad_norm, 1.0, self.max_grad_norm / norm)
+            gradients = {path: g * factor.astype(g.dtype) for path, g in gradients.items()}
+        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    # ── compilation and running ──────────────────────────────────────────────────────────────────
+
+    def compile(self) -> Update:
+        """Compile all of them."""
+        stage = self.stage
+        params = {path: aval.sharding for path, aval in stage.params.items()}
+        cast = {path: aval.sharding for path, aval in self._cast.items()}
+        opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
+        scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
+        self._prepare_program = jax.jit(self._prepare, out_shardings=(cast, params)).lower(stage.params).compile()
+        self._square_sum_program = (
+            jax.jit(self._square_sum, out_shardings=stage.replicated).lower(stage.params).compile()
+        )
+        self._update_program = (
+            jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(params, opt_state))
+            .lower(stage.params, self.opt_state, stage.params, scalar)
+            .compile()
+        )
+        return self
+
+    def init(self, params: Arrays) -> Any:
+        """The optimizer's state before the first step."""
+        shardings = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
+        return jax.jit(self.optimizer.init, out_shardings=shardings)(params)
+
+    def prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
+        """Dispatch: (weights to compute with, gradients of zero)."""
+        cast, zeros = self._prepare_program(params)
+        return {**params, **cast}, zeros
+
+    def square_sum(self, gradients: Arrays) -> jax.Array:
+        """Dispatch: the sum of the squares of all gradients, a scalar on the stage's mesh."""
+        return self._square_sum_program(gradients)
+
+    def update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
+        """Dispatch: (weights, optimizer state) after the step. Consumes the first two arguments."""
+        return self._update_program(params, opt_state, gradients, square_sum)

@@ -1,0 +1,132 @@
+"""A schedule is data: the actions of one training step, in the one order in which they are dispatched."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from hetjax.errors import ScheduleError
+from hetjax.schedule.graph import StageEdge, StageGraph
+
+
+class Kind(enum.Enum):
+    """What an action does."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    TRANSFER = "transfer"
+    UPDATE = "update"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One entry of a schedule: run a program of `stage`, or move the tensor of `edge`, for one microbatch.
+
+    FORWARD and BACKWARD run `stage` on `microbatch`. TRANSFER moves the tensor of `edge` away from
+    `stage`: the activation from the edge's source, or with `backward=True` the gradient from the edge's
+    destination back to its source. UPDATE applies the optimizer to `stage`; its `microbatch` is None.
+
+    As text: "F0", "B0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "update".
+    """
+
+    kind: Kind
+    stage: str
+    microbatch: int | None = None
+    edge: str | None = field(default=None, kw_only=True)
+    backward: bool = field(default=False, kw_only=True)
+
+    def __str__(self) -> str:
+        if self.kind is Kind.UPDATE:
+            return "update"
+        if self.kind is Kind.TRANSFER:
+            return f"{'TB' if self.backward else 'T'}{self.microbatch}:{self.edge}"
+        return f"{'F' if self.kind is Kind.FORWARD else 'B'}{self.microbatch}"
+
+
+def forward(stage: str, microbatch: int) -> Action:
+    """Run the forward program of a stage."""
+    return Action(Kind.FORWARD, stage, microbatch)
+
+
+def backward(stage: str, microbatch: int) -> Action:
+    """Run the backward program of a stage."""
+    return Action(Kind.BACKWARD, stage, microbatch)
+
+
+def transfer(edge: StageEdge, microbatch: int, *, backward: bool = False) -> Action:
+    """Move an edge's activation to its destination, or with `backward` its gradient to its source."""
+    origin = edge.destination if backward else edge.source
+    return Action(Kind.TRANSFER, origin, microbatch, edge=edge.name, backward=backward)
+
+
+def update(stage: str) -> Action:
+    """Apply the optimizer to a stage."""
+    return Action(Kind.UPDATE, stage)
+
+
+def needs(graph: StageGraph, microbatches: int, action: Action) -> tuple[Action, ...]:
+    """The actions whose results an action reads.
+
+    An update reads the gradients of every stage, because gradients are clipped by their norm over all modules.
+    """
+    match action.kind:
+        case Kind.FORWARD:
+            return tuple(transfer(edge, action.microbatch) for edge in graph.inputs(action.stage))
+        case Kind.BACKWARD:
+            outputs = (edge for edge in graph.outputs(action.stage) if edge.backward)
+            gradients = (transfer(edge, action.microbatch, backward=True) for edge in outputs)
+            return (forward(action.stage, action.microbatch), *gradients)
+        case Kind.TRANSFER:
+            return ((backward if action.backward else forward)(action.stage, action.microbatch),)
+        case Kind.UPDATE:
+            stages = (stage.name for stage in graph.stages if stage.backward)
+            return tuple(backward(stage, index) for stage in stages for index in range(microbatches))
+
+
+def sends(graph: StageGraph, action: Action) -> tuple[Action, ...]:
+    """The transfers of what an action produces: outputs after a forward, input gradients after a backward."""
+    if action.kind is Kind.FORWARD:
+        return tuple(transfer(edge, action.microbatch) for edge in graph.outputs(action.stage))
+    if action.kind is Kind.BACKWARD:
+        inputs = (edge for edge in graph.inputs(action.stage) if edge.backward)
+        return tuple(transfer(edge, action.microbatch, backward=True) for edge in inputs)
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The actions of one training step over `graph` with `microbatches` microbatches, in dispatch order."""
+
+    name: str
+    graph: StageGraph
+    microbatches: int
+    actions: tuple[Action, ...]
+
+    def on(self, stage: str) -> tuple[Action, ...]:
+        """The programs that a stage runs, in order; transfers are left out."""
+        name = self.graph.stage(stage).name
+        return tuple(action for action in self.actions if action.stage == name and action.kind is not Kind.TRANSFER)
+
+    def digest(self) -> str:
+        """A sha256, equal exactly where name, graph, microbatches and total order are equal.
+
+        Processes of one run compare it before the first step: two that dispatch shared programs in
+        different orders would wait for each other forever.
+        """
+        actions = [[a.kind.value, a.stage, a.microbatch, a.edge, a.backward] for a in self.actions]
+        text = json.dumps([self.name, asdict(self.graph), self.microbatches, actions], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_graph(stages: StageGraph | Sequence[str], microbatches: int) -> StageGraph:
+    """The graph that a schedule is for: given as it is, or as the names of a chain.
+
+    Raises:
+        ScheduleError: fewer than one microbatch.
+    """
+    if microbatches < 1:
+        raise ScheduleError(f"microbatches={microbatches}: a schedule needs at least 1 microbatch")
+    return stages if isinstance(stages, StageGraph) else StageGraph.chain(stages)

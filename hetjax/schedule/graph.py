@@ -1,0 +1,206 @@
+"""The graph that a schedule is made for: pipeline stages, and the tensors that cross between them.
+
+A module with one stage is one node of the same name; a module cut into pipeline stages is one node a
+stage ("llm.0", "llm.1", ...), joined by edges for the hidden states. Nothing here knows about arrays.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hetjax.errors import ScheduleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNode:
+    """One pipeline stage of a module, on its own mesh.
+
+    `devices` are the global ids of the devices of its mesh; stages that share a device never run at the
+    same time. An empty tuple means a mesh shared with no other stage. `backward=False` marks a stage
+    that is frozen and has nothing trainable upstream, so it has no backward program; `update=False`
+    marks frozen weights.
+    """
+
+    name: str
+    module: str
+    index: int
+    backward: bool = True
+    update: bool = True
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEdge:
+    """One tensor that crosses from stage `source` to stage `destination` in every microbatch.
+
+    `backward` says whether a gradient crosses it in the other direction.
+    """
+
+    name: str
+    source: str
+    destination: str
+    backward: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageGraph:
+    """Stages in topological order and the edges between them; the one stage without outputs holds the loss.
+
+    Raises:
+        ScheduleError: duplicate or unknown names, a cycle, stages out of topological order, more than
+            one sink, or flags that contradict each other (a gradient nobody makes or nobody uses).
+    """
+
+    stages: tuple[StageNode, ...]
+    edges: tuple[StageEdge, ...]
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_order(self)
+        _check_gradients(self)
+
+    @classmethod
+    def chain(cls, names: Sequence[str]) -> StageGraph:
+        """Stages one after another, each a trainable module of its own, each on a mesh of its own."""
+        stages = tuple(StageNode(name=name, module=name, index=0) for name in names)
+        pairs = itertools.pairwise(names)
+        edges = tuple(StageEdge(name=f"{a}->{b}", source=a, destination=b) for a, b in pairs)
+        return cls(stages=stages, edges=edges)
+
+    @property
+    def sink(self) -> StageNode:
+        """The stage that computes the loss."""
+        return next(stage for stage in self.stages if not self.outputs(stage.name))
+
+    def stage(self, name: str) -> StageNode:
+        """The stage of that name; raises ScheduleError that lists the known ones."""
+        if name not in self._stages:
+            raise ScheduleError(f"unknown stage {name!r}; the stages are {', '.join(self._stages)}")
+        return self._stages[name]
+
+    def edge(self, name: str) -> StageEdge:
+        """The edge of that name; raises ScheduleError that lists the known ones."""
+        if name not in self._edges:
+            raise ScheduleError(f"unknown edge {name!r}; the edges are {', '.join(self._edges) or '(none)'}")
+        return self._edges[name]
+
+    def inputs(self, stage: str) -> tuple[StageEdge, ...]:
+        """The edges that end at a stage, in the graph's order."""
+        return self._inputs[self.stage(stage).name]
+
+    def outputs(self, stage: str) -> tuple[StageEdge, ...]:
+        """The edges that start at a stage, in the graph's order."""
+        return self._outputs[self.stage(stage).name]
+
+    def depth(self, stage: str) -> int:
+        """The number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
+        return self._depths[self.stage(stage).name]
+
+    def occupies(self, stage: str) -> tuple[Hashable, ...]:
+        """What a stage keeps busy while it runs: its devices, or its own name where none are given."""
+        return self.stage(stage).devices or (stage,)
+
+    @cached_property
+    def meshes(self) -> tuple[tuple[StageNode, ...], ...]:
+        """The stages grouped by mesh: those with exactly the same devices together, in the graph's order."""
+        groups: dict[tuple[Hashable, ...], list[StageNode]] = {}
+        for stage in self.stages:
+            groups.setdefault(self.occupies(stage.name), []).append(stage)
+        return tuple(tuple(group) for group in groups.values())
+
+    @cached_property
+    def _stages(self) -> dict[str, StageNode]:
+        return {stage.name: stage for stage in self.stages}
+
+    @cached_property
+    def _edges(self) -> dict[str, StageEdge]:
+        return {edge.name: edge for edge in self.edges}
+
+    @cached_property
+    def _inputs(self) -> dict[str, tuple[StageEdge, ...]]:
+        return {s.name: tuple(edge for edge in self.edges if edge.destination == s.name) for s in self.stages}
+
+    @cached_property
+    def _outputs(self) -> dict[str, tuple[StageEdge, ...]]:
+        return {s.name: tuple(edge for edge in self.edges if edge.source == s.name) for s in self.stages}
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        depths: dict[str, int] = {}
+        for stage in reversed(self.stages):
+            outputs = self._outputs[stage.name]
+            depths[stage.name] = max((depths[edge.destination] + 1 for edge in outputs), default=0)
+        return depths
+
+
+def _check_names(graph: StageGraph) -> None:
+    if not graph.stages:
+        raise ScheduleError("a stage graph needs at least one stage; it was given none")
+    for what, values in (
+        ("stage name", [stage.name for stage in graph.stages]),
+        ("stage (module, index)", [(stage.module, stage.index) for stage in graph.stages]),
+        ("edge name", [edge.name for edge in graph.edges]),
+    ):
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        if repeated:
+            raise ScheduleError(f"{what} {repeated[0]!r} is used {values.count(repeated[0])} times; make it unique")
+    known = [stage.name for stage in graph.stages]
+    for edge in graph.edges:
+        for end in ("source", "destination"):
+            name = getattr(edge, end)
+            if name not in known:
+                raise ScheduleError(
+                    f"edge {edge.name!r}: its {end} {name!r} is not a stage; the stages are {', '.join(known)}"
+                )
+
+
+def _check_order(graph: StageGraph) -> None:
+    sources: dict[str, list[str]] = {stage.name: [] for stage in graph.stages}
+    for edge in graph.edges:
+        sources[edge.destination].append(edge.source)
+    try:
+        order = tuple(graphlib.TopologicalSorter(sources).static_order())
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(error.args[1])
+        raise ScheduleError(f"the stages {cycle} form a cycle; a pipeline needs a graph without cycles") from None
+    position = {stage.name: index for index, stage in enumerate(graph.stages)}
+    for edge in graph.edges:
+        if position[edge.source] > position[edge.destination]:
+            raise ScheduleError(
+                f"edge {edge.name!r}: its source {edge.source!r} is listed after its destination "
+                f"{edge.destination!r}; list the stages in topological order, for example {', '.join(order)}"
+            )
+    feeding = {edge.source for edge in graph.edges}
+    sinks = [stage.name for stage in graph.stages if stage.name not in feeding]
+    if len(sinks) != 1:
+        raise ScheduleError(
+            f"the loss needs exactly one stage without outputs, but {', '.join(sinks)} have none; "
+            "connect all but one of them"
+        )
+
+
+def _check_gradients(graph: StageGraph) -> None:
+    for edge in graph.edges:
+        for name in (edge.source, edge.destination):
+            if edge.backward and not graph.stage(name).backward:
+                raise ScheduleError(
+                    f"edge {edge.name!r} carries a gradient (backward=True), but stage {name!r} has no backward; "
+                    "give the edge backward=False or the stage backward=True"
+                )
+    for stage in graph.stages:
+        if stage.update and not stage.backward:
+            raise ScheduleError(
+                f"stage {stage.name!r} is updated (update=True) but has no backward to make its gradient; "
+                "set update=False or backward=True"
+            )
+        outputs = graph.outputs(stage.name)
+        if stage.backward and outputs and not any(edge.backward for edge in outputs):
+            raise ScheduleError(
+                f"stage {stage.name!r} has a backward, but no gradient reaches it, as none of its outputs "
+                f"({', '.join(edge.name for edge in outputs)}) has backward=True; set one, or set backward=False on it"
+            )

@@ -1,0 +1,52 @@
+"""1F1B: one forward, one backward, so that few microbatches are alive at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hetjax.schedule.actions import Action, Schedule, require_graph
+from hetjax.schedule.gpipe import backwards, forwards
+from hetjax.schedule.graph import StageGraph, StageNode
+from hetjax.schedule.order import total_order
+
+
+def one_f_one_b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
+    """A stage warms up with depth + 1 forwards, then takes turns: one backward, one forward.
+
+    The depth of a stage is the longest way from it to the loss, so this works on any graph: encoders
+    of different numbers of stages warm up as far ahead as each has to. Three stages, four
+    microbatches, with programs of equal length:
+
+        a  F0 F1 F2 .. .. B0 F3 B1 .. B2 .. B3
+        b  .. F0 F1 .. B0 F2 B1 F3 B2 .. B3 ..
+        c  .. .. F0 B0 F1 B1 F2 B2 F3 B3 .. ..
+
+    Peak of live microbatches: min(microbatches, depth + 1), so 1 on the stage of the loss. A stage
+    without backward keeps nothing alive, and is dispatched at most depth + 1 microbatches ahead of its
+    readers, so that its outputs do not pile up.
+    The idle share of p equal stages is that of GPipe, (p - 1) / (m + p - 1), in less memory.
+
+    `stages` is a graph, or the names of a chain. Reference: Narayanan et al., arXiv:2104.04473 (the
+    non-interleaved schedule, PipeDream-Flush).
+
+    Raises:
+        ScheduleError: fewer than one microbatch, or a graph that is not legal.
+    """
+    graph = require_graph(stages, microbatches)
+    local = {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in graph.stages}
+    ahead = {stage.name: graph.depth(stage.name) + 1 for stage in graph.stages if not stage.backward}
+    order = total_order(graph, microbatches, local, ahead=ahead)
+    return Schedule(name="1f1b", graph=graph, microbatches=microbatches, actions=order)
+
+
+def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, ...]:
+    """The order on one stage: min(microbatches, depth + 1) forwards, then backward and forward in turn."""
+    ahead, back = forwards(stage, microbatches), backwards(stage, microbatches)
+    if not back:
+        return ahead
+    warm_up = min(microbatches, depth + 1)
+    order = list(ahead[:warm_up])
+    for index, action in enumerate(back):
+        order.append(action)
+        order += ahead[warm_up + index : warm_up + index + 1]
+    return tuple(order)

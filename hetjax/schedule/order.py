@@ -1,0 +1,97 @@
+"""From the order on every stage to one total order: what a single controller dispatches, action by action.
+
+The order comes from list scheduling with unit costs: time goes in steps, in each step every free mesh
+starts the next program of one of its stages if its needs are met, and the actions of a step follow
+those of the step before. When stages on shared devices compete, a backward goes before a forward (it
+frees memory) and the stage nearer to the loss goes first.
+
+A transfer is dispatched at the start of the step after its producer's, before the programs of that step.
+That is as early as it can start without holding anybody up: the part of a boundary that runs on the
+source mesh follows its producer directly, and the copy overlaps with whatever both meshes compute next.
+Dispatched directly behind its producer instead, the part on the destination mesh could land ahead of
+programs that start together with the producer, and would stall them until the producer has finished;
+dispatched just before its consumer, the part on the source mesh would wait behind later programs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+
+from hetjax.errors import ScheduleError
+from hetjax.schedule.actions import Action, Kind, forward, needs, sends, update
+from hetjax.schedule.graph import StageGraph
+
+LocalOrders = Mapping[str, Sequence[Action]]
+
+
+def total_order(
+    graph: StageGraph,
+    microbatches: int,
+    *phases: LocalOrders,
+    ahead: Mapping[str, int] | None = None,
+) -> tuple[Action, ...]:
+    """Merge local orders of FORWARD and BACKWARD into one order with every TRANSFER, and every UPDATE last.
+
+    Each phase maps a stage's name to its actions; a phase starts when all before it are through. `ahead`
+    bounds, for the stages that it names, how many microbatches their forwards may run ahead of the
+    stages that read them. The result depends on nothing but the arguments.
+
+    Raises:
+        ScheduleError: the local orders wait for each other; names the blocked stages and what each waits for.
+    """
+    order: list[Action] = []
+    done: set[Action] = set()
+    arriving: list[Action] = []
+    for phase in phases:
+        waiting = {stage.name: deque(phase.get(stage.name, ())) for stage in graph.stages}
+        while any(waiting.values()):
+            order += arriving
+            done.update(arriving)
+            lacks = {
+                queue[0]: _lacking(graph, microbatches, queue[0], done, ahead or {})
+                for queue in waiting.values()
+                if queue
+            }
+            started = _start(graph, [action for action, lack in lacks.items() if not lack])
+            if not started:
+                raise ScheduleError(_deadlock(lacks))
+            for action in started:
+                waiting[action.stage].popleft()
+            order += started
+            done.update(started)
+            arriving = [sent for action in started for sent in sends(graph, action)]
+    updates = [update(stage.name) for stage in graph.stages if stage.update]
+    return (*order, *arriving, *updates)
+
+
+def _lacking(
+    graph: StageGraph, microbatches: int, action: Action, done: set[Action], ahead: Mapping[str, int]
+) -> list[Action]:
+    """What has to be done before an action may start."""
+    required = list(needs(graph, microbatches, action))
+    if action.kind is Kind.FORWARD and action.stage in ahead:
+        earlier = action.microbatch - ahead[action.stage]
+        if earlier >= 0:
+            required += [forward(edge.destination, earlier) for edge in graph.outputs(action.stage)]
+    return [need for need in required if need not in done]
+
+
+def _start(graph: StageGraph, ready: list[Action]) -> list[Action]:
+    """Of the actions that could start now, those that find their devices free."""
+    taken: set[Hashable] = set()
+    started = []
+    for action in sorted(ready, key=lambda a: (a.kind is Kind.FORWARD, graph.depth(a.stage))):
+        occupied = set(graph.occupies(action.stage))
+        if not occupied & taken:
+            taken |= occupied
+            started.append(action)
+    return started
+
+
+def _deadlock(lacks: Mapping[Action, list[Action]]) -> str:
+    blocked = "; ".join(
+        f"stage {action.stage!r} at {action} waits for {', '.join(f'{need} of {need.stage!r}' for need in lack)}"
+        for action, lack in lacks.items()
+    )
+    return f"the local orders of the stages deadlock: {blocked}; reorder the actions so that no stages wait in a circle"

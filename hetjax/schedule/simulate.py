@@ -1,0 +1,138 @@
+"""How long a schedule takes, given what each of its actions costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hetjax.errors import ScheduleError
+from hetjax.schedule.actions import Action, Kind, Schedule, needs
+from hetjax.schedule.graph import StageGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds that an action takes, by its kind (or any other unit of time, used throughout).
+
+    `of` holds the exceptions: `(stage, Kind.FORWARD)`, `(stage, Kind.BACKWARD)`, `(stage, Kind.UPDATE)`,
+    and `(edge, Kind.TRANSFER)` for one edge in both directions. The defaults are in units of a
+    forward: a backward computes two gradients, so it takes twice as long.
+    """
+
+    forward: float = 1.0
+    backward: float = 2.0
+    update: float = 0.1
+    transfer: float = 0.0
+    of: Mapping[tuple[str, Kind], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = {kind.value: getattr(self, kind.value) for kind in Kind}
+        for what, seconds in (named | dict(self.of)).items():
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise ScheduleError(f"the cost of {what} is {seconds}; give a finite number of seconds, 0 or more")
+
+    def seconds(self, action: Action) -> float:
+        """What one action costs."""
+        name = action.edge if action.kind is Kind.TRANSFER else action.stage
+        return self.of.get((name, action.kind), getattr(self, action.kind.value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """When one action ran, in seconds from the start of the step."""
+
+    action: Action
+    stage: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """When every action of a schedule ran, in the schedule's order."""
+
+    schedule: Schedule
+    spans: tuple[Span, ...]
+
+    @property
+    def makespan(self) -> float:
+        """Seconds from the first start to the last end."""
+        return max((span.end for span in self.spans), default=0.0)
+
+    def idle_share(self, stage: str | None = None) -> float:
+        """The share of the makespan, 0 to 1, in which devices run no program.
+
+        Of the devices of one stage (busy with any stage that shares them), or over all devices. A stage
+        without devices counts as one. A transfer is not a program.
+        """
+        graph = self.schedule.graph
+        stages = [stage] if stage is not None else [node.name for node in graph.stages]
+        devices = {device for name in stages for device in graph.occupies(name)}
+        if not self.makespan:
+            return 0.0
+        return 1 - sum(self._busy[device] for device in devices) / (len(devices) * self.makespan)
+
+    @cached_property
+    def _busy(self) -> dict[Hashable, float]:
+        graph = self.schedule.graph
+        busy = {device: 0.0 for stage in graph.stages for device in graph.occupies(stage.name)}
+        for span in self.spans:
+            if span.action.kind is not Kind.TRANSFER:
+                for device in graph.occupies(span.stage):
+                    busy[device] += span.end - span.start
+        return busy
+
+
+def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy: bool = False) -> Timeline:
+    """Run a schedule on paper.
+
+    A device takes up its actions in dispatch order, one at a time, each as soon as its needs are met. A
+    transfer starts when its tensor is made and the one before it on the same edge and direction is
+    through; with `transfers_occupy` it also keeps the devices at both ends busy, in dispatch order, as a
+    collective over both meshes does.
+
+    Raises:
+        ScheduleError: a cost for a stage or edge that is not in the graph, or an action dispatched before
+            something that it needs.
+    """
+    costs = costs or Costs()
+    graph = schedule.graph
+    _check_costs(graph, costs)
+    ended: dict[Action, float] = {}
+    free: dict[Hashable, float] = {}
+    spans = []
+    for action in schedule.actions:
+        required = needs(graph, schedule.microbatches, action)
+        for need in required:
+            if need not in ended:
+                raise ScheduleError(f"{action} of {action.stage!r} is dispatched before {need} of {need.stage!r}")
+        lanes = _lanes(graph, action, transfers_occupy)
+        start = max([0.0, *(ended[need] for need in required), *(free.get(lane, 0.0) for lane in lanes)])
+        end = start + costs.seconds(action)
+        ended[action] = end
+        free.update(dict.fromkeys(lanes, end))
+        spans.append(Span(action=action, stage=action.stage, start=start, end=end))
+    return Timeline(schedule=schedule, spans=tuple(spans))
+
+
+def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[Hashable, ...]:
+    """What runs one action at a time and takes part in this one."""
+    if action.kind is not Kind.TRANSFER:
+        return graph.occupies(action.stage)
+    edge = graph.edge(action.edge)
+    link = ("link", edge.name, action.backward)
+    if not transfers_occupy:
+        return (link,)
+    return (link, *graph.occupies(edge.source), *graph.occupies(edge.destination))
+
+
+def _check_costs(graph: StageGraph, costs: Costs) -> None:
+    for name, kind in costs.of:
+        known = [item.name for item in (graph.edges if kind is Kind.TRANSFER else graph.stages)]
+        if name not in known:
+            raise ScheduleError(
+                f"a cost is given for the {kind.value} of {name!r}, which the graph does not have; "
+                f"it has {', '.join(known) or 'none'}"
+            )

@@ -1,0 +1,281 @@
+"""Modules cut into stages, each with its mesh, and the links between stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hetjax.errors import BatchError, GraphError
+from hetjax.graph import ModuleGraph, input_ports, optional_ports, port_of
+from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
+from hetjax.weights import Arrays, Skeleton, take_apart
+from meshes import BATCH_AXES, Layout, PlacementError, ResolvedPlacement
+from models.dims import Dims, layout_in_force
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pipeline slice of a module on its mesh.
+
+    Attributes:
+        name: the module's name, with ".0", ".1", ... when it has several stages.
+        module, index, count: which part of which module.
+        layout, mesh: the module's degrees and this stage's mesh.
+        skeleton: the part without its arrays.
+        params: shape, master dtype and sharding of every weight.
+        buffers: the same of the state that does not train.
+        inputs, optional: input ports, and those that may be left out.
+        port_dims: dim names of the ports that have them.
+        trains: whether its weights are updated.
+        compute_dtype: dtype of the weights inside programs; None leaves them as they are.
+    """
+
+    name: str
+    module: str
+    index: int
+    count: int
+    layout: Layout
+    mesh: Mesh
+    skeleton: Skeleton
+    params: Shapes
+    buffers: Shapes
+    inputs: tuple[str, ...]
+    optional: tuple[str, ...]
+    port_dims: Mapping[str, Dims]
+    trains: bool
+    compute_dtype: Any
+
+    @functools.cached_property
+    def replicated(self) -> NamedSharding:
+        """A copy on every device of the mesh."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
+    def compute_params(self) -> Shapes:
+        """The weights as programs see them."""
+        return {path: _cast_shape(shape, self.compute_dtype) for path, shape in self.params.items()}
+
+    def port_sharding(self, port: str, shape: Sequence[int]) -> NamedSharding:
+        """Where the array of a port lives: its leading dim is the batch unless `port_dims` says otherwise."""
+        dims = self.port_dims.get(port, ("batch", *[None] * (len(shape) - 1)) if shape else ())
+        return self.activation_sharding(dims, shape, what=f"port '{port}'")
+
+    def activation_sharding(self, dims: Dims, shape: Sequence[int], *, what: str = "activation") -> NamedSharding:
+        """Where an activation with these dim names lives. Raises BatchError when it does not divide."""
+        name = f"module '{self.module}': {what} of shape {tuple(shape)}"
+        try:
+            return NamedSharding(self.mesh, self.layout.activation_spec(dims, shape, name=name))
+        except PlacementError as error:
+            raise BatchError(str(error)) from None
+
+    def in_force(self):
+        """A block inside which the model's `constrain` calls follow this stage's layout."""
+
+        def constraint(x: jax.Array, dims: Dims) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x, self.activation_sharding(dims, x.shape))
+
+        return layout_in_force(constraint if self.mesh.size > 1 else lambda x, dims: x)
+
+    def call(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """Run the part: (outputs by port, buffers after the call). Pure; to be traced."""
+        module = self.skeleton.assemble(params, buffers)
+        with self.in_force():
+            outputs = module(**inputs)
+        if not isinstance(outputs, Mapping):
+            outputs = {"output": outputs}
+        skeleton, _, after = take_apart(module)
+        if skeleton.paths != self.skeleton.paths:
+            new = sorted(set(skeleton.paths) ^ set(self.skeleton.paths))
+            raise GraphError(
+                f"module '{self.module}': calling it changed its state tree ({', '.join(new)}); keep it fixed"
+            )
+        return dict(outputs), after
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Link:
+    """A tensor that one stage hands to another: an edge of the graph, or what passes inside a module.
+
+    `gradient` says whether a gradient comes back: something upstream trains, and the edge lets it through.
+    """
+
+    name: str
+    source: str
+    source_port: str
+    destination: str
+    destination_port: str
+    gradient: bool
+
+
+def cut_graph(
+    graph: ModuleGraph,
+    placement: ResolvedPlacement,
+    *,
+    devices: Sequence[jax.Device],
+    frozen: Iterable[str],
+    param_dtype: Any,
+    compute_dtype: Any,
+) -> tuple[Stage, ...]:
+    """All stages in topological order. Raises GraphError and PlacementError."""
+    _check_modules(graph, placement, frozen)
+    stages = []
+    for module in graph.order:
+        layout = placement.placement[module]
+        for index in range(layout.stage):
+            part = cut_module(graph.abstract(module), module, index, layout.stage)
+            skeleton, params, buffers = take_apart(part)
+            mesh = placement.mesh(module, index, devices)
+            trains = module not in frozen
+            # A frozen module needs no master copy: its weights are kept as they are computed with.
+            dtype = param_dtype if trains else (compute_dtype or param_dtype)
+            stages.append(
+                Stage(
+                    name=module if layout.stage == 1 else f"{module}.{index}",
+                    module=module,
+                    index=index,
+                    count=layout.stage,
+                    layout=layout,
+                    mesh=mesh,
+                    skeleton=skeleton,
+                    params=_placed(params, skeleton, layout, mesh, module, dtype),
+                    buffers=_placed(buffers, skeleton, layout, mesh, module, None),
+                    inputs=input_ports(part),
+                    optional=optional_ports(part),
+                    port_dims=dict(getattr(part, "port_dims", {})),
+                    trains=trains,
+                    compute_dtype=compute_dtype,
+                )
+            )
+    return tuple(stages)
+
+
+def cut_module(module: nnx.Module, name: str, index: int, count: int) -> nnx.Module:
+    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError."""
+    if count == 1:
+        return module
+    if not hasattr(module, "stage"):
+        raise GraphError(
+            f"module '{name}': its layout has stage={count}, but {type(module).__name__} has no method "
+            "stage(index, count) that cuts it; add one or set stage=1"
+        )
+    definition, state = nnx.split(module)
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+    cut = lambda state: nnx.merge(definition, state).stage(index, count)  # noqa: E731
+    with nnx.use_eager_sharding(False):
+        return nnx.eval_shape(cut, state) if is_abstract else cut(state)
+
+
+def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
+    """The links of all edges, and those that pass a module's own tensors from stage to stage."""
+    links: list[Link] = []
+    for stage in stages:
+        for edge in graph.inputs(stage.module):
+            source, port = port_of(edge.source), port_of(edge.destination).name
+            if port in stage.inputs:
+                giver = next(other for other in reversed(stages) if other.module == source.module)
+                links.append(_link(giver, source.name, stage, port, edge.gradient and _learns(giver, links)))
+        if stage.index > 0:
+            before = stages[stages.index(stage) - 1]
+            for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
+                links.append(_link(before, port, stage, port, _learns(before, links)))
+    return tuple(links)
+
+
+def _learns(stage: Stage, links: Sequence[Link]) -> bool:
+    """Whether the stage or anything that gets gradients through it trains; `links` hold all that end in it."""
+    return stage.trains or any(link.gradient for link in links if link.destination == stage.name)
+
+
+def _link(source: Stage, source_port: str, destination: Stage, destination_port: str, gradient: bool) -> Link:
+    return Link(
+        name=f"{source.name}.{source_port}->{destination.name}.{destination_port}",
+        source=source.name,
+        source_port=source_port,
+        destination=destination.name,
+        destination_port=destination_port,
+        gradient=gradient,
+    )
+
+
+def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
+    """The stages and links as schedules see them."""
+    return StageGraph(
+        stages=tuple(
+            StageNode(
+                name=stage.name,
+                module=stage.module,
+                index=stage.index,
+                backward=_learns(stage, links),
+                update=stage.trains,
+                devices=tuple(device.id for device in stage.mesh.devices.flat),
+            )
+            for stage in stages
+        ),
+        edges=tuple(
+            StageEdge(name=link.name, source=link.source, destination=link.destination, backward=link.gradient)
+            for link in links
+        ),
+    )
+
+
+def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Iterable[str]) -> None:
+    modules, placed, frozen = set(graph.modules), set(placement.placement), set(frozen)
+    if modules - placed:
+        raise PlacementError(f"placement has no layout for module '{min(modules - placed)}'; add one")
+    for what, names in (("placement", placed), ("frozen", frozen)):
+        if names - modules:
+            raise PlacementError(
+                f"{what} names module '{min(names - modules)}', which the graph lacks; its modules are "
+                f"{', '.join(graph.modules)}"
+            )
+    if frozen == modules:
+        raise GraphError(f"all modules ({', '.join(sorted(frozen))}) are frozen; leave at least one to train")
+
+
+def _placed(
+    arrays: Mapping[str, Any], skeleton: Skeleton, layout: Layout, mesh: Mesh, module: str, dtype: Any
+) -> Shapes:
+    placed = {}
+    for path, array in arrays.items():
+        dims = skeleton.dims.get(path, (None,) * len(array.shape))
+        spec = layout.weight_spec(dims, array.shape, name=f"module '{module}': weight {path} of shape {array.shape}")
+        shape = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+        placed[path] = _cast_shape(shape, dtype)
+    return placed
+
+
+def _cast_shape(shape: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    if dtype is None or not jnp.issubdtype(shape.dtype, jnp.floating):
+        return shape
+    return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shape.sharding)
+
+
+def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> int:
+    """Samples in a microbatch. Raises BatchError where the batch, or a microbatch, does not divide."""
+    if batch_size % microbatches:
+        raise BatchError(
+            f"a batch of {batch_size} samples is not divisible into {microbatches} microbatches "
+            f"({batch_size} % {microbatches} = {batch_size % microbatches}); change batch_size or microbatches"
+        )
+    size = batch_size // microbatches
+    for stage in stages:
+        degree = stage.layout.batch_degree
+        if size % degree:
+            degrees = "*".join(
+                f"{axis}={getattr(stage.layout, axis)}" for axis in BATCH_AXES if getattr(stage.layout, axis) > 1
+            )
+            raise BatchError(
+                f"module '{stage.module}': a microbatch of {size} samples (batch {batch_size} / microbatches "
+                f"{microbatches}) is not divisible by {degrees} ({size} % {degree} = {size % degree}); "
+                "change batch_size, microbatches or the degree"
+            )
+    return size

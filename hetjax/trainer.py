@@ -1,0 +1,170 @@
+"""The trainer: a graph on a placement, with an optimizer and a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from hetjax.batch import Batch, input_shapes, loss_tokens, place_inputs
+from hetjax.compiling import compile_all
+from hetjax.errors import ConfigError
+from hetjax.executor import Executor, Observer
+from hetjax.graph import ModuleGraph
+from hetjax.initialize import initialize
+from hetjax.optimizer import Update
+from hetjax.schedule import Schedule, build_schedule
+from hetjax.schedule.check import check
+from hetjax.stage import cut_graph, make_links, stage_graph
+from hetjax.state import TrainState
+from hetjax.step import Step, trace_step
+from hetjax.whole import merge_stages
+from meshes import Placement
+
+
+class Trainer:
+    """Trains a module graph, every module on the mesh that the placement gives it.
+
+    The loss is a sum over tokens divided by the global token count, so that no placement, schedule or
+    number of microbatches changes the numbers.
+
+    Args:
+        graph: modules and edges.
+        placement: a layout for every module.
+        optimizer: an optax optimizer, for all modules or by module.
+        schedule: "gpipe", "1f1b" or "colocated".
+        microbatches: parts that a batch is cut into.
+        frozen: modules that do not train: they get no optimizer state, and a backward program only
+            where a gradient passes through them.
+        learning_rate_scale: factor on a module's steps; 1 for the modules left out.
+        max_grad_norm: clip the gradient to this norm, taken over all modules; None for no clipping.
+        param_dtype: dtype of the weights that are trained.
+        compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
+        devices: devices that a placement counts; default `jax.devices()`.
+
+    Raises HetjaxError or PlacementError, before any program is compiled, for whatever does not fit.
+    """
+
+    def __init__(
+        self,
+        graph: ModuleGraph,
+        placement: Placement,
+        *,
+        optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+        schedule: str = "1f1b",
+        microbatches: int = 1,
+        frozen: Collection[str] = (),
+        learning_rate_scale: Mapping[str, float] | None = None,
+        max_grad_norm: float | None = None,
+        param_dtype: DTypeLike = "float32",
+        compute_dtype: DTypeLike | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.graph = graph
+        devices = jax.devices() if devices is None else list(devices)
+        self.placement = placement.resolve(len(devices))
+        self.stages = cut_graph(
+            graph,
+            self.placement,
+            devices=devices,
+            frozen=frozen,
+            param_dtype=param_dtype,
+            compute_dtype=compute_dtype,
+        )
+        self.links = make_links(graph, self.stages)
+        self.schedule: Schedule = build_schedule(schedule, stage_graph(self.stages, self.links), microbatches)
+        self.report = check(self.schedule)
+        scales = dict(learning_rate_scale or {})
+        _check_modules(scales, graph, "learning_rate_scale")
+        optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else dict.fromkeys(graph.modules, optimizer)
+        _check_modules(optimizers, graph, "optimizer")
+        self.updates = {
+            stage.name: Update(
+                stage,
+                _of_module(optimizers, stage.module),
+                learning_rate_scale=scales.get(stage.module, 1.0),
+                max_grad_norm=max_grad_norm,
+            )
+            for stage in self.stages
+            if stage.trains
+        }
+        self._executor: Executor | None = None
+
+    @property
+    def microbatches(self) -> int:
+        """Parts that a batch is cut into."""
+        return self.schedule.microbatches
+
+    @property
+    def compiled(self) -> Step:
+        """Every program of a step; after `compile` or the first `step`."""
+        if self._executor is None:
+            raise ConfigError("the trainer has not compiled yet; call compile(batch) or step(state, batch) first")
+        return self._executor.step
+
+    def init(self, seed: int = 0) -> TrainState:
+        """Weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
+
+        The weights depend on the seed and the module's name, not on the placement.
+        """
+        return initialize(self.graph, self.stages, self.updates, seed)
+
+    def compile(self, batch: Batch, *, progress: bool = False) -> None:
+        """Compile all programs for batches of these shapes. Raises BatchError and GraphError.
+
+        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`.
+        """
+        inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
+        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule)
+        compile_all(tasks, progress=progress)
+        self._executor = Executor(step)
+
+    def step(
+        self, state: TrainState, batch: Batch, *, observe: Observer | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One training step, dispatched without waiting: (new state, {"loss", "grad_norm"} still on the devices).
+
+        Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
+        batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
+        count that the summed loss is divided by. `observe(action, result)` is called after each dispatch.
+        """
+        return self._ready(batch).train(state, *self._place(batch), observe)
+
+    def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
+        """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid."""
+        gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
+        return loss, merge_stages(self.graph, self.stages, gradients)
+
+    def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
+        """Every weight as host arrays by module and path, the stages of a module joined."""
+        return merge_stages(self.graph, self.stages, {name: stage.params for name, stage in state.stages.items()})
+
+    def _ready(self, batch: Batch) -> Executor:
+        if self._executor is None:
+            self.compile(batch)
+        return self._executor
+
+    def _place(self, batch: Batch) -> tuple[dict[tuple[str, int], Any], jax.Array]:
+        step = self.compiled
+        inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
+        dtype = step.programs[step.sink.name].outputs["loss"].dtype
+        scale = np.asarray(1.0 / loss_tokens(batch, self.graph.sink), dtype)
+        return inputs, jax.device_put(scale, step.sink.replicated)
+
+
+def _check_modules(named: Mapping[str, Any], graph: ModuleGraph, what: str) -> None:
+    unknown = set(named) - set(graph.modules)
+    if unknown:
+        raise ConfigError(
+            f"{what} names module '{min(unknown)}', which the graph lacks; its modules are {', '.join(graph.modules)}"
+        )
+
+
+def _of_module(optimizers: Mapping[str, optax.GradientTransformation], module: str) -> optax.GradientTransformation:
+    if module not in optimizers:
+        raise ConfigError(f"optimizer has no entry for module '{module}', which trains; add one or freeze the module")
+    return optimizers[module]

@@ -1,0 +1,71 @@
+"""A module's state as flat dicts by path, so that programs, optimizers and checkpoints see plain arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from hetjax.errors import GraphError
+
+Arrays = dict[str, jax.Array]
+"""Arrays by path, e.g. "layers/block/attention/query/kernel"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """What a module is without its arrays.
+
+    Attributes:
+        definition: the NNX graph definition.
+        treedef: tree structure of its state.
+        paths: path of every array, in tree order.
+        params: paths that train (`nnx.Param`); the others are buffers, e.g. running statistics.
+        keys: paths of random keys, which travel as their plain data.
+        dims: dim names of every path that has them.
+    """
+
+    definition: Any
+    treedef: jax.tree_util.PyTreeDef
+    paths: tuple[str, ...]
+    params: frozenset[str]
+    keys: frozenset[str]
+    dims: dict[str, tuple[str | None, ...]]
+
+    def assemble(self, params: Arrays, buffers: Arrays) -> nnx.Module:
+        """The module with these arrays in place."""
+        arrays = {**params, **buffers, **{path: jax.random.wrap_key_data(buffers[path]) for path in self.keys}}
+        return nnx.merge(self.definition, self.treedef.unflatten([arrays[path] for path in self.paths]))
+
+
+def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
+    """A module as (skeleton, params, buffers); random keys become their plain data."""
+    definition, state = nnx.split(module)
+    entries, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    leaves, treedef = jax.tree.flatten(state)
+    paths = tuple("/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in entries)
+    if len(paths) != len(leaves):
+        raise GraphError(f"{type(module).__name__}: every nnx.Variable must hold exactly one array")
+    params = frozenset(path for path, (_, leaf) in zip(paths, entries, strict=True) if isinstance(leaf, nnx.Param))
+    dims = {
+        path: tuple(leaf.get_metadata("out_sharding"))
+        for path, (_, leaf) in zip(paths, entries, strict=True)
+        if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("out_sharding")
+    }
+    arrays = dict(zip(paths, leaves, strict=True))
+    keys = frozenset(path for path, leaf in arrays.items() if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    return (
+        Skeleton(definition, treedef, paths, params, keys, dims),
+        {path: arrays[path] for path in paths if path in params},
+        {path: _as_data(arrays[path], path in keys) for path in paths if path not in params},
+    )
+
+
+def _as_data(value: Any, is_key: bool) -> Any:
+    if not is_key:
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, value)
+    return jax.random.key_data(value)

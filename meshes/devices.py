@@ -1,0 +1,60 @@
+"""Device ranges as people write them: "0-3", "0,2,5-7", "all", or a list of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshes.errors import PlacementError
+
+Devices = str | Sequence[int]
+
+
+def parse_devices(devices: Devices, *, module: str) -> tuple[int, ...] | None:
+    """Device numbers in the order written, or None for "all".
+
+    Raises PlacementError on a malformed range, a negative number, or a device listed twice.
+    """
+    if isinstance(devices, str):
+        if devices.strip() == "all":
+            return None
+        numbers = [number for part in devices.split(",") for number in _parse_range(part, devices, module)]
+    else:
+        numbers = [int(number) for number in devices]
+    if not numbers:
+        raise PlacementError(f'module \'{module}\': devices={devices!r} names no device; write e.g. "0-3" or "all"')
+    if min(numbers) < 0:
+        raise PlacementError(f"module '{module}': devices={devices!r} has a negative number; devices count from 0")
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice:
+        raise PlacementError(
+            f"module '{module}': devices={devices!r} lists device {twice[0]} twice; a mesh holds each device once"
+        )
+    return tuple(numbers)
+
+
+def _parse_range(part: str, whole: str, module: str) -> range:
+    first, dash, last = part.strip().partition("-")
+    try:
+        start = int(first)
+        stop = int(last) if dash else start
+    except ValueError:
+        raise PlacementError(
+            f"module '{module}': devices={whole!r} is no device range ({part.strip()!r} is not a number or a-b); "
+            'write e.g. "0-3", "0,2,5-7" or "all"'
+        ) from None
+    if stop < start:
+        raise PlacementError(
+            f"module '{module}': devices={whole!r} runs backwards in {part.strip()!r}; write {stop}-{start}"
+        )
+    return range(start, stop + 1)
+
+
+def format_devices(numbers: Sequence[int]) -> str:
+    """The shortest spelling of device numbers in their order: (0, 1, 2, 5) -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,130 @@
+"""The degrees of one module, and which mesh axis each named dim rides on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import PartitionSpec
+
+from meshes.devices import Devices, parse_devices
+from meshes.errors import PlacementError
+
+#: Axes of a stage's mesh, outermost first: `tensor` is innermost, so that its devices are neighbours.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+#: Axes that split the batch dim.
+BATCH_AXES = ("data", "fsdp", "expert")
+
+_SHARED_AXES: dict[str, tuple[str, ...]] = {
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+}
+_WEIGHT_AXES = {**_SHARED_AXES, "embed": ("fsdp",)}
+_ACTIVATION_AXES = {**_SHARED_AXES, "batch": BATCH_AXES, "seq": ("context",)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one module is laid out: its devices and its degree along every axis.
+
+    The product of all degrees equals the number of devices. Devices are filled stage by stage, and
+    inside a stage with `tensor` innermost.
+
+    Attributes:
+        devices: device range ("0-3", "0,2,5-7", "all") or a list of device numbers.
+        data: copies of the module, each fed with its own part of the batch.
+        fsdp: splits the batch, and weights and optimizer state too.
+        expert: splits the batch, and the experts of a mixture.
+        context: splits the sequence.
+        tensor: splits heads, hidden and vocabulary.
+        stage: pipeline stages, each on a mesh of its own.
+        rules: further dim names and the axis each rides on, for a model with dims of its own,
+            e.g. {"frames": "context"}; they win over the built-in ones.
+    """
+
+    devices: Devices = "all"
+    data: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+    stage: int = 1
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mesh_shape(self) -> tuple[int, ...]:
+        """Degrees in the order of `AXES`: the shape of one stage's mesh."""
+        return tuple(getattr(self, axis) for axis in AXES)
+
+    @property
+    def device_count(self) -> int:
+        """Devices that the degrees cover, all stages together."""
+        return self.stage * math.prod(self.mesh_shape)
+
+    @property
+    def batch_degree(self) -> int:
+        """Parts that the batch dim is split into."""
+        return math.prod(getattr(self, axis) for axis in BATCH_AXES)
+
+    def validate(self, module: str) -> None:
+        """Refuse degrees, devices or rules that no number of devices could serve. Raises PlacementError."""
+        for axis in (*AXES, "stage"):
+            degree = getattr(self, axis)
+            if not isinstance(degree, int) or degree < 1:
+                raise PlacementError(f"module '{module}': {axis}={degree!r}; a degree is a whole number of 1 or more")
+        for dim, axis in self.rules.items():
+            if axis not in AXES:
+                raise PlacementError(
+                    f"module '{module}': rules put dim '{dim}' on axis '{axis}'; the axes are {', '.join(AXES)}"
+                )
+        listed = parse_devices(self.devices, module=module)
+        if listed is not None:
+            self.check_device_count(module, len(listed))
+
+    def check_device_count(self, module: str, have: int) -> None:
+        """Raise PlacementError unless the degrees cover exactly `have` devices."""
+        need = self.device_count
+        if need == have:
+            return
+        degrees = {axis: getattr(self, axis) for axis in ("stage", *AXES) if getattr(self, axis) > 1} or {"data": 1}
+        raise PlacementError(
+            f"module '{module}': layout covers {'*'.join(degrees)} = {'*'.join(map(str, degrees.values()))} = {need} "
+            f"devices, but devices={self.devices!r} are {have}; give it {need} devices or change a degree"
+        )
+
+    def weight_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
+        """The partition of a weight whose dims carry these names. `name` is for the error message."""
+        return self._spec(_WEIGHT_AXES, dims, shape, name)
+
+    def activation_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
+        """The partition of an activation whose dims carry these names. `name` is for the error message."""
+        return self._spec(_ACTIVATION_AXES, dims, shape, name)
+
+    def _spec(
+        self, table: Mapping[str, tuple[str, ...]], dims: Sequence[str | None], shape: Sequence[int], name: str
+    ) -> PartitionSpec:
+        if len(dims) != len(shape):
+            raise PlacementError(f"{name}: {len(dims)} dim names {tuple(dims)} for shape {tuple(shape)}")
+        entries: list[tuple[str, ...] | None] = []
+        taken: dict[str, str] = {}
+        for dim, size in zip(dims, shape, strict=True):
+            axes = (self.rules[dim],) if dim in self.rules else table.get(dim or "", ())
+            axes = tuple(axis for axis in axes if getattr(self, axis) > 1)
+            for axis in axes:
+                if axis in taken:
+                    raise PlacementError(f"{name}: dims '{taken[axis]}' and '{dim}' both ride on axis '{axis}'")
+                taken[axis] = str(dim)
+            degree = math.prod(getattr(self, axis) for axis in axes)
+            if size % degree:
+                product = "*".join(f"{axis}={getattr(self, axis)}" for axis in axes)
+                raise PlacementError(
+                    f"{name}: dim '{dim}' of size {size} is not divisible by {product} ({size} % {degree} = "
+                    f"{size % degree}); change the size or the degree"
+                )
+            entries.append(axes or None)
+        return PartitionSpec(*entries)

@@ -1,0 +1,43 @@
+"""Small datasets on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hetjax.data import DataConfig
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """A function that writes `count` samples, the image of sample i of grey level i, those in `truncated` cut short."""
+
+    def make(count: int, *, truncated=(), name="train.jsonl") -> Path:
+        lines = []
+        for i in range(count):
+            path = tmp_path / f"{i}.png"
+            noise = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+            noise[0, 0] = i
+            Image.fromarray(noise).save(path)
+            if i in truncated:
+                path.write_bytes(path.read_bytes()[:-100])
+            messages = [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": str(i)}]
+            lines.append(json.dumps({"messages": messages, "images": [path.name]}) + "\n")
+        file = tmp_path / name
+        file.write_text("".join(lines))
+        return file
+
+    return make
+
+
+@pytest.fixture
+def make_config():
+    """A function that gives the settings of a small dataset."""
+
+    def make(train: Path, **settings) -> DataConfig:
+        defaults = {"image_size": 8, "seq_len": 32, "batch_size": 4, "workers": 2, "max_bad_share": 0.5}
+        return DataConfig(train=str(train), **{**defaults, **settings})
+
+    return make

@@ -1,0 +1,58 @@
+import pytest
+
+from hetjax.data import check_dataset, load_tokenizer
+from hetjax.errors import DataError
+
+TOKENIZER = load_tokenizer(None)
+
+
+def check(config, tokens_per_image=2):
+    return check_dataset(config.train, config, TOKENIZER, tokens_per_image)
+
+
+def test_a_sound_dataset_is_counted(make_dataset, make_config):
+    summary = check(make_config(make_dataset(6)))
+    assert (summary.samples, summary.images, summary.missing, summary.bad) == (6, 6, (), ())
+
+
+def test_bad_lines_and_missing_images_within_the_share_are_listed(make_dataset, make_config):
+    path = make_dataset(10)
+    path.write_text(path.read_text() + "{broken\n")
+    (path.parent / "3.png").unlink()
+    summary = check(make_config(path))
+    assert summary.samples == 11
+    assert summary.missing == (str(path.parent / "3.png"),)
+    assert [reason.split(": ")[0] for reason in summary.bad] == [f"{path}:4", f"{path}:11"]
+
+
+def test_too_many_missing_images_stop_before_training_and_name_the_first(make_dataset, make_config):
+    path = make_dataset(10)
+    for i in (2, 5, 7, 8, 9):
+        (path.parent / f"{i}.png").unlink()
+    with pytest.raises(DataError) as error:
+        check(make_config(path, max_bad_share=0.4))
+    for part in ("5 of 10 samples are bad", "at most 4", f"{path}:3: ", "2.png", f"{path}:8: ", "and 2 more"):
+        assert part in str(error.value)
+
+
+def test_a_dataset_without_a_good_line_stops_whatever_the_share(tmp_path, make_config):
+    path = tmp_path / "d.jsonl"
+    path.write_text("{}\n{}\n")
+    with pytest.raises(DataError, match="2 of 2 samples are bad"):
+        check(make_config(path, max_bad_share=1.0))
+
+
+def test_samples_that_never_fit_stop_before_training(make_dataset, make_config):
+    with pytest.raises(DataError, match=r"none of the 4 samples tried .* seq_len 32"):
+        check(make_config(make_dataset(9)), tokens_per_image=100)
+
+
+def test_a_truncated_image_among_those_tried_is_listed(make_dataset, make_config):
+    path = make_dataset(4, truncated=[1])
+    assert [reason.split(": ")[0] for reason in check(make_config(path)).bad] == [f"{path}:2"]
+
+
+def test_more_images_than_a_batch_has_room_for_are_bad(make_dataset, make_config):
+    path = make_dataset(3)
+    path.write_text(path.read_text().replace('["1.png"]', '["1.png", "2.png"]'))
+    assert "2 images, more than images_per_sample 1" in check(make_config(path)).bad[0]

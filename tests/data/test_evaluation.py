@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from hetjax.data import eval_batches, load_image, load_tokenizer
+from hetjax.errors import ConfigError, DataError
+
+TOKENIZER = load_tokenizer(None)
+
+
+def batches(config, batch_size=4):
+    return list(eval_batches(config, TOKENIZER, 2, batch_size))
+
+
+@pytest.fixture
+def config(make_dataset, make_config):
+    path = make_dataset(10)
+    return make_config(path, eval=str(path))
+
+
+def test_prompts_come_in_order_with_their_answers(config, tmp_path):
+    found = batches(config)
+    assert [batch.count for batch in found] == [4, 4, 2]
+    assert [answer for batch in found for answer in batch.answers] == [str(i) for i in range(10)]
+    for n, batch in enumerate(found):
+        llm, images = batch.arrays["llm"], batch.arrays["vision"]["images"]
+        assert images.shape == (4, 1, 8, 8, 3)
+        assert (llm["tokens"].shape, llm["tokens"].dtype, batch.lengths.dtype) == ((4, 32), np.int32, np.int32)
+        for row in range(batch.count):
+            length, tokens = batch.lengths[row], llm["tokens"][row]
+            assert TOKENIZER.decode(tokens[:length]) == f"What is {4 * n + row}?"
+            assert tokens[length - 1] == TOKENIZER.assistant
+            assert (tokens[length:] == TOKENIZER.pad).all()
+            assert llm["image_positions"][row].tolist() == np.flatnonzero(tokens == TOKENIZER.image).tolist()
+            np.testing.assert_array_equal(images[row, 0], load_image(tmp_path / f"{4 * n + row}.png", 8))
+
+
+def test_the_last_batch_is_filled_with_its_last_sample(config):
+    last = batches(config)[-1]
+    for arrays in last.arrays.values():
+        for value in arrays.values():
+            np.testing.assert_array_equal(value[2:], value[[1, 1]])
+    assert last.lengths[1] == last.lengths[2] == last.lengths[3]
+
+
+def test_bad_samples_are_skipped_and_named_within_the_share(make_dataset, make_config):
+    path = make_dataset(6, truncated=[1])
+    found = batches(make_config(path, eval=str(path)))
+    assert [answer for batch in found for answer in batch.answers] == ["0", "2", "3", "4", "5"]
+    assert [reason.split(": ")[0] for batch in found for reason in batch.bad] == [f"{path}:2"]
+    with pytest.raises(DataError, match=r"max_bad_share 0\.1 allows"):
+        batches(make_config(path, eval=str(path), max_bad_share=0.1))
+
+
+def test_no_eval_file_is_a_config_error(make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.eval is null"):
+        batches(make_config(tmp_path / "train.jsonl"))
+
+
+def test_a_missing_eval_file_is_an_error_before_the_first_batch_is_asked_for(make_config, tmp_path):
+    with pytest.raises(DataError, match="absent"):
+        eval_batches(make_config(tmp_path, eval=str(tmp_path / "absent.jsonl")), TOKENIZER, 2, 4)

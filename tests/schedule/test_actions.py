@@ -1,0 +1,59 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hetjax.errors import ScheduleError
+from hetjax.schedule import Action, Kind, StageGraph, gpipe, one_f_one_b
+
+
+def test_actions_print_as_short_words():
+    assert str(Action(Kind.FORWARD, "llm", 3)) == "F3"
+    assert str(Action(Kind.BACKWARD, "llm", 12)) == "B12"
+    assert str(Action(Kind.UPDATE, "llm")) == "update"
+    assert str(Action(Kind.TRANSFER, "vision", 0, edge="vision->llm")) == "T0:vision->llm"
+    assert str(Action(Kind.TRANSFER, "llm", 0, edge="vision->llm", backward=True)) == "TB0:vision->llm"
+
+
+def test_a_transfer_names_the_stage_that_its_tensor_comes_from():
+    transfers = [a for a in gpipe(("vision", "llm"), 1).actions if a.kind is Kind.TRANSFER]
+    assert [(a.stage, a.backward) for a in transfers] == [("vision", False), ("llm", True)]
+
+
+def test_on_an_unknown_stage_raises():
+    with pytest.raises(ScheduleError, match="unknown stage 'lm'"):
+        gpipe(("vision", "llm"), 1).on("lm")
+
+
+def test_digest_is_equal_for_equal_schedules_and_tells_others_apart(named_graph):
+    base = gpipe(StageGraph.chain("abc"), 3)
+    assert base.digest() == gpipe(("a", "b", "c"), 3).digest()
+    swapped = (base.actions[0], base.actions[2], base.actions[1], *base.actions[3:])
+    others = [
+        one_f_one_b("abc", 3),
+        gpipe("abc", 4),
+        gpipe("abd", 3),
+        dataclasses.replace(base, name="other"),
+        dataclasses.replace(base, actions=swapped),
+        dataclasses.replace(base, actions=base.actions[:-1]),
+        gpipe(named_graph("frozen-encoder"), 3),
+        gpipe(named_graph("long-encoder"), 3),
+    ]
+    digests = [base.digest(), *(other.digest() for other in others)]
+    assert len(set(digests)) == len(digests)
+    assert all(len(digest) == 64 for digest in digests)
+
+
+def test_another_process_builds_the_same_order():
+    program = "from hetjax.schedule import one_f_one_b; print(one_f_one_b('abcd', 8).digest())"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONHASHSEED": "12345", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stdout.strip() == one_f_one_b("abcd", 8).digest()

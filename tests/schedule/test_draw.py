@@ -1,0 +1,43 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hetjax.schedule import SCHEDULES, Costs, StageGraph, build_schedule, gpipe, one_f_one_b, simulate
+from hetjax.schedule.draw import device_ranges, draw
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_picture_has_the_colours_of_both_modules_and_kinds(tmp_path, schedule):
+    draw(simulate(build_schedule(schedule, StageGraph.chain(("vision", "llm")), 4)), tmp_path / "picture.png")
+    pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+    assert pixels.shape[0] > 300
+    assert pixels.shape[1] > 1500
+    for colour in ("a9cbee", "2f6db3", "f9cf9c", "cf7412"):
+        area = (pixels == np.frombuffer(bytes.fromhex(colour), np.uint8)).all(-1).mean()
+        assert area > 0.005, f"#{colour} covers {area:.2%} of the picture"
+
+
+def test_a_picture_tells_stages_devices_idle_share_and_unit(tmp_path, named_graph):
+    timeline = simulate(one_f_one_b(named_graph("shared-devices"), 2), Costs(forward=0.001, backward=0.002, update=0))
+    draw(timeline, tmp_path / "picture.svg", title="My pipeline", unit="ms")
+    comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())
+    idle = f"{timeline.idle_share('llm.0'):.0%}"
+    for text in ("My pipeline", "vision", "llm.1", f"devices 0-1 · idle {idle}", "time (ms)", "gradient crosses"):
+        assert text in comments
+    assert f"makespan {timeline.makespan * 1e3:.4g} ms · idle {timeline.idle_share():.1%}" in comments
+
+
+def test_every_program_has_a_box_with_its_microbatch(tmp_path):
+    draw(simulate(gpipe("abcd", 8)), tmp_path / "picture.svg")
+    comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())
+    for microbatch in range(8):
+        ticks = {"0", "5"}  # these numbers also stand on the time axis
+        assert comments.count(str(microbatch)) == 2 * 4 + (str(microbatch) in ticks)
+
+
+def test_device_ids_are_shortened_to_ranges():
+    assert device_ranges((0, 1, 2, 3, 6, 9, 8)) == "0-3,6,8-9"
+    assert device_ranges((4,)) == "4"
+    assert device_ranges(()) == ""

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from hetjax.schedule import Costs, one_f_one_b, simulate
+from hetjax.schedule.trace import write_trace
+
+
+@pytest.fixture
+def timeline(named_graph):
+    return simulate(one_f_one_b(named_graph("long-encoder"), 3), Costs(forward=0.001, backward=0.002, transfer=1e-4))
+
+
+@pytest.fixture
+def events(timeline, tmp_path):
+    write_trace(timeline, tmp_path / "trace.json")
+    return json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_events_are_the_spans_in_microseconds(timeline, events):
+    complete = [event for event in events if event["ph"] == "X"]
+    assert len(complete) == len(timeline.spans)
+    for event, span in zip(complete, timeline.spans, strict=True):
+        assert event["ts"] == pytest.approx(span.start * 1e6)
+        assert event["ts"] + event["dur"] == pytest.approx(span.end * 1e6)
+        assert event["cat"] == span.action.kind.value
+        assert str(span.action) in event["name"]
+        assert event["args"]["stage"] == span.stage
+
+
+def test_every_event_lies_on_a_named_thread_of_a_named_process(events):
+    processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert sorted(processes.values()) == ["llm.0", "llm.1", "vision.0", "vision.1"]
+    for event in events:
+        if event["ph"] == "X":
+            assert processes[event["pid"]] == event["args"]["stage"]
+            wanted = f"transfers {event['args']['edge']}" if event["cat"] == "transfer" else "programs"
+            assert threads[event["pid"], event["tid"]] == wanted
+
+
+def test_processes_tell_their_devices(named_graph, tmp_path):
+    write_trace(simulate(one_f_one_b(named_graph("shared-devices"), 1)), tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["vision on devices 0, 1, 2, 3", "llm.0 on devices 0, 1", "llm.1 on devices 2, 3"]
