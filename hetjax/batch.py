@@ -49,12 +49,13 @@ def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[St
             arrays, shardings = {}, {}
             for port, aval in shapes[stage.name].items():
                 size = aval.shape[0]
-                arrays[port] = np.asarray(batch[stage.module][port][index * size : (index + 1) * size], aval.dtype)
+                whole = batch[stage.module][port]
+                arrays[port] = np.asarray(whole[index * size : (index + 1) * size], aval.dtype)
                 shardings[port] = aval.sharding
                 if arrays[port].shape != aval.shape:
                     raise BatchError(
-                        f"module '{stage.module}': input '{port}' has shape {np.shape(batch[stage.module][port])} in this "
-                        f"batch, but programs were compiled for {(microbatches * size, *aval.shape[1:])}; keep shapes fixed"
+                        f"module '{stage.module}': input '{port}' has shape {np.shape(whole)} in this batch, but programs "
+                        f"were compiled for {(microbatches * size, *aval.shape[1:])}; keep shapes fixed"
                     )
             placed[stage.name, index] = jax.device_put(arrays, shardings)
     return placed

@@ -34,8 +34,11 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
     if graph.is_concrete(stage.module):
         # Copied, since a step reuses the memory of the state: the module given keeps its own arrays.
         return jax.device_put(jax.tree.map(lambda x: x.copy(), make(seed)), shardings)
-    # Inside the jit only this stage's shards are made: the rest of the module is dead code.
-    return jax.jit(make, out_shardings=shardings)(seed)
+    # Inside the jit only this stage's shards are made: the rest of the module is dead code. A CPU takes
+    # seconds to optimize random-number code that runs once, and fuses it differently on each layout.
+    on_cpu = stage.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(make, out_shardings=shardings, compiler_options=options)(seed)
 
 
 def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:

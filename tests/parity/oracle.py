@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from hetjax import ModuleGraph
 from hetjax.weights import take_apart

@@ -1,0 +1,105 @@
+"""From the settings of a run to its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hetjax.config import OptimizerConfig, TrainConfig
+from hetjax.data import Tokenizer
+from hetjax.errors import ConfigError
+from hetjax.graph import Edge, ModuleGraph
+from hetjax.trainer import Trainer
+from meshes import Placement
+from models import LanguageModel, VisionEncoder
+
+
+def use_devices(config: TrainConfig) -> None:
+    """Settle the devices; must run before JAX is first used."""
+    if config.fake_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", config.fake_devices)
+    if "float64" in (config.param_dtype, config.compute_dtype):
+        jax.config.update("jax_enable_x64", True)
+
+
+def build_graph(config: TrainConfig) -> ModuleGraph:
+    """The module graph of the settings: an encoder, where there is one, into the language model."""
+    model = config.model
+    modules = {"llm": lambda rngs: LanguageModel(model.llm, rngs=rngs)}
+    if model.vision is None:
+        return ModuleGraph(modules)
+    modules = {"vision": lambda rngs: VisionEncoder(model.vision, rngs=rngs), **modules}
+    return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
+
+
+def tokens_per_image(config: TrainConfig) -> int:
+    """Rows of the fused sequence that one image takes."""
+    vision = config.model.vision
+    return 0 if vision is None else (vision.image_size // vision.patch_size) ** 2
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """The learning rate by step: linear from zero to the peak, then half a cosine to the final one."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if config.warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=max(steps, config.warmup_steps + 1),
+        end_value=config.final_learning_rate,
+    )
+
+
+def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trainer:
+    """The trainer of the settings. Raises HetjaxError or PlacementError for what does not fit."""
+    settings = config.optimizer
+    optimizer = optax.adamw(
+        learning_rate(settings, config.steps),
+        b1=settings.beta1,
+        b2=settings.beta2,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        mask=lambda params: {path: param.ndim > 1 for path, param in params.items()},
+    )
+    return Trainer(
+        graph or build_graph(config),
+        Placement(config.placement),
+        optimizer=optimizer,
+        schedule=config.schedule,
+        microbatches=config.microbatches,
+        frozen=settings.frozen,
+        learning_rate_scale=settings.learning_rate_scale,
+        max_grad_norm=settings.max_grad_norm,
+        param_dtype=config.param_dtype,
+        compute_dtype=config.compute_dtype,
+    )
+
+
+def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of a batch, as the data pipeline makes them."""
+    data = config.data
+    rows = (data.batch_size, data.seq_len)
+    images = (data.batch_size, data.images_per_sample, data.image_size, data.image_size, 3)
+    llm = {
+        "tokens": jax.ShapeDtypeStruct(rows, jnp.int32),
+        "labels": jax.ShapeDtypeStruct(rows, jnp.int32),
+        "loss_weights": jax.ShapeDtypeStruct(rows, jnp.float32),
+    }
+    if config.model.vision is None:
+        return {"llm": llm}
+    positions = (data.batch_size, data.images_per_sample * tokens_per_image(config))
+    llm["image_positions"] = jax.ShapeDtypeStruct(positions, jnp.int32)
+    return {"vision": {"images": jax.ShapeDtypeStruct(images, jnp.float32)}, "llm": llm}
+
+
+def check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError unless the language model has a row for every token."""
+    have, need = config.model.llm.vocab_size, tokenizer.vocab_size
+    if have < need:
+        raise ConfigError(
+            f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "
+            f"tokens; set it to {need} or more"
+        )

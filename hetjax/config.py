@@ -1,0 +1,177 @@
+"""The settings of a training run, read from YAML and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import jsonargparse
+
+from hetjax.data import DataConfig
+from hetjax.errors import ConfigError
+from meshes import Layout
+from models import DecoderConfig, VisionConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained.
+
+    Args:
+        llm: Sizes of the language model.
+        vision: Sizes of the vision encoder, or null for a text-only model.
+    """
+
+    llm: DecoderConfig
+    vision: VisionConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+
+    Args:
+        learning_rate: Peak learning rate.
+        final_learning_rate: Learning rate at the last step.
+        warmup_steps: Steps over which the learning rate rises from zero.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of the squared gradient's running mean.
+        epsilon: Added to the root of the latter.
+        weight_decay: Decoupled weight decay, for weights of two dims or more.
+        max_grad_norm: Largest norm of the gradient over all modules, or null for no clipping.
+        learning_rate_scale: Factor on the learning rate of a module, e.g. {vision: 0.1}.
+        frozen: Modules that do not train.
+    """
+
+    learning_rate: float
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    learning_rate_scale: dict[str, float] = dataclasses.field(default_factory=dict)
+    frozen: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How answers to the held-out questions are generated.
+
+    Args:
+        every: Steps between evaluations, or null for only one, at the end.
+        batch_size: Questions answered at once.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    every: int | None = None
+    batch_size: int = 100
+    max_new_tokens: int = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        name: Name of the run; its files go to runs/<name>.
+        model: What is trained.
+        data: What it is trained on.
+        placement: A layout for each module.
+        optimizer: How weights change.
+        steps: Training steps.
+        eval: How held-out questions are answered.
+        schedule: Order of the microbatches' programs: gpipe, 1f1b or colocated.
+        microbatches: Parts that each batch is cut into.
+        param_dtype: Dtype of the weights that are trained.
+        compute_dtype: Dtype that weights are cast to, once a step, for the programs.
+        seed: Seed of the initial weights.
+        checkpoint_every: Steps between checkpoints; one more is written at the end.
+        keep_checkpoints: Checkpoints kept, the newest ones.
+        profile_every: Steps between those whose programs are timed one by one, or null for none.
+        log_every: Steps between the lines printed where no terminal shows the live bar.
+        run_dir: Folder of the run's files; null for runs/<name>.
+        demo_data: Demonstration data that is made when data.train does not exist.
+        fake_devices: Run on this many CPU devices, on any machine; null for the devices there are.
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    placement: dict[str, Layout]
+    optimizer: OptimizerConfig
+    steps: int
+    eval: EvalConfig = EvalConfig()
+    schedule: str = "1f1b"
+    microbatches: int = 1
+    param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    seed: int = 0
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    profile_every: int | None = 100
+    log_every: int = 20
+    run_dir: str | None = None
+    demo_data: Literal["digits"] | None = None
+    fake_devices: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; give 1 or more")
+        vision, data = self.model.vision, self.data
+        if vision is not None and vision.image_size != data.image_size:
+            raise ConfigError(
+                f"model.vision.image_size is {vision.image_size}, but data.image_size is {data.image_size}; "
+                "set both alike"
+            )
+        if vision is not None and vision.output_width != self.model.llm.width:
+            raise ConfigError(
+                f"model.vision.output_width is {vision.output_width}, but model.llm.width is {self.model.llm.width}; "
+                "set both alike, for the encoder's tokens enter the language model's sequence"
+            )
+
+    @property
+    def directory(self) -> str:
+        """Folder of the run's files."""
+        return self.run_dir or os.path.join("runs", self.name)
+
+
+def make_parser(**options) -> jsonargparse.ArgumentParser:
+    """The parser of train.py: --config FILE, then --key value for any setting."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
+    parser.add_argument("--config", action="config", help="YAML file with the settings of the run")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
+    """Parse the command line: (settings, the same resolved as YAML). Raises ConfigError."""
+    if not arguments:
+        raise ConfigError("no settings given; run e.g. python train.py --config configs/digits.yaml")
+    parser = make_parser(prog="train.py", description="Train a multimodal model, every module on a mesh of its own.")
+    try:
+        values = parser.parse_args(list(arguments))
+        made = parser.instantiate(values)
+        config = TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
+    except (jsonargparse.ArgumentError, TypeError, OSError) as error:
+        raise ConfigError(explain(str(error), parser)) from None
+    values.pop("config")
+    return config, parser.dump(values, skip_none=False)
+
+
+def explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """A parser's message, with the setting that was likely meant where one is unknown."""
+    known = list(parser.get_defaults().keys())
+    help_line = "`python train.py --help` lists every setting"
+    for word in re.findall(r"[A-Za-z_][\w.]*", message):
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+        if near and word not in known:
+            return f"{message.strip()}\n  did you mean '{near[0]}'? {help_line}"
+    return f"{message.strip()}\n  {help_line}"

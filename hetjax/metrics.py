@@ -1,0 +1,66 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard curves and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from matplotlib.figure import Figure
+
+
+class MetricsLog:
+    """Appends one JSON object a step to metrics.jsonl, and the same numbers to TensorBoard.
+
+    On a resumed run it first drops what was logged after the checkpoint, so that the file holds each
+    step once.
+    """
+
+    def __init__(self, directory: Path, *, resume_step: int):
+        self.path = directory / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        partial = self.path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, self.path)
+        self._file = self.path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Log the numbers of one step; `row` has the key "step"."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def draw_loss(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """The loss over the steps, with the held-out accuracy where it was measured."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2, color="#1f5fa8")
+    axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", yscale="log")
+    axes.grid(True, alpha=0.3, which="both")
+    evaluated = [row for row in rows if "eval/accuracy" in row]
+    if evaluated:
+        right = axes.twinx()
+        accuracy = [100 * row["eval/accuracy"] for row in evaluated]
+        right.plot([row["step"] for row in evaluated], accuracy, "o--", color="#c2571a")
+        right.set(ylabel="exact answers on held-out data (%)", ylim=(0, 102))
+        right.yaxis.label.set_color("#c2571a")
+    figure.savefig(path, dpi=120)

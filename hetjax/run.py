@@ -1,0 +1,187 @@
+"""One training run, from its settings to its last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from hetjax.build import (
+    batch_shapes,
+    build_graph,
+    build_trainer,
+    check_tokenizer,
+    learning_rate,
+    tokens_per_image,
+    use_devices,
+)
+from hetjax.checkpoint import Checkpoints
+from hetjax.config import TrainConfig
+from hetjax.data import HostBatch, Tokenizer, TrainData, check_dataset, eval_batches, load_tokenizer, write_digits
+from hetjax.display import LiveBar, placement_table
+from hetjax.errors import DataError
+from hetjax.evaluate import EvalResult, evaluate
+from hetjax.generate import Generator
+from hetjax.metrics import MetricsLog, draw_loss, read_metrics
+from hetjax.state import TrainState
+from hetjax.stopwatch import Stopwatch, rounded
+from hetjax.trainer import Trainer
+
+
+def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:
+    """Train to the last step, going on from the newest checkpoint in the run's folder; the last metrics.
+
+    `resolved` is the settings as YAML, kept in the folder. Raises HetjaxError or PlacementError.
+    """
+    use_devices(config)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    check_tokenizer(config, tokenizer)
+    prepare_data(config, tokenizer, console)
+    trainer = build_trainer(config, build_graph(config))
+    console.print(placement_table(trainer))
+    directory = Path(config.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(resolved)
+    trainer.compile(batch_shapes(config), progress=console.is_terminal)
+    run = _Run(config, trainer, tokenizer, directory, console)
+    try:
+        return run.to_the_end()
+    finally:
+        run.close()
+
+
+def prepare_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
+    """Make demonstration data that is missing, then check what is there. Raises DataError."""
+    data = config.data
+    if config.demo_data == "digits" and not Path(data.train).exists():
+        folder = write_digits(Path(data.train).parent)
+        console.print(f"wrote the digits to {folder}")
+    for path in filter(None, (data.train, data.eval)):
+        summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
+        for bad in (*summary.missing, *summary.bad):
+            console.print(f"[yellow]bad sample[/]: {bad}", highlight=False)
+        console.print(f"{path}: {summary.samples} samples, {summary.images} images", highlight=False)
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A step whose metrics are still on the devices."""
+
+    row: dict[str, Any]
+    metrics: dict[str, jax.Array]
+
+
+class _Run:
+    """The loop. Metrics are read one step late, so that the devices always have a step to work on."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, tokenizer: Tokenizer, directory: Path, console: Console):
+        self.config, self.trainer, self.tokenizer, self.directory = config, trainer, tokenizer, directory
+        self.console = console
+        self.data = TrainData(config.data, tokenizer, tokens_per_image(config))
+        self.checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer)
+        self.generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
+        self.learning_rate = learning_rate(config.optimizer, config.steps)
+        self.times: dict[str, float] = {}
+        self.bad_samples = 0
+        self.last: dict[str, Any] = {}
+        self.state = self._first_state()
+        self.log = MetricsLog(directory, resume_step=self.state.step)
+
+    def _first_state(self) -> TrainState:
+        if self.checkpoints.latest_step() is None:
+            return self.trainer.init(self.config.seed)
+        state, extra = self.checkpoints.restore()
+        self.data.set_state(extra["data"])
+        self.bad_samples = extra["bad_samples"]
+        self.console.print(f"resuming after step {state.step} from {self.checkpoints.directory}", highlight=False)
+        return state
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Train, evaluate, save, draw; returns the last row of metrics."""
+        config = self.config
+        batches = self._batches()
+        bar = LiveBar(self.console, steps=config.steps, done=self.state.step, log_every=config.log_every)
+        pending: _Pending | None = None
+        with bar:
+            self._clock = time.perf_counter()
+            while self.state.step < config.steps:
+                pending, before = self._step(next(batches), bar), pending
+                if before is not None:
+                    self._report(before, bar)
+                step = self.state.step
+                if step == config.steps or (config.eval.every and step % config.eval.every == 0):
+                    self._evaluate(pending, bar)
+                if step == config.steps or step % config.checkpoint_every == 0:
+                    # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
+                    self._report(pending, bar)
+                    pending = None
+                    self._save()
+        self.checkpoints.wait()
+        rows = read_metrics(self.log.path)
+        draw_loss(rows, self.directory / "loss.png", title=config.name)
+        self.console.print(
+            f"done: {self.directory} (metrics.jsonl, loss.png, tensorboard, checkpoints)", highlight=False
+        )
+        return rows[-1]
+
+    def _batches(self) -> Iterator[HostBatch]:
+        yield from self.data
+        raise DataError(
+            f"the data ended after {self.state.step} of {self.config.steps} steps (data.epochs = "
+            f"{self.config.data.epochs}); raise data.epochs, set it to null to repeat forever, or lower steps"
+        )
+
+    def _step(self, batch: HostBatch, bar: LiveBar) -> _Pending:
+        for bad in batch.bad:
+            bar.say(f"skipped a bad sample: {bad}")
+        self.bad_samples += len(batch.bad)
+        step = self.state.step + 1
+        row = {"step": step, "epoch": batch.epoch, "bad_samples": self.bad_samples}
+        row["learning_rate"] = float(self.learning_rate(step - 1))
+        stopwatch = None
+        # The first steps of a process still warm up: time the third, then one in so many.
+        if self.config.profile_every and (step % self.config.profile_every == 3 or (not self.times and step > 2)):
+            stopwatch = Stopwatch().start(self.state)
+        self.state, metrics = self.trainer.step(self.state, batch.arrays, observe=stopwatch)
+        if stopwatch is not None:
+            self.times = stopwatch.by_module(self.trainer.schedule.graph)
+            row |= rounded(self.times)
+        return _Pending(row, metrics)
+
+    def _report(self, pending: _Pending, bar: LiveBar) -> None:
+        """Read a step's metrics, which waits for that step, and log them."""
+        numbers = {name: float(value) for name, value in pending.metrics.items()}
+        now = time.perf_counter()
+        tokens = self.config.data.batch_size * self.config.data.seq_len
+        row = {**pending.row, **numbers, "tokens_per_second": round(tokens / (now - self._clock), 1)}
+        self._clock = now
+        self.log.write(row)
+        self.last = row
+        bar.show(row, self.times)
+
+    def _evaluate(self, pending: _Pending, bar: LiveBar) -> None:
+        if self.config.data.eval is None:
+            return
+        result = self._answers()
+        for bad in result.bad:
+            bar.say(f"skipped a bad held-out sample: {bad}")
+        pending.row["eval/accuracy"] = result.accuracy
+
+    def _answers(self) -> EvalResult:
+        config = self.config
+        batches = eval_batches(config.data, self.tokenizer, tokens_per_image(config), config.eval.batch_size)
+        return evaluate(self.generator, self.state, batches, self.tokenizer)
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.state, {"data": self.data.get_state(), "bad_samples": self.bad_samples})
+
+    def close(self) -> None:
+        """Stop the data threads and close the files."""
+        self.data.close()
+        self.log.close()
+        self.checkpoints.close()

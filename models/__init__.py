@@ -1,0 +1,7 @@
+"""What is trained: Flax NNX modules and their configs. A model names dims and never mentions a mesh."""
+
+from models.decoder import DecoderConfig, LanguageModel
+from models.errors import ModelError
+from models.vit import VisionConfig, VisionEncoder
+
+__all__ = ["DecoderConfig", "LanguageModel", "ModelError", "VisionConfig", "VisionEncoder"]

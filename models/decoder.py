@@ -1,0 +1,206 @@
+"""Decoder-only language model over a fused sequence of text and encoder tokens.
+
+RMSNorm, rotary positions, grouped-query attention and SwiGLU, with an untied head: the layer of
+Llama (Touvron et al. 2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models.dims import constrain, named
+from models.errors import ModelError
+from models.parts.attention import Attention, Cache
+from models.parts.linear import Linear
+from models.parts.loss import cross_entropy
+from models.parts.mlp import SwiGLU
+from models.parts.norms import RMSNorm
+from models.parts.rope import RopeTable, rope_table
+from models.parts.scatter import scatter_tokens
+from models.parts.stack import Stack
+from models.stages import StageCut, check_inputs, cut_stage
+
+# B batch · S fused sequence · N M image and audio tokens a sample · D width · V vocabulary
+# L layers of this stage · T cache slots · G key heads · K head width
+
+EMBED_PORTS = ("tokens", "image_tokens", "image_positions", "audio_tokens", "audio_positions")
+LOSS_PORTS = ("labels", "loss_weights")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of a language model."""
+
+    vocab_size: int
+    """Number of token ids."""
+    width: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of transformer layers."""
+    heads: int
+    """Query heads of each layer."""
+    kv_heads: int
+    """Key and value heads of each layer; divides heads."""
+    head_dim: int
+    """Width of one head; even, for the rotation works on pairs."""
+    mlp_width: int
+    """Hidden width of each layer's MLP."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ModelError(f"DecoderConfig: {field.name} = {getattr(self, field.name)} must be positive")
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"DecoderConfig: heads % kv_heads = {self.heads} % {self.kv_heads} must be 0; change either of the two"
+            )
+        if self.head_dim % 2:
+            raise ModelError(f"DecoderConfig: head_dim % 2 = {self.head_dim} % 2 must be 0; choose an even head_dim")
+
+
+class DecoderBlock(nnx.Module):
+    """Pre-norm causal attention and SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.attention = Attention(config.width, config.heads, config.kv_heads, config.head_dim, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"], rope: RopeTable, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B S D"], Cache | None]:
+        attended, cache = self.attention(self.attention_norm(x), positions=positions, rope=rope, cache=cache)
+        x = constrain(x + attended, "batch", "seq", "embed")
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "seq", "embed"), cache
+
+
+class LanguageModel(nnx.Module):
+    """Token embedding, `layers` decoder blocks, a final norm and a head; computes in the dtype of its weights."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.cut = StageCut()
+        embedding = named(nnx.initializers.normal(0.02), "vocab", "embed")
+        self.embedding = nnx.Param(embedding(rngs.params(), (config.vocab_size, config.width), jnp.float32))
+        self.layers = Stack(lambda layer_rngs: DecoderBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.head = Linear({"embed": config.width}, {"vocab": config.vocab_size}, rngs=rngs)
+
+    @property
+    def input_ports(self) -> tuple[str, ...]:
+        """Every input that this stage takes, in order."""
+        return (EMBED_PORTS if self.cut.first else ("hidden",)) + (LOSS_PORTS if self.cut.last else ())
+
+    @property
+    def optional_ports(self) -> tuple[str, ...]:
+        """Those of `input_ports` that a call may leave out."""
+        return EMBED_PORTS[1:] if self.cut.first else ()
+
+    def stage(self, index: int, count: int) -> LanguageModel:
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        return cut_stage(self, index, count, first=("embedding",), last=("norm", "head"))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"] | None = None,
+        labels: Int[Array, "B S"] | None = None,
+        loss_weights: Float[Array, "B S"] | None = None,
+        image_tokens: Float[Array, "B N D"] | None = None,
+        image_positions: Int[Array, "B N"] | None = None,
+        audio_tokens: Float[Array, "B M D"] | None = None,
+        audio_positions: Int[Array, "B M"] | None = None,
+        hidden: Float[Array, "B S D"] | None = None,
+    ) -> dict[str, Array]:
+        """The summed loss of a batch, or the hidden state that the next stage takes.
+
+        `labels[b, s]` is the token to predict from rows 0..s of sample b, and counts `loss_weights[b, s]`
+        times; 0 for rows without a target, such as padding, which must come last in its sequence.
+        Encoder tokens replace the rows of `tokens` at their positions; a position of S or more is dropped.
+
+        Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
+        whole model and the last stage, {"hidden": [B, S, D]} from other stages. Raises ModelError when an
+        input that `input_ports` lists is missing (unless optional), or one that it does not list is given.
+        """
+        given = dict(
+            tokens=tokens, labels=labels, loss_weights=loss_weights, image_tokens=image_tokens,
+            image_positions=image_positions, audio_tokens=audio_tokens, audio_positions=audio_positions, hidden=hidden,
+        )  # fmt: skip
+        check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
+        x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
+        positions = jnp.arange(x.shape[1])[None]
+        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        x, _ = self.layers.scan(lambda block, x, _: block(x, positions, rope), x)
+        if not self.cut.last:
+            return {"hidden": x}
+        return {"loss": cross_entropy(self._logits(x), labels, loss_weights)}
+
+    def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
+        """Empty keys and values of this stage's layers, each [L, batch, length, G, K]."""
+        shape = (self.layers.count, batch, length, self.config.kv_heads, self.config.head_dim)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def cache_dims(self) -> Cache:
+        """The dim names of each array of the cache, in the cache's own tree."""
+        dims = ("layers", "batch", "seq", "kv_heads", "head_dim")
+        return Cache(dims, dims)
+
+    def decode(
+        self,
+        cache: Cache,
+        *,
+        positions: Int[Array, "B S"],
+        tokens: Int[Array, "B S"] | None = None,
+        hidden: Float[Array, "B S D"] | None = None,
+        image_tokens: Float[Array, "B N D"] | None = None,
+        image_positions: Int[Array, "B N"] | None = None,
+        audio_tokens: Float[Array, "B M D"] | None = None,
+        audio_positions: Int[Array, "B M"] | None = None,
+        last: Int[Array, " B"] | None = None,
+    ) -> tuple[dict[str, Array], Cache]:
+        """Run S rows of each sample against the cache; a prefill has S > 1 and a step S = 1.
+
+        Row s of sample b writes its keys and values to slot positions[b, s] (dropped past the end of the
+        cache) and attends to the slots 0..positions[b, s]. So a prompt may be padded at its end: later
+        rows overwrite the padding's slots before they attend to them. `image_positions` and
+        `audio_positions` are rows of this call, as in `__call__`.
+
+        The first stage takes `tokens` and encoder tokens, others `hidden`. The last stage returns
+        {"logits": [B, V]} of row `last[b]` of each sample, or of row S-1 without `last`; others {"hidden"}.
+        """
+        given = dict(
+            tokens=tokens, image_tokens=image_tokens, image_positions=image_positions, audio_tokens=audio_tokens,
+            audio_positions=audio_positions, hidden=hidden,
+        )  # fmt: skip
+        check_inputs(self, ["tokens" if self.cut.first else "hidden"], given)
+        x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
+        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        x, cache = self.layers.scan(lambda block, x, layer_cache: block(x, positions, rope, layer_cache), x, cache)
+        if not self.cut.last:
+            return {"hidden": x}, cache
+        row = jnp.full(x.shape[0], x.shape[1] - 1) if last is None else last
+        x = jnp.take_along_axis(x, row[:, None, None], axis=1)
+        return {"logits": self._logits(x)[:, 0]}, cache
+
+    def _embed(self, tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden):
+        if not self.cut.first:
+            return hidden
+        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "seq", "embed")
+        for kind, new, rows in (("image", image_tokens, image_positions), ("audio", audio_tokens, audio_positions)):
+            if (new is None) != (rows is None):
+                raise ModelError(f"LanguageModel: give both of {kind}_tokens and {kind}_positions, or neither")
+            if new is not None:
+                x = constrain(scatter_tokens(x, new, rows), "batch", "seq", "embed")
+        return x
+
+    def _logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        return constrain(self.head(self.norm(x)), "batch", "seq", "vocab")

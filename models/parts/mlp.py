@@ -1,0 +1,52 @@
+"""The two-layer networks between attentions: SwiGLU and GELU.
+
+The backward pass keeps the inputs of the nonlinearity and computes it again: it is elementwise.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models.dims import constrain
+from models.parts.linear import Linear
+
+# B batch · S sequence · D width in · E width out · F hidden width
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _swiglu(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    return jax.nn.silu(gate) * up
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _gelu(x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    return jax.nn.gelu(x, approximate=False)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.gate = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
+        self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
+        self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        gate = constrain(self.gate(x), "batch", "seq", "mlp")
+        up = constrain(self.up(x), "batch", "seq", "mlp")
+        return self.down(_swiglu(gate, up))
+
+
+class GeluMLP(nnx.Module):
+    """down(gelu(up(x))), with biases and the exact GELU (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self, width: int, hidden: int, output_width: int, *, rngs: nnx.Rngs):
+        self.up = Linear({"embed": width}, {"mlp": hidden}, bias=True, rngs=rngs)
+        self.down = Linear({"mlp": hidden}, {"embed": output_width}, bias=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
+        return self.down(_gelu(constrain(self.up(x), "batch", "seq", "mlp")))

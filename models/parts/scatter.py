@@ -1,0 +1,22 @@
+"""Put encoder tokens into their rows of the text sequence."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float, Int
+
+# B batch · S fused sequence · N encoder tokens · D width
+
+
+def scatter_tokens(
+    text: Float[Array, "B S D"], tokens: Float[Array, "B N D"], positions: Int[Array, "B N"]
+) -> Float[Array, "B S D"]:
+    """Overwrite the placeholder rows of `text` with encoder tokens.
+
+    `positions` holds each token's row in its own sequence, no row twice; a position of S or more is
+    padding and is dropped. The result has the dtype of `text`. An overwritten row of `text` and a
+    dropped token get a gradient of zero.
+    """
+    # One scatter a sample keeps the batch dim free of indices, so that it stays sharded.
+    fill = jax.vmap(lambda rows, new, position: rows.at[position].set(new, mode="drop"))
+    return fill(text, tokens.astype(text.dtype), positions)

@@ -1,0 +1,138 @@
+"""Vision transformer: images in, tokens of the language model's width out (Dosovitskiy et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models.dims import constrain, named
+from models.errors import ModelError
+from models.parts.attention import Attention
+from models.parts.linear import Linear
+from models.parts.mlp import GeluMLP
+from models.parts.norms import LayerNorm
+from models.parts.stack import Stack
+from models.stages import StageCut, check_inputs, cut_stage
+
+# B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
+# T tokens a sample = I*N · P patch side · D width of the encoder · E width of the language model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Sizes of a vision encoder."""
+
+    image_size: int
+    """Height and width of every image, in pixels."""
+    patch_size: int
+    """Side of a square patch, in pixels; divides image_size."""
+    channels: int = 3
+    """Colour channels of an image."""
+    width: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of transformer layers."""
+    heads: int
+    """Attention heads of each layer; divides width."""
+    mlp_width: int
+    """Hidden width of each layer's MLP."""
+    projector_width: int
+    """Hidden width of the MLP that projects to the language model."""
+    output_width: int
+    """Width of the language model that takes the tokens."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in every LayerNorm."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ModelError(f"VisionConfig: {field.name} = {getattr(self, field.name)} must be positive")
+        for whole, divisor in (("image_size", "patch_size"), ("width", "heads")):
+            a, b = getattr(self, whole), getattr(self, divisor)
+            if a % b:
+                raise ModelError(f"VisionConfig: {whole} % {divisor} = {a} % {b} must be 0; change either of the two")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm bidirectional attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        width, heads = config.width, config.heads
+        self.attention_norm = LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.attention = Attention(width, heads, heads, width // heads, output_bias=True, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.mlp = GeluMLP(width, config.mlp_width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "images N D"]) -> Float[Array, "images N D"]:
+        attended, _ = self.attention(self.attention_norm(x))
+        x = constrain(x + attended, "batch", "seq", "embed")
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "seq", "embed")
+
+
+class VisionEncoder(nnx.Module):
+    """Patches, learned positions, `layers` blocks, a final norm and a projector of two layers.
+
+    Every image is a sequence of its own for attention. The encoder computes in the dtype of its weights.
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.cut = StageCut()
+        self.patch = Linear(
+            {"patch": config.patch_size**2 * config.channels}, {"embed": config.width}, bias=True, rngs=rngs
+        )
+        positions = named(nnx.initializers.normal(0.02), None, "embed")
+        self.positions = nnx.Param(positions(rngs.params(), (config.tokens_per_image, config.width), jnp.float32))
+        self.layers = Stack(lambda layer_rngs: VisionBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
+        self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.projector = GeluMLP(config.width, config.projector_width, config.output_width, rngs=rngs)
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.config.tokens_per_image
+
+    @property
+    def input_ports(self) -> tuple[str, ...]:
+        return ("images",) if self.cut.first else ("hidden",)
+
+    @property
+    def optional_ports(self) -> tuple[str, ...]:
+        return ()
+
+    def stage(self, index: int, count: int) -> VisionEncoder:
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        return cut_stage(self, index, count, first=("patch", "positions"), last=("norm", "projector"))
+
+    def __call__(
+        self, images: Float[Array, "B I H W C"] | None = None, hidden: Float[Array, "B T D"] | None = None
+    ) -> dict[str, Float[Array, "B T E"]]:
+        """The whole encoder, or its last stage, returns {"tokens"}; other stages return {"hidden"} of width D."""
+        check_inputs(self, self.input_ports, {"images": images, "hidden": hidden})
+        x = self._embed(images) if self.cut.first else hidden
+        batch, tokens = x.shape[:2]
+        x = x.reshape(-1, self.tokens_per_image, self.config.width)
+        x, _ = self.layers.scan(lambda block, x, _: (block(x), None), x)
+        x = constrain(x.reshape(batch, tokens, self.config.width), "batch", "seq", "embed")
+        if not self.cut.last:
+            return {"hidden": x}
+        return {"tokens": constrain(self.projector(self.norm(x)), "batch", "seq", "embed")}
+
+    def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "B T D"]:
+        side, patch = self.config.image_size, self.config.patch_size
+        if images.ndim != 5 or images.shape[2:] != (side, side, self.config.channels):
+            raise ModelError(
+                f"VisionEncoder: images have shape {images.shape}; "
+                f"give [batch, images, {side}, {side}, {self.config.channels}] as the config says"
+            )
+        batch, count, grid = *images.shape[:2], side // patch
+        patches = images.astype(self.patch.dtype).reshape(batch * count, grid, patch, grid, patch, -1)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * count, self.tokens_per_image, -1)
+        x = constrain(self.patch(patches) + self.positions[...], "batch", "seq", "embed")
+        return x.reshape(batch, count * self.tokens_per_image, self.config.width)

@@ -1,0 +1,56 @@
+"""The shapes in the signatures are the shapes that the functions take and return."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from beartype import beartype
+from jaxtyping import TypeCheckError, jaxtyped
+from tiny_models import build_decoder, build_vision, decoder_batch, image_batch
+
+from models import LanguageModel, VisionEncoder
+from models.generate import generate
+from models.parts.attention import attend
+from models.parts.loss import cross_entropy
+from models.parts.rope import rope_table, rotate
+from models.parts.scatter import scatter_tokens
+
+
+def checked(function, *args, **kwargs):
+    """The function's shapes, with its annotations enforced; those behind `jax.checkpoint` are on what it wraps."""
+    function = getattr(function, "__wrapped__", function)
+    return jax.eval_shape(lambda: jaxtyped(function, typechecker=beartype)(*args, **kwargs))
+
+
+def ones(*shape):
+    return jnp.ones(shape)
+
+
+def test_shapes_that_the_signatures_state_are_taken():
+    rows = jnp.zeros((2, 3), int)
+    checked(scatter_tokens, ones(2, 5, 4), ones(2, 3, 4), rows)
+    checked(cross_entropy, ones(2, 3, 9), rows, ones(2, 3))
+    checked(attend, ones(2, 3, 4, 6), ones(2, 7, 2, 6), ones(2, 7, 2, 6), rows)
+    checked(rotate, ones(2, 3, 4, 6), checked_table(rows))
+    checked(generate, build_decoder(), rows, jnp.ones(2, int), max_new_tokens=2, stop_token=0)
+    batch = {key: jnp.asarray(value) for key, value in decoder_batch().items()}
+    checked(LanguageModel.__call__, build_decoder(), **batch)
+    checked(VisionEncoder.__call__, build_vision(), jnp.asarray(image_batch()))
+
+
+def checked_table(rows):
+    return jaxtyped(rope_table, typechecker=beartype)(rows, 6, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        (scatter_tokens, [(2, 5, 4), (2, 3, 5), (2, 3)]),
+        (cross_entropy, [(2, 3, 9), (2, 4), (2, 3)]),
+        (attend, [(2, 3, 4, 6), (2, 7, 2, 6), (2, 8, 2, 6), (2, 3)]),
+    ],
+)
+def test_other_shapes_are_refused(function, args):
+    integers = {scatter_tokens: 2, cross_entropy: 1, attend: 3}[function]
+    arrays = [jnp.zeros(shape, int if i == integers else jnp.float32) for i, shape in enumerate(args)]
+    with pytest.raises(TypeCheckError):
+        checked(function, *arrays)

@@ -1,0 +1,177 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import (
+    DECODER,
+    VISION,
+    build_decoder,
+    build_vision,
+    call,
+    cast,
+    decoder_batch,
+    flat,
+    image_batch,
+    relative_error,
+)
+
+from models import LanguageModel, ModelError, VisionEncoder
+
+ENDS = {
+    "decoder": ({("embedding",)}, {("norm", "scale"), ("head", "kernel")}),
+    "vision": (
+        {("positions",), ("patch", "kernel"), ("patch", "bias")},
+        {("norm", "scale"), ("norm", "bias")}
+        | {("projector", layer, kind) for layer in ("up", "down") for kind in ("kernel", "bias")},
+    ),
+}
+BUILD = {"decoder": build_decoder, "vision": build_vision}
+
+
+def chain(stages, inputs):
+    """Run the stages one after another, giving each exactly its input ports."""
+    given = dict(inputs)
+    for stage in stages:
+        out = stage(**{port: given[port] for port in stage.input_ports if port in given})
+        given |= out
+    return out
+
+
+def objective(model_name, out):
+    return out["loss"] if model_name == "decoder" else jnp.sum(jnp.sin(out["tokens"]))
+
+
+def joined(states):
+    """The states of the stages as one {path: array}, layers in order."""
+    whole = {}
+    for state in states:
+        for path, weight in flat(state).items():
+            whole[path] = np.concatenate([whole[path], weight]) if path in whole else weight
+    return whole
+
+
+def value_and_gradients(name, parts):
+    """Loss and gradients of the chained parts, as {path: array} over all layers."""
+    inputs = decoder_batch(np.float64) if name == "decoder" else {"images": image_batch(np.float64)}
+    definitions, states = zip(*[nnx.split(part) for part in parts], strict=True)
+
+    def run(states):
+        return objective(name, chain([nnx.merge(*pair) for pair in zip(definitions, states, strict=True)], inputs))
+
+    value, gradients = jax.jit(jax.value_and_grad(run))(states)
+    return value, joined(gradients)
+
+
+@pytest.mark.parametrize(("name", "counts"), [("decoder", (2, 4)), ("vision", (2,))])
+def test_chained_stages_give_the_loss_and_gradients_of_the_whole(float64, name, counts):
+    whole = cast(BUILD[name](), jnp.float64)
+    want, want_gradients = value_and_gradients(name, [whole])
+    for count in counts:
+        value, gradients = value_and_gradients(name, [whole.stage(i, count) for i in range(count)])
+        assert relative_error(value, want) < 1e-12
+        assert gradients.keys() == want_gradients.keys()
+        for path, gradient in want_gradients.items():
+            assert np.abs(gradient).max() > 0, path
+            assert relative_error(gradients[path], gradient) < 1e-10, (count, path)
+
+
+@pytest.mark.parametrize("name", ["decoder", "vision"])
+def test_the_one_stage_of_one_is_the_whole(name):
+    definition, weights = nnx.split(BUILD[name]())
+    stage_definition, stage_weights = nnx.split(BUILD[name]().stage(0, 1))
+    assert stage_definition == definition
+    assert flat(stage_weights).keys() == flat(weights).keys()
+    for path, weight in flat(weights).items():
+        np.testing.assert_array_equal(flat(stage_weights)[path], weight)
+
+
+@pytest.mark.parametrize("name", ["decoder", "vision"])
+def test_stages_built_in_a_jit_hold_the_weights_of_the_whole(name):
+    build = {
+        "decoder": lambda: LanguageModel(DECODER, rngs=nnx.Rngs(0)),
+        "vision": lambda: VisionEncoder(VISION, rngs=nnx.Rngs(0)),
+    }[name]
+    count = 2
+    whole = flat(jax.jit(lambda: nnx.state(build()))())
+    states = [jax.jit(lambda i=i: nnx.state(build().stage(i, count)))() for i in range(count)]
+    assert joined(states).keys() == whole.keys()
+    for path, weight in joined(states).items():
+        np.testing.assert_array_equal(weight, whole[path], err_msg=str(path))
+    first, last = ENDS[name]
+    middle = {path for path in whole if path[0] == "layers"}
+    assert [flat(state).keys() for state in states] == [middle | first, middle | last]
+
+
+def test_abstract_stages_have_the_shapes_and_dims_of_the_rows():
+    abstract = dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build_decoder().stage(1, 4)))))
+    kernel = abstract["layers", "block", "mlp", "up", "kernel"]
+    assert kernel.shape == (1, 32, 40)
+    assert kernel.out_sharding == ("layers", "embed", "mlp")
+    assert {path[0] for path in abstract} == {"layers"}
+
+
+def test_input_ports_say_what_each_stage_takes():
+    decoder, vision = build_decoder(), build_vision()
+    embed = ("tokens", "image_tokens", "image_positions", "audio_tokens", "audio_positions")
+    assert decoder.input_ports == (*embed, "labels", "loss_weights")
+    assert decoder.optional_ports == embed[1:]
+    assert [decoder.stage(i, 4).input_ports for i in range(4)] == [
+        embed, ("hidden",), ("hidden",), ("hidden", "labels", "loss_weights")]  # fmt: skip
+    assert [vision.stage(i, 2).input_ports for i in range(2)] == [("images",), ("hidden",)]
+    for model in (decoder, decoder.stage(1, 2), vision, vision.stage(1, 2)):
+        assert set(model.input_ports) <= inspect.signature(type(model).__call__).parameters.keys()
+        assert set(model.optional_ports) <= set(model.input_ports)
+
+
+def test_cutting_leaves_the_whole_model_as_it_was():
+    model = build_decoder()
+    before = flat(nnx.state(model))
+    model.stage(1, 2)
+    assert model.layers.count == 4
+    assert flat(nnx.state(model)).keys() == before.keys()
+    assert call(model, **decoder_batch())["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "told"),
+    [(0, 3, "layers % stages = 4 % 3"), (0, 8, "layers % stages = 4 % 8"), (0, 0, "4 % 0"), (2, 2, r"index 2.*0\.\.1")],
+)
+def test_cuts_that_do_not_divide_the_layers_are_refused(index, count, told):
+    for build in BUILD.values():
+        with pytest.raises(ModelError, match=told):
+            build().stage(index, count)
+
+
+def test_a_stage_is_not_cut_again_and_names_what_it_lacks():
+    stage = build_decoder().stage(1, 2)
+    with pytest.raises(ModelError, match="stage 1 of 2 already"):
+        stage.stage(0, 2)
+    with pytest.raises(ModelError, match=r"stage 1 of 2: the call lacks hidden; does not take tokens"):
+        stage(**{key: value for key, value in decoder_batch().items() if "image" not in key})
+
+
+def test_chained_decoding_equals_the_whole():
+    model, batch = build_decoder(), decoder_batch()
+    positions = np.broadcast_to(np.arange(12), (4, 12))
+    last = np.array([11, 3, 5, 0])
+    images = {key: batch[key] for key in ("image_tokens", "image_positions")}
+
+    def decode(parts):
+        out, caches, given = {"tokens": batch["tokens"], **images}, [], {}
+        for part in parts:
+            given = {"last": last} if part.cut.last else {}
+            cache = part.init_cache(4, 16, jnp.float32)
+            out, cache = nnx.jit(type(part).decode)(part, cache, positions=positions, **out, **given)
+            dims = part.cache_dims()
+            assert jax.tree.structure(dims, is_leaf=lambda x: type(x) is tuple) == jax.tree.structure(cache)
+            assert [len(names) for names in dims] == [array.ndim for array in cache]
+            caches.append(cache)
+        return out["logits"], jax.tree.map(lambda *rows: jnp.concatenate(rows), *caches)
+
+    want_logits, want_cache = decode([model])
+    logits, cache = decode([model.stage(i, 2) for i in range(2)])
+    np.testing.assert_allclose(logits, want_logits, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), cache, want_cache)

@@ -1,0 +1,51 @@
+"""A model, a batch and an optimizer small enough to train in every layout."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import optax
+from flax import nnx
+
+from hetjax import Edge, ModuleGraph
+from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+
+STEPS = 3
+MAX_GRAD_NORM = 0.5
+SAMPLES, ROWS, VOCABULARY = 32, 12, 40
+
+VISION = VisionConfig(
+    image_size=8, patch_size=4, width=16, layers=2, heads=4, mlp_width=32, projector_width=32, output_width=24
+)
+LLM = DecoderConfig(vocab_size=VOCABULARY, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
+
+
+@functools.cache
+def make_graph() -> ModuleGraph:
+    """An encoder into a language model, with weights: made once, since making random numbers compiles slowly."""
+    modules = {"vision": VisionEncoder(VISION, rngs=nnx.Rngs(1)), "llm": LanguageModel(LLM, rngs=nnx.Rngs(2))}
+    return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    """AdamW with an epsilon that keeps rounding noise in vanishing gradients from becoming full steps."""
+    return optax.adamw(1e-2, eps=1e-3, weight_decay=0.1)
+
+
+def make_batch(seed: int = 0):
+    """Two images a sample, some of them padding, and from none to all rows of a sample in the loss."""
+    random = np.random.default_rng(seed)
+    images = random.normal(size=(SAMPLES, 2, 8, 8, 3)).astype(np.float32)
+    positions = np.tile(np.arange(1, 9, dtype=np.int32), (SAMPLES, 1))
+    positions[::3, 4:] = ROWS
+    weights = (random.random((SAMPLES, ROWS)) < np.linspace(0, 1, SAMPLES)[:, None]).astype(np.float32)
+    return {
+        "vision": {"images": images},
+        "llm": {
+            "tokens": random.integers(0, VOCABULARY, (SAMPLES, ROWS)).astype(np.int32),
+            "labels": random.integers(0, VOCABULARY, (SAMPLES, ROWS)).astype(np.int32),
+            "loss_weights": weights,
+            "image_positions": positions,
+        },
+    }

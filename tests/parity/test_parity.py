@@ -1,0 +1,134 @@
+"""A layout never changes the numbers: every case against one device without any mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from hetjax import Trainer
+from hetjax.executor import Executor
+from hetjax.schedule import build_schedule
+from meshes import Layout, Placement
+from tests.parity.cases import ALL, LAYOUTS, MICROBATCHES, SCHEDULES, Case, applies, covering_sample, pairs_of
+from tests.parity.oracle import relative_error, train_on_one_device
+from tests.parity.problem import MAX_GRAD_NORM, STEPS, make_batch, make_graph, make_optimizer
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+SAMPLE = covering_sample(ALL)
+
+
+@pytest.fixture
+def dtype(request):
+    jax.config.update("jax_enable_x64", request.param == "float64")
+    yield request.param
+    jax.config.update("jax_enable_x64", False)
+
+
+@functools.cache
+def expected(dtype: str):
+    optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
+    return train_on_one_device(make_graph(), make_batch(), optimizer, steps=STEPS, dtype=dtype)
+
+
+def make_trainer(layouts: tuple[Layout, Layout], dtype: str, schedule: str, microbatches: int) -> Trainer:
+    return Trainer(
+        make_graph(),
+        Placement(dict(zip(("vision", "llm"), layouts, strict=True))),
+        optimizer=make_optimizer(),
+        schedule=schedule,
+        microbatches=microbatches,
+        max_grad_norm=MAX_GRAD_NORM,
+        param_dtype=dtype,
+        compute_dtype=dtype,
+    )
+
+
+def largest_errors(trainer: Trainer, dtype: str, batch=None) -> dict[str, float]:
+    """The largest relative error over three steps: of the losses, of any gradient, of any weight."""
+    batch = make_batch() if batch is None else batch
+    state = trainer.init()
+    errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
+    for loss, gradients, weights in expected(dtype):
+        _, actual_gradients = trainer.loss_and_gradients(state, batch)
+        state, metrics = trainer.step(state, batch)
+        found = {
+            "loss": [relative_error(metrics["loss"], loss)],
+            "gradient": [relative_error(actual_gradients[m][p], g) for m in gradients for p, g in gradients[m].items()],
+            "weight": [relative_error(trainer.weights(state)[m][p], w) for m in weights for p, w in weights[m].items()],
+        }
+        errors = {what: max(errors[what], *values) for what, values in found.items()}
+    return errors
+
+
+def assert_equal(errors: dict[str, float], dtype: str) -> None:
+    assert max(errors.values()) <= TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("case", SAMPLE, ids=str)
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_sample_of_cases_equals_one_device(case: Case, dtype):
+    trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
+    assert_equal(largest_errors(trainer, dtype), dtype)
+
+
+@pytest.mark.parametrize("case", SAMPLE[:4], ids=str)
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_some_cases_equal_one_device_in_float32(case: Case, dtype):
+    trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
+    assert_equal(largest_errors(trainer, dtype), dtype)
+
+
+def test_sample_covers_every_pair_of_choices():
+    assert set().union(*map(pairs_of, SAMPLE)) == set().union(*map(pairs_of, ALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", MICROBATCHES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(map(str, layout)))
+@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
+def test_every_case_equals_one_device(layout, microbatches, dtype):
+    """All schedules of a layout run the same programs, which are compiled once."""
+    trainer = make_trainer(LAYOUTS[layout], dtype, "gpipe", microbatches)
+    trainer.compile(make_batch())
+    step = trainer.compiled
+    for name in SCHEDULES:
+        if applies(name, layout[0]):
+            schedule = build_schedule(name, step.schedule.graph, microbatches)
+            trainer._executor = Executor(dataclasses.replace(step, schedule=schedule))
+            assert_equal(largest_errors(trainer, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_suite_fails_when_two_samples_are_swapped_at_the_boundary(dtype):
+    """The suite can fail: routing two samples' tokens to each other shows in every figure."""
+    trainer = make_trainer(LAYOUTS["disjoint", "more", 1], dtype, "1f1b", 1)
+    trainer.compile(make_batch())
+    (crossing,) = trainer.compiled.crossings.values()
+    plan = crossing.forward.plan
+    swapped = list(plan.moves)
+    first, second = (i for i, move in enumerate(swapped) if move.destination_slot == 0 and move.destination in (4, 6))
+    swapped[first], swapped[second] = (
+        dataclasses.replace(swapped[first], source=swapped[second].source, source_slot=swapped[second].source_slot),
+        dataclasses.replace(swapped[second], source=swapped[first].source, source_slot=swapped[first].source_slot),
+    )
+    crossing.forward.plan = dataclasses.replace(plan, moves=tuple(swapped))
+    crossing.forward._wire()
+    errors = largest_errors(trainer, dtype)
+    assert min(errors.values()) > 100 * TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_three_devices_and_four_equal_one_device(dtype):
+    """Degrees need not be powers of two: an encoder on three devices feeds a language model on four."""
+    batch = jax.tree.map(lambda x: x[:24], make_batch())
+    layouts = (Layout(devices="0-2", data=3), Layout(devices="4-7", data=2, tensor=2))
+    three = make_trainer(layouts, dtype, "1f1b", 2)
+    one = make_trainer((Layout(devices="0"), Layout(devices="0")), dtype, "1f1b", 1)
+    gradients = [trainer.loss_and_gradients(trainer.init(), batch)[1] for trainer in (three, one)]
+    for module, paths in gradients[1].items():
+        for path, reference in paths.items():
+            assert relative_error(gradients[0][module][path], reference) <= TOLERANCE[dtype]
+    assert np.isfinite(float(three.loss_and_gradients(three.init(), batch)[0]))
