@@ -18,9 +18,10 @@ Batch = Mapping[str, Any]
 def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], microbatches: int) -> dict[str, Shapes]:
     """What each stage takes of one microbatch: {stage: {port: shape with sharding}}.
 
-    `batch` may hold arrays or shapes. Raises BatchError for a missing or unknown input, for leading
-    dims that differ, and where the batch does not divide.
+    `batch` may hold arrays or shapes. Raises BatchError for a missing or unknown input, for what is no
+    array, for leading dims that differ, and where the batch does not divide.
     """
+    _check_arrays(batch)
     _check_names(batch, stages, links)
     sizes = {
         f"{module}.{port}": np.shape(array)[0] if np.ndim(array) else None
@@ -42,21 +43,18 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
 
 
 def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
-    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}. Each device gets its own rows only."""
+    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}. Each device gets its own rows only.
+
+    Raises BatchError where the batch is not of the shapes that programs were compiled for.
+    """
+    _check_compiled(batch, shapes, stages, microbatches)
     placed = {}
     for stage in stages:
+        taken = shapes[stage.name]
+        shardings = {port: aval.sharding for port, aval in taken.items()}
         for index in range(microbatches):
-            arrays, shardings = {}, {}
-            for port, aval in shapes[stage.name].items():
-                size = aval.shape[0]
-                whole = batch[stage.module][port]
-                arrays[port] = np.asarray(whole[index * size : (index + 1) * size], aval.dtype)
-                shardings[port] = aval.sharding
-                if arrays[port].shape != aval.shape:
-                    raise BatchError(
-                        f"module '{stage.module}': input '{port}' has shape {np.shape(whole)} in this batch, but programs "
-                        f"were compiled for {(microbatches * size, *aval.shape[1:])}; keep shapes fixed"
-                    )
+            rows = {port: slice(index * aval.shape[0], (index + 1) * aval.shape[0]) for port, aval in taken.items()}
+            arrays = {port: np.asarray(batch[stage.module][port][rows[port]], taken[port].dtype) for port in taken}
             placed[stage.name, index] = jax.device_put(arrays, shardings)
     return placed
 
@@ -77,6 +75,41 @@ def loss_tokens(batch: Batch, sink: str) -> float:
 
 def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:
     return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
+
+
+def _check_arrays(batch: Batch) -> None:
+    for module, inputs in _modules(batch).items():
+        if not isinstance(inputs, Mapping):
+            raise BatchError(
+                f"batch['{module}'] is {type(inputs).__name__}; a batch is {{module: {{input: array}}}}, "
+                "give the module a dict of its inputs"
+            )
+        for port, array in inputs.items():
+            if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+                raise BatchError(
+                    f"module '{module}': input '{port}' is {type(array).__name__}; make it an array with np.asarray"
+                )
+
+
+def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int) -> None:
+    compiled: dict[str, Shapes] = {}
+    for stage in stages:
+        compiled.setdefault(stage.module, {}).update(shapes[stage.name])
+    modules = _modules(batch)
+    for module in {**compiled, **modules}:
+        given, known = modules.get(module, {}), compiled.get(module, {})
+        if set(given) != set(known):
+            raise BatchError(
+                f"module '{module}': this batch has the inputs {', '.join(given) or '(none)'}, but programs were "
+                f"compiled for {', '.join(known) or '(none)'}; keep inputs fixed"
+            )
+        for port, aval in known.items():
+            shape = (microbatches * aval.shape[0], *aval.shape[1:])
+            if np.shape(given[port]) != shape:
+                raise BatchError(
+                    f"module '{module}': input '{port}' has shape {np.shape(given[port])} in this batch, but "
+                    f"programs were compiled for {shape}; keep shapes fixed"
+                )
 
 
 def _check_names(batch: Batch, stages: Sequence[Stage], links: Sequence[Link]) -> None:

@@ -65,7 +65,7 @@ class ModuleGraph:
         for name, module in modules.items():
             if not name.isidentifier():
                 raise GraphError(f"module name {name!r} is no identifier; use letters, digits and underscores")
-            if not callable(module):
+            if not (isinstance(module, nnx.Module) or callable(module)):
                 raise GraphError(f"module '{name}' is {module!r}; give a Flax NNX module or a function that builds one")
         self.modules = dict(modules)
         self.edges = tuple(edges)
@@ -101,11 +101,21 @@ class ModuleGraph:
 
     def _shapes(self, name: str) -> nnx.Module:
         given = self.modules[name]
+
+        def make() -> nnx.Module:
+            module = given if isinstance(given, nnx.Module) else given(nnx.Rngs(0))
+            kind = type(module).__name__
+            if not isinstance(module, nnx.Module):
+                raise GraphError(f"module '{name}': its builder returned {kind}; return a Flax NNX module")
+            if not callable(module):
+                raise GraphError(
+                    f"module '{name}': {kind} has no method __call__; add one that takes its inputs by name and "
+                    "returns a dict of outputs"
+                )
+            return module
+
         with nnx.use_eager_sharding(False):
-            module = nnx.eval_shape(lambda: given if isinstance(given, nnx.Module) else given(nnx.Rngs(0)))
-        if not isinstance(module, nnx.Module):
-            raise GraphError(f"module '{name}': its builder returned {type(module).__name__}, not a Flax NNX module")
-        return module
+            return nnx.eval_shape(make)
 
     def _check_edges(self) -> None:
         fed: dict[str, Edge] = {}
@@ -120,7 +130,8 @@ class ModuleGraph:
             known = input_ports(self.abstract(module))
             if port not in known:
                 raise GraphError(
-                    f"edge {edge.name}: module '{module}' has no input '{port}'; its inputs are {', '.join(known)}"
+                    f"edge {edge.name}: module '{module}' has no input '{port}'; its inputs are "
+                    f"{', '.join(known) or '(none)'}, from the attribute input_ports or the parameters of __call__"
                 )
             if edge.destination in fed:
                 raise GraphError(
@@ -171,11 +182,9 @@ def optional_ports(module: nnx.Module) -> tuple[str, ...]:
 
 def _parameters(module: nnx.Module) -> dict[str, inspect.Parameter]:
     """The named parameters of `__call__`, without self."""
-    parameters = inspect.signature(type(module).__call__).parameters
-    named = {
-        name: parameter
-        for name, parameter in parameters.items()
+    _, *parameters = inspect.signature(type(module).__call__).parameters.values()
+    return {
+        parameter.name: parameter
+        for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    named.pop("self", None)
-    return named

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.optimizer import Update
 from hetjax.stage import Shapes, Stage, cut_module
@@ -15,7 +16,9 @@ from hetjax.weights import Arrays, take_apart
 
 
 def initialize(graph: ModuleGraph, stages: Sequence[Stage], updates: Mapping[str, Update], seed: int) -> TrainState:
-    """Weights, buffers and optimizer state of every stage on its mesh."""
+    """Weights, buffers and optimizer state of every stage on its mesh. Raises ConfigError for a seed beyond 32 bits."""
+    if not -(2**31) <= seed < 2**31:
+        raise ConfigError(f"seed is {seed}, which does not fit into 32 bits; give a number from 0 to {2**31 - 1}")
     made = {}
     for stage in stages:
         params, buffers = _stage_arrays(graph, stage, seed)

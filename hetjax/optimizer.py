@@ -16,7 +16,8 @@ class Update:
     """The optimizer programs of a stage that trains.
 
     Attributes:
-        opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight.
+        opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight;
+            what has another shape (a factored second moment, a step count) is on every device of the mesh.
     """
 
     def __init__(
@@ -38,15 +39,14 @@ class Update:
 
     def _placed_opt_state(self) -> Any:
         params = self.stage.params
-        return optax.tree_map_params(
-            self.optimizer,
-            lambda aval, param: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=param.sharding),
-            jax.eval_shape(self.optimizer.init, params),
-            params,
-            transform_non_params=lambda aval: jax.ShapeDtypeStruct(
-                aval.shape, aval.dtype, sharding=self.stage.replicated
-            ),
-        )
+
+        def placed(aval: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
+            mirrors = param is not None and aval.shape == param.shape
+            sharding = param.sharding if mirrors else self.stage.replicated
+            return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
+
+        opt_state = jax.eval_shape(self.optimizer.init, params)
+        return optax.tree_map_params(self.optimizer, placed, opt_state, params, transform_non_params=placed)
 
     # ── the programs, as pure functions ──────────────────────────────────────────────────────────
 
@@ -62,7 +62,8 @@ class Update:
         return {path: aval for path, aval in self.stage.compute_params.items() if aval.dtype != master[path].dtype}
 
     def _square_sum(self, gradients: Arrays) -> jax.Array:
-        return sum(jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
+        squares = (jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
+        return sum(squares, start=jnp.zeros((), self.norm_dtype))
 
     def _update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
         if self.max_grad_norm is not None:

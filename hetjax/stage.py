@@ -35,7 +35,7 @@ class Stage:
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
         port_dims: dim names of the ports that have them.
-        trains: whether its weights are updated.
+        trains: whether its weights are updated; a module without any has nothing to train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
     """
 
@@ -98,6 +98,13 @@ class Stage:
             raise GraphError(
                 f"module '{self.module}': calling it changed its state tree ({', '.join(new)}); keep it fixed"
             )
+        for path, array in after.items():
+            before = self.buffers[path]
+            if (array.shape, array.dtype) != (before.shape, before.dtype):
+                raise GraphError(
+                    f"module '{self.module}': calling it turned {path} from {before.dtype}{list(before.shape)} into "
+                    f"{array.dtype}{list(array.shape)}; keep its shape and dtype, or build it as what it becomes"
+                )
         return dict(outputs), after
 
 
@@ -105,7 +112,8 @@ class Stage:
 class Link:
     """A tensor that one stage hands to another: an edge of the graph, or what passes inside a module.
 
-    `gradient` says whether a gradient comes back: something upstream trains, and the edge lets it through.
+    `gradient` says whether a gradient comes back: something upstream trains, one arrives at the destination, and
+    the edge lets it through.
     """
 
     name: str
@@ -127,6 +135,9 @@ def cut_graph(
 ) -> tuple[Stage, ...]:
     """All stages in topological order. Raises GraphError and PlacementError."""
     _check_modules(graph, placement, frozen)
+    trained = {name for name in graph.modules if name not in frozen and take_apart(graph.abstract(name))[1]}
+    if not trained:
+        raise GraphError(f"no module of {', '.join(graph.modules)} has weights (nnx.Param) to train, or all are frozen")
     stages = []
     for module in graph.order:
         layout = placement.placement[module]
@@ -134,7 +145,7 @@ def cut_graph(
             part = cut_module(graph.abstract(module), module, index, layout.stage)
             skeleton, params, buffers = take_apart(part)
             mesh = placement.mesh(module, index, devices)
-            trains = module not in frozen
+            trains = module in trained
             # A frozen module needs no master copy: its weights are kept as they are computed with.
             dtype = param_dtype if trains else (compute_dtype or param_dtype)
             stages.append(
@@ -175,7 +186,10 @@ def cut_module(module: nnx.Module, name: str, index: int, count: int) -> nnx.Mod
 
 
 def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links of all edges, and those that pass a module's own tensors from stage to stage."""
+    """The links of all edges, and those that pass a module's own tensors from stage to stage.
+
+    Raises GraphError when a module trains that no gradient reaches.
+    """
     links: list[Link] = []
     for stage in stages:
         for edge in graph.inputs(stage.module):
@@ -187,7 +201,23 @@ def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
             before = stages[stages.index(stage) - 1]
             for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
                 links.append(_link(before, port, stage, port, _learns(before, links)))
-    return tuple(links)
+    return _pruned(links, stages)
+
+
+def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
+    """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
+    *others, sink = stages
+    answers = {sink.name}
+    for stage in reversed(others):
+        leaving = [link for link in links if link.source == stage.name]
+        if any(link.gradient and link.destination in answers for link in leaving):
+            answers.add(stage.name)
+        elif stage.trains:
+            raise GraphError(
+                f"module '{stage.module}' trains, but no gradient reaches it, as no edge from it lets one through "
+                f"({', '.join(link.name for link in leaving)}); give one gradient=True or freeze '{stage.module}'"
+            )
+    return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in answers) for link in links)
 
 
 def _learns(stage: Stage, links: Sequence[Link]) -> bool:
@@ -237,8 +267,6 @@ def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Ite
                 f"{what} names module '{min(names - modules)}', which the graph lacks; its modules are "
                 f"{', '.join(graph.modules)}"
             )
-    if frozen == modules:
-        raise GraphError(f"all modules ({', '.join(sorted(frozen))}) are frozen; leave at least one to train")
 
 
 def _placed(

@@ -41,7 +41,10 @@ class Skeleton:
 
 
 def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
-    """A module as (skeleton, params, buffers); random keys become their plain data."""
+    """A module as (skeleton, params, buffers); random keys become their plain data.
+
+    Raises GraphError for a variable that does not hold one array.
+    """
     definition, state = nnx.split(module)
     entries, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     leaves, treedef = jax.tree.flatten(state)
@@ -55,6 +58,9 @@ def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
         if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("out_sharding")
     }
     arrays = dict(zip(paths, leaves, strict=True))
+    for path, leaf in arrays.items():
+        if not hasattr(leaf, "dtype"):
+            raise GraphError(f"{type(module).__name__}: {path} holds {leaf!r}; make it an array, jnp.asarray({leaf!r})")
     keys = frozenset(path for path, leaf in arrays.items() if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
     return (
         Skeleton(definition, treedef, paths, params, keys, dims),

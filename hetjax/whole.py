@@ -1,34 +1,237 @@
-"""A module's stages seen as the whole module again.
+"""A module's stages seen as the whole module, and back.
 
 A stage's arrays have the paths of the whole module. An array that the whole module holds with more
-rows is stacked over layers, and each stage has a run of its rows, in stage order.
+rows is stacked over layers, and each stage that holds it has a run of its rows, in stage order. An
+array of the whole module's own shape lives in one stage, or is the same in several.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hetjax.errors import GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.stage import Stage
-from hetjax.weights import Arrays
+from hetjax.optimizer import Update
+from hetjax.stage import Shapes, Stage
+from hetjax.state import StageState, TrainState
+from hetjax.weights import Arrays, take_apart
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeArray:
+    """An array of the whole module, and the stages that hold it.
+
+    Attributes:
+        name: module and path, for messages.
+        shape: shape in the whole module.
+        parts: what each stage holds of it by stage name, in stage order, with its sharding.
+        stacked: whether the stages hold runs of its rows, rather than all of it each.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, jax.ShapeDtypeStruct]
+    stacked: bool
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the parts."""
+        return next(iter(self.parts.values())).dtype
+
+    @property
+    def aval(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the whole array, and the sharding that makes the parts its shards."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self._sharding)
+
+    @functools.cached_property
+    def _sharding(self) -> NamedSharding:
+        first, *others = [part.sharding for part in self.parts.values()]
+        if not self.stacked:
+            return first
+        rows = [part.shape[0] for part in self.parts.values()]
+        if len(set(rows)) > 1:
+            raise GraphError(
+                f"{self.name}: its stages hold {', '.join(map(str, rows))} rows; "
+                "to be one array on the devices every stage must hold the same number"
+            )
+        # The stages' meshes, one behind the other, are one mesh whose outermost axis is the stage.
+        devices = np.stack([first.mesh.devices, *(other.mesh.devices for other in others)])
+        axes = ("stage", *first.mesh.axis_names)
+        within, *rest = tuple(first.spec) or (None,)
+        within = () if within is None else (within,) if isinstance(within, str) else tuple(within)
+        mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
+        return NamedSharding(mesh, PartitionSpec(("stage", *within), *rest))
+
+    def join(self, parts: Mapping[str, jax.Array]) -> jax.Array:
+        """The whole array on the devices; its shards are the parts' own memory. Raises GraphError for uneven runs."""
+        if not self.stacked:
+            return parts[next(iter(self.parts))]
+        shards = [shard.data for stage in self.parts for shard in parts[stage].addressable_shards]
+        return jax.make_array_from_single_device_arrays(self.shape, self._sharding, shards)
+
+    def split(self, whole: jax.Array) -> dict[str, jax.Array]:
+        """What each stage holds of a whole array sharded as `aval`; stacked parts are the array's own memory."""
+        if not self.stacked:
+            return {stage: jax.device_put(whole, part.sharding) for stage, part in self.parts.items()}
+        shards = {shard.device: shard.data for shard in whole.addressable_shards}
+        return {
+            stage: jax.make_array_from_single_device_arrays(
+                part.shape,
+                part.sharding,
+                [shards[device] for device in part.sharding.mesh.devices.flat if device in shards],
+            )
+            for stage, part in self.parts.items()
+        }
+
+    def join_on_host(self, parts: Mapping[str, jax.Array]) -> np.ndarray:
+        """A host copy of the whole array."""
+        if not self.stacked:
+            return jax.device_get(parts[next(iter(self.parts))])
+        return np.concatenate(jax.device_get([parts[stage] for stage in self.parts]))
+
+
+def find_parts(module: str, whole: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> dict[str, WholeArray]:
+    """Every array of the whole module by path, with the parts that its stages hold.
+
+    `whole` has shapes by path, `parts` shapes or arrays by stage name, in stage order, and path.
+    Raises GraphError when a stage holds what the whole module lacks, or the other way round, or when
+    the rows of the stages do not add up.
+    """
+    for stage, held in parts.items():
+        if held.keys() - whole.keys():
+            unknown = min(held.keys() - whole.keys())
+            raise GraphError(
+                f"module '{module}': its stage '{stage}' holds {unknown}, which the whole module lacks; "
+                "stage(index, count) must keep the paths of the whole module"
+            )
+    found = {}
+    for path, aval in whole.items():
+        holders = {
+            stage: jax.ShapeDtypeStruct(held[path].shape, held[path].dtype, sharding=held[path].sharding)
+            for stage, held in parts.items()
+            if path in held
+        }
+        found[path] = _whole_array(f"module '{module}': {path}", tuple(aval.shape), holders)
+    return found
+
+
+def _whole_array(name: str, shape: tuple[int, ...], parts: dict[str, jax.ShapeDtypeStruct]) -> WholeArray:
+    if not parts:
+        raise GraphError(f"{name}: no stage holds it; stage(index, count) must leave every array to some stage")
+    if all(part.shape == shape for part in parts.values()):
+        return WholeArray(name=name, shape=shape, parts=parts, stacked=False)
+    shapes = [tuple(part.shape) for part in parts.values()]
+    same_rows = all(len(part) == len(shape) > 0 and part[1:] == shape[1:] for part in shapes)
+    if not same_rows or sum(part[0] for part in shapes) != shape[0]:
+        raise GraphError(
+            f"{name}: the whole module has shape {shape}, but its stages {', '.join(parts)} hold "
+            f"{', '.join(map(str, shapes))}; they must hold runs of its rows that add up, or all of it each"
+        )
+    return WholeArray(name=name, shape=shape, parts=parts, stacked=True)
+
+
+def whole_shapes(graph: ModuleGraph, module: str) -> tuple[Shapes, Shapes]:
+    """Shapes and dtypes of the whole module by path: (params, buffers)."""
+    _, params, buffers = take_apart(graph.abstract(module))
+    return params, buffers
 
 
 def merge_stages(
     graph: ModuleGraph, stages: Sequence[Stage], arrays: Mapping[str, Arrays]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Host copies of stage arrays by module and whole-module path."""
+    """Host copies of params (or what mirrors them) given by stage, by module and whole-module path.
+
+    A module none of whose stages is in `arrays` has no entries. Raises GraphError as `find_parts`.
+    """
     merged: dict[str, dict[str, np.ndarray]] = {}
     for module in graph.order:
-        parts = [
-            jax.device_get(arrays[stage.name]) for stage in stages if stage.module == module and stage.name in arrays
-        ]
-        paths = dict.fromkeys(path for part in parts for path in part)
-        merged[module] = {path: _join([part[path] for part in parts if path in part]) for path in paths}
+        held = {stage.name: arrays[stage.name] for stage in stages if stage.module == module and stage.name in arrays}
+        found = find_parts(module, whole_shapes(graph, module)[0], held) if held else {}
+        merged[module] = {
+            path: whole.join_on_host({stage: held[stage][path] for stage in whole.parts})
+            for path, whole in found.items()
+        }
     return merged
 
 
-def _join(rows: list[np.ndarray]) -> np.ndarray:
-    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+# ── the whole state ──────────────────────────────────────────────────────────────────────────────
+
+
+def whole_module(
+    graph: ModuleGraph, module: str, stages: Sequence[Stage], updates: Mapping[str, Update]
+) -> dict[str, dict[str, WholeArray]]:
+    """Every array of a module's training state by kind and path.
+
+    The kinds are "params", "buffers" and, for a module that trains, "opt_state", whose paths are those
+    of the optimizer's tree. Raises GraphError as `find_parts`.
+    """
+    stages = [stage for stage in stages if stage.module == module]
+    params, buffers = whole_shapes(graph, module)
+    kinds = {
+        "params": find_parts(module, params, {stage.name: stage.params for stage in stages}),
+        "buffers": find_parts(module, buffers, {stage.name: stage.buffers for stage in stages}),
+    }
+    if stages[0].trains:
+        master = {path: jax.ShapeDtypeStruct(whole.shape, whole.dtype) for path, whole in kinds["params"].items()}
+        opt_state = jax.eval_shape(updates[stages[0].name].optimizer.init, master)
+        parts = {stage.name: by_path(updates[stage.name].opt_state) for stage in stages}
+        kinds["opt_state"] = find_parts(module, by_path(opt_state), parts)
+    return kinds
+
+
+def join_module(kinds: Mapping[str, Mapping[str, WholeArray]], state: TrainState) -> dict[str, Arrays]:
+    """A module's whole arrays on the devices by kind and path, for what `whole_module` found."""
+    held = {
+        name: {"params": stage.params, "buffers": stage.buffers, "opt_state": by_path(stage.opt_state)}
+        for name, stage in state.stages.items()
+    }
+    return {
+        kind: {
+            path: whole.join({stage: held[stage][kind][path] for stage in whole.parts}) for path, whole in found.items()
+        }
+        for kind, found in kinds.items()
+    }
+
+
+def split_module(
+    kinds: Mapping[str, Mapping[str, WholeArray]],
+    arrays: Mapping[str, Arrays],
+    stages: Sequence[Stage],
+    updates: Mapping[str, Update],
+) -> dict[str, StageState]:
+    """The states of a module's stages from its whole arrays; without "opt_state" in `arrays` a fresh one."""
+    held = {stage.name: {kind: {} for kind in arrays} for stage in stages}
+    for kind, found in arrays.items():
+        for path, array in found.items():
+            for stage, part in kinds[kind][path].split(array).items():
+                held[stage][kind][path] = part
+    return {stage.name: _stage_state(stage, updates.get(stage.name), **held[stage.name]) for stage in stages}
+
+
+def _stage_state(
+    stage: Stage, update: Update | None, *, params: Arrays, buffers: Arrays, opt_state: Arrays | None = None
+) -> StageState:
+    tree = None
+    if update is not None and opt_state is None:
+        tree = update.init(params)
+    elif update is not None:
+        structure = jax.tree.structure(update.opt_state)
+        tree = structure.unflatten([opt_state[path] for path in by_path(update.opt_state)])
+    return StageState(
+        params={path: params[path] for path in stage.params},
+        buffers={path: buffers[path] for path in stage.buffers},
+        opt_state=tree,
+    )
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of any tree by path, in tree order, e.g. "0/mu/layers/block/attention/query/kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

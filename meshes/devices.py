@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Sequence
 
 from meshes.errors import PlacementError
@@ -19,17 +21,27 @@ def parse_devices(devices: Devices, *, module: str) -> tuple[int, ...] | None:
             return None
         numbers = [number for part in devices.split(",") for number in _parse_range(part, devices, module)]
     else:
-        numbers = [int(number) for number in devices]
+        numbers = _listed(devices, module)
     if not numbers:
         raise PlacementError(f'module \'{module}\': devices={devices!r} names no device; write e.g. "0-3" or "all"')
     if min(numbers) < 0:
         raise PlacementError(f"module '{module}': devices={devices!r} has a negative number; devices count from 0")
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
     if twice:
         raise PlacementError(
             f"module '{module}': devices={devices!r} lists device {twice[0]} twice; a mesh holds each device once"
         )
     return tuple(numbers)
+
+
+def _listed(devices: Sequence[int], module: str) -> list[int]:
+    try:
+        return [operator.index(number) for number in devices]
+    except TypeError:
+        raise PlacementError(
+            f"module '{module}': devices={devices!r} is no list of device numbers; "
+            'write e.g. [0, 1, 2, 3], "0-3" or "all"'
+        ) from None
 
 
 def _parse_range(part: str, whole: str, module: str) -> range:

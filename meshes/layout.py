@@ -109,7 +109,10 @@ class Layout:
         self, table: Mapping[str, tuple[str, ...]], dims: Sequence[str | None], shape: Sequence[int], name: str
     ) -> PartitionSpec:
         if len(dims) != len(shape):
-            raise PlacementError(f"{name}: {len(dims)} dim names {tuple(dims)} for shape {tuple(shape)}")
+            raise PlacementError(
+                f"{name}: {len(dims)} dim names {tuple(dims)} for {len(shape)} dims of shape {tuple(shape)}; "
+                "name each dim once, None for a dim without a name"
+            )
         entries: list[tuple[str, ...] | None] = []
         taken: dict[str, str] = {}
         for dim, size in zip(dims, shape, strict=True):
@@ -117,7 +120,10 @@ class Layout:
             axes = tuple(axis for axis in axes if getattr(self, axis) > 1)
             for axis in axes:
                 if axis in taken:
-                    raise PlacementError(f"{name}: dims '{taken[axis]}' and '{dim}' both ride on axis '{axis}'")
+                    raise PlacementError(
+                        f"{name}: dims '{taken[axis]}' and '{dim}' both ride on axis '{axis}' ({axis}="
+                        f"{getattr(self, axis)}); put one on another axis with the layout's rules, or set {axis}=1"
+                    )
                 taken[axis] = str(dim)
             degree = math.prod(getattr(self, axis) for axis in axes)
             if size % degree:

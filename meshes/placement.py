@@ -55,7 +55,7 @@ class Placement(Mapping[str, Layout]):
                 raise PlacementError(
                     f"module '{module}': devices={layout.devices!r} names device {missing[0]}, but there are "
                     f"{device_count} devices (0-{device_count - 1}); change the range, or on a machine without "
-                    f"accelerators set fake_devices: {missing[0] + 1} or more"
+                    f"accelerators set fake_devices: {max(missing) + 1} or more"
                 )
             layout.check_device_count(module, len(numbers))
             grids[module] = np.array(numbers).reshape(layout.stage, *layout.mesh_shape)

@@ -7,6 +7,15 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Compile fast rather than well: numbers are checked here, not speed. Slow tests compile as a user's run does."""
+    quick = "slow" not in request.keywords and "optimized" not in request.keywords
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def float64():
     """Run a test with 64-bit types, and leave the rest of the suite at 32."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 
 import jax
-from jax.sharding import NamedSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.boundary.plan import BoundaryPlan, make_plan
 from hetjax.boundary.tiling import tiling_of
@@ -19,8 +20,10 @@ class Boundary:
     Call it eagerly, also under `jax.grad`: the tensor arrives with `destination`'s sharding and its
     gradient returns with `source`'s. It lives between jitted programs, not inside one.
 
-    Raises BoundaryError when a sharding does not divide the shape, when the array is not on `source`,
-    or when it is called inside `jax.jit`.
+    Like JAX itself it takes an uncommitted array, such as the gradient of an eager `jnp.sum`, from wherever it is.
+
+    Raises BoundaryError when a sharding does not divide the shape, when the array is committed elsewhere
+    than `source`, or when it is called inside `jax.jit`.
     """
 
     def __init__(self, source: NamedSharding, destination: NamedSharding):
@@ -73,6 +76,10 @@ def _on(x: jax.Array, sharding: NamedSharding, what: str) -> jax.Array:
         # A program's gradient need not come out as pinned; on the same devices a reshard is free of surprises.
         if set(x.sharding.device_set) == set(sharding.device_set) and isinstance(x.sharding, NamedSharding):
             return _transport(x.sharding, sharding, *_signature(x))(x)
+        if not x.committed:
+            (device,) = x.devices()
+            alone = NamedSharding(Mesh(np.array([device]), ("alone",)), PartitionSpec())
+            return _transport(alone, sharding, *_signature(x))(jax.device_put(x, alone))
         raise BoundaryError(
             f"the {what} of shape {x.shape} is on {x.sharding}, but this side of the boundary is {sharding}; "
             "pin the program's output with out_shardings"

@@ -9,6 +9,8 @@ import math
 
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hetjax.errors import BoundaryError
+
 Coordinate = tuple[int, ...]
 
 
@@ -70,8 +72,12 @@ class Tiling:
 
 
 def tiling_of(sharding: NamedSharding, ndim: int) -> Tiling:
-    """The tiling that a NamedSharding means for an array of `ndim` dims."""
+    """The tiling that a NamedSharding means for an array of `ndim` dims; BoundaryError if it names more."""
     entries = [() if entry is None else (entry,) if isinstance(entry, str) else tuple(entry) for entry in sharding.spec]
+    if len(entries) > ndim:
+        raise BoundaryError(
+            f"boundary: {sharding.spec} names {len(entries)} dims, but the tensor has {ndim}; shorten the spec"
+        )
     entries += [()] * (ndim - len(entries))
     mesh = sharding.mesh
     return Tiling(

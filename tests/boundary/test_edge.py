@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -34,25 +35,74 @@ PLACES = {
     "permuted": (range(4), [2, 0, 3, 1]),
     "overlapping": (range(4), range(2, 6)),
 }
+ALL = tuple(itertools.product(PLACES, SIDES, SIDES))
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("source", "destination"), itertools.product(SIDES, SIDES))
-def test_values_and_gradients_cross_bit_for_bit(place, source, destination):
+def sample() -> tuple[tuple[str, str, str], ...]:
+    """Each side once as source and once as destination in every place: a Latin square, shifted from place to place."""
+    names = list(SIDES)
+    return tuple(
+        (place, source, names[(i + 2 * shift + 1) % len(names)])
+        for shift, place in enumerate(PLACES)
+        for i, source in enumerate(names)
+    )
+
+
+def test_sample_covers_every_place_with_every_source_and_destination():
+    for pair in ((0, 1), (0, 2)):
+        assert {tuple(case[i] for i in pair) for case in sample()} == {tuple(case[i] for i in pair) for case in ALL}
+
+
+@functools.cache
+def values() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return tuple(random.normal(size=(12, 24)).astype(np.float32) for _ in range(2))
+
+
+def assert_crosses_bit_for_bit(place: str, source: str, destination: str) -> None:
     here, there = (list(devices) for devices in PLACES[place])
     boundary = Boundary(SIDES[source](here), SIDES[destination](there))
-    value = np.random.default_rng(0).normal(size=(12, 24)).astype(np.float32)
-    weight = np.random.default_rng(1).normal(size=(12, 24)).astype(np.float32)
+    value, weight = values()
     x = jax.device_put(value, boundary.source)
     w = jax.device_put(weight, boundary.destination)
 
-    crossed = boundary(x)
-    gradient = jax.grad(lambda x: jnp.sum(boundary(x) * w))(x)
+    crossed, pull = jax.vjp(boundary, x)
+    (gradient,) = pull(w)
 
     assert crossed.sharding.is_equivalent_to(boundary.destination, 2)
     assert gradient.sharding.is_equivalent_to(boundary.source, 2)
     np.testing.assert_array_equal(crossed, value)
     np.testing.assert_array_equal(gradient, weight)
+
+
+@pytest.mark.parametrize(("place", "source", "destination"), sample())
+def test_values_and_gradients_cross_bit_for_bit(place, source, destination):
+    assert_crosses_bit_for_bit(place, source, destination)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "source", "destination"), ALL)
+def test_every_pair_of_sides_crosses_bit_for_bit(place, source, destination):
+    assert_crosses_bit_for_bit(place, source, destination)
+
+
+def test_grad_of_an_eager_loss_is_that_of_the_loss_without_a_boundary():
+    boundary = Boundary(SIDES["rows4"](range(4)), SIDES["rows2 columns2"](range(4, 8)))
+    value, weight = values()
+    w = jax.device_put(weight, boundary.destination)
+    x = jax.device_put(value, boundary.source)
+    gradient = jax.grad(lambda x: jnp.sum((boundary(x) * w) ** 2))(x)
+    np.testing.assert_allclose(gradient, 2 * value * weight**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["rows3", "replicated"])
+def test_gradient_that_jax_made_on_the_default_device_finds_its_way(side):
+    """The gradient of an eager sum is an uncommitted array on the first device, whatever mesh the sum ran on."""
+    boundary = Boundary(SIDES[side](range(1, 5)), SIDES["rows4"](range(4, 8)))
+    x = jax.device_put(values()[0], boundary.source)
+    gradient = jax.grad(lambda x: jnp.sum(boundary(x)))(x)
+    assert gradient.sharding.is_equivalent_to(boundary.source, 2)
+    np.testing.assert_array_equal(gradient, np.ones((12, 24)))
 
 
 def test_scalar_and_integer_tensors_cross():
@@ -73,3 +123,9 @@ def test_array_elsewhere_and_shape_that_does_not_divide_are_refused():
         boundary(jax.device_put(np.zeros((12, 2)), jax.devices()[7]))
     with pytest.raises(BoundaryError, match=r"dim 0 of shape \(4, 2\) is 4, not divisible into the 3 tiles"):
         boundary.plan((4, 2), jnp.float32)
+
+
+def test_a_host_array_is_refused_with_the_way_out():
+    boundary = Boundary(SIDES["rows4"](range(4)), SIDES["rows4"](range(4, 8)))
+    with pytest.raises(BoundaryError, match=r"takes a jax.Array, not ndarray; place it with jax.device_put"):
+        boundary.forward(np.zeros((4, 4)))

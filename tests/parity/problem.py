@@ -30,7 +30,7 @@ def make_graph() -> ModuleGraph:
 
 def make_optimizer() -> optax.GradientTransformation:
     """AdamW with an epsilon that keeps rounding noise in vanishing gradients from becoming full steps."""
-    return optax.adamw(1e-2, eps=1e-3, weight_decay=0.1)
+    return optax.adamw(1e-3, eps=1e-3, weight_decay=0.1)
 
 
 def make_batch(seed: int = 0):

@@ -1,0 +1,158 @@
+"""The programs of one stage that generates: an encoder's forward, and a decoder stage's prefill and step.
+
+B batch · S longest prompt · R new tokens · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from hetjax.stage import Shapes, Stage
+from hetjax.weights import Arrays
+from models.dims import Dims
+
+TOKENS = "tokens"
+"""The input port of the first stage that takes ids, and what the last stage hands back to it."""
+
+
+class Compiled:
+    """A function traced for fixed shapes and shardings; compiled by `compile`, or else by the first call."""
+
+    def __init__(self, function: Callable[..., Any], *avals: Any, **options: Any):
+        self._traced = jax.jit(function, **options).trace(*avals)
+        self._program: Any = None
+
+    def compile(self) -> None:
+        """Compile; harmless to call twice."""
+        if self._program is None:
+            self._program = self._traced.lower().compile()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.compile()
+        return self._program(*arguments)
+
+
+class Encode:
+    """Forward program of a stage ahead of the language model; its `outputs` are shapes by port."""
+
+    def __init__(self, stage: Stage, inputs: Shapes):
+        def forward(params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:
+            # What the call changes in the buffers belongs to training and is dropped.
+            return stage.call(params, buffers, inputs)[0]
+
+        avals = (stage.compute_params, stage.buffers, inputs)
+        self.outputs = placed_ports(stage, jax.eval_shape(forward, *avals))
+        self.forward = Compiled(forward, *avals, out_shardings=_shardings(self.outputs))
+
+
+class Carry(NamedTuple):
+    """What a decoder stage keeps on its mesh from step to step; a step consumes it.
+
+    `positions` is the row of the token that comes next. The last stage has `answer`, whose last columns
+    are the tokens made so far, newest at the end; other stages have None.
+    """
+
+    cache: Any
+    positions: Int[Array, "B 1"]
+    answer: Int[Array, "B R"] | None
+
+
+class Decode:
+    """Prefill and step programs of one stage of the language model.
+
+    The prefill takes `prompt` and `lengths` and makes the cache; a step takes the ports of `prompt` that
+    `passed` holds, one row a sample. Both return (outputs by port, carry); those of the last stage are
+    {"tokens": [B, 1]}, the most likely next token.
+    """
+
+    def __init__(
+        self, stage: Stage, prompt: Shapes, *, longest: int, new_tokens: int, stop_token: int, cache_dims: Any
+    ):
+        self.stage = stage
+        self.is_last = stage.index == stage.count - 1
+        self.longest, self.new_tokens, self.stop_token = longest, new_tokens, stop_token
+        batch = next(iter(prompt.values())).shape[0]
+        self.lengths = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=self._rows("batch", shape=(batch,)))
+        avals = (stage.compute_params, stage.buffers, prompt, self.lengths)
+        outputs, carry = jax.eval_shape(self._prefill, *avals)
+        self.outputs = placed_ports(stage, outputs)
+        self.carry = self._placed_carry(carry, cache_dims)
+        self.prefill = Compiled(self._prefill, *avals, out_shardings=_shardings((self.outputs, self.carry)))
+
+    def trace_step(self, passed: Shapes) -> Shapes:
+        """Trace the step for inputs of one row a sample: its outputs by port."""
+        stage = self.stage
+        avals = (stage.compute_params, stage.buffers, passed, self.carry)
+        outputs = placed_ports(stage, jax.eval_shape(self._step, *avals)[0])
+        self.step = Compiled(self._step, *avals, donate_argnums=3, out_shardings=_shardings((outputs, self.carry)))
+        return outputs
+
+    def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B]):
+        stage, batch = self.stage, lengths.shape[0]
+        module = stage.skeleton.assemble(params, buffers)
+        positions = jnp.broadcast_to(jnp.arange(self.longest), (batch, self.longest))
+        last = {"last": lengths - 1} if self.is_last else {}
+        with stage.in_force():
+            cache = module.init_cache(batch, self.longest + self.new_tokens, self._dtype)
+            outputs, cache = module.decode(cache, positions=positions, **inputs, **last)
+        answer = None
+        if self.is_last:
+            best = _most_likely(outputs)
+            answer = jnp.pad(best, ((0, 0), (self.new_tokens - 1, 0)))
+            outputs = {TOKENS: best}
+        return dict(outputs), Carry(cache, lengths[:, None], answer)
+
+    def _step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry):
+        stage = self.stage
+        module = stage.skeleton.assemble(params, buffers)
+        with stage.in_force():
+            outputs, cache = module.decode(carry.cache, positions=carry.positions, **inputs)
+        answer = carry.answer
+        if self.is_last:
+            previous = answer[:, -1:]
+            new = jnp.where(previous == self.stop_token, previous, _most_likely(outputs))
+            answer = jnp.concatenate([answer[:, 1:], new], axis=1)
+            outputs = {TOKENS: new}
+        return dict(outputs), Carry(cache, carry.positions + 1, answer)
+
+    @property
+    def _dtype(self) -> Any:
+        """Keys and values are kept in the dtype that the stage computes in."""
+        dtypes = [aval.dtype for aval in self.stage.compute_params.values()]
+        return jnp.result_type(*(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)))
+
+    def _placed_carry(self, carry: Carry, cache_dims: Any) -> Carry:
+        def cache_part(aval: jax.ShapeDtypeStruct, dims: Dims) -> jax.ShapeDtypeStruct:
+            return _placed(aval, self.stage.activation_sharding(dims, aval.shape, what="cache"))
+
+        rows = self._rows("batch", None, shape=carry.positions.shape)
+        return Carry(
+            cache=jax.tree.map(cache_part, carry.cache, cache_dims),
+            positions=_placed(carry.positions, rows),
+            answer=None if carry.answer is None else _placed(carry.answer, rows),
+        )
+
+    def _rows(self, *dims: str | None, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+        return self.stage.activation_sharding(dims, shape)
+
+
+def _most_likely(outputs: Arrays) -> Int[Array, "B 1"]:
+    return jnp.argmax(outputs["logits"], axis=-1).astype(jnp.int32)[:, None]
+
+
+def placed_ports(stage: Stage, outputs: Shapes) -> Shapes:
+    """Output shapes with the sharding that the stage gives each port."""
+    return {port: _placed(aval, stage.port_sharding(port, aval.shape)) for port, aval in outputs.items()}
+
+
+def _placed(aval: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
+
+
+def _shardings(avals: Any) -> Any:
+    return jax.tree.map(lambda aval: aval.sharding, avals)

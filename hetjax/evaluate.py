@@ -1,0 +1,87 @@
+"""Exact-match accuracy of generated answers on held-out prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from hetjax.data import EvalBatch, Tokenizer
+from hetjax.errors import DataError
+from hetjax.generate import Answers, Generator, Weights
+from hetjax.state import TrainState
+
+# B batch · R new tokens
+
+
+class EvalSample(NamedTuple):
+    """One prompt as text (images stand for none), the answer that the data gives and the one that the model gave."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """How a model answers held-out prompts.
+
+    Attributes:
+        accuracy: share of `count` answers that equal the expected one, from 0 to 1.
+        count: prompts answered.
+        bad: samples that the data skipped, each as "file:line: reason".
+        samples: the first few, for display.
+    """
+
+    accuracy: float
+    count: int
+    bad: tuple[str, ...]
+    samples: tuple[EvalSample, ...]
+
+
+def evaluate(
+    generator: Generator, state: TrainState, batches: Iterable[EvalBatch], tokenizer: Tokenizer, *, shown: int = 8
+) -> EvalResult:
+    """Answer every prompt and compare with the expected answer, both stripped of white space at their ends.
+
+    An answer ends at `tokenizer.eos`. `state` stays valid; its weights are cast once. At most `shown`
+    samples are kept for display. Raises DataError without any sample.
+    """
+    right, count = 0, 0
+    bad: list[str] = []
+    samples: list[EvalSample] = []
+    for batch, ids in _read_one_late(generator, generator.prepare(state), batches):
+        bad += batch.bad
+        for row in range(batch.count):
+            expected, answer = batch.answers[row].strip(), answer_text(ids[row], tokenizer).strip()
+            right += answer == expected
+            if len(samples) < shown:
+                prompt = batch.arrays[generator.sink]["tokens"][row, : batch.lengths[row]]
+                samples.append(EvalSample(tokenizer.decode(prompt), expected, answer))
+        count += batch.count
+    if count == 0:
+        raise DataError("there is no held-out sample to evaluate on; give an evaluation file with good samples")
+    return EvalResult(accuracy=right / count, count=count, bad=tuple(bad), samples=tuple(samples))
+
+
+def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer) -> str:
+    """The text of generated ids up to the first eos."""
+    ends = np.flatnonzero(ids == tokenizer.eos)
+    return tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
+
+
+def _read_one_late(
+    generator: Generator, weights: Weights, batches: Iterable[EvalBatch]
+) -> Iterator[tuple[EvalBatch, Int[np.ndarray, "B R"]]]:
+    """Each batch with its generated ids, read after the next batch is under way, so that devices stay busy."""
+    before: tuple[EvalBatch, Answers] | None = None
+    for batch in batches:
+        now = batch, generator.dispatch(weights, batch.arrays, batch.lengths)
+        if before is not None:
+            yield before[0], before[1].read()
+        before = now
+    if before is not None:
+        yield before[0], before[1].read()

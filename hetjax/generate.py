@@ -1,0 +1,254 @@
+"""Greedy generation with every module on its own meshes, as training left them.
+
+B batch · S longest prompt · R new tokens
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from hetjax.batch import Batch, place_inputs
+from hetjax.compiling import compile_all
+from hetjax.decode_plan import DecodePlan, stages_for_decoding, trace_decode_plan
+from hetjax.decoding import TOKENS, Carry, Compiled
+from hetjax.errors import BatchError, ConfigError
+from hetjax.stage import Shapes, Stage
+from hetjax.state import TrainState
+from hetjax.trainer import Trainer
+from hetjax.weights import Arrays
+
+Weights = dict[str, tuple[Arrays, Arrays]]
+"""By stage name: (weights in the compute dtype, buffers)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`."""
+
+    ids: jax.Array
+    made: int
+    count: int
+    stop_token: int
+
+    def read(self) -> Int[np.ndarray, "B R"]:
+        """The tokens on the host; waits for them."""
+        ids = np.asarray(self.ids)[: self.count]
+        rest = ids.shape[1] - self.made
+        return np.pad(ids[:, rest:], ((0, 0), (0, rest)), constant_values=self.stop_token)
+
+
+class Generator:
+    """Continues prompts by the most likely tokens, on the placement and with the weights of a trainer.
+
+    Encoders run their stages in order; their tokens cross to the language model, the module that ends
+    the graph. That runs a prefill and R - 1 steps, with a cache for every stage on the stage's mesh; the
+    token chosen on the last stage's mesh crosses back to the first. Nothing is read on the host before
+    the end. The language model's sequence is not split over the context axis, since a step has one row.
+
+    Beside what `ModuleGraph` asks for, the language model offers, as `models.LanguageModel` does:
+        init_cache(batch, length, dtype): an empty cache for the layers of its stage;
+        cache_dims(): the dim names of each array of the cache, in the cache's tree;
+        decode(cache, *, positions, tokens, ...): runs rows against the cache and returns (outputs, cache).
+            The first stage takes ids as `tokens`; the last also takes `last` and returns {"logits": [B, V]}.
+
+    Args:
+        trainer: whose graph, stages and compute dtype are used.
+        max_new_tokens: R, at least 1.
+        stop_token: after it a sample emits nothing else.
+        check_every: every so many tokens, wait for one boolean from the devices and stop early when all
+            samples have stopped; None never waits.
+
+    Raises GraphError when the last module cannot generate, ConfigError for a number below 1.
+    """
+
+    def __init__(self, trainer: Trainer, *, max_new_tokens: int, stop_token: int, check_every: int | None = None):
+        for name, number in (("max_new_tokens", max_new_tokens), ("check_every", check_every)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} is {number}; give 1 or more")
+        self.max_new_tokens, self.stop_token, self.check_every = max_new_tokens, stop_token, check_every
+        self.sink, self.links = trainer.graph.sink, trainer.links
+        self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
+        self._cache_dims = trainer.graph.abstract(self.sink).cache_dims()
+        self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
+        self._casts = {stage.name: _cast(stage) for stage in self.stages if _other_dtype(stage)}
+        self._plans: dict[Any, DecodePlan] = {}
+
+    def generate(self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B]) -> Int[np.ndarray, "B R"]:
+        """The new tokens of each prompt, as host int32; after its first `stop_token` a row holds nothing else.
+
+        `batch` is {module: {input: array with the batch dim leading}}, without labels. The language model's
+        "tokens" [B, S] are padded at the end of each row, and `lengths` tells how many of a row are prompt.
+        B need not divide by any degree. Compiles at the first batch of each shape. `state` stays valid.
+
+        Raises BatchError for a missing or unknown input, or a length outside 1..S.
+        """
+        return self.dispatch(self.prepare(state), batch, lengths).read()
+
+    def prepare(self, state: TrainState) -> Weights:
+        """The weights as programs take them, cast once; valid until a training step consumes `state`."""
+        return {
+            name: ({**stage.params, **self._cast(name, stage.params)}, stage.buffers)
+            for name, stage in state.stages.items()
+        }
+
+    def trace(self, batch: Batch) -> dict[str, Callable[[], object]]:
+        """Trace all programs for batches of these shapes, and list what remains to compile, by name.
+
+        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}.
+        """
+        casts = {f"{name} weights for generation": cast.compile for name, cast in self._casts.items()}
+        return {**casts, **self._plan(batch).tasks()}
+
+    def compile(self, batch: Batch, *, progress: bool = False) -> None:
+        """Compile all programs for batches of these shapes, as `trace` takes them."""
+        compile_all(self.trace(batch), progress=progress)
+
+    def dispatch(self, weights: Weights, batch: Batch, lengths: Int[np.ndarray, B]) -> Answers:
+        """Start `generate` with weights from `prepare`, without waiting for its end."""
+        if _signature(self._shapes(batch)) not in self._plans:
+            self.compile(batch)
+        plan = self._plan(batch)
+        count = len(lengths)
+        lengths = self._check_lengths(np.asarray(lengths, np.int32), np.shape(batch[self.sink][TOKENS]))
+        padded = _map_inputs(batch, lambda array: _repeat_last(np.asarray(array), self._degree))
+        arrived = place_inputs(padded, plan.inputs, self.stages, 1)
+        token, carries = self._prefill(plan, weights, arrived, _repeat_last(lengths, self._degree))
+        made = 1
+        while made < self.max_new_tokens and not self._may_stop(plan, carries, made):
+            token = self._step(plan, weights, plan.back(token), carries)
+            made += 1
+        return Answers(ids=carries[plan.last].answer, made=made, count=count, stop_token=self.stop_token)
+
+    def _cast(self, name: str, params: Arrays) -> Arrays:
+        return self._casts[name](params) if name in self._casts else {}
+
+    # ── running ──────────────────────────────────────────────────────────────────────────────────
+
+    def _prefill(
+        self, plan: DecodePlan, weights: Weights, arrived: Mapping[Any, Arrays], lengths: Int[np.ndarray, B]
+    ) -> tuple[jax.Array, dict[str, Carry]]:
+        """Run all stages on the prompts: (first tokens, what each stage of the language model keeps)."""
+        outputs: dict[str, Arrays] = {}
+        carries: dict[str, Carry] = {}
+        for stage in self.stages:
+            name = stage.name
+            inputs = {**arrived[name, 0], **self._cross(plan.prompt, name, outputs)}
+            if name in plan.encoders:
+                outputs[name] = plan.encoders[name].forward(*weights[name], inputs)
+            else:
+                decoder = plan.decoders[name]
+                here = jax.device_put(lengths, decoder.lengths.sharding)
+                outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, here)
+        return outputs[plan.last][TOKENS], carries
+
+    def _step(self, plan: DecodePlan, weights: Weights, token: jax.Array, carries: dict[str, Carry]) -> jax.Array:
+        """Run the language model on one token a sample: the next tokens. Replaces the carries."""
+        outputs: dict[str, Arrays] = {}
+        for name, decoder in plan.decoders.items():
+            inputs = self._cross(plan.passing, name, outputs)
+            if name == plan.first:
+                inputs[TOKENS] = token
+            outputs[name], carries[name] = decoder.step(*weights[name], inputs, carries[name])
+        return outputs[plan.last][TOKENS]
+
+    def _cross(self, transports: Mapping[str, Any], stage: str, outputs: Mapping[str, Arrays]) -> Arrays:
+        """What links bring to a stage."""
+        return {
+            link.destination_port: transports[link.name](outputs[link.source][link.source_port])
+            for link in self.links
+            if link.destination == stage and link.name in transports
+        }
+
+    def _may_stop(self, plan: DecodePlan, carries: Mapping[str, Carry], made: int) -> bool:
+        if self.check_every is None or made % self.check_every:
+            return False
+        return bool(plan.all_stopped(carries[plan.last].answer))
+
+    # ── shapes ───────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self, batch: Batch) -> DecodePlan:
+        shapes = self._shapes(batch)
+        key = _signature(shapes)
+        if key not in self._plans:
+            self._plans[key] = trace_decode_plan(
+                self.stages,
+                self.links,
+                self.sink,
+                shapes,
+                cache_dims=self._cache_dims,
+                new_tokens=self.max_new_tokens,
+                stop_token=self.stop_token,
+            )
+        return self._plans[key]
+
+    def _shapes(self, batch: Batch) -> Batch:
+        """The shapes that programs see: padded to as many samples as every module's batch degree divides."""
+        sizes = {np.shape(array)[:1] for inputs in _modules(batch).values() for array in inputs.values()}
+        # Where the numbers of samples differ, the check of the plan tells them as they were given.
+        degree = self._degree if len(sizes) == 1 else 1
+        return _map_inputs(batch, lambda array: _padded_shape(array, degree))
+
+    def _check_lengths(self, lengths: Int[np.ndarray, B], shape: tuple[int, int]) -> Int[np.ndarray, B]:
+        count, longest = shape
+        if lengths.shape != (count,):
+            raise BatchError(f"lengths have shape {lengths.shape}; give one for each of the {count} prompts")
+        if lengths.min() < 1 or lengths.max() > longest:
+            raise BatchError(
+                f"lengths are {lengths.min()} to {lengths.max()}, but a row of tokens has {longest}; "
+                f"give lengths from 1 to {longest}"
+            )
+        return lengths
+
+
+def _other_dtype(stage: Stage) -> Shapes:
+    """Weights that programs see in another dtype than they are trained in."""
+    return {path: aval for path, aval in stage.compute_params.items() if aval.dtype != stage.params[path].dtype}
+
+
+def _cast(stage: Stage) -> Compiled:
+    other = _other_dtype(stage)
+
+    def cast(params: Arrays) -> Arrays:
+        return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
+
+    return Compiled(cast, stage.params, out_shardings={path: aval.sharding for path, aval in other.items()})
+
+
+def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:
+    return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
+
+
+def _map_inputs(batch: Batch, function: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+    return {
+        module: {port: function(array) for port, array in inputs.items()} for module, inputs in _modules(batch).items()
+    }
+
+
+def _padded_size(size: int, degree: int) -> int:
+    return -(-size // degree) * degree
+
+
+def _padded_shape(array: Any, degree: int) -> jax.ShapeDtypeStruct:
+    shape = np.shape(array)
+    shape = (_padded_size(shape[0], degree), *shape[1:]) if shape else ()
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def _repeat_last(array: np.ndarray, degree: int) -> np.ndarray:
+    rows = np.arange(_padded_size(len(array), degree))
+    return array[np.minimum(rows, len(array) - 1)]
+
+
+def _signature(shapes: Batch) -> Any:
+    return tuple(
+        (module, port, aval.shape, str(aval.dtype))
+        for module, inputs in sorted(shapes.items())
+        for port, aval in sorted(inputs.items())
+    )

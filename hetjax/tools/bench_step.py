@@ -1,0 +1,117 @@
+"""hetjax bench step: how fast a run's training step is on this machine."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import jax
+from rich.progress import track
+from rich.table import Table
+
+from hetjax.batch import Batch
+from hetjax.build import batch_shapes, build_trainer, use_devices
+from hetjax.config import TrainConfig
+from hetjax.display import format_bytes
+from hetjax.errors import ConfigError
+from hetjax.state import TrainState
+from hetjax.stopwatch import Stopwatch
+from hetjax.tools.flops import model_flops
+from hetjax.tools.outcome import Outcome, busy, stderr
+from hetjax.tools.random_batch import random_batch
+from hetjax.trainer import Trainer
+from meshes import find_hardware
+
+
+def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outcome:
+    """Time a run's training step on random data: seconds, tokens/s, FLOP/s, memory, and the time of each module.
+
+    Args:
+        timed_steps: Steps that are timed.
+        warmup: Steps before those.
+    """
+    if timed_steps < 1 or warmup < 1:
+        raise ConfigError(f"timed_steps is {timed_steps} and warmup {warmup}; give 1 or more of each")
+    use_devices(config)
+    trainer = build_trainer(config)
+    batch = random_batch(batch_shapes(config), vocab_size=config.model.llm.vocab_size)
+    with busy("compiling"):
+        trainer.compile(batch)
+    state, seconds = _time(trainer, trainer.init(config.seed), batch, warmup, timed_steps)
+    numbers = {"name": config.name, **_speed(trainer, config, seconds)}
+    numbers["peak_bytes_per_device"] = _peak_memory(trainer)
+    stopwatch = Stopwatch().start(state)
+    trainer.step(state, batch, observe=stopwatch)
+    numbers["seconds_by_module"] = stopwatch.by_module(trainer.schedule.graph)
+    return Outcome(numbers=numbers, shown=(_table(numbers),))
+
+
+def _time(
+    trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed: int
+) -> tuple[TrainState, list[float]]:
+    """Seconds from the end of one step to the end of the next, with a further step always dispatched, as in training."""
+    for _ in range(warmup):
+        state, ahead = trainer.step(state, batch)
+    jax.block_until_ready((state, ahead))
+    ends = [time.perf_counter()]
+    state, ahead = trainer.step(state, batch)
+    for index in track(range(timed), "timing", console=stderr(), disable=not stderr().is_terminal):
+        done = ahead
+        if index + 1 < timed:
+            state, ahead = trainer.step(state, batch)
+            jax.block_until_ready(done)
+        else:
+            jax.block_until_ready((done, state))
+        ends.append(time.perf_counter())
+    return state, [end - start for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Any]:
+    devices = _devices(trainer)
+    tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled)
+    typical = median(seconds)
+    hardware = find_hardware(devices[0].device_kind)
+    per_device = flops / typical / len(devices)
+    return {
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "steps": len(seconds),
+        "seconds": typical,
+        "seconds_min": min(seconds),
+        "tokens": tokens,
+        "tokens_per_second": tokens / typical,
+        "model_flops": flops,
+        "tflops_per_device": per_device / 1e12,
+        "share_of_peak": per_device / hardware.bfloat16_flops if hardware else None,
+    }
+
+
+def _devices(trainer: Trainer) -> list[jax.Device]:
+    """Every device that some module uses."""
+    return list(dict.fromkeys(device for stage in trainer.stages for device in stage.mesh.devices.flat))
+
+
+def _peak_memory(trainer: Trainer) -> dict[str, int] | None:
+    """The most bytes in use on each device so far, or None where the backend does not count (a CPU)."""
+    counted = {str(device.id): device.memory_stats() for device in _devices(trainer)}
+    if not all(counted.values()):
+        return None
+    return {device: stats["peak_bytes_in_use"] for device, stats in counted.items()}
+
+
+def _table(numbers: dict[str, Any]) -> Table:
+    peak, memory = numbers["share_of_peak"], numbers["peak_bytes_per_device"]
+    table = Table(title=f"{numbers['name']}: {numbers['devices']} x {numbers['device_kind']}", title_justify="left")
+    table.add_column("a training step", no_wrap=True)
+    table.add_column(f"over {numbers['steps']} steps", justify="right")
+    table.add_row("median", f"{1000 * numbers['seconds']:.1f} ms")
+    table.add_row("fastest", f"{1000 * numbers['seconds_min']:.1f} ms")
+    table.add_row("tokens/s", f"{numbers['tokens_per_second']:,.0f}")
+    table.add_row("model FLOPs", f"{numbers['model_flops']:.4g}")
+    table.add_row("TFLOP/s per device", f"{numbers['tflops_per_device']:.4g}")
+    table.add_row("share of bfloat16 peak", "unknown" if peak is None else f"{peak:.1%}")
+    table.add_row("peak memory per device", "unknown" if memory is None else format_bytes(max(memory.values())))
+    for module, seconds in numbers["seconds_by_module"].items():
+        table.add_row(f"{module}, timed alone", f"{1000 * seconds:.1f} ms")
+    return table

@@ -1,0 +1,73 @@
+"""Floating-point operations of a step, counted from the matrix products that the modules ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from hetjax.step import Step
+
+
+def count_flops(function: Any, *arguments: Any) -> int:
+    """FLOPs of all matrix products in a traced call: two for each multiply and add.
+
+    A scan counts as often as it runs. (XLA's own `cost_analysis` counts the body of a loop once, so it
+    misses all layers but one of a stack.) Elementwise work is left out, as is usual.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(left[dim] for dim in contracted) * math.prod(equation.outvars[0].aval.shape)
+        runs = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += runs * sum(_count(inner) for inner in _inner(equation.params.values()))
+    return total
+
+
+def _inner(values: Iterable[Any]) -> Iterable[Any]:
+    """The programs inside an equation: jaxprs, closed or open, alone or in a tuple."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _inner(value)
+        elif hasattr(value, "eqns"):
+            yield value
+
+
+def forward_flops(step: Step) -> dict[str, int]:
+    """FLOPs of each stage's forward for one microbatch, over all devices of its mesh."""
+    return {
+        name: count_flops(stage.call, stage.compute_params, stage.buffers, step.programs[name].inputs)
+        for name, stage in step.stages.items()
+    }
+
+
+def backward_factor(step: Step, stage: str) -> int:
+    """FLOPs of a backward in forwards: one for the gradient of what came in, one for that of the weights.
+
+    A stage that trains counts as two (its first layer asks for no gradient of the batch: a part too small
+    to tell apart), a frozen one that passes a gradient on as one, and one without backward as none.
+    """
+    if not step.programs[stage].has_backward:
+        return 0
+    return 2 if step.stages[stage].trains else 1
+
+
+def model_flops(step: Step) -> int:
+    """FLOPs that one training step needs: per microbatch a forward and `backward_factor` times as much.
+
+    Where everything trains that is, in tokens T, weights N that tokens are multiplied with, layers L,
+    heads H of width K, and sequences of length S, the model FLOPs of PaLM's utilisation (Chowdhery et
+    al. 2022, appendix B): T * (6 N + 12 L H K S), summed over encoder and language model. What is
+    computed again in the backward does not count.
+    """
+    forwards = forward_flops(step)
+    once = sum(flops * (1 + backward_factor(step, name)) for name, flops in forwards.items())
+    return step.schedule.microbatches * once

@@ -1,0 +1,26 @@
+"""hetjax placement: which module is where, and what its state takes on each device."""
+
+from __future__ import annotations
+
+from hetjax.build import build_trainer, use_devices
+from hetjax.config import TrainConfig
+from hetjax.display import placement_rows, placement_table
+from hetjax.tools.outcome import Outcome
+from hetjax.tools.pictures import output_path
+
+
+def placement(*, config: TrainConfig, out: str | None = None) -> Outcome:
+    """Show where every module of a run lives: mesh, devices, parameters, memory of the state on each device.
+
+    Args:
+        out: Picture to draw as well, e.g. placement.png (or .svg, .pdf).
+    """
+    path = None if out is None else output_path(out)
+    use_devices(config)
+    trainer = build_trainer(config)
+    if path is not None:
+        from meshes.draw import draw_placement  # only here: matplotlib takes a while to import
+
+        draw_placement(trainer.placement, path, title=config.name)
+    numbers = {"name": config.name, "stages": placement_rows(trainer), "out": out}
+    return Outcome(numbers=numbers, shown=(placement_table(trainer), *([f"wrote {out}"] if out else [])))

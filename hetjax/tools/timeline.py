@@ -1,0 +1,127 @@
+"""hetjax timeline: the schedule of a run, as a picture or as a trace to open in Perfetto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from hetjax.batch import input_shapes
+from hetjax.build import batch_shapes, build_trainer, use_devices
+from hetjax.config import TrainConfig
+from hetjax.schedule import Costs, Kind, Timeline, simulate
+from hetjax.schedule.trace import write_trace
+from hetjax.step import trace_step
+from hetjax.stopwatch import Stopwatch
+from hetjax.tools.flops import backward_factor, forward_flops
+from hetjax.tools.outcome import Outcome, busy
+from hetjax.tools.pictures import PICTURES, output_path
+from hetjax.tools.random_batch import random_batch
+from hetjax.trainer import Trainer
+
+WARMUP, TIMED = 2, 3  # steps
+
+
+def timeline(
+    *, config: TrainConfig, out: str = "timeline.png", trace: str | None = None, measured: bool = False
+) -> Outcome:
+    """Draw a run's schedule: a lane for each mesh, a box for each program, an arrow for each transfer.
+
+    Program lengths are estimated from the FLOPs of their matrix products, or measured on this machine.
+
+    Args:
+        out: Picture (.png, .svg, .pdf), or a trace for ui.perfetto.dev (.json).
+        trace: Trace to write beside a picture, ending in .json.
+        measured: Whether to run a few steps on random data and take the times of their programs.
+    """
+    path = output_path(out, (*PICTURES, ".json"))
+    trace_path = None if trace is None else output_path(trace, (".json",))
+    use_devices(config)
+    trainer = build_trainer(config)
+    found = simulate(trainer.schedule, _measure(trainer, config) if measured else _estimate(trainer, config))
+    if path.suffix == ".json":
+        write_trace(found, path)
+    else:
+        from hetjax.schedule.draw import draw  # only here: matplotlib takes a while to import
+
+        title = f"{config.name}: {config.schedule}, {config.microbatches} microbatches"
+        draw(found, path, title=title, unit="ms" if measured else "units")
+    if trace_path is not None:
+        write_trace(found, trace_path)
+    numbers = _numbers(trainer, found, measured)
+    written = [name for name in (out, trace) if name]
+    return Outcome(numbers={**numbers, "written": written}, shown=(_table(numbers), f"wrote {', '.join(written)}"))
+
+
+def _estimate(trainer: Trainer, config: TrainConfig) -> Costs:
+    """FLOPs of each program over the devices that share it, in units of the longest forward.
+
+    Devices count as equally fast, transfers as immediate; an update takes a tenth of a unit.
+    """
+    inputs = input_shapes(batch_shapes(config), trainer.stages, trainer.links, trainer.microbatches)
+    step, _ = trace_step(trainer.stages, trainer.links, inputs, trainer.updates, trainer.schedule)
+    per_device = {name: flops / step.stages[name].mesh.size for name, flops in forward_flops(step).items()}
+    unit = max(per_device.values()) or 1.0
+    of = {(name, Kind.FORWARD): flops / unit for name, flops in per_device.items()}
+    of |= {(name, Kind.BACKWARD): backward_factor(step, name) * flops / unit for name, flops in per_device.items()}
+    return Costs(of=of)
+
+
+def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
+    """Median seconds of each program and transfer, over a few steps that wait for each."""
+    batch = random_batch(batch_shapes(config), vocab_size=config.model.llm.vocab_size)
+    with busy("compiling"):
+        trainer.compile(batch)
+    stopwatch = Stopwatch()
+    with busy("measuring"):
+        state = trainer.init(config.seed)
+        for _ in range(WARMUP):
+            state, _ = trainer.step(state, batch)
+        for _ in range(TIMED):
+            stopwatch.start(state)
+            state, _ = trainer.step(state, batch, observe=stopwatch)
+    return stopwatch.costs()
+
+
+def _numbers(trainer: Trainer, found: Timeline, measured: bool) -> dict[str, Any]:
+    schedule = found.schedule
+    return {
+        "schedule": schedule.name,
+        "microbatches": schedule.microbatches,
+        "unit": "seconds" if measured else "longest forward",
+        "makespan": found.makespan,
+        "idle_share": found.idle_share(),
+        "peak_live_microbatches": max(trainer.report.peak_live.values()),
+        "stages": {
+            stage.name: {
+                "devices": list(stage.devices),
+                "idle_share": found.idle_share(stage.name),
+                "peak_live_microbatches": trainer.report.peak_live[stage.name],
+                **{kind.value: _longest(found, stage.name, kind) for kind in Kind if kind is not Kind.TRANSFER},
+            }
+            for stage in schedule.graph.stages
+        },
+    }
+
+
+def _longest(found: Timeline, stage: str, kind: Kind) -> float | None:
+    """How long a stage's program takes; None where it has none of that kind."""
+    spans = [span for span in found.spans if span.stage == stage and span.action.kind is kind]
+    return max((span.end - span.start for span in spans), default=None)
+
+
+def _table(numbers: dict[str, Any]) -> Table:
+    seconds = numbers["unit"] == "seconds"
+
+    def told(length: float | None) -> str:
+        return "none" if length is None else f"{1000 * length:.3g} ms" if seconds else f"{length:.3g}"
+
+    total = f"makespan {told(numbers['makespan'])}{'' if seconds else ' longest forwards'}"
+    title = f"{numbers['schedule']}, {numbers['microbatches']} microbatches: {total}, idle {numbers['idle_share']:.1%}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("stage", "forward", "backward", "update", "idle", "peak live microbatches"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, row in numbers["stages"].items():
+        lengths = [told(row[kind]) for kind in ("forward", "backward", "update")]
+        table.add_row(name, *lengths, f"{row['idle_share']:.1%}", str(row["peak_live_microbatches"]))
+    return table

@@ -1,0 +1,122 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+import hetjax
+from hetjax.data import EvalBatch, load_tokenizer
+from hetjax.errors import DataError
+from hetjax.evaluate import EvalSample, evaluate
+from hetjax.generate import Generator
+from meshes import Layout, Placement
+from models import DecoderConfig, LanguageModel
+from models.generate import generate
+
+TOKENIZER = load_tokenizer(None)
+EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
+
+
+def eval_batch(prompts, answers, *, size=None, bad=()):
+    """Prompts as the data pipeline gives them: padded at the end, the last one repeated up to `size`."""
+    rows = [list(prompt.encode()) for prompt in prompts]
+    rows += [rows[-1]] * ((size or len(rows)) - len(rows))
+    longest = max(map(len, rows))
+    return EvalBatch(
+        arrays={"llm": {"tokens": np.array([row + [PAD] * (longest - len(row)) for row in rows], np.int32)}},
+        lengths=np.array([len(row) for row in rows], np.int32),
+        answers=list(answers),
+        count=len(answers),
+        bad=tuple(bad),
+    )
+
+
+class Scripted:
+    """Stands in for a generator: emits the ids it was given, batch by batch, and notes the order of events."""
+
+    sink = "llm"
+
+    def __init__(self, *batches):
+        width = max(len(row) for batch in batches for row in batch) if batches else 0
+        self.left = [np.array([row + [EOS] * (width - len(row)) for row in batch]) for batch in batches]
+        self.events = []
+
+    def prepare(self, state):
+        self.events.append("prepare")
+        return state
+
+    def dispatch(self, weights, batch, lengths):
+        self.events.append("dispatch")
+        ids, events = self.left.pop(0), self.events
+
+        class Pending:
+            def read(self):
+                events.append("read")
+                return ids
+
+        return Pending()
+
+
+def text(string):
+    return list(string.encode())
+
+
+def test_an_answer_counts_when_it_equals_the_expected_text_up_to_eos():
+    cases = [
+        ("7", [*text("7"), EOS, *text("junk")], True),
+        ("7", text("7"), True),  # the tokens ran out before an eos
+        ("7", [*text(" 7\n"), EOS], True),
+        (" 7", [*text("7"), EOS], True),
+        ("7", [*text("77"), EOS], False),
+        ("7", [EOS, *text("7")], False),
+        ("Seven", [*text("seven"), EOS], False),
+    ]
+    batch = eval_batch(["?"] * len(cases), [expected for expected, _, _ in cases])
+    result = evaluate(Scripted([ids for _, ids, _ in cases]), None, [batch], TOKENIZER)
+    assert [sample.expected == sample.answer for sample in result.samples] == [right for _, _, right in cases]
+    assert result.accuracy == 4 / 7 and result.count == 7
+
+
+def test_repeated_rows_of_a_last_batch_do_not_count():
+    batches = [
+        eval_batch(["a", "b"], ["1", "2"], bad=["x.jsonl:3: no image"]),
+        eval_batch(["c"], ["3"], size=2, bad=["x.jsonl:5: empty"]),
+    ]
+    ids = [[text("1"), text("2")], [text("3"), text("3")]]
+    result = evaluate(Scripted(*ids), None, batches, TOKENIZER, shown=1)
+    assert (result.accuracy, result.count) == (1.0, 3)
+    assert result.bad == ("x.jsonl:3: no image", "x.jsonl:5: empty")
+    assert result.samples == (EvalSample(prompt="a", expected="1", answer="1"),)
+
+
+def test_the_next_batch_is_under_way_before_an_answer_is_read():
+    scripted = Scripted([text("1")], [text("1")], [text("1")])
+    evaluate(scripted, None, [eval_batch(["a"], ["1"])] * 3, TOKENIZER)
+    assert scripted.events == ["prepare", "dispatch", "dispatch", "read", "dispatch", "read", "read"]
+
+
+def test_no_sample_is_an_error():
+    with pytest.raises(DataError, match="no held-out sample"):
+        evaluate(Scripted(), None, [], TOKENIZER)
+
+
+def test_accuracy_of_a_model_on_a_mesh():
+    config = DecoderConfig(
+        vocab_size=TOKENIZER.vocab_size, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16
+    )
+    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(config, rngs=rngs)})
+    trainer = hetjax.Trainer(graph, Placement({"llm": Layout(devices="0-1", data=2)}), optimizer=optax.sgd(0.1))
+    prompts = ["one", "three", "two"]
+    batch = eval_batch(prompts, ["?"] * 3)
+    tokens, lengths = batch.arrays["llm"]["tokens"], batch.lengths
+
+    @jax.jit
+    def on_one_device(seed):
+        return generate(graph.build("llm", seed), tokens, lengths, max_new_tokens=3, stop_token=EOS)
+
+    said = [bytes(i for i in row if i < 256).decode(errors="replace").strip() for row in np.asarray(on_one_device(0))]
+    batch = eval_batch(prompts, [said[0], "not this", said[2]])
+    generator = Generator(trainer, max_new_tokens=3, stop_token=EOS)
+    result = evaluate(generator, trainer.init(seed=0), [batch], TOKENIZER)
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert [sample.answer for sample in result.samples] == said
+    assert [sample.prompt for sample in result.samples] == prompts

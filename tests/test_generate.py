@@ -1,0 +1,245 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import hetjax
+from hetjax.errors import BatchError, ConfigError, GraphError
+from hetjax.generate import Generator
+from meshes import Layout, Placement
+from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from models.generate import generate
+
+# B prompts, which no batch degree below divides · S longest prompt · R new tokens
+B, S, R = 5, 12, 6
+VISION = VisionConfig(
+    image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24
+)
+DECODER = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
+
+
+def filled(build):
+    """A module with random weights, made on the host: initializers take seconds to compile."""
+    rng = np.random.default_rng(3)
+    with nnx.use_eager_sharding(False):
+        definition, shapes = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * (leaf.shape or (1,))[0] ** -0.25, jnp.float32)  # noqa: E731
+    return nnx.merge(definition, jax.tree.map(draw, shapes))
+
+
+MODULES = {
+    "vision": filled(functools.partial(VisionEncoder, VISION)),
+    "llm": filled(functools.partial(LanguageModel, DECODER)),
+}
+GRAPH = hetjax.ModuleGraph(MODULES, [hetjax.Edge("vision.tokens", "llm.image_tokens")])
+PLACEMENTS = {
+    "disjoint": {
+        "vision": Layout(devices="0-3", data=4),
+        "llm": Layout(devices="4-7", data=2, tensor=2),
+    },
+    "colocated, two stages": {"vision": Layout(data=8), "llm": Layout(data=2, tensor=2, stage=2)},
+    "homogeneous": {"vision": Layout(data=4, tensor=2), "llm": Layout(data=4, tensor=2)},
+    "overlapping, context": {
+        "vision": Layout(devices="0-3", data=2, tensor=2),
+        "llm": Layout(devices="2-5", fsdp=2, context=2),
+    },
+    "one device each": {"vision": Layout(devices="0"), "llm": Layout(devices="1")},
+}
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(B, 1, 8, 8, 3)).astype(np.float32)
+TOKENS = RNG.integers(0, DECODER.vocab_size, (B, S)).astype(np.int32)
+POSITIONS = np.tile(np.arange(1, 1 + VISION.tokens_per_image, dtype=np.int32), (B, 1))
+POSITIONS[0] = S  # a prompt without an image
+LENGTHS = np.array([5, 12, 7, 9, 6])
+STOPS = 1  # the prompt that emits the stop token
+BATCH = {"vision": {"images": IMAGES}, "llm": {"tokens": TOKENS, "image_positions": POSITIONS}}
+
+
+@functools.cache
+def trainer_on(placement, compute_dtype=None):
+    return hetjax.Trainer(
+        GRAPH,
+        Placement(PLACEMENTS[placement]),
+        optimizer=optax.sgd(0.1),
+        frozen=("vision",),
+        compute_dtype=compute_dtype,
+    )
+
+
+@functools.cache
+def state_on(placement, compute_dtype=None):
+    return trainer_on(placement, compute_dtype).init(seed=0)
+
+
+@functools.cache
+def generator_on(placement, compute_dtype=None, **options):
+    trainer = trainer_on(placement, compute_dtype)
+    return Generator(trainer, max_new_tokens=R, stop_token=stop_token(), **options)
+
+
+@jax.jit
+def run_on_one_device(modules, stop_token):
+    """`models.generate`, without any mesh."""
+    vision, llm = (nnx.merge(*modules[name]) for name in ("vision", "llm"))
+    images = vision(images=IMAGES)["tokens"]
+    return generate(llm, TOKENS, LENGTHS, images, POSITIONS, max_new_tokens=R, stop_token=stop_token)
+
+
+def on_one_device(stop_token, scale=1.0, dtype="float32"):
+    parts = {name: nnx.split(module) for name, module in MODULES.items()}
+    weights = {
+        name: (definition, jax.tree.map(lambda leaf: (leaf * scale).astype(dtype), state))
+        for name, (definition, state) in parts.items()
+    }
+    return np.asarray(run_on_one_device(weights, stop_token))
+
+
+@functools.cache
+def stop_token():
+    """A token that prompt `STOPS` emits as its third, not before."""
+    third = on_one_device(-1)[STOPS, 2]
+    assert third not in on_one_device(-1)[STOPS, :2]
+    return int(third)
+
+
+def test_the_reference_answers_differ_and_some_stop_early():
+    free, stopped = on_one_device(-1), on_one_device(stop_token())
+    assert len(np.unique(free, axis=0)) == B
+    assert len(np.unique(free)) > 8
+    assert (stopped != free).any(axis=1).sum() < B
+
+
+@pytest.mark.parametrize("placement", list(PLACEMENTS)[:4])
+def test_answers_equal_one_device(placement):
+    answers = generator_on(placement).generate(state_on(placement), BATCH, LENGTHS)
+    assert answers.dtype == np.int32
+    np.testing.assert_array_equal(answers, on_one_device(stop_token()))
+
+
+def test_a_batch_padded_to_the_same_size_reuses_the_programs(monkeypatch):
+    generator, state = generator_on("disjoint"), state_on("disjoint")
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), BATCH)
+    assert {"vision encoding", "llm prefill", "llm decoding step"} < set(generator.trace(shapes))
+    generator.compile(shapes)
+    monkeypatch.setattr("hetjax.generate.trace_decode_plan", lambda *_, **__: pytest.fail("traced again"))
+    rows = [3, 0, 4, 1, 2, 1, 0]
+    batch = {module: {port: array[rows] for port, array in inputs.items()} for module, inputs in BATCH.items()}
+    np.testing.assert_array_equal(generator.generate(state, batch, LENGTHS[rows]), on_one_device(stop_token())[rows])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """A list that grows whenever the host reads an array's value or waits for one."""
+    seen = []
+    kind = type(jnp.zeros(1))
+    value = vars(kind)["_value"]
+    monkeypatch.setattr(kind, "_value", property(lambda array: (seen.append(array.shape), value.fget(array))[1]))
+    wait = kind.block_until_ready
+    monkeypatch.setattr(kind, "block_until_ready", lambda array: (seen.append(array.shape), wait(array))[1])
+    return seen
+
+
+def test_nothing_is_read_on_the_host_before_the_end(reads):
+    generator, state = generator_on("colocated, two stages"), state_on("colocated, two stages")
+    generator.generate(state, BATCH, LENGTHS)  # what is made once is made
+    reads.clear()
+    with jax.transfer_guard_device_to_host("disallow"):
+        answers = generator.dispatch(generator.prepare(state), BATCH, LENGTHS)
+    assert reads == []
+    answers.read()
+    assert len(reads) == 1
+
+
+def test_early_stop_gives_the_same_answers_in_fewer_steps(reads):
+    generator = Generator(trainer_on("one device each"), max_new_tokens=R, stop_token=stop_token(), check_every=2)
+    state, stopping = state_on("one device each"), [STOPS]
+    batch = {module: {port: array[stopping] for port, array in inputs.items()} for module, inputs in BATCH.items()}
+    pending = generator.dispatch(generator.prepare(state), batch, LENGTHS[stopping])
+    assert len(reads) == 2, "one boolean after two tokens, one after four"
+    assert pending.made == 4 < R
+    np.testing.assert_array_equal(pending.read(), on_one_device(stop_token())[stopping])
+    assert generator.dispatch(generator.prepare(state), BATCH, LENGTHS).made == R
+
+
+def test_weights_are_cast_once_to_the_compute_dtype():
+    case = "one device each", "bfloat16"
+    generator, state = generator_on(*case), state_on(*case)
+    weights = generator.prepare(state)
+    for name, stage in state.stages.items():
+        computed_with, _ = weights[name]
+        for path, param in stage.params.items():
+            assert computed_with[path].dtype == jnp.bfloat16
+            np.testing.assert_array_equal(computed_with[path], param.astype(jnp.bfloat16))
+    assert weights["vision"][0]["patch/kernel"] is state.stages["vision"].params["patch/kernel"], "frozen: no copy"
+    answers = generator.generate(state, BATCH, LENGTHS)
+    np.testing.assert_array_equal(answers, on_one_device(stop_token(), dtype="bfloat16"))
+
+
+def test_answers_follow_the_state_that_is_given():
+    generator, state = generator_on("one device each"), state_on("one device each")
+    smaller = jax.tree.map(lambda leaf: leaf * 0.75, state)
+    got = generator.generate(smaller, BATCH, LENGTHS)
+    np.testing.assert_array_equal(got, on_one_device(stop_token(), scale=0.75))
+    assert (got != on_one_device(stop_token())).any()
+
+
+class Scorer(nnx.Module):
+    """Ends a graph with a loss alone."""
+
+    def __init__(self, *, rngs):
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, tokens):
+        return {"loss": self.scale[...] * tokens.sum()}
+
+
+class Wordless(LanguageModel):
+    """Decodes, but not from ids."""
+
+    def decode(self, cache, *, positions, image_tokens=None):
+        return {}, cache
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            lambda rngs: Scorer(rngs=rngs),
+            "module 'end'.*Scorer cannot generate: it has no init_cache, cache_dims",
+        ),
+        (lambda rngs: Wordless(DECODER, rngs=rngs), "Wordless.decode takes no input 'tokens', but image_tokens"),
+    ],
+    ids=["no decode", "no tokens"],
+)
+def test_a_module_that_cannot_generate_is_refused(module, message):
+    graph = hetjax.ModuleGraph({"end": module})
+    trainer = hetjax.Trainer(graph, Placement({"end": Layout(devices="0")}), optimizer=optax.sgd(0.1))
+    with pytest.raises(GraphError, match=message):
+        Generator(trainer, max_new_tokens=R, stop_token=0)
+
+
+def without(batch, module, port):
+    return {name: {p: a for p, a in ports.items() if (name, p) != (module, port)} for name, ports in batch.items()}
+
+
+def test_senseless_requests_are_refused_by_name():
+    generator, state = generator_on("one device each"), state_on("one device each")
+    labelled = {**BATCH, "llm": {**BATCH["llm"], "labels": TOKENS}}
+    uneven = {**BATCH, "vision": {"images": IMAGES[:3]}}
+    for batch, lengths, message in (
+        (BATCH, LENGTHS + 1, "lengths are 6 to 13, but a row of tokens has 12"),
+        (BATCH, LENGTHS * 0, "lengths are 0 to 0"),
+        (BATCH, LENGTHS[:4], r"lengths have shape \(4,\)"),
+        (labelled, LENGTHS, "input 'llm.labels', but module 'llm' takes tokens"),
+        (uneven, LENGTHS, "vision.images: 3, llm.tokens: 5"),
+        (without(BATCH, "llm", "tokens"), LENGTHS, "nothing feeds its input 'tokens'"),
+        (without(BATCH, "vision", "images"), LENGTHS, "nothing feeds its input 'images'"),
+    ):
+        with pytest.raises(BatchError, match=message):
+            generator.generate(state, batch, lengths)
+    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
+        Generator(trainer_on("one device each"), max_new_tokens=0, stop_token=0)
