@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from hetjax.errors import BatchError
-from hetjax.stage import Link, Shapes, Stage, check_batch
+from hetjax.links import Link
+from hetjax.stage import Shapes, Stage
+from meshes import BATCH_AXES
 
 # A batch is {module: {input: array with the batch dim leading}, "loss_tokens": number}.
 Batch = Mapping[str, Any]
@@ -42,6 +44,28 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
     }
 
 
+def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> int:
+    """Samples in a microbatch. Raises BatchError where the batch, or a microbatch, does not divide."""
+    if batch_size % microbatches:
+        raise BatchError(
+            f"a batch of {batch_size} samples is not divisible into {microbatches} microbatches "
+            f"({batch_size} % {microbatches} = {batch_size % microbatches}); change batch_size or microbatches"
+        )
+    size = batch_size // microbatches
+    for stage in stages:
+        degree = stage.layout.batch_degree
+        if size % degree:
+            degrees = "*".join(
+                f"{axis}={getattr(stage.layout, axis)}" for axis in BATCH_AXES if getattr(stage.layout, axis) > 1
+            )
+            raise BatchError(
+                f"module '{stage.module}': a microbatch of {size} samples (batch {batch_size} / microbatches "
+                f"{microbatches}) is not divisible by {degrees} ({size} % {degree} = {size % degree}); "
+                "change batch_size, microbatches or the degree"
+            )
+    return size
+
+
 def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
     """Dispatch the copies to devices: {(stage, microbatch): {port: array}}. Each device gets its own rows only.
 
@@ -61,16 +85,19 @@ def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[St
 
 def loss_tokens(batch: Batch, sink: str) -> float:
     """The global count that the summed loss is divided by, 1 for a batch without any. Raises BatchError."""
+    check_loss_tokens(batch, sink)
     if "loss_tokens" in batch:
-        count = float(batch["loss_tokens"])
-    elif "loss_weights" in batch.get(sink, {}):
-        count = float(np.sum(batch[sink]["loss_weights"], dtype=np.float64))
-    else:
+        return float(batch["loss_tokens"]) or 1.0
+    return float(np.sum(batch[sink]["loss_weights"], dtype=np.float64)) or 1.0
+
+
+def check_loss_tokens(batch: Batch, sink: str) -> None:
+    """Raise BatchError where nothing tells the global count; `batch` may hold shapes."""
+    if "loss_tokens" not in batch and "loss_weights" not in batch.get(sink, {}):
         raise BatchError(
             f"a batch needs 'loss_tokens', the number that the summed loss is divided by, "
             f"since module '{sink}' has no input 'loss_weights' to sum"
         )
-    return count or 1.0
 
 
 def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:

@@ -79,19 +79,23 @@ def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trai
 
 
 def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of a batch, as the data pipeline makes them."""
+    """Shapes of a training batch, as the data pipeline makes them."""
+    shapes = prompt_shapes(config, config.data.batch_size)
+    rows = shapes["llm"]["tokens"].shape
+    shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
+    shapes["llm"]["loss_weights"] = jax.ShapeDtypeStruct(rows, jnp.float32)
+    return shapes
+
+
+def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of a batch of prompts to be answered."""
     data = config.data
-    rows = (data.batch_size, data.seq_len)
-    images = (data.batch_size, data.images_per_sample, data.image_size, data.image_size, 3)
-    llm = {
-        "tokens": jax.ShapeDtypeStruct(rows, jnp.int32),
-        "labels": jax.ShapeDtypeStruct(rows, jnp.int32),
-        "loss_weights": jax.ShapeDtypeStruct(rows, jnp.float32),
-    }
+    llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
     if config.model.vision is None:
         return {"llm": llm}
-    positions = (data.batch_size, data.images_per_sample * tokens_per_image(config))
+    positions = (samples, data.images_per_sample * tokens_per_image(config))
     llm["image_positions"] = jax.ShapeDtypeStruct(positions, jnp.int32)
+    images = (samples, data.images_per_sample, data.image_size, data.image_size, 3)
     return {"vision": {"images": jax.ShapeDtypeStruct(images, jnp.float32)}, "llm": llm}
 
 

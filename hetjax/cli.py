@@ -1,41 +1,20 @@
-"""The console command `hetjax`: tools beside the trainer, each with --help and --json."""
+"""The two command lines: `python train.py`, and `hetjax` for the tools beside it."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import jsonargparse
 from rich.console import Console
 
-from hetjax.config import add_settings, explain, load_config, parse_errors, take_settings
-from hetjax.errors import ConfigError, HetjaxError
-from hetjax.tools.bench_overhead import overhead
-from hetjax.tools.bench_step import step
-from hetjax.tools.demo_data import digits
-from hetjax.tools.outcome import Outcome
-from hetjax.tools.placement import placement
-from hetjax.tools.timeline import timeline
+from hetjax.config import load_config
+from hetjax.errors import HetjaxError
 from meshes import PlacementError
 from models import ModelError
 
 USER_ERRORS = (HetjaxError, PlacementError, ModelError)
-
-Tools = Mapping[str, "Callable[..., Outcome] | Tools"]
-
-# A tool's parameters are its options and its docstring is its help; one with a parameter `config` takes
-# the settings of a run as train.py does.
-TOOLS: Tools = {
-    "timeline": timeline,
-    "placement": placement,
-    "demo-data": {"digits": digits},
-    "bench": {"overhead": overhead, "step": step},
-}
-GROUPS = {"demo-data": "Make data to try the trainer on.", "bench": "Measure speed on this machine."}
 
 
 @contextlib.contextmanager
@@ -71,8 +50,10 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of hetjax."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    """The command line of hetjax: what a tool found as tables, or with --json as one JSON object on the last line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    from hetjax.tools import run_tool  # only here: train.py needs none of them
+
     with user_errors():
         outcome, as_json = run_tool(arguments)
     if as_json:

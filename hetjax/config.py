@@ -143,33 +143,52 @@ class TrainConfig:
         return self.run_dir or os.path.join("runs", self.name)
 
 
+PARSE_ERRORS = (jsonargparse.ArgumentError, TypeError, OSError)
+"""What a parser raises for a command line that it cannot take."""
+
+
 def make_parser(**options) -> jsonargparse.ArgumentParser:
     """The parser of train.py: --config FILE, then --key value for any setting."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
-    parser.add_argument("--config", action="config", help="YAML file with the settings of the run")
-    parser.add_class_arguments(TrainConfig)
+    add_settings(parser)
     return parser
 
 
+def add_settings(parser: jsonargparse.ArgumentParser) -> None:
+    """Let a parser take the settings of a run, beside options of its own."""
+    parser.add_argument("--config", action="config", help="YAML file with the settings of the run")
+    parser.add_class_arguments(TrainConfig)
+
+
+def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> TrainConfig:
+    """The settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
+    made = parser.instantiate(values)
+    return TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
 def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
-    """Parse the command line: (settings, the same resolved as YAML). Raises ConfigError."""
+    """Parse the command line of train.py: (settings, the same resolved as YAML). Raises ConfigError."""
     if not arguments:
         raise ConfigError("no settings given; run e.g. python train.py --config configs/digits.yaml")
     parser = make_parser(prog="train.py", description="Train a multimodal model, every module on a mesh of its own.")
     try:
         values = parser.parse_args(list(arguments))
-        made = parser.instantiate(values)
-        config = TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
-    except (jsonargparse.ArgumentError, TypeError, OSError) as error:
-        raise ConfigError(explain(str(error), parser)) from None
+        config = take_settings(values, parser)
+    except PARSE_ERRORS as error:
+        raise ConfigError(
+            explain(str(error), known_settings(parser), help_line="`python train.py --help` lists every setting")
+        ) from None
     values.pop("config")
-    return config, parser.dump(values, skip_none=False)
+    return config, parser.dump(values, skip_unset=False)
 
 
-def explain(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    """A parser's message, with the setting that was likely meant where one is unknown."""
-    known = list(parser.get_defaults().keys())
-    help_line = "`python train.py --help` lists every setting"
+def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """The names that a command line or a file may use."""
+    return [*parser.get_defaults().keys(), *(field.name for field in dataclasses.fields(Layout))]
+
+
+def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
+    """A parser's message, with the name that was likely meant where one is unknown."""
     for word in re.findall(r"[A-Za-z_][\w.]*", message):
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
         if near and word not in known:

@@ -15,7 +15,8 @@ from hetjax.boundary import Transport
 from hetjax.decoding import TOKENS, Compiled, Decode, Encode
 from hetjax.errors import BatchError, GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.stage import Link, Shapes, Stage
+from hetjax.links import Link
+from hetjax.stage import Shapes, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

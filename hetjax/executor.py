@@ -103,9 +103,11 @@ class Executor:
 
     def _forward(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
         name, key = action.stage, (action.stage, action.microbatch)
-        outputs, flight.buffers[name], residuals = self.step.programs[name].forward(
+        outputs, buffers, residuals = self.step.programs[name].forward(
             flight.compute[name], flight.buffers[name], flight.arrived.pop(key)
         )
+        if self.step.stages[name].trains:
+            flight.buffers[name] = buffers
         if residuals is not None:
             flight.residuals[key] = residuals
         for link in self._out[name]:

@@ -93,9 +93,15 @@ class ForwardBackward:
 
     def _check_gradient_ports(self) -> None:
         for port in self.gradient_outputs:
-            dtype = self.outputs[port].dtype
-            if not jnp.issubdtype(dtype, jnp.floating):
-                raise GraphError(f"module '{self.stage.module}': output '{port}' is {dtype}, which has no gradient")
+            if port not in self.outputs:
+                raise GraphError(
+                    f"module '{self.stage.module}' has no output '{port}'; its outputs are {', '.join(self.outputs)}"
+                )
+            if not jnp.issubdtype(self.outputs[port].dtype, jnp.floating):
+                raise GraphError(
+                    f"module '{self.stage.module}': output '{port}' is {self.outputs[port].dtype}, which has no "
+                    "gradient; give its edge gradient=False"
+                )
 
     def _forward_alone(self, params: Arrays, buffers: Arrays, inputs: Arrays):
         outputs, buffers = self.stage.call(params, buffers, inputs)

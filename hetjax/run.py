@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from hetjax.build import (
@@ -17,6 +18,7 @@ from hetjax.build import (
     build_trainer,
     check_tokenizer,
     learning_rate,
+    prompt_shapes,
     tokens_per_image,
     use_devices,
 )
@@ -47,9 +49,12 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, 
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(resolved)
-    trainer.compile(batch_shapes(config), progress=console.is_terminal)
-    run = _Run(config, trainer, tokenizer, directory, console)
+    generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
+    answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
+    # Restored before anything is compiled: a checkpoint that does not fit is told at once.
+    run = _Run(config, trainer, generator, tokenizer, directory, console)
     try:
+        trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
         return run.to_the_end()
     finally:
         run.close()
@@ -79,16 +84,26 @@ class _Pending:
 class _Run:
     """The loop. Metrics are read one step late, so that the devices always have a step to work on."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, tokenizer: Tokenizer, directory: Path, console: Console):
-        self.config, self.trainer, self.tokenizer, self.directory = config, trainer, tokenizer, directory
-        self.console = console
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        directory: Path,
+        console: Console,
+    ):
+        self.config, self.trainer, self.generator, self.tokenizer = config, trainer, generator, tokenizer
+        self.directory, self.console = directory, console
         self.data = TrainData(config.data, tokenizer, tokens_per_image(config))
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer)
-        self.generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
-        self.learning_rate = learning_rate(config.optimizer, config.steps)
+        # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
+        self.learning_rates = np.asarray(
+            jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))
+        )
         self.times: dict[str, float] = {}
         self.bad_samples = 0
-        self.last: dict[str, Any] = {}
+        self._steps_here = 0
         self.state = self._first_state()
         self.log = MetricsLog(directory, resume_step=self.state.step)
 
@@ -124,10 +139,8 @@ class _Run:
         self.checkpoints.wait()
         rows = read_metrics(self.log.path)
         draw_loss(rows, self.directory / "loss.png", title=config.name)
-        self.console.print(
-            f"done: {self.directory} (metrics.jsonl, loss.png, tensorboard, checkpoints)", highlight=False
-        )
-        return rows[-1]
+        self.console.print(f"done: metrics, curves and checkpoints are in {self.directory}", highlight=False)
+        return rows[-1] if rows else {}
 
     def _batches(self) -> Iterator[HostBatch]:
         yield from self.data
@@ -142,11 +155,11 @@ class _Run:
         self.bad_samples += len(batch.bad)
         step = self.state.step + 1
         row = {"step": step, "epoch": batch.epoch, "bad_samples": self.bad_samples}
-        row["learning_rate"] = float(self.learning_rate(step - 1))
-        stopwatch = None
-        # The first steps of a process still warm up: time the third, then one in so many.
-        if self.config.profile_every and (step % self.config.profile_every == 3 or (not self.times and step > 2)):
-            stopwatch = Stopwatch().start(self.state)
+        row["learning_rate"] = float(self.learning_rates[step - 1])
+        self._steps_here += 1
+        # The first steps of a process still warm up: time the third, and then one in so many.
+        due = self.config.profile_every and (self._steps_here - 3) % self.config.profile_every == 0
+        stopwatch = Stopwatch().start(self.state) if due else None
         self.state, metrics = self.trainer.step(self.state, batch.arrays, observe=stopwatch)
         if stopwatch is not None:
             self.times = stopwatch.by_module(self.trainer.schedule.graph)
@@ -161,7 +174,6 @@ class _Run:
         row = {**pending.row, **numbers, "tokens_per_second": round(tokens / (now - self._clock), 1)}
         self._clock = now
         self.log.write(row)
-        self.last = row
         bar.show(row, self.times)
 
     def _evaluate(self, pending: _Pending, bar: LiveBar) -> None:

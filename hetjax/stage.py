@@ -1,4 +1,4 @@
-"""Modules cut into stages, each with its mesh, and the links between stages."""
+"""Modules cut into stages, each with its mesh."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.errors import BatchError, GraphError
-from hetjax.graph import ModuleGraph, input_ports, optional_ports, port_of
-from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
+from hetjax.graph import ModuleGraph, input_ports, optional_ports
 from hetjax.weights import Arrays, Skeleton, take_apart
-from meshes import BATCH_AXES, Layout, PlacementError, ResolvedPlacement
+from meshes import Layout, PlacementError, ResolvedPlacement
 from models.dims import Dims, layout_in_force
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -108,22 +107,6 @@ class Stage:
         return dict(outputs), after
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Link:
-    """A tensor that one stage hands to another: an edge of the graph, or what passes inside a module.
-
-    `gradient` says whether a gradient comes back: something upstream trains, one arrives at the destination, and
-    the edge lets it through.
-    """
-
-    name: str
-    source: str
-    source_port: str
-    destination: str
-    destination_port: str
-    gradient: bool
-
-
 def cut_graph(
     graph: ModuleGraph,
     placement: ResolvedPlacement,
@@ -137,7 +120,10 @@ def cut_graph(
     _check_modules(graph, placement, frozen)
     trained = {name for name in graph.modules if name not in frozen and take_apart(graph.abstract(name))[1]}
     if not trained:
-        raise GraphError(f"no module of {', '.join(graph.modules)} has weights (nnx.Param) to train, or all are frozen")
+        raise GraphError(
+            f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "
+            "leave at least one to train"
+        )
     stages = []
     for module in graph.order:
         layout = placement.placement[module]
@@ -180,81 +166,10 @@ def cut_module(module: nnx.Module, name: str, index: int, count: int) -> nnx.Mod
         )
     definition, state = nnx.split(module)
     is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
-    cut = lambda state: nnx.merge(definition, state).stage(index, count)  # noqa: E731
+    # With variables of its own, so that a `stage` which cuts in place leaves the module given as it is.
+    cut = lambda state: nnx.merge(definition, state, copy=True).stage(index, count)  # noqa: E731
     with nnx.use_eager_sharding(False):
         return nnx.eval_shape(cut, state) if is_abstract else cut(state)
-
-
-def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links of all edges, and those that pass a module's own tensors from stage to stage.
-
-    Raises GraphError when a module trains that no gradient reaches.
-    """
-    links: list[Link] = []
-    for stage in stages:
-        for edge in graph.inputs(stage.module):
-            source, port = port_of(edge.source), port_of(edge.destination).name
-            if port in stage.inputs:
-                giver = next(other for other in reversed(stages) if other.module == source.module)
-                links.append(_link(giver, source.name, stage, port, edge.gradient and _learns(giver, links)))
-        if stage.index > 0:
-            before = stages[stages.index(stage) - 1]
-            for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
-                links.append(_link(before, port, stage, port, _learns(before, links)))
-    return _pruned(links, stages)
-
-
-def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
-    *others, sink = stages
-    answers = {sink.name}
-    for stage in reversed(others):
-        leaving = [link for link in links if link.source == stage.name]
-        if any(link.gradient and link.destination in answers for link in leaving):
-            answers.add(stage.name)
-        elif stage.trains:
-            raise GraphError(
-                f"module '{stage.module}' trains, but no gradient reaches it, as no edge from it lets one through "
-                f"({', '.join(link.name for link in leaving)}); give one gradient=True or freeze '{stage.module}'"
-            )
-    return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in answers) for link in links)
-
-
-def _learns(stage: Stage, links: Sequence[Link]) -> bool:
-    """Whether the stage or anything that gets gradients through it trains; `links` hold all that end in it."""
-    return stage.trains or any(link.gradient for link in links if link.destination == stage.name)
-
-
-def _link(source: Stage, source_port: str, destination: Stage, destination_port: str, gradient: bool) -> Link:
-    return Link(
-        name=f"{source.name}.{source_port}->{destination.name}.{destination_port}",
-        source=source.name,
-        source_port=source_port,
-        destination=destination.name,
-        destination_port=destination_port,
-        gradient=gradient,
-    )
-
-
-def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
-    """The stages and links as schedules see them."""
-    return StageGraph(
-        stages=tuple(
-            StageNode(
-                name=stage.name,
-                module=stage.module,
-                index=stage.index,
-                backward=_learns(stage, links),
-                update=stage.trains,
-                devices=tuple(device.id for device in stage.mesh.devices.flat),
-            )
-            for stage in stages
-        ),
-        edges=tuple(
-            StageEdge(name=link.name, source=link.source, destination=link.destination, backward=link.gradient)
-            for link in links
-        ),
-    )
 
 
 def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Iterable[str]) -> None:
@@ -285,25 +200,3 @@ def _cast_shape(shape: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct
     if dtype is None or not jnp.issubdtype(shape.dtype, jnp.floating):
         return shape
     return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shape.sharding)
-
-
-def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> int:
-    """Samples in a microbatch. Raises BatchError where the batch, or a microbatch, does not divide."""
-    if batch_size % microbatches:
-        raise BatchError(
-            f"a batch of {batch_size} samples is not divisible into {microbatches} microbatches "
-            f"({batch_size} % {microbatches} = {batch_size % microbatches}); change batch_size or microbatches"
-        )
-    size = batch_size // microbatches
-    for stage in stages:
-        degree = stage.layout.batch_degree
-        if size % degree:
-            degrees = "*".join(
-                f"{axis}={getattr(stage.layout, axis)}" for axis in BATCH_AXES if getattr(stage.layout, axis) > 1
-            )
-            raise BatchError(
-                f"module '{stage.module}': a microbatch of {size} samples (batch {batch_size} / microbatches "
-                f"{microbatches}) is not divisible by {degrees} ({size} % {degree} = {size % degree}); "
-                "change batch_size, microbatches or the degree"
-            )
-    return size

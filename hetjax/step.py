@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from hetjax.boundary import Transport
 from hetjax.errors import GraphError
+from hetjax.links import Link
 from hetjax.optimizer import Update
 from hetjax.program import ForwardBackward
 from hetjax.schedule import Schedule
-from hetjax.stage import Link, Shapes, Stage
+from hetjax.stage import Shapes, Stage
 
 LOSS = "loss"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,16 +10,17 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from hetjax.batch import Batch, input_shapes, loss_tokens, place_inputs
+from hetjax.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
 from hetjax.compiling import compile_all
 from hetjax.errors import ConfigError
 from hetjax.executor import Executor, Observer
 from hetjax.graph import ModuleGraph
 from hetjax.initialize import initialize
+from hetjax.links import make_links, stage_graph
 from hetjax.optimizer import Update
 from hetjax.schedule import Schedule, build_schedule
 from hetjax.schedule.check import check
-from hetjax.stage import cut_graph, make_links, stage_graph
+from hetjax.stage import cut_graph
 from hetjax.state import TrainState
 from hetjax.step import Step, trace_step
 from hetjax.whole import merge_stages
@@ -35,11 +36,13 @@ class Trainer:
     Args:
         graph: modules and edges.
         placement: a layout for every module.
-        optimizer: an optax optimizer, for all modules or by module.
+        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so what it
+            computes over several weights or over whole ones (a norm in the chain, a factored moment) would depend
+            on the placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
         schedule: "gpipe", "1f1b" or "colocated".
         microbatches: parts that a batch is cut into.
-        frozen: modules that do not train: they get no optimizer state, and a backward program only
-            where a gradient passes through them.
+        frozen: modules that do not train: they get no optimizer state, a backward program only where a
+            gradient passes through them, and their running statistics stay as they are.
         learning_rate_scale: factor on a module's steps; 1 for the modules left out.
         max_grad_norm: clip the gradient to this norm, taken over all modules; None for no clipping.
         param_dtype: dtype of the weights that are trained.
@@ -113,14 +116,18 @@ class Trainer:
         """
         return initialize(self.graph, self.stages, self.updates, seed)
 
-    def compile(self, batch: Batch, *, progress: bool = False) -> None:
+    def compile(
+        self, batch: Batch, *, progress: bool = False, also: Mapping[str, Callable[[], object]] | None = None
+    ) -> None:
         """Compile all programs for batches of these shapes. Raises BatchError and GraphError.
 
-        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`.
+        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`. `also` holds further
+        compilations to run at the same time, by name, e.g. those of `Generator.trace`.
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
+        check_loss_tokens(batch, self.graph.sink)
         step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule)
-        compile_all(tasks, progress=progress)
+        compile_all({**tasks, **(also or {})}, progress=progress)
         self._executor = Executor(step)
 
     def step(

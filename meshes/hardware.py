@@ -6,6 +6,7 @@ Dense (no sparsity) bfloat16 matrix throughput and memory bandwidth from the ven
 from __future__ import annotations
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,12 @@ HARDWARE = (
     Hardware(name="H200", bfloat16_flops=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12),
     Hardware(name="H100", bfloat16_flops=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12),
     Hardware(name="A100", bfloat16_flops=312e12, memory_bytes=80e9, memory_bandwidth=2.0e12),
-    Hardware(name="TPU v5p", bfloat16_flops=459e12, memory_bytes=95e9, memory_bandwidth=2.76e12),
     Hardware(name="TPU v5 lite", bfloat16_flops=197e12, memory_bytes=16e9, memory_bandwidth=8.2e11),
+    Hardware(name="TPU v5", bfloat16_flops=459e12, memory_bytes=95e9, memory_bandwidth=2.76e12),
 )
 
 
 def find_hardware(device_kind: str) -> Hardware | None:
     """The figures of a device by `jax.Device.device_kind`, or None where they are not known (a CPU, say)."""
-    return next((entry for entry in HARDWARE if entry.name.lower() in device_kind.lower()), None)
+    matches = (entry for entry in HARDWARE if re.search(rf"\b{entry.name}\b", device_kind, re.IGNORECASE))
+    return next(matches, None)

@@ -50,6 +50,9 @@ class Middle(nnx.Module):
 class Vote(nnx.Module):
     """[B, D] -> an integer a sample; nothing in it trains."""
 
+    def __init__(self, rngs: nnx.Rngs):
+        del rngs
+
     def __call__(self, features):
         return {"winner": jnp.argmax(features, axis=-1)}
 
@@ -58,7 +61,8 @@ class Noisy(nnx.Module):
     """[B, I] -> "features" [B, D] through batch statistics and dropout, both of which carry state."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(IN, WIDTH, rngs=rngs)
+        # Without a bias, whose gradient the batch statistics cancel to rounding noise.
+        self.linear = nnx.Linear(IN, WIDTH, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(WIDTH, momentum=0.7, rngs=rngs)
         self.dropout = nnx.Dropout(0.4, rngs=rngs)
 
@@ -94,7 +98,7 @@ class Tower(nnx.Module):
         return {"loss": -jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=1))}
 
     def stage(self, index: int, count: int) -> Tower:
-        """Layers of one stage; the last also has the head."""
+        """Layers of one stage, cut in place; the last also has the head."""
         part = nnx.merge(*nnx.split(self))
         size = part.layers.kernel[...].shape[0] // count
         part.layers.kernel.set_value(part.layers.kernel[...][index * size : (index + 1) * size])

@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from hetjax import Trainer
 from meshes import Layout, Placement
 from tests.parity.problem import make_batch, make_graph, make_optimizer
 from tests.waiting import count_waits
-
-from hetjax import Trainer
 
 PLACEMENTS = {
     "disjoint, fan-in": {"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", data=2, tensor=2)},
@@ -58,7 +57,10 @@ def test_residuals_are_freed_when_their_backward_is_dispatched():
     programs = trainer.compiled.programs
     shapes = {name: {(r.shape, r.dtype) for r in program.residual_shapes} for name, program in programs.items()}
     others = {(a.shape, a.dtype) for stage in trainer.stages for a in stage.params.values()}
-    only = {name: min(shapes[name] - shapes[other] - others, key=str) for name, other in (("llm", "vision"), ("vision", "llm"))}
+    only = {
+        name: min(shapes[name] - shapes[other] - others, key=str)
+        for name, other in (("llm", "vision"), ("vision", "llm"))
+    }
     most = dict.fromkeys(only, 0)
 
     def observe(action, result):

@@ -113,7 +113,7 @@ def test_what_is_neither_module_nor_builder_is_refused():
 
 def test_inputs_come_from_the_signature_whatever_self_is_called():
     class Short(nnx.Module):
-        def __call__(this, x, *args, scale=1.0, **kwargs):  # noqa: N805
+        def __call__(this, x, *args, scale=1.0, **kwargs):
             return x * scale
 
     assert input_ports(Short()) == ("x", "scale")

@@ -9,8 +9,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
+from hetjax.batch import check_batch
 from hetjax.errors import BatchError, GraphError
-from hetjax.stage import check_batch, cut_graph, cut_module, make_links, stage_graph
+from hetjax.links import make_links, stage_graph
+from hetjax.stage import cut_graph, cut_module
 from hetjax.weights import take_apart
 from meshes import Layout, Placement, PlacementError
 from models.dims import constrain
@@ -131,8 +133,10 @@ def test_a_module_without_weights_does_not_train():
 
 def test_a_graph_in_which_nothing_trains_is_refused():
     graph = make_graph()
-    with pytest.raises(GraphError, match="or all are frozen"):
+    with pytest.raises(GraphError, match="all modules of encoder, tower are frozen or without weights"):
         cut(graph, LAYOUTS, frozen=("encoder", "tower"))
+    with pytest.raises(GraphError, match="leave at least one to train"):
+        cut(ModuleGraph({"vote": Vote}), one_device("vote"))
 
 
 def test_placement_and_frozen_must_name_the_modules_of_the_graph():
@@ -166,7 +170,9 @@ def test_a_module_is_cut_with_weights_as_with_shapes():
 def test_a_weight_that_does_not_divide_is_refused_with_module_path_and_equation():
     with pytest.raises(PlacementError) as caught:
         cut(make_graph(), {**LAYOUTS, "tower": Layout(devices="5-7", fsdp=3)})
-    assert str(caught.value).startswith("module 'tower': weight layers/kernel of shape (4, 8, 8): dim 'embed' of size 8")
+    assert str(caught.value).startswith(
+        "module 'tower': weight layers/kernel of shape (4, 8, 8): dim 'embed' of size 8"
+    )
     assert "8 % 3 = 2" in str(caught.value)
 
 
@@ -201,7 +207,7 @@ def test_a_call_that_adds_state_is_refused():
             self.linear = nnx.Linear(IN, WIDTH, rngs=rngs)
 
         def __call__(self, x):
-            self.sow(nnx.Intermediate, "seen", x)
+            self.seen = nnx.Variable(x)
             return {"loss": jnp.sum(self.linear(x))}
 
     (stage,) = cut(ModuleGraph({"only": Growing}), one_device("only"))

@@ -19,6 +19,7 @@ class DataConfig:
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
         batch_size: Samples a step, over all devices.
         images_per_sample: Most images a sample may have; one with fewer is padded, one with more is bad.
+        max_shift: Most pixels by which each training image is moved at random, up or down and left or right.
         shuffle: Whether each epoch draws the samples in a random order of its own.
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
@@ -33,6 +34,7 @@ class DataConfig:
     seq_len: int
     batch_size: int
     images_per_sample: int = 1
+    max_shift: int = 0
     shuffle: bool = True
     epochs: int | None = None
     seed: int = 0
@@ -40,7 +42,15 @@ class DataConfig:
     workers: int = 4
 
     def __post_init__(self):
-        least = {"image_size": 1, "seq_len": 2, "batch_size": 1, "images_per_sample": 1, "seed": 0, "workers": 0}
+        least = {
+            "image_size": 1,
+            "seq_len": 2,
+            "batch_size": 1,
+            "images_per_sample": 1,
+            "max_shift": 0,
+            "seed": 0,
+            "workers": 0,
+        }
         if self.epochs is not None:
             least["epochs"] = 1
         for name, least_value in least.items():

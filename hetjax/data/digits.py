@@ -60,7 +60,7 @@ def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: i
     return folder
 
 
-def _load() -> tuple[UInt8[np.ndarray, "n 8 8"], Int[np.ndarray, n]]:
+def _load() -> tuple[UInt8[np.ndarray, "N 8 8"], Int[np.ndarray, N]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -56,11 +56,11 @@ def eval_batches(
     order = grain.MapDataset.range(len(source))
     samples = read_ahead(order, loader, workers=config.workers, batch_size=batch_size)
     tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
-    return _batches(samples, tally, batch_size)
+    return _batches(samples, tally, batch_size, tokens_per_image > 0)
 
 
 def _batches(
-    samples: Generator[LoadedSample | BadSample, None, None], tally: BadTally, batch_size: int
+    samples: Generator[LoadedSample | BadSample, None, None], tally: BadTally, batch_size: int, with_images: bool
 ) -> Iterator[EvalBatch]:
     good: list[LoadedSample] = []
     bad: list[str] = []
@@ -70,26 +70,25 @@ def _batches(
                 bad.append(sample.reason)
                 tally.skip(sample.reason)
                 continue
+            # A full batch waits for the next good sample, so that bad ones at the very end are named too.
+            if len(good) == batch_size:
+                yield _batch(good, bad, batch_size, with_images)
+                good, bad = [], []
             tally.good()
             good.append(sample)
-            if len(good) == batch_size:
-                yield _batch(good, bad, batch_size)
-                good, bad = [], []
         if good:
-            yield _batch(good, bad, batch_size)
+            yield _batch(good, bad, batch_size, with_images)
 
 
-def _batch(samples: Sequence[LoadedSample], bad: Sequence[str], batch_size: int) -> EvalBatch:
+def _batch(samples: Sequence[LoadedSample], bad: Sequence[str], batch_size: int, with_images: bool) -> EvalBatch:
     rows = [*samples, *[samples[-1]] * (batch_size - len(samples))]
     prompts = [row.rendered for row in rows]
+    arrays: Arrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
+    if with_images:
+        arrays["llm"]["image_positions"] = np.stack([row.image_positions for row in rows])
+        arrays["vision"] = {"images": np.stack([row.images for row in rows])}
     return EvalBatch(
-        arrays={
-            "vision": {"images": np.stack([row.images for row in rows])},
-            "llm": {
-                "tokens": np.stack([prompt.tokens for prompt in prompts]),
-                "image_positions": np.stack([row.image_positions for row in rows]),
-            },
-        },
+        arrays=arrays,
         lengths=np.asarray([prompt.length for prompt in prompts], np.int32),
         answers=[prompt.answer for prompt in prompts[: len(samples)]],
         count=len(samples),

@@ -32,6 +32,14 @@ def load_image(path: str | os.PathLike[str], size: int) -> Float32[np.ndarray, "
     return np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def shift_image(image: Float32[np.ndarray, "H W 3"], down: int, right: int) -> Float32[np.ndarray, "H W 3"]:
+    """Move an image by whole pixels (negative: up, left); its border is repeated into the gap."""
+    height, width, _ = image.shape
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return image[rows[:, None], columns]
+
+
 def _defect(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "does not exist"

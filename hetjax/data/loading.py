@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32
 
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
-from hetjax.data.images import load_image
+from hetjax.data.images import load_image, shift_image
 from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
@@ -41,7 +41,10 @@ class LoadedSample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-    """Loads samples by index, for training or (`prompts`) for evaluation."""
+    """Loads samples by index, for training or (`prompts`) for evaluation.
+
+    With 0 `tokens_per_image` the model has no vision encoder, and a sample with images is bad.
+    """
 
     source: JsonlSource
     config: DataConfig
@@ -56,6 +59,16 @@ class Loader:
         except DataError as error:
             return BadSample(reason=str(error))
 
+    def shifted(self, index: int, *, turn: int) -> LoadedSample | BadSample:
+        """As a call, with the images moved by up to `max_shift` pixels, at random but fixed by seed and `turn`."""
+        sample, most = self(index), self.config.max_shift
+        if most == 0 or isinstance(sample, BadSample):
+            return sample
+        random = np.random.default_rng((self.config.seed, turn))
+        moves = random.integers(-most, most, size=(len(sample.images), 2), endpoint=True)
+        images = [shift_image(image, *move) for image, move in zip(sample.images, moves, strict=True)]
+        return dataclasses.replace(sample, images=np.stack(images))
+
     def parse(self, index: int) -> Conversation:
         """The conversation at `index`, without opening its images.
 
@@ -65,6 +78,11 @@ class Loader:
         line = self.source[index]
         conversation = parse_conversation(line.text, where=line.where, folder=self.source.folder)
         most = self.config.images_per_sample
+        if conversation.images and self.tokens_per_image == 0:
+            raise DataError(
+                f"{line.where}: the sample has images, but the model has no vision encoder; "
+                "give the model one (model.vision) or remove the images"
+            )
         if len(conversation.images) > most:
             raise DataError(
                 f"{line.where}: {len(conversation.images)} images, more than images_per_sample {most}; "
@@ -85,7 +103,8 @@ class Loader:
         positions = np.full(self.config.images_per_sample * self.tokens_per_image, self.config.seq_len, np.int32)
         positions[:used] = rendered.image_positions
         # A prompt stops before the last answer: images that are shown after it are not read.
-        images = self._images(conversation.images[: used // self.tokens_per_image], conversation.where)
+        shown = used // self.tokens_per_image if used else 0
+        images = self._images(conversation.images[:shown], conversation.where)
         return LoadedSample(rendered=rendered, images=images, image_positions=positions)
 
     def _images(self, paths: Sequence[Path], where: str) -> Float32[np.ndarray, "I H W 3"]:

@@ -33,6 +33,7 @@ class HostBatch:
     - "vision": images float32 [B, I, H, W, 3] in [-1, 1], zeros where a sample has fewer than I;
     - "llm": tokens int32 [B, S], labels int32 [B, S], loss_weights float32 [B, S] and
       image_positions int32 [B, N]: the row of each encoder token, S where there is no image.
+    For a model without a vision encoder there is no "vision" and no image_positions.
 
     `epoch` is the pass over the data, from 0, in which the batch begins; a batch may end in the next one.
     `bad` names the samples skipped while the batch was filled, each as "file:line: reason".
@@ -85,7 +86,9 @@ class TrainData(Iterator[HostBatch]):
                 good.append(sample)
                 tally.good()
         epoch, self._tally = self._tally.seen // tally.samples, tally
-        return HostBatch(arrays=_stack(good), epoch=epoch, bad=tuple(bad))
+        return HostBatch(
+            arrays=_stack(good, with_images=self._loader.tokens_per_image > 0), epoch=epoch, bad=tuple(bad)
+        )
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands after the last batch: plain numbers, fit for JSON."""
@@ -127,7 +130,12 @@ class TrainData(Iterator[HostBatch]):
         if config.shuffle:
             order = order.shuffle(seed=_spread(config.seed))
         order = order.repeat(_FOREVER if config.epochs is None else config.epochs)[seen:]
-        return read_ahead(order, self._loader, workers=config.workers, batch_size=config.batch_size)
+        turns = order.map_with_index(lambda position, index: (seen + position, index))
+        return read_ahead(turns, self._load, workers=config.workers, batch_size=config.batch_size)
+
+    def _load(self, place: tuple[int, int]) -> LoadedSample | BadSample:
+        turn, index = place
+        return self._loader.shifted(index, turn=turn)
 
     def _too_few(self, good: int) -> DataError:
         config = self._config
@@ -137,17 +145,17 @@ class TrainData(Iterator[HostBatch]):
         )
 
 
-def _stack(samples: Sequence[LoadedSample]) -> Arrays:
+def _stack(samples: Sequence[LoadedSample], *, with_images: bool) -> Arrays:
     rendered = [sample.rendered for sample in samples]
-    return {
-        "vision": {"images": np.stack([sample.images for sample in samples])},
-        "llm": {
-            "tokens": np.stack([sample.tokens for sample in rendered]),
-            "image_positions": np.stack([sample.image_positions for sample in samples]),
-            "labels": np.stack([sample.labels for sample in rendered]),
-            "loss_weights": np.stack([sample.loss_weights for sample in rendered]),
-        },
+    llm = {
+        "tokens": np.stack([sample.tokens for sample in rendered]),
+        "labels": np.stack([sample.labels for sample in rendered]),
+        "loss_weights": np.stack([sample.loss_weights for sample in rendered]),
     }
+    if not with_images:
+        return {"llm": llm}
+    llm["image_positions"] = np.stack([sample.image_positions for sample in samples])
+    return {"vision": {"images": np.stack([sample.images for sample in samples])}, "llm": llm}
 
 
 def _spread(seed: int) -> int:

@@ -94,8 +94,8 @@ def overhead(
     loss in every step. A ratio above 1 is what programs, boundaries and schedule cost.
 
     Args:
-        devices: Numbers of devices, a case each. CPU devices are made up where the machine has fewer.
-        microbatches: Numbers of microbatches, a case each.
+        devices: Numbers of devices, a case each, e.g. [1,8]. CPU devices are made up where the machine has fewer.
+        microbatches: Numbers of microbatches, a case each, e.g. [1,4].
         steps: Steps that are timed in each case.
         warmup: Steps before those.
         size: small has some hundred milliseconds of arithmetic a step on two cores; tiny shows the dispatch alone.

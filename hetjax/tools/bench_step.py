@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from statistics import median
 from typing import Any
@@ -47,31 +48,27 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def _time(
-    trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed: int
-) -> tuple[TrainState, list[float]]:
-    """Seconds from the end of one step to the end of the next, with a further step always dispatched, as in training."""
+def _time(trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed: int) -> tuple[TrainState, list[float]]:
+    """Seconds from the end of each step to that of the next, dispatched one step ahead as in training."""
     for _ in range(warmup):
         state, ahead = trainer.step(state, batch)
     jax.block_until_ready((state, ahead))
     ends = [time.perf_counter()]
     state, ahead = trainer.step(state, batch)
-    for index in track(range(timed), "timing", console=stderr(), disable=not stderr().is_terminal):
+    for _ in track(range(timed - 1), "timing", console=stderr(), disable=not stderr().is_terminal):
         done = ahead
-        if index + 1 < timed:
-            state, ahead = trainer.step(state, batch)
-            jax.block_until_ready(done)
-        else:
-            jax.block_until_ready((done, state))
+        state, ahead = trainer.step(state, batch)
+        jax.block_until_ready(done)
         ends.append(time.perf_counter())
-    return state, [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    jax.block_until_ready((state, ahead))
+    ends.append(time.perf_counter())
+    return state, [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Any]:
     devices = _devices(trainer)
     tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled)
     typical = median(seconds)
-    hardware = find_hardware(devices[0].device_kind)
     per_device = flops / typical / len(devices)
     return {
         "device_kind": devices[0].device_kind,
@@ -83,8 +80,14 @@ def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[
         "tokens_per_second": tokens / typical,
         "model_flops": flops,
         "tflops_per_device": per_device / 1e12,
-        "share_of_peak": per_device / hardware.bfloat16_flops if hardware else None,
+        "share_of_peak": share_of_peak(per_device, devices[0].device_kind),
     }
+
+
+def share_of_peak(flops_per_second: float, device_kind: str) -> float | None:
+    """The share of a device's dense bfloat16 peak, 0 to 1; None where the peak is not known."""
+    hardware = find_hardware(device_kind)
+    return flops_per_second / hardware.bfloat16_flops if hardware else None
 
 
 def _devices(trainer: Trainer) -> list[jax.Device]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from hetjax.build import build_trainer, use_devices
 from hetjax.config import TrainConfig
 from hetjax.display import placement_rows, placement_table
@@ -21,6 +23,6 @@ def placement(*, config: TrainConfig, out: str | None = None) -> Outcome:
     if path is not None:
         from meshes.draw import draw_placement  # only here: matplotlib takes a while to import
 
-        draw_placement(trainer.placement, path, title=config.name)
+        draw_placement(trainer.placement, path, title=config.name, devices=jax.device_count())
     numbers = {"name": config.name, "stages": placement_rows(trainer), "out": out}
     return Outcome(numbers=numbers, shown=(placement_table(trainer), *([f"wrote {out}"] if out else [])))

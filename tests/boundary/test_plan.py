@@ -58,11 +58,13 @@ def row_major_slot(plan, tiling: Tiling, piece) -> int:
 
 
 def assert_pieces_arrive(plan) -> None:
-    """Every destination device gets each piece of its finer tile once, from a device that holds it."""
+    """Every destination device gets each piece of its finer tile once, from a holder: itself where it is one."""
     arrived = collections.defaultdict(list)
     for move in plan.moves:
         piece = cells_of_piece(plan, move.piece)
         assert piece <= cells_of(plan.source_fine, plan.shape, move.source)
+        if move.destination in plan.source.devices and move.source != move.destination:
+            assert not piece <= cells_of(plan.source_fine, plan.shape, move.destination)
         assert piece <= cells_of(plan.destination_fine, plan.shape, move.destination)
         assert move.source_slot == row_major_slot(plan, plan.source_fine, move.piece)
         assert move.destination_slot == row_major_slot(plan, plan.destination_fine, move.piece)
@@ -115,9 +117,7 @@ def test_gathered_bytes_are_what_the_destination_lacks_after_the_crossing(source
 def test_on_overlapping_meshes_a_device_sends_itself_nothing(source, destination):
     """Counted element by element: what crosses is what each device does not hold of its finer tile, at most."""
     plan = make_plan((24, 24), 1, source, destination)
-    sent = sum(
-        len(cells_of_piece(plan, move.piece)) for move in plan.moves if move.source != move.destination
-    )
+    sent = sum(len(cells_of_piece(plan, move.piece)) for move in plan.moves if move.source != move.destination)
     if not plan.in_one_program:
         assert plan.bytes_moved == sent
     assert plan.bytes_moved >= plan.lower_bound
@@ -161,6 +161,13 @@ def test_a_replicated_source_sends_from_all_its_devices():
     source, destination = make_tiling(range(4), (4,), (), ()), make_tiling(range(4, 8), (4,), (0,), ())
     plan = make_plan((8, 8), 4, source, destination)
     assert len({move.source for move in plan.moves}) == 4
+
+
+def test_copies_that_cannot_be_split_take_turns_to_send():
+    """Six rows on four devices: no device may send more than one of the three pieces."""
+    source, destination = make_tiling(range(4), (4,), ()), make_tiling(range(4, 7), (3,), (0,))
+    plan = make_plan((6,), 4, source, destination)
+    assert len({move.source for move in plan.moves}) == len(plan.moves) == 3
 
 
 def test_same_tiling_on_the_same_devices_moves_nothing():

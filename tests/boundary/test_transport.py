@@ -1,4 +1,4 @@
-"""What a crossing runs: the programs at its ends hold only the collectives that are meant, and the host sees nothing."""
+"""What a crossing runs: only the collectives that are meant at both ends, and nothing on the host."""
 
 import re
 

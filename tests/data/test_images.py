@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from hetjax.data import load_image
+from hetjax.data.images import shift_image
 from hetjax.errors import DataError
 
 RED = np.array([1.0, -1.0, -1.0], np.float32)
@@ -134,3 +135,11 @@ def test_missing_empty_foreign_and_folder_are_data_errors_that_say_so(tmp_path):
         load_image(tmp_path / "text.png", 4)
     with pytest.raises(DataError, match="cannot be opened: Is a directory"):
         load_image(tmp_path, 4)
+
+
+def test_shifted_image_moves_its_pixels_and_repeats_its_border():
+    image = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    moved = shift_image(image, 1, -1)
+    assert np.array_equal(moved[1, 0], image[0, 1])
+    assert np.array_equal(moved[0], np.stack([image[0, 1]] * 2))
+    assert np.array_equal(shift_image(image, 0, 0), image)

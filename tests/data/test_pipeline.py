@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from hetjax.data import TrainData, load_image, load_tokenizer
+from hetjax.data import TrainData, eval_batches, load_image, load_tokenizer
 from hetjax.errors import DataError
 
 TOKENIZER = load_tokenizer(None)
@@ -97,7 +97,7 @@ def test_the_order_depends_on_the_seed_alone(make_dataset, make_config):
 def test_a_restored_stream_equals_the_uninterrupted_one_at_every_batch(make_dataset, make_config, batch_size):
     path = make_dataset(11, truncated=[2, 7])
     path.write_text(path.read_text() + "{broken\n")
-    config = make_config(path, epochs=3, batch_size=batch_size)
+    config = make_config(path, epochs=3, batch_size=batch_size, max_shift=2)
     data = stream(config)
     states, batches = [data.get_state()], []
     for batch in data:
@@ -232,3 +232,30 @@ def test_reading_is_quiet_and_close_ends_the_threads(make_dataset, make_config, 
         thread.join(timeout=10)
         assert not thread.is_alive()
     assert (list(recwarn), caplog.records, tuple(capfd.readouterr())) == ([], [], ("", ""))
+
+
+def test_training_images_are_moved_afresh_each_epoch_and_held_out_ones_never(make_dataset, make_config):
+    config = make_config(make_dataset(4), max_shift=1, shuffle=False, epochs=2)
+    still = next(stream(make_config(config.train, shuffle=False))).arrays["vision"]["images"]
+    epochs = [batch.arrays["vision"]["images"] for batch in stream(config)]
+    assert not np.array_equal(epochs[0], epochs[1])
+    for moved in epochs:
+        # Away from the border, every moved image is the image itself at one of nine places.
+        for image, original in zip(moved[:, 0], still[:, 0], strict=True):
+            places = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2)]
+            assert any(np.array_equal(image[1:-1, 1:-1], original[i : i + 6, j : j + 6]) for i, j in places)
+    held_out = next(
+        eval_batches(make_config(config.train, eval=config.train, max_shift=1), load_tokenizer(None), PER_IMAGE, 4)
+    )
+    assert np.array_equal(held_out.arrays["vision"]["images"], still)
+
+
+def test_a_model_without_an_encoder_gets_text_only_and_refuses_images(tmp_path, make_dataset, make_config):
+    path = tmp_path / "text.jsonl"
+    line = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], "images": []}\n'
+    path.write_text(line * 4)
+    batch = next(TrainData(make_config(path), load_tokenizer(None), 0))
+    assert set(batch.arrays) == {"llm"}
+    assert set(batch.arrays["llm"]) == {"tokens", "labels", "loss_weights"}
+    with pytest.raises(DataError, match="no vision encoder"):
+        next(TrainData(make_config(make_dataset(4), max_bad_share=0.0), load_tokenizer(None), 0))

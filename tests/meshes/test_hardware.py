@@ -12,14 +12,14 @@ from meshes.hardware import HARDWARE
         ("NVIDIA A100-SXM4-80GB", "A100"),
         ("NVIDIA B200", "B200"),
         ("TPU v5 lite", "TPU v5 lite"),
-        ("TPU v5p", "TPU v5p"),
+        ("TPU v5", "TPU v5"),
     ],
 )
 def test_a_device_kind_finds_its_figures(device_kind, name):
     assert find_hardware(device_kind).name == name
 
 
-@pytest.mark.parametrize("device_kind", ["cpu", "NVIDIA GeForce RTX 4090", ""])
+@pytest.mark.parametrize("device_kind", ["cpu", "NVIDIA GeForce RTX 4090", "NVIDIA GH200 480GB", ""])
 def test_an_unknown_device_has_no_figures(device_kind):
     assert find_hardware(device_kind) is None
 

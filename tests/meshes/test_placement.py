@@ -97,7 +97,9 @@ def test_mesh_holds_the_devices_of_its_stage_under_the_names_of_the_axes():
 
 
 def test_description_names_degrees_and_devices_of_one_stage():
-    placement = Placement({"llm": Layout(devices="0-3,6-7,4-5", stage=2, data=2, tensor=2), "head": Layout(devices="3")})
+    placement = Placement(
+        {"llm": Layout(devices="0-3,6-7,4-5", stage=2, data=2, tensor=2), "head": Layout(devices="3")}
+    )
     resolved = placement.resolve(8)
     assert resolved.describe("llm", 0) == "data=2 tensor=2 on 0-3"
     assert resolved.describe("llm", 1) == "data=2 tensor=2 on 6-7,4-5"

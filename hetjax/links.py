@@ -1,0 +1,99 @@
+"""The links between stages: the edges of the module graph, and what passes inside a module."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hetjax.errors import GraphError
+from hetjax.graph import ModuleGraph, input_ports, port_of
+from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
+from hetjax.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Link:
+    """A tensor that one stage hands to another: an edge of the graph, or what passes inside a module.
+
+    `gradient` says whether a gradient comes back: something upstream trains, one arrives at the destination, and
+    the edge lets it through.
+    """
+
+    name: str
+    source: str
+    source_port: str
+    destination: str
+    destination_port: str
+    gradient: bool
+
+
+def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
+    """The links of all edges, and those that pass a module's own tensors from stage to stage.
+
+    Raises GraphError when a module trains that no gradient reaches.
+    """
+    links: list[Link] = []
+    for stage in stages:
+        for edge in graph.inputs(stage.module):
+            source, port = port_of(edge.source), port_of(edge.destination).name
+            if port in stage.inputs:
+                giver = next(other for other in reversed(stages) if other.module == source.module)
+                links.append(_link(giver, source.name, stage, port, edge.gradient and _learns(giver, links)))
+        if stage.index > 0:
+            before = stages[stages.index(stage) - 1]
+            for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
+                links.append(_link(before, port, stage, port, _learns(before, links)))
+    return _pruned(links, stages)
+
+
+def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
+    """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
+    *others, sink = stages
+    answers = {sink.name}
+    for stage in reversed(others):
+        leaving = [link for link in links if link.source == stage.name]
+        if any(link.gradient and link.destination in answers for link in leaving):
+            answers.add(stage.name)
+        elif stage.trains:
+            raise GraphError(
+                f"module '{stage.module}' trains, but no gradient reaches it, as no edge from it lets one through "
+                f"({', '.join(link.name for link in leaving)}); give one gradient=True or freeze '{stage.module}'"
+            )
+    return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in answers) for link in links)
+
+
+def _learns(stage: Stage, links: Sequence[Link]) -> bool:
+    """Whether the stage or anything that gets gradients through it trains; `links` hold all that end in it."""
+    return stage.trains or any(link.gradient for link in links if link.destination == stage.name)
+
+
+def _link(source: Stage, source_port: str, destination: Stage, destination_port: str, gradient: bool) -> Link:
+    return Link(
+        name=f"{source.name}.{source_port}->{destination.name}.{destination_port}",
+        source=source.name,
+        source_port=source_port,
+        destination=destination.name,
+        destination_port=destination_port,
+        gradient=gradient,
+    )
+
+
+def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
+    """The stages and links as schedules see them."""
+    return StageGraph(
+        stages=tuple(
+            StageNode(
+                name=stage.name,
+                module=stage.module,
+                index=stage.index,
+                backward=_learns(stage, links),
+                update=stage.trains,
+                devices=tuple(device.id for device in stage.mesh.devices.flat),
+            )
+            for stage in stages
+        ),
+        edges=tuple(
+            StageEdge(name=link.name, source=link.source, destination=link.destination, backward=link.gradient)
+            for link in links
+        ),
+    )

@@ -1,0 +1,108 @@
+"""The command line of the tools: which there are, and their options from their signatures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import jsonargparse
+
+from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
+from hetjax.errors import ConfigError
+from hetjax.tools.bench_overhead import overhead
+from hetjax.tools.bench_step import step
+from hetjax.tools.demo_data import digits
+from hetjax.tools.outcome import Outcome
+from hetjax.tools.placement import placement
+from hetjax.tools.timeline import timeline
+
+# A tool's parameters are its options and its docstring is its help. One with a parameter `config` takes
+# the settings of a run, as train.py does.
+TOOLS: dict[str, Callable[..., Outcome]] = {
+    "timeline": timeline,
+    "placement": placement,
+    "demo-data digits": digits,
+    "bench overhead": overhead,
+    "bench step": step,
+}
+GROUPS = {"demo-data": "Make data to try the trainer on.", "bench": "Measure speed on this machine."}
+
+
+def run_tool(arguments: Sequence[str]) -> tuple[Outcome, bool]:
+    """Parse a command line and run its tool: (what it found, whether that is wanted as JSON).
+
+    Raises ConfigError for a command line that makes no sense, and whatever user error the tool raises.
+    """
+    command = _Command()
+    try:
+        values = command.parser.parse_args(list(arguments))
+        name, parser, values = command.chosen(values)
+        options = {key: values[key] for key in inspect.signature(TOOLS[name]).parameters if key != "config"}
+        if _takes_config(TOOLS[name]):
+            options["config"] = take_settings(values, parser)
+    except PARSE_ERRORS as error:
+        raise ConfigError(command.explain(str(error), arguments)) from None
+    return TOOLS[name](**options), values.json
+
+
+class _Command:
+    """The parser of every tool, and the one that leads to them."""
+
+    def __init__(self) -> None:
+        self.parser = jsonargparse.ArgumentParser(
+            prog="hetjax",
+            usage="hetjax TOOL [--key value ...]",
+            description="Tools beside the trainer.",
+            exit_on_error=False,
+        )
+        tools = self.parser.add_subcommands(dest="tool", title="tools", metavar="TOOL")
+        groups = {}
+        for name, summary in GROUPS.items():
+            usage = f"hetjax {name} TOOL [--key value ...]"
+            group = jsonargparse.ArgumentParser(usage=usage, description=summary, exit_on_error=False)
+            tools.add_subcommand(name, group, help=summary)
+            groups[name] = group.add_subcommands(dest="tool", title="tools", metavar="TOOL")
+        self.tools = {name: _tool_parser(name, tool) for name, tool in TOOLS.items()}
+        for name, parser in self.tools.items():
+            group, _, last = name.rpartition(" ")
+            (groups[group] if group else tools).add_subcommand(last, parser, help=_summary(TOOLS[name]))
+
+    def chosen(self, values: jsonargparse.Namespace) -> tuple[str, jsonargparse.ArgumentParser, jsonargparse.Namespace]:
+        """The tool of a parsed command line: its name, parser and values."""
+        names = []
+        while "tool" in values:
+            names.append(values.tool)
+            values = values[values.tool]
+        name = " ".join(names)
+        return name, self.tools[name], values
+
+    def explain(self, message: str, arguments: Sequence[str]) -> str:
+        """A parser's message on this command line, with what was likely meant and where to look it up."""
+        for count in (2, 1):
+            name = " ".join(arguments[:count])
+            if name in self.tools:
+                help_line = f"`hetjax {name} --help` lists every setting"
+                return explain(message, known_settings(self.tools[name]), help_line=help_line)
+        words = [word for name in TOOLS for word in name.split()]
+        return explain(message, words, help_line="`hetjax --help` lists the tools")
+
+
+def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
+    settings = "--config FILE " if _takes_config(tool) else ""
+    parser = jsonargparse.ArgumentParser(
+        usage=f"hetjax {name} {settings}[--key value ...]", description=_summary(tool), exit_on_error=False
+    )
+    parser.add_function_arguments(tool, skip={"config"}, as_group=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
+    if settings:
+        add_settings(parser)
+    return parser
+
+
+def _takes_config(tool: Callable[..., Outcome]) -> bool:
+    return "config" in inspect.signature(tool).parameters
+
+
+def _summary(tool: Callable[..., Outcome]) -> str:
+    """The docstring without its list of arguments."""
+    return inspect.getdoc(tool).partition("\n\nArgs:")[0]

@@ -1,0 +1,350 @@
+"""A user's own Flax NNX modules, end to end, against the same modules called by hand in plain JAX on one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from hetjax import Edge, ModuleGraph, Trainer
+from hetjax.errors import BatchError, ConfigError, GraphError, ScheduleError
+from meshes import Layout, Placement
+from tests.parity.oracle import relative_error
+from tests.small_modules import CLASSES, IN, Encoder, Head, Middle, Noisy, Tower, Vote
+
+SAMPLES = 12
+TOLERANCE = 1e-5
+
+
+def make_batch(*encoders: str, sink: str = "head", seed: int = 0):
+    random = np.random.default_rng(seed)
+    inputs = {name: {"x": random.normal(size=(SAMPLES, IN)).astype(np.float32)} for name in encoders}
+    labels = random.integers(0, CLASSES, SAMPLES).astype(np.int32)
+    return {**inputs, sink: {"labels": labels}, "loss_tokens": SAMPLES}
+
+
+def by_module(state) -> dict[str, dict[str, np.ndarray]]:
+    """A flat NNX state of a dict of modules, by module and path."""
+    found = {}
+    for (module, *path), leaf in nnx.to_flat_state(state):
+        value = leaf[...]
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        found.setdefault(module, {})["/".join(map(str, path))] = np.asarray(value)
+    return found
+
+
+def train_by_hand(modules, run, batch, optimizer, *, microbatches: int, steps: int, frozen=()):
+    """[(loss, gradients, weights, other state)] a step, by a loop over microbatches that hands on the state.
+
+    `run(modules, inputs)` calls the modules and returns the summed loss.
+    """
+    definition, params, rest = nnx.split(nnx.Dict(modules), nnx.Param, ...)
+    trained = nnx.State({name: tree for name, tree in params.items() if name not in frozen})
+    fixed = nnx.State({name: tree for name, tree in params.items() if name in frozen})
+
+    def loss_of(trained, rest, inputs):
+        whole = nnx.State({**trained, **fixed})
+        called = nnx.merge(definition, whole, rest, copy=True)
+        loss = run(called, inputs)
+        return loss / batch["loss_tokens"], nnx.split(called, nnx.Param, ...)[2]
+
+    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    inputs = {name: values for name, values in batch.items() if name != "loss_tokens"}
+    size = SAMPLES // microbatches
+    opt_state, history = optimizer.init(trained), []
+    for _ in range(steps):
+        loss, gradients = 0.0, jax.tree.map(jnp.zeros_like, trained)
+        for index in range(microbatches):
+            rows = jax.tree.map(lambda x, i=index: x[i * size : (i + 1) * size], inputs)
+            (part, rest), more = gradient_of(trained, rest, rows)
+            loss, gradients = loss + part, jax.tree.map(jnp.add, gradients, more)
+        updates, opt_state = optimizer.update(gradients, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        history.append((float(loss), by_module(gradients), by_module(trained), by_module(rest)))
+    return history
+
+
+def assert_equals_by_hand(trainer: Trainer, batch, history) -> None:
+    """Loss, every gradient, every trained weight and all other state, after each step."""
+    state = trainer.init()
+    for loss, gradients, weights, rest in history:
+        _, found = trainer.loss_and_gradients(state, batch)
+        state, metrics = trainer.step(state, batch)
+        assert relative_error(metrics["loss"], loss) <= TOLERANCE
+        trained = trainer.weights(state)
+        for module, expected in gradients.items():
+            assert set(found[module]) == set(expected)
+            for path in expected:
+                assert relative_error(found[module][path], expected[path]) <= TOLERANCE, (module, path)
+                assert relative_error(trained[module][path], weights[module][path]) <= TOLERANCE, (module, path)
+        for module, expected in rest.items():
+            buffers = state.stages[module].buffers
+            assert set(buffers) == set(expected)
+            for path, value in expected.items():
+                assert relative_error(np.asarray(buffers[path]), value) <= TOLERANCE, (module, path)
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    return optax.adam(1e-2, eps=1e-3)
+
+
+# ── an encoder and a head without any dim names ──────────────────────────────────────────────────
+
+
+@functools.cache
+def plain_modules():
+    return {"encoder": Encoder(nnx.Rngs(1)), "head": Head(nnx.Rngs(2))}
+
+
+def plain_trainer(**options) -> Trainer:
+    graph = ModuleGraph(plain_modules(), [Edge("encoder.features", "head.features")])
+    layouts = {"encoder": Layout(devices="0-2", data=3), "head": Layout(devices="4-7", fsdp=2, tensor=2)}
+    return Trainer(graph, Placement(layouts), **{"optimizer": make_optimizer(), "microbatches": 2, **options})
+
+
+@functools.cache
+def compiled_plain_trainer() -> Trainer:
+    return plain_trainer()
+
+
+def run_plain(modules, inputs):
+    features = modules["encoder"](inputs["encoder"]["x"])["features"]
+    return modules["head"](features, inputs["head"]["labels"])["loss"]
+
+
+def test_modules_without_dim_names_train_as_by_hand():
+    batch = make_batch("encoder")
+    history = train_by_hand(plain_modules(), run_plain, batch, make_optimizer(), microbatches=1, steps=2)
+    assert history[1][0] < history[0][0]
+    assert_equals_by_hand(compiled_plain_trainer(), batch, history)
+
+
+def test_loss_and_gradients_leave_the_state_as_it_is():
+    trainer, batch = compiled_plain_trainer(), make_batch("encoder")
+    state = trainer.init()
+    before = trainer.weights(state)
+    first, _ = trainer.loss_and_gradients(state, batch)
+    second, _ = trainer.loss_and_gradients(state, batch)
+    assert float(first) == float(second)
+    jax.tree.map(np.testing.assert_array_equal, trainer.weights(state), before)
+
+
+# ── running statistics and dropout ───────────────────────────────────────────────────────────────
+
+
+def test_statistics_and_dropout_keys_pass_through_the_microbatches_in_order():
+    modules = {"encoder": Noisy(nnx.Rngs(1)), "head": Head(nnx.Rngs(2))}
+
+    def run(modules, inputs):
+        features = modules["encoder"](inputs["encoder"]["x"])["features"]
+        return modules["head"](features, inputs["head"]["labels"])["loss"]
+
+    batch = make_batch("encoder")
+    history = train_by_hand(modules, run, batch, make_optimizer(), microbatches=3, steps=2)
+    graph = ModuleGraph(modules, [Edge("encoder.features", "head.features")])
+    layouts = {"encoder": Layout(devices="0-1", data=2), "head": Layout(devices="2-5", data=4)}
+    trainer = Trainer(graph, Placement(layouts), optimizer=make_optimizer(), microbatches=3)
+    assert_equals_by_hand(trainer, batch, history)
+
+
+# ── fan-in, a skip connection, a frozen module in between, integers ──────────────────────────────
+
+
+@functools.cache
+def branching_modules():
+    kinds = {"left": Encoder, "right": Encoder, "middle": Middle, "vote": Vote, "head": Head}
+    return {name: kind(nnx.Rngs(seed)) for seed, (name, kind) in enumerate(kinds.items())}
+
+
+def run_branching(modules, inputs):
+    left = modules["left"](inputs["left"]["x"])["features"]
+    right = modules["right"](inputs["right"]["x"])["features"]
+    mixed = modules["middle"](left, right)
+    shift = modules["vote"](left)["winner"]
+    return modules["head"](mixed, inputs["head"]["labels"], left, shift)["loss"]
+
+
+@functools.cache
+def branching_trainer() -> Trainer:
+    graph = ModuleGraph(
+        branching_modules(),
+        [
+            Edge("left.features", "middle.features"),
+            Edge("left.features", "head.skip"),
+            Edge("left.features", "vote.features"),
+            Edge("right.features", "middle.extra"),
+            Edge("middle.output", "head.features"),
+            Edge("vote.winner", "head.shift", gradient=False),
+        ],
+    )
+    layouts = {
+        "left": Layout(devices="0-2", data=3),
+        "right": Layout(devices="3", data=1),
+        "middle": Layout(devices="2-3", data=2),
+        "vote": Layout(devices="0-1", data=2),
+        "head": Layout(devices="4-6", data=3),
+    }
+    return Trainer(graph, Placement(layouts), optimizer=make_optimizer(), microbatches=2, frozen=("middle",))
+
+
+def test_a_branching_graph_trains_as_by_hand():
+    """One output feeds three modules, so that two gradients add up; the frozen module passes its gradient on."""
+    batch = make_batch("left", "right")
+    history = train_by_hand(
+        branching_modules(), run_branching, batch, make_optimizer(), microbatches=1, steps=2, frozen=("middle",)
+    )
+    assert set(history[0][1]) == {"left", "right", "head"}
+    assert_equals_by_hand(branching_trainer(), batch, history)
+
+
+def test_a_frozen_module_and_one_without_weights_cost_no_update():
+    trainer = branching_trainer()
+    assert set(trainer.updates) == {"left", "right", "head"}
+    assert {link.name: link.gradient for link in trainer.links if not link.gradient} == {
+        "left.features->vote.features": False,
+        "vote.winner->head.shift": False,
+    }
+    assert not trainer.schedule.graph.stage("vote").backward
+    assert trainer.schedule.graph.stage("middle").backward
+
+
+def test_a_frozen_module_keeps_its_weights_through_a_step():
+    trainer, batch = branching_trainer(), make_batch("left", "right")
+    state = trainer.init()
+    before = trainer.weights(state)
+    after = trainer.weights(trainer.step(state, batch)[0])
+    jax.tree.map(np.testing.assert_array_equal, after["middle"], before["middle"])
+    assert not np.array_equal(after["left"]["up/kernel"], before["left"]["up/kernel"])
+
+
+def test_a_loss_module_without_weights_can_end_the_graph():
+    class Distance(nnx.Module):
+        def __call__(self, features, labels):
+            return {"loss": jnp.sum((jnp.mean(features, axis=-1) - labels) ** 2)}
+
+    modules = {"encoder": Encoder(nnx.Rngs(1)), "head": Distance()}
+    batch = make_batch("encoder")
+    history = train_by_hand(modules, run_plain, batch, make_optimizer(), microbatches=1, steps=1)
+    graph = ModuleGraph(modules, [Edge("encoder.features", "head.features")])
+    layouts = {"encoder": Layout(devices="0-1", data=2), "head": Layout(devices="2", data=1)}
+    trainer = Trainer(graph, Placement(layouts), optimizer=make_optimizer(), microbatches=1)
+    assert_equals_by_hand(trainer, batch, history)
+
+
+# ── a user's own stages ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_module_with_stages_of_its_own_trains_as_by_hand():
+    modules = {"encoder": Encoder(nnx.Rngs(1)), "head": Tower(nnx.Rngs(2), layers=2)}
+
+    def run(modules, inputs):
+        features = modules["encoder"](inputs["encoder"]["x"])["features"]
+        return modules["head"](features, labels=inputs["head"]["labels"])["loss"]
+
+    batch = make_batch("encoder")
+    history = train_by_hand(modules, run, batch, make_optimizer(), microbatches=1, steps=1)
+    graph = ModuleGraph(modules, [Edge("encoder.features", "head.features")])
+    layouts = {"encoder": Layout(devices="0-1", data=2), "head": Layout(devices="2-5", stage=2, tensor=2)}
+    trainer = Trainer(graph, Placement(layouts), optimizer=make_optimizer(), microbatches=2)
+    state = trainer.init()
+    loss, gradients = trainer.loss_and_gradients(state, batch)
+    assert relative_error(loss, history[0][0]) <= TOLERANCE
+    for module, expected in history[0][1].items():
+        for path, value in expected.items():
+            assert relative_error(gradients[module][path], value) <= TOLERANCE, (module, path)
+
+
+# ── what is refused, and when ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_an_output_that_an_edge_names_but_the_module_lacks_is_refused_with_the_list(gradient):
+    graph = ModuleGraph(
+        plain_modules(),
+        [Edge("encoder.features", "head.features"), Edge("encoder.tokens", "head.skip", gradient=gradient)],
+    )
+    placement = Placement({name: Layout(devices="0") for name in graph.modules})
+    trainer = Trainer(graph, placement, optimizer=optax.sgd(1))
+    with pytest.raises(GraphError, match="'encoder' has no output 'tokens'; its outputs are features"):
+        trainer.compile(make_batch("encoder"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [(lambda x: jnp.sum(x, axis=-1), r"'loss'.*float32\[4\]"), (lambda x: jnp.sum(x > 0), "'loss' is int32")],
+    ids=["vector", "integer"],
+)
+def test_a_loss_that_is_no_floating_scalar_is_refused_with_what_it_is(loss, told):
+    class Odd(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(IN, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            return {"loss": loss(self.linear(x))}
+
+    trainer = Trainer(ModuleGraph({"head": Odd}), Placement({"head": Layout(devices="0")}), optimizer=optax.sgd(1))
+    batch = {"head": {"x": np.ones((4, IN), np.float32)}, "loss_tokens": 4}
+    with pytest.raises(GraphError, match=f"module 'head'.*{told}"):
+        trainer.compile(batch)
+
+
+def test_a_sink_without_a_loss_is_refused_with_its_outputs():
+    graph = ModuleGraph({"encoder": Encoder})
+    trainer = Trainer(graph, Placement({"encoder": Layout(devices="0")}), optimizer=optax.sgd(1))
+    with pytest.raises(GraphError, match="module 'encoder' has no output 'loss'; its outputs are features"):
+        trainer.compile({"encoder": {"x": np.ones((4, IN), np.float32)}, "loss_tokens": 4})
+
+
+def test_an_edge_of_integers_that_asks_for_a_gradient_is_refused():
+    modules = {name: branching_modules()[name] for name in ("left", "vote", "head")}
+    graph = ModuleGraph(
+        modules,
+        [
+            Edge("left.features", "vote.features"),
+            Edge("left.features", "head.features"),
+            Edge("vote.winner", "head.shift"),
+        ],
+    )
+    trainer = Trainer(graph, Placement({name: Layout(devices="0") for name in modules}), optimizer=optax.sgd(1))
+    with pytest.raises(GraphError, match="which has no gradient"):
+        trainer.compile(make_batch("left"))
+
+
+def test_an_unknown_schedule_is_refused_with_the_known_ones():
+    with pytest.raises(ScheduleError, match="unknown schedule 'zigzag'; the known ones are gpipe, 1f1b, colocated"):
+        plain_trainer(schedule="zigzag")
+
+
+def test_names_that_no_module_has_are_refused():
+    with pytest.raises(ConfigError, match="learning_rate_scale names module 'eye', which the graph lacks; its modules"):
+        plain_trainer(learning_rate_scale={"eye": 0.1})
+    with pytest.raises(ConfigError, match="optimizer names module 'eye', which the graph lacks"):
+        plain_trainer(optimizer={"eye": optax.sgd(1)})
+    with pytest.raises(ConfigError, match="optimizer has no entry for module 'head', which trains"):
+        plain_trainer(optimizer={"encoder": optax.sgd(1)})
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_compiles():
+    trainer = plain_trainer(microbatches=5)
+    with pytest.raises(BatchError, match="a batch of 12 samples is not divisible into 5 microbatches"):
+        trainer.step(trainer.init(), make_batch("encoder"))
+    with pytest.raises(ConfigError, match="the trainer has not compiled yet"):
+        _ = trainer.compiled
+
+
+def test_learning_rate_scale_and_optimizers_of_modules_act_on_their_module_alone():
+    batch = make_batch("encoder")
+    trainer = plain_trainer(
+        optimizer={"encoder": optax.sgd(0.1), "head": optax.sgd(0.3)}, learning_rate_scale={"head": 0.5}
+    )
+    state = trainer.init()
+    before = trainer.weights(state)
+    _, gradients = trainer.loss_and_gradients(state, batch)
+    after = trainer.weights(trainer.step(state, batch)[0])
+    for module, rate in (("encoder", 0.1), ("head", 0.15)):
+        for path, gradient in gradients[module].items():
+            np.testing.assert_allclose(after[module][path], before[module][path] - rate * gradient, atol=1e-6)

@@ -1,0 +1,22 @@
+import numpy as np
+
+from hetjax.build import batch_shapes
+from hetjax.tools.random_batch import random_batch
+
+
+def test_a_random_batch_has_the_shapes_and_dtypes_asked_for_and_ids_of_the_vocabulary(make_config):
+    shapes = batch_shapes(make_config())
+    batch = random_batch(shapes, vocab_size=40)
+    for module, inputs in shapes.items():
+        assert batch[module].keys() == inputs.keys()
+        for port, aval in inputs.items():
+            assert (batch[module][port].shape, batch[module][port].dtype) == (aval.shape, aval.dtype)
+    for port in ("tokens", "labels"):
+        assert set(np.unique(batch["llm"][port])) <= set(range(40))
+        assert len(np.unique(batch["llm"][port])) > 20
+
+
+def test_image_tokens_of_a_sample_take_rows_of_their_own(make_config):
+    positions = random_batch(batch_shapes(make_config()), vocab_size=40)["llm"]["image_positions"]
+    for row in positions:
+        assert len(set(row)) == len(row)
