@@ -179,7 +179,10 @@ class _Run:
     def _evaluate(self, pending: _Pending, bar: LiveBar) -> None:
         if self.config.data.eval is None:
             return
+        started = time.perf_counter()
         result = self._answers()
+        # Answering is no part of the training speed.
+        self._clock += time.perf_counter() - started
         for bad in result.bad:
             bar.say(f"skipped a bad held-out sample: {bad}")
         pending.row["eval/accuracy"] = result.accuracy

@@ -1,4 +1,4 @@
-"""Device ranges as people write them: "0-3", "0,2,5-7", "all", or a list of numbers."""
+"""Device ranges as people write them: "0-3", "0,2,5-7", "all", a number, or a list of numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from meshes.errors import PlacementError
 
-Devices = str | Sequence[int]
+Devices = str | int | Sequence[int]
 
 
 def parse_devices(devices: Devices, *, module: str) -> tuple[int, ...] | None:
@@ -16,6 +16,8 @@ def parse_devices(devices: Devices, *, module: str) -> tuple[int, ...] | None:
 
     Raises PlacementError on a malformed range, a negative number, or a device listed twice.
     """
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        devices = str(devices)
     if isinstance(devices, str):
         if devices.strip() == "all":
             return None

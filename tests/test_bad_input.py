@@ -149,7 +149,8 @@ def test_a_full_disk_while_saving_ends_the_run_with_the_reason(run, tmp_path, mo
 
 def test_a_full_disk_while_logging_ends_the_run_with_the_reason(run, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    # The log is begun under this name, then renamed: all that is written to it meets a full disk.
+    (tmp_path / "run" / "metrics.jsonl.partial").symlink_to("/dev/full")
     code, message = run()
     assert code == 2
     assert "No space left on device" in message

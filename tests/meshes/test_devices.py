@@ -34,7 +34,7 @@ def test_all_waits_for_the_number_of_devices():
         ([1, 1], "lists device 1 twice", "each device once"),
         ([-1, 0], "has a negative number", "devices count from 0"),
         ([], "names no device", 'write e.g. "0-3" or "all"'),
-        (3, "devices=3 is no list of device numbers", "write e.g. [0, 1, 2, 3]"),
+        (3.5, "devices=3.5 is no list of device numbers", "write e.g. [0, 1, 2, 3]"),
         ([0.5], "devices=[0.5] is no list of device numbers", "write e.g. [0, 1, 2, 3]"),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
-from tiny_models import build_decoder, build_vision, decoder_batch, image_batch
+from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 
 from models import LanguageModel, VisionEncoder
 from models.generate import generate

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import BATCH, DECODER, SEQ, build_decoder, call, cast, decoder_batch, flat, relative_error
+from tests.models.tiny_models import BATCH, DECODER, SEQ, build_decoder, call, cast, decoder_batch, flat, relative_error
 
 from models import LanguageModel, ModelError
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import DECODER, build_decoder
+from tests.models.tiny_models import DECODER, build_decoder
 
 from models.generate import generate
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny_models import build_decoder, build_vision, cast, decoder_batch, flat, image_batch, relative_error
+from tests.models.tiny_models import build_decoder, build_vision, cast, decoder_batch, flat, image_batch, relative_error
 
 from models.dims import layout_in_force
 from models.generate import generate

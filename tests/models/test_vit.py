@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import BATCH, IMAGES, VISION, build_vision, call, cast, flat, image_batch, relative_error
+from tests.models.tiny_models import BATCH, IMAGES, VISION, build_vision, call, cast, flat, image_batch, relative_error
 
 from models import ModelError
 
