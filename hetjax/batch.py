@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,9 +87,11 @@ def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[St
 def loss_tokens(batch: Batch, sink: str) -> float:
     """The global count that the summed loss is divided by, 1 for a batch without any. Raises BatchError."""
     check_loss_tokens(batch, sink)
-    if "loss_tokens" in batch:
-        return float(batch["loss_tokens"]) or 1.0
-    return float(np.sum(batch[sink]["loss_weights"], dtype=np.float64)) or 1.0
+    weights = batch["loss_tokens"] if "loss_tokens" in batch else batch[sink]["loss_weights"]
+    count = float(np.sum(weights, dtype=np.float64))
+    if not (math.isfinite(count) and count >= 0):
+        raise BatchError(f"the loss of a batch is to be divided by {count}; loss weights and tokens are 0 or more")
+    return count or 1.0
 
 
 def check_loss_tokens(batch: Batch, sink: str) -> None:
@@ -132,6 +135,11 @@ def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence
             )
         for port, aval in known.items():
             shape = (microbatches * aval.shape[0], *aval.shape[1:])
+            if not np.can_cast(given[port].dtype, aval.dtype, "same_kind"):
+                raise BatchError(
+                    f"module '{module}': input '{port}' is {given[port].dtype} in this batch, but programs were "
+                    f"compiled for {aval.dtype}; keep dtypes fixed"
+                )
             if np.shape(given[port]) != shape:
                 raise BatchError(
                     f"module '{module}': input '{port}' has shape {np.shape(given[port])} in this batch, but "

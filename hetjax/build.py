@@ -43,14 +43,21 @@ def tokens_per_image(config: TrainConfig) -> int:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """The learning rate by step: linear from zero to the peak, then half a cosine to the final one."""
-    return optax.warmup_cosine_decay_schedule(
+    """The learning rate by steps done: linear to the peak, then half a cosine to the final one at the last step."""
+    rates = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
         decay_steps=max(steps, config.warmup_steps + 1),
         end_value=config.final_learning_rate,
     )
+    # Counted from 1: a rate of zero would waste the first step.
+    return lambda done: rates(done + 1)
+
+
+def decays(path: str, dims: int) -> bool:
+    """Whether weight decay applies: to matrices, not to scales and biases, whose stacks lead with a dim of layers."""
+    return dims - path.startswith("layers/") > 1
 
 
 def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trainer:
@@ -62,7 +69,7 @@ def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trai
         b2=settings.beta2,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        mask=lambda params: {path: param.ndim > 1 for path, param in params.items()},
+        mask=lambda params: {path: decays(path, param.ndim) for path, param in params.items()},
     )
     return Trainer(
         graph or build_graph(config),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 from hetjax.config import load_config
 from hetjax.errors import HetjaxError
@@ -23,19 +25,19 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/]: {_plain(str(error))}")
+        _tell(str(error))
         raise SystemExit(2) from None
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        message = (
-            f"{error.strerror or error}{where}; free the space or change the path, then run the same command again"
-        )
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error[/]: {_plain(message)}")
+        where = f": {error.filename}" if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space, then run the same command again" if full else "check the path and its permissions"
+        _tell(f"{error.strerror or error}{where}; {fix}")
         raise SystemExit(2) from None
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _tell(message: str) -> None:
+    text = Text.assemble(("error", "bold red"), f": {message}")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
 
 
 def train_main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +48,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         # Imported only now: --help and a mistyped setting need no JAX program.
         from hetjax.run import train
 
-        train(config, resolved, console=Console(soft_wrap=True))
+        train(config, resolved, console=Console(soft_wrap=True, markup=False, highlight=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

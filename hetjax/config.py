@@ -17,6 +17,14 @@ from meshes import Layout
 from models import DecoderConfig, VisionConfig
 
 
+def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:
+    """Raise ConfigError for a setting that is less than it may be; null is always fine."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{section}{name} is {value}; give {least} or more")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What is trained.
@@ -41,7 +49,7 @@ class OptimizerConfig:
         beta1: Decay of the gradient's running mean.
         beta2: Decay of the squared gradient's running mean.
         epsilon: Added to the root of the latter.
-        weight_decay: Decoupled weight decay, for weights of two dims or more.
+        weight_decay: Decoupled weight decay, for matrices; scales and biases have none.
         max_grad_norm: Largest norm of the gradient over all modules, or null for no clipping.
         learning_rate_scale: Factor on the learning rate of a module, e.g. {vision: 0.1}.
         frozen: Modules that do not train.
@@ -58,6 +66,10 @@ class OptimizerConfig:
     learning_rate_scale: dict[str, float] = dataclasses.field(default_factory=dict)
     frozen: list[str] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self):
+        names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon")
+        _check_least(self, 0, *names, section="optimizer.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -72,6 +84,9 @@ class EvalConfig:
     every: int | None = None
     batch_size: int = 100
     max_new_tokens: int = 16
+
+    def __post_init__(self):
+        _check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +104,7 @@ class TrainConfig:
         schedule: Order of the microbatches' programs: gpipe, 1f1b or colocated.
         microbatches: Parts that each batch is cut into.
         param_dtype: Dtype of the weights that are trained.
-        compute_dtype: Dtype that weights are cast to, once a step, for the programs.
+        compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         seed: Seed of the initial weights.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
@@ -107,10 +122,10 @@ class TrainConfig:
     optimizer: OptimizerConfig
     steps: int
     eval: EvalConfig = EvalConfig()
-    schedule: str = "1f1b"
+    schedule: Literal["gpipe", "1f1b", "colocated"] = "1f1b"
     microbatches: int = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
     seed: int = 0
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
@@ -121,10 +136,8 @@ class TrainConfig:
     fake_devices: int | None = None
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; give 1 or more")
+        least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
+        _check_least(self, 1, *least)
         vision, data = self.model.vision, self.data
         if vision is not None and vision.image_size != data.image_size:
             raise ConfigError(

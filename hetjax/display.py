@@ -113,8 +113,10 @@ class LiveBar:
         self._bar.update(self._task, completed=row["step"], numbers=numbers)
         due = row["step"] % self.log_every == 0 or row["step"] in (1, self.steps) or "eval/accuracy" in row
         if due and not self._live:
-            self.console.print(f"step {row['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False)
+            self.console.print(
+                f"step {row['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False, markup=False
+            )
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self.console.print(message, soft_wrap=True, highlight=False)
+        self.console.print(message, soft_wrap=True, highlight=False, markup=False)

@@ -21,6 +21,14 @@ class BatchError(HetjaxError):
     """A batch lacks an input, or its shape does not fit the layout."""
 
 
+class StateError(HetjaxError):
+    """A training state was consumed already, or is of another trainer."""
+
+
+class DivergenceError(HetjaxError):
+    """The loss or the gradient is no finite number any more."""
+
+
 class BoundaryError(HetjaxError):
     """A tensor cannot be converted between two shardings."""
 

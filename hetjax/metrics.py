@@ -29,7 +29,7 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Log the numbers of one step; `row` has the key "step"."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name != "step":

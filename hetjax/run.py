@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from hetjax.batch import check_batch
 from hetjax.build import (
     batch_shapes,
     build_graph,
@@ -26,9 +28,10 @@ from hetjax.checkpoint import Checkpoints
 from hetjax.config import TrainConfig
 from hetjax.data import HostBatch, Tokenizer, TrainData, check_dataset, eval_batches, load_tokenizer, write_digits
 from hetjax.display import LiveBar, placement_table
-from hetjax.errors import DataError
+from hetjax.errors import DataError, DivergenceError
 from hetjax.evaluate import EvalResult, evaluate
 from hetjax.generate import Generator
+from hetjax.interrupt import StopRequest
 from hetjax.metrics import MetricsLog, draw_loss, read_metrics
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
@@ -45,16 +48,18 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, 
     check_tokenizer(config, tokenizer)
     prepare_data(config, tokenizer, console)
     trainer = build_trainer(config, build_graph(config))
+    check_batch(trainer.stages, config.data.batch_size, config.microbatches)
     console.print(placement_table(trainer))
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(resolved)
     generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
     answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
     # Restored before anything is compiled: a checkpoint that does not fit is told at once.
     run = _Run(config, trainer, generator, tokenizer, directory, console)
     try:
         trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
+        # Only now: a refused command leaves the settings of the run as they were.
+        (directory / "config.yaml").write_text(resolved)
         return run.to_the_end()
     finally:
         run.close()
@@ -68,9 +73,14 @@ def prepare_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) ->
         console.print(f"wrote the digits to {folder}")
     for path in filter(None, (data.train, data.eval)):
         summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
+        if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
+            raise DataError(
+                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {config.steps} steps of "
+                f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
+            )
         for bad in (*summary.missing, *summary.bad):
-            console.print(f"[yellow]bad sample[/]: {bad}", highlight=False)
-        console.print(f"{path}: {summary.samples} samples, {summary.images} images", highlight=False)
+            console.print(f"bad sample: {bad}")
+        console.print(f"{path}: {summary.samples} samples, {summary.images} images")
 
 
 @dataclasses.dataclass
@@ -113,34 +123,46 @@ class _Run:
         state, extra = self.checkpoints.restore()
         self.data.set_state(extra["data"])
         self.bad_samples = extra["bad_samples"]
-        self.console.print(f"resuming after step {state.step} from {self.checkpoints.directory}", highlight=False)
+        self.console.print(f"resuming after step {state.step} from {self.checkpoints.directory}")
         return state
 
     def to_the_end(self) -> dict[str, Any]:
-        """Train, evaluate, save, draw; returns the last row of metrics."""
+        """Train, evaluate, save, draw; returns the last row of metrics. A signal to stop saves and exits with 130."""
         config = self.config
-        batches = self._batches()
         bar = LiveBar(self.console, steps=config.steps, done=self.state.step, log_every=config.log_every)
-        pending: _Pending | None = None
-        with bar:
-            self._clock = time.perf_counter()
-            while self.state.step < config.steps:
-                pending, before = self._step(next(batches), bar), pending
-                if before is not None:
-                    self._report(before, bar)
-                step = self.state.step
-                if step == config.steps or (config.eval.every and step % config.eval.every == 0):
-                    self._evaluate(pending, bar)
-                if step == config.steps or step % config.checkpoint_every == 0:
-                    # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
-                    self._report(pending, bar)
-                    pending = None
-                    self._save()
+        with bar, StopRequest() as stop:
+            self._train(bar, stop)
         self.checkpoints.wait()
         rows = read_metrics(self.log.path)
-        draw_loss(rows, self.directory / "loss.png", title=config.name)
-        self.console.print(f"done: metrics, curves and checkpoints are in {self.directory}", highlight=False)
+        if rows:
+            draw_loss(rows, self.directory / "loss.png", title=config.name)
+        if self.state.step < config.steps:
+            self.console.print(f"stopped after step {self.state.step}; run the same command to go on")
+            raise SystemExit(130)
+        self.console.print(f"done: metrics, curves and checkpoints are in {self.directory}")
         return rows[-1] if rows else {}
+
+    def _train(self, bar: LiveBar, stop: StopRequest) -> None:
+        config = self.config
+        batches = self._batches()
+        pending: _Pending | None = None
+        self._clock = time.perf_counter()
+        while self.state.step < config.steps and not stop.made:
+            try:
+                batch = next(batches)
+            except DataError:
+                self._save(pending, bar)
+                self.checkpoints.wait()
+                raise
+            pending, before = self._step(batch, bar), pending
+            if before is not None:
+                self._report(before, bar)
+            step = self.state.step
+            if step == config.steps or (config.eval.every and step % config.eval.every == 0):
+                self._evaluate(pending, bar)
+            if stop.made or step == config.steps or step % config.checkpoint_every == 0:
+                self._save(pending, bar)
+                pending = None
 
     def _batches(self) -> Iterator[HostBatch]:
         yield from self.data
@@ -169,6 +191,11 @@ class _Run:
     def _report(self, pending: _Pending, bar: LiveBar) -> None:
         """Read a step's metrics, which waits for that step, and log them."""
         numbers = {name: float(value) for name, value in pending.metrics.items()}
+        if not all(map(math.isfinite, numbers.values())):
+            raise DivergenceError(
+                f"step {pending.row['step']}: loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}; lower "
+                "optimizer.learning_rate or max_grad_norm and run again: training goes on from the last checkpoint"
+            )
         now = time.perf_counter()
         tokens = self.config.data.batch_size * self.config.data.seq_len
         row = {**pending.row, **numbers, "tokens_per_second": round(tokens / (now - self._clock), 1)}
@@ -179,6 +206,7 @@ class _Run:
     def _evaluate(self, pending: _Pending, bar: LiveBar) -> None:
         if self.config.data.eval is None:
             return
+        jax.block_until_ready(pending.metrics)
         started = time.perf_counter()
         result = self._answers()
         # Answering is no part of the training speed.
@@ -192,7 +220,10 @@ class _Run:
         batches = eval_batches(config.data, self.tokenizer, tokens_per_image(config), config.eval.batch_size)
         return evaluate(self.generator, self.state, batches, self.tokenizer)
 
-    def _save(self) -> None:
+    def _save(self, pending: _Pending | None, bar: LiveBar) -> None:
+        # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
+        if pending is not None:
+            self._report(pending, bar)
         self.checkpoints.save(self.state, {"data": self.data.get_state(), "bad_samples": self.bad_samples})
 
     def close(self) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import DTypeLike
 
 from hetjax.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
 from hetjax.compiling import compile_all
-from hetjax.errors import ConfigError
+from hetjax.errors import ConfigError, StateError
 from hetjax.executor import Executor, Observer
 from hetjax.graph import ModuleGraph
 from hetjax.initialize import initialize
@@ -67,6 +68,7 @@ class Trainer:
         compute_dtype: DTypeLike | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
+        _check_options(microbatches, frozen, max_grad_norm, param_dtype, compute_dtype)
         self.graph = graph
         devices = jax.devices() if devices is None else list(devices)
         self.placement = placement.resolve(len(devices))
@@ -83,6 +85,8 @@ class Trainer:
         self.report = check(self.schedule)
         scales = dict(learning_rate_scale or {})
         _check_modules(scales, graph, "learning_rate_scale")
+        for module in set(scales) & set(frozen):
+            raise ConfigError(f"learning_rate_scale names module '{module}', which is frozen; drop one of the two")
         optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else dict.fromkeys(graph.modules, optimizer)
         _check_modules(optimizers, graph, "optimizer")
         self.updates = {
@@ -139,16 +143,33 @@ class Trainer:
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
         count that the summed loss is divided by. `observe(action, result)` is called after each dispatch.
         """
+        self._check_state(state)
         return self._ready(batch).train(state, *self._place(batch), observe)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
         """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid."""
+        self._check_state(state)
         gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
         return loss, merge_stages(self.graph, self.stages, gradients)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined."""
+        self._check_state(state)
         return merge_stages(self.graph, self.stages, {name: stage.params for name, stage in state.stages.items()})
+
+    def _check_state(self, state: TrainState) -> None:
+        names = [stage.name for stage in self.stages]
+        if sorted(state.stages) != sorted(names):
+            raise StateError(
+                f"the state is of stages {', '.join(state.stages)}, but this trainer has {', '.join(names)}; make one "
+                "with init, or restore a checkpoint, which fits any placement"
+            )
+        for name, stage in state.stages.items():
+            if any(array.is_deleted() for array in stage.params.values()):
+                raise StateError(
+                    f"stage '{name}': the state after {state.step} steps was consumed by a step; "
+                    "go on with the state which that step returned"
+                )
 
     def _ready(self, batch: Batch) -> Executor:
         if self._executor is None:
@@ -161,6 +182,28 @@ class Trainer:
         dtype = step.programs[step.sink.name].outputs["loss"].dtype
         scale = np.asarray(1.0 / loss_tokens(batch, self.graph.sink), dtype)
         return inputs, jax.device_put(scale, step.sink.replicated)
+
+
+def _check_options(
+    microbatches: int,
+    frozen: Collection[str],
+    max_grad_norm: float | None,
+    param_dtype: DTypeLike,
+    compute_dtype: DTypeLike | None,
+) -> None:
+    if not isinstance(microbatches, int):
+        raise ConfigError(f"microbatches={microbatches!r}; give a whole number")
+    if isinstance(frozen, str):
+        raise ConfigError(f"frozen={frozen!r} is one string; give a collection of module names, e.g. [{frozen!r}]")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"max_grad_norm={max_grad_norm}; give a number above 0, or None for no clipping")
+    for name, dtype in (("param_dtype", param_dtype), ("compute_dtype", compute_dtype)):
+        try:
+            floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        except TypeError:
+            floating = False
+        if not floating:
+            raise ConfigError(f'{name}={dtype!r} is no floating dtype; give e.g. "float32" or "bfloat16"')
 
 
 def _check_modules(named: Mapping[str, Any], graph: ModuleGraph, what: str) -> None:

@@ -106,6 +106,11 @@ class LanguageModel(nnx.Module):
         """Those of `input_ports` that a call may leave out."""
         return EMBED_PORTS[1:] if self.cut.first else ()
 
+    @property
+    def port_dims(self) -> dict[str, tuple[str, ...]]:
+        """The dims of the ports that run along the sequence."""
+        return {**dict.fromkeys(("tokens", *LOSS_PORTS), ("batch", "seq")), "hidden": ("batch", "seq", "embed")}
+
     def stage(self, index: int, count: int) -> LanguageModel:
         """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
         return cut_stage(self, index, count, first=("embedding",), last=("norm", "head"))
@@ -194,11 +199,18 @@ class LanguageModel(nnx.Module):
     def _embed(self, tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden):
         if not self.cut.first:
             return hidden
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ModelError(f"LanguageModel: tokens are {tokens.dtype}; give integers")
         x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "seq", "embed")
         for kind, new, rows in (("image", image_tokens, image_positions), ("audio", audio_tokens, audio_positions)):
             if (new is None) != (rows is None):
                 raise ModelError(f"LanguageModel: give both of {kind}_tokens and {kind}_positions, or neither")
             if new is not None:
+                if new.shape[:2] != rows.shape:
+                    raise ModelError(
+                        f"LanguageModel: {new.shape[1]} {kind}_tokens a sample, but {rows.shape[1]} {kind}_positions; "
+                        "each encoder token needs the row that it takes"
+                    )
                 x = constrain(scatter_tokens(x, new, rows), "batch", "seq", "embed")
         return x
 

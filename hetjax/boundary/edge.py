@@ -22,11 +22,17 @@ class Boundary:
 
     Like JAX itself it takes an uncommitted array, such as the gradient of an eager `jnp.sum`, from wherever it is.
 
-    Raises BoundaryError when a sharding does not divide the shape, when the array is committed elsewhere
-    than `source`, or when it is called inside `jax.jit`.
+    Raises BoundaryError when a side is no NamedSharding or does not divide the shape, when the array is
+    committed elsewhere than `source`, or when it is called inside `jax.jit`.
     """
 
     def __init__(self, source: NamedSharding, destination: NamedSharding):
+        for side, sharding in (("source", source), ("destination", destination)):
+            if not isinstance(sharding, NamedSharding):
+                raise BoundaryError(
+                    f"boundary {side} is a {type(sharding).__name__}; give a jax.sharding.NamedSharding, "
+                    "for one device too: a mesh of one"
+                )
         self.source, self.destination = source, destination
 
         @jax.custom_vjp

@@ -30,7 +30,7 @@ class DataConfig:
     train: str
     eval: str | None = None
     tokenizer: str | None = None
-    image_size: int
+    image_size: int = 224
     seq_len: int
     batch_size: int
     images_per_sample: int = 1

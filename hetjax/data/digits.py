@@ -36,7 +36,7 @@ def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: i
         ConfigError: scikit-learn is not installed, or `held_out` leaves one part empty.
         DataError: `folder` holds other files, or cannot be written (a full disk, no permission).
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     scans, digits = _load()
     if not 0 < held_out < len(digits):
         raise ConfigError(f"held_out is {held_out}; give 1 to {len(digits) - 1} of the {len(digits)} samples")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
-from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 
 from models import LanguageModel, VisionEncoder
 from models.generate import generate
@@ -13,6 +12,7 @@ from models.parts.attention import attend
 from models.parts.loss import cross_entropy
 from models.parts.rope import rope_table, rotate
 from models.parts.scatter import scatter_tokens
+from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 
 
 def checked(function, *args, **kwargs):

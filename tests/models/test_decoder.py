@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.models.tiny_models import BATCH, DECODER, SEQ, build_decoder, call, cast, decoder_batch, flat, relative_error
 
 from models import LanguageModel, ModelError
+from tests.models.tiny_models import BATCH, DECODER, SEQ, build_decoder, call, cast, decoder_batch, flat, relative_error
 
 
 def decoder_in_numpy(w, batch, config):

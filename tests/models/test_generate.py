@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.models.tiny_models import DECODER, build_decoder
 
 from models.generate import generate
+from tests.models.tiny_models import DECODER, build_decoder
 
 LENGTHS, NEW = np.array([5, 2, 7]), 6
 RNG = np.random.default_rng(4)

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.models.tiny_models import build_decoder, build_vision, cast, decoder_batch, flat, image_batch, relative_error
 
 from models.dims import layout_in_force
 from models.generate import generate
+from tests.models.tiny_models import build_decoder, build_vision, cast, decoder_batch, flat, image_batch, relative_error
 
 AXIS_OF = {"batch": "data", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 

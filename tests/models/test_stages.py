@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
+from models import LanguageModel, ModelError, VisionEncoder
 from tests.models.tiny_models import (
     DECODER,
     VISION,
@@ -17,8 +19,6 @@ from tests.models.tiny_models import (
     image_batch,
     relative_error,
 )
-
-from models import LanguageModel, ModelError, VisionEncoder
 
 ENDS = {
     "decoder": ({("embedding",)}, {("norm", "scale"), ("head", "kernel")}),

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.models.tiny_models import BATCH, IMAGES, VISION, build_vision, call, cast, flat, image_batch, relative_error
 
 from models import ModelError
+from tests.models.tiny_models import BATCH, IMAGES, VISION, build_vision, call, cast, flat, image_batch, relative_error
 
 PROJECTIONS = ("query", "key", "value")
 

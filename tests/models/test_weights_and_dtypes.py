@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from tests.models.tiny_models import (
     DECODER,
     VISION,
