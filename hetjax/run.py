@@ -193,8 +193,8 @@ class _Run:
         numbers = {name: float(value) for name, value in pending.metrics.items()}
         if not all(map(math.isfinite, numbers.values())):
             raise DivergenceError(
-                f"step {pending.row['step']}: loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']}; lower "
-                "optimizer.learning_rate or max_grad_norm and run again: training goes on from the last checkpoint"
+                f"step {pending.row['step']}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
+                "lower optimizer.learning_rate or max_grad_norm; the same command goes on from the last checkpoint"
             )
         now = time.perf_counter()
         tokens = self.config.data.batch_size * self.config.data.seq_len

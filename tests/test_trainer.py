@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.errors import BatchError, ConfigError, GraphError, ScheduleError
 from meshes import Layout, Placement
 from tests.parity.oracle import relative_error
 from tests.small_modules import CLASSES, IN, Encoder, Head, Middle, Noisy, Tower, Vote
@@ -256,84 +254,6 @@ def test_a_module_with_stages_of_its_own_trains_as_by_hand():
     for module, expected in history[0][1].items():
         for path, value in expected.items():
             assert relative_error(gradients[module][path], value) <= TOLERANCE, (module, path)
-
-
-# ── what is refused, and when ────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("gradient", [True, False])
-def test_an_output_that_an_edge_names_but_the_module_lacks_is_refused_with_the_list(gradient):
-    graph = ModuleGraph(
-        plain_modules(),
-        [Edge("encoder.features", "head.features"), Edge("encoder.tokens", "head.skip", gradient=gradient)],
-    )
-    placement = Placement({name: Layout(devices="0") for name in graph.modules})
-    trainer = Trainer(graph, placement, optimizer=optax.sgd(1))
-    with pytest.raises(GraphError, match="'encoder' has no output 'tokens'; its outputs are features"):
-        trainer.compile(make_batch("encoder"))
-
-
-@pytest.mark.parametrize(
-    ("loss", "told"),
-    [(lambda x: jnp.sum(x, axis=-1), r"'loss'.*float32\[4\]"), (lambda x: jnp.sum(x > 0), "'loss' is int32")],
-    ids=["vector", "integer"],
-)
-def test_a_loss_that_is_no_floating_scalar_is_refused_with_what_it_is(loss, told):
-    class Odd(nnx.Module):
-        def __init__(self, rngs):
-            self.linear = nnx.Linear(IN, CLASSES, rngs=rngs)
-
-        def __call__(self, x):
-            return {"loss": loss(self.linear(x))}
-
-    trainer = Trainer(ModuleGraph({"head": Odd}), Placement({"head": Layout(devices="0")}), optimizer=optax.sgd(1))
-    batch = {"head": {"x": np.ones((4, IN), np.float32)}, "loss_tokens": 4}
-    with pytest.raises(GraphError, match=f"module 'head'.*{told}"):
-        trainer.compile(batch)
-
-
-def test_a_sink_without_a_loss_is_refused_with_its_outputs():
-    graph = ModuleGraph({"encoder": Encoder})
-    trainer = Trainer(graph, Placement({"encoder": Layout(devices="0")}), optimizer=optax.sgd(1))
-    with pytest.raises(GraphError, match="module 'encoder' has no output 'loss'; its outputs are features"):
-        trainer.compile({"encoder": {"x": np.ones((4, IN), np.float32)}, "loss_tokens": 4})
-
-
-def test_an_edge_of_integers_that_asks_for_a_gradient_is_refused():
-    modules = {name: branching_modules()[name] for name in ("left", "vote", "head")}
-    graph = ModuleGraph(
-        modules,
-        [
-            Edge("left.features", "vote.features"),
-            Edge("left.features", "head.features"),
-            Edge("vote.winner", "head.shift"),
-        ],
-    )
-    trainer = Trainer(graph, Placement({name: Layout(devices="0") for name in modules}), optimizer=optax.sgd(1))
-    with pytest.raises(GraphError, match="which has no gradient"):
-        trainer.compile(make_batch("left"))
-
-
-def test_an_unknown_schedule_is_refused_with_the_known_ones():
-    with pytest.raises(ScheduleError, match="unknown schedule 'zigzag'; the known ones are gpipe, 1f1b, colocated"):
-        plain_trainer(schedule="zigzag")
-
-
-def test_names_that_no_module_has_are_refused():
-    with pytest.raises(ConfigError, match="learning_rate_scale names module 'eye', which the graph lacks; its modules"):
-        plain_trainer(learning_rate_scale={"eye": 0.1})
-    with pytest.raises(ConfigError, match="optimizer names module 'eye', which the graph lacks"):
-        plain_trainer(optimizer={"eye": optax.sgd(1)})
-    with pytest.raises(ConfigError, match="optimizer has no entry for module 'head', which trains"):
-        plain_trainer(optimizer={"encoder": optax.sgd(1)})
-
-
-def test_a_batch_that_does_not_divide_is_refused_before_anything_compiles():
-    trainer = plain_trainer(microbatches=5)
-    with pytest.raises(BatchError, match="a batch of 12 samples is not divisible into 5 microbatches"):
-        trainer.step(trainer.init(), make_batch("encoder"))
-    with pytest.raises(ConfigError, match="the trainer has not compiled yet"):
-        _ = trainer.compiled
 
 
 def test_learning_rate_scale_and_optimizers_of_modules_act_on_their_module_alone():

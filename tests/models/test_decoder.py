@@ -105,6 +105,15 @@ def test_calls_that_lack_an_input_or_half_of_a_pair_are_refused():
         model(**batch, hidden=batch["image_tokens"])
 
 
+def test_encoder_tokens_without_a_row_each_and_tokens_that_are_no_integers_are_refused():
+    model, batch = build_decoder(), decoder_batch()
+    positions = batch["image_positions"]
+    with pytest.raises(ModelError, match=f"{positions.shape[1]} image_tokens a sample, but 1 image_positions"):
+        model(**{**batch, "image_positions": positions[:, :1]})
+    with pytest.raises(ModelError, match="tokens are float32; give integers"):
+        model(**{**batch, "tokens": batch["tokens"].astype(np.float32)})
+
+
 def test_weights_are_float32_even_in_64_bit_mode(float64):
     weights = nnx.state(nnx.eval_shape(lambda: LanguageModel(DECODER, rngs=nnx.Rngs(0))))
     assert {weight.dtype for weight in jax.tree.leaves(weights)} == {jnp.dtype(jnp.float32)}

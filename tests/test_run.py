@@ -1,0 +1,192 @@
+"""The training run: what it logs, how it stops, and what it refuses to go on with."""
+
+import json
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hetjax.build import decays, learning_rate
+from hetjax.cli import train_main
+from hetjax.config import OptimizerConfig
+from hetjax.interrupt import StopRequest
+from tests.test_bad_input import CONFIG, write_dataset
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--data.batch_size", "8", "--eval.max_new_tokens", "2", "--log_every", "1"]
+ONE_DEVICE = [
+    *("--placement.vision.devices", "0", "--placement.vision.data", "1", "--placement.llm.devices", "0"),
+    *("--placement.llm.data", "1", "--placement.llm.tensor", "1", "--microbatches", "1"),
+]
+
+
+def arguments(tmp_path: Path, *more: str) -> list[str]:
+    data = write_dataset(tmp_path / "data", samples=16)
+    paths = ["--data.train", str(data), "--data.eval", str(data), "--run_dir", str(tmp_path / "run")]
+    return ["--config", CONFIG, *paths, *SMALL, *ONE_DEVICE, *more]
+
+
+def rows(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, capsys):
+    train_main(arguments(tmp_path, "--steps", "5", "--eval.every", "2"))
+    logged = rows(tmp_path)
+    assert [row["step"] for row in logged] == [1, 2, 3, 4, 5]
+    for row in logged:
+        assert {"loss", "tokens_per_second", "grad_norm", "learning_rate"} <= set(row)
+    assert [row["step"] for row in logged if "eval/accuracy" in row] == [2, 4, 5]
+    assert [row["step"] for row in logged if "seconds/vision" in row] == [3]
+    # An evaluated step is no slower on paper for its evaluation, nor faster for what it overlapped.
+    assert 0.1 < logged[3]["tokens_per_second"] / logged[4]["tokens_per_second"] < 10
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "loss.png", "tensorboard", "checkpoints"} <= names
+    printed = capsys.readouterr().out
+    assert "placement" in printed
+    assert "step 5/5" in printed
+
+    # The settings kept in the folder start the same run, which has nothing left to do.
+    train_main(["--config", str(tmp_path / "run" / "config.yaml")])
+    assert "resuming after step 5" in capsys.readouterr().out
+    assert rows(tmp_path) == logged
+
+
+def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(tmp_path, capsys):
+    train_main(arguments(tmp_path, "--steps", "2"))
+    other = ["--placement.llm.devices", "1-2", "--placement.llm.stage", "2", "--microbatches", "2"]
+    train_main(arguments(tmp_path, "--steps", "3", *other))
+    assert "resuming after step 2" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_a_signal_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys, monkeypatch):
+    from hetjax import run
+
+    step = run._Run._step
+
+    def interrupted(self, batch, bar):
+        if self.state.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, bar)
+
+    monkeypatch.setattr(run._Run, "_step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train_main(arguments(tmp_path, "--steps", "9"))
+    assert stop.value.code == 130
+    assert "stopped after step 2; run the same command to go on" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    train_main(arguments(tmp_path, "--steps", "4"))
+    assert "resuming after step 2" in capsys.readouterr().out
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        huge = [
+            "--optimizer.learning_rate",
+            "1e30",
+            "--optimizer.max_grad_norm",
+            "null",
+            "--optimizer.warmup_steps",
+            "0",
+        ]
+        train_main(arguments(tmp_path, "--steps", "9", "--checkpoint_every", "1", *huge))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "learning_rate" in message
+    logged = rows(tmp_path)
+    assert all(math.isfinite(row["loss"]) for row in logged)
+    assert f"step {len(logged) + 1}" in message
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) == len(logged)
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_run_as_they_were(tmp_path, capsys):
+    train_main(arguments(tmp_path, "--steps", "1"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        train_main(arguments(tmp_path, "--steps", "2", "--model.llm.mlp_width", "64"))
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_epochs_too_few_for_the_steps_are_refused_before_training(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_main(arguments(tmp_path, "--steps", "5", "--data.epochs", "2"))
+    assert stop.value.code == 2
+    assert "16 samples in 2 epochs are not enough for 5 steps of 8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_sample_whose_name_looks_like_markup_is_named_as_it_is(tmp_path, capsys):
+    command = arguments(tmp_path, "--steps", "1", "--data.max_bad_share", "0.5", "--data.eval", "null")
+    path = tmp_path / "data" / "train.jsonl"
+    path.write_text(path.read_text().replace("3-0.png", "x[/b].png"))
+    train_main(command)
+    assert "x[/b].png" in capsys.readouterr().out
+
+
+def test_a_text_only_model_trains_and_answers(tmp_path, capsys):
+    lines = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "yes"}]} for i in range(8)
+    ]
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = tmp_path / "text.yaml"
+    config.write_text(
+        f"""
+name: text
+fake_devices: 8
+placement: {{llm: {{devices: 0-1, tensor: 2}}}}
+model:
+  llm: {{vocab_size: 264, width: 16, layers: 1, heads: 2, kv_heads: 2, head_dim: 8, mlp_width: 32}}
+data: {{train: {data}, eval: {data}, seq_len: 24, batch_size: 4}}
+optimizer: {{learning_rate: 1.0e-2}}
+steps: 2
+run_dir: {tmp_path / "run"}
+eval: {{max_new_tokens: 3}}
+"""
+    )
+    train_main(["--config", str(config)])
+    assert "eval/accuracy" in rows(tmp_path)[-1]
+
+
+def test_learning_rate_rises_from_the_first_step_and_ends_at_the_final_one():
+    rate = learning_rate(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_steps=4), 20)
+    assert np.allclose([rate(done) for done in range(4)], [0.25, 0.5, 0.75, 1.0])
+    assert np.isclose(rate(19), 0.1)
+
+
+def test_weight_decay_is_for_matrices_stacked_or_not():
+    assert decays("head/kernel", 2)
+    assert decays("layers/block/mlp/up/kernel", 3)
+    assert not decays("layers/block/mlp_norm/scale", 2)
+    assert not decays("norm/scale", 1)
+
+
+def test_a_second_signal_is_not_held_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.made
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.made
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_in_another_thread_leaves_the_signals_alone():
+    seen = []
+    worker = threading.Thread(target=lambda: seen.append(StopRequest().__enter__().made))
+    worker.start()
+    worker.join()
+    assert seen == [False]
