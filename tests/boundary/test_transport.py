@@ -69,8 +69,17 @@ def test_on_the_same_devices_one_program_gathers_or_slices(source, destination, 
     assert collectives_of(transport._join) == expected
 
 
-def test_what_stays_is_the_very_same_array():
+def test_what_stays_is_not_copied_but_gets_the_sharding_of_the_destination():
     transport = make_transport(side(range(4), (4,), P("x")), side(range(4), (2, 2), P(("x", "y"))))
+    x = jax.device_put(np.zeros(SHAPE, np.float32), transport.source)
+    crossed = transport(x)
+    assert crossed.sharding == transport.destination
+    for before, after in zip(x.addressable_shards, crossed.addressable_shards, strict=True):
+        assert before.data.unsafe_buffer_pointer() == after.data.unsafe_buffer_pointer()
+
+
+def test_the_same_sharding_on_both_sides_gives_the_very_same_array():
+    transport = make_transport(side(range(4), (4,), P("x")), side(range(4), (4,), P("x")))
     x = jax.device_put(np.zeros(SHAPE, np.float32), transport.source)
     assert transport(x) is x
 
