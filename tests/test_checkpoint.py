@@ -1,110 +1,34 @@
-import dataclasses
-import errno
+"""What is saved comes back, on any placement, bit for bit."""
+
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
-import zlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
-from hetjax.errors import CheckpointError, ConfigError, GraphError
-from hetjax.state import StageState
 from hetjax.whole import by_path
 from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
-
-VISION = VisionConfig(
-    image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24
+from tests.known_states import (
+    COLOCATED_STAGES,
+    DISJOINT,
+    ONE_DEVICE,
+    REVERSED,
+    assert_known,
+    known_part,
+    known_state,
+    llm_on,
+    noisy_on,
+    restore,
+    save,
+    trainer_on,
 )
-DECODER = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
-
-DISJOINT = {"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", fsdp=2, tensor=2)}
-COLOCATED_STAGES = {"vision": Layout(fsdp=4, stage=2), "llm": Layout(data=2, tensor=2, stage=2)}
-ONE_DEVICE = {"vision": Layout(devices="0"), "llm": Layout(devices="0")}
-REVERSED = {"vision": Layout(devices="7,3", stage=2), "llm": Layout(devices="6,5,1,0", stage=2, fsdp=2)}
-
-
-def trainer_on(placement, *, decoder=DECODER, optimizer=None, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph(
-        {
-            "vision": lambda rngs: VisionEncoder(VISION, rngs=rngs),
-            "llm": lambda rngs: LanguageModel(decoder, rngs=rngs),
-        },
-        [hetjax.Edge("vision.tokens", "llm.image_tokens")],
-    )
-    return hetjax.Trainer(graph, Placement(placement), optimizer=optimizer or optax.adamw(1e-2), **settings)
-
-
-def llm_on(layout: Layout, decoder=DECODER, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)})
-    return hetjax.Trainer(graph, Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
-
-
-# ── states whose every value is known without the code under test ────────────────────────────────
-
-
-def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
-    """What a stage holds of an array that is drawn for the whole module; the path alone says what is stacked."""
-    stacked = stage.count > 1 and "layers/" in path
-    shape = (aval.shape[0] * stage.count, *aval.shape[1:]) if stacked else aval.shape
-    rng = np.random.default_rng(zlib.crc32(f"{stage.module} {kind} {path}".encode()))
-    whole = (100 * rng.normal(size=shape)).astype(aval.dtype)
-    return whole[stage.index * aval.shape[0] : (stage.index + 1) * aval.shape[0]] if stacked else whole
-
-
-def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
-    def drawn(stage, kind, avals):
-        return {
-            path: jax.device_put(known_part(stage, kind, path, aval), aval.sharding) for path, aval in avals.items()
-        }
-
-    stages = {}
-    for stage in trainer.stages:
-        opt_state = None
-        if stage.trains:
-            tree = trainer.updates[stage.name].opt_state
-            opt_state = jax.tree.unflatten(jax.tree.structure(tree), drawn(stage, "opt_state", by_path(tree)).values())
-        stages[stage.name] = StageState(
-            params=drawn(stage, "params", stage.params),
-            buffers=drawn(stage, "buffers", stage.buffers),
-            opt_state=opt_state,
-        )
-    return hetjax.TrainState(step=step, stages=stages)
-
-
-def assert_known(trainer: hetjax.Trainer, state: hetjax.TrainState) -> None:
-    """Every array has the bits, the dtype and the sharding that `known_state` gives it on this trainer."""
-    expected = known_state(trainer, state.step)
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
-    for name, stage in expected.stages.items():
-        found = by_path(dataclasses.asdict(state.stages[name]))
-        for path, array in by_path(dataclasses.asdict(stage)).items():
-            assert found[path].dtype == array.dtype, (name, path)
-            assert found[path].sharding == array.sharding, (name, path)
-            assert np.asarray(found[path]).tobytes() == np.asarray(array).tobytes(), (name, path)
-
-
-def save(directory, trainer, *, step=1, extra=None) -> None:
-    checkpoints = Checkpoints(directory, keep=2, trainer=trainer)
-    checkpoints.save(known_state(trainer, step), extra or {})
-    checkpoints.close()
-
-
-def restore(directory, trainer):
-    return Checkpoints(directory, keep=2, trainer=trainer).restore()
-
 
 # ── any placement to any other ───────────────────────────────────────────────────────────────────
 
@@ -143,25 +67,6 @@ def test_an_optimizer_without_state_restores(tmp_path):
     trainer = trainer_on(placement, optimizer={"vision": optax.sgd(0.1), "llm": optax.sgd(0.1, momentum=0.9)})
     save(tmp_path, trainer)
     assert_known(trainer, restore(tmp_path, trainer)[0])
-
-
-class Noisy(nnx.Module):
-    """Holds a random key, a running mean and a count beside its weight."""
-
-    def __init__(self, rngs: nnx.Rngs, size: int = 4):
-        self.weight = nnx.Param(rngs.params.normal((size, size)))
-        self.mean = nnx.BatchStat(jnp.asarray(0.25))
-        self.dropout = nnx.Dropout(0.5, rngs=rngs.fork())
-
-    def __call__(self, x):
-        return {"loss": jnp.sum(self.dropout(x @ self.weight[...])) + self.mean[...]}
-
-
-def noisy_on(devices: str, module=Noisy) -> hetjax.Trainer:
-    layout = Layout(devices=devices, data=len(devices.split(",")))
-    return hetjax.Trainer(
-        hetjax.ModuleGraph({"noisy": module}), Placement({"noisy": layout}), optimizer=optax.adam(0.1)
-    )
 
 
 def test_buffers_and_random_keys_restore(tmp_path):
@@ -321,197 +226,6 @@ def test_a_module_trained_then_and_frozen_now_keeps_its_weights(tmp_path, caplog
     assert_known(trainer, state)
     assert state.stages["vision.1"].opt_state is None
     assert "module 'vision' trained then and is frozen now; its optimizer state is dropped" in caplog.text
-
-
-# ── what is refused ──────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_folder_without_checkpoints_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=rf"no checkpoint in {tmp_path}; train first, or give another run_dir"):
-        restore(tmp_path, noisy_on("0"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file"):
-        save(tmp_path / "file", noisy_on("0"))
-
-
-def test_another_model_is_refused_by_its_first_different_shape(tmp_path):
-    save(tmp_path, llm_on(Layout(devices="0")), step=7)
-    wider = dataclasses.replace(DECODER, vocab_size=48)
-    message = (
-        rf"checkpoint of step 7 in {tmp_path} is of another model: module 'llm': params embedding has shape "
-        r"\[40, 24\] in the checkpoint, but \[48, 24\] in the model; use the config .* or another run_dir"
-    )
-    with pytest.raises(CheckpointError, match=message):
-        restore(tmp_path, llm_on(Layout(devices="0"), wider))
-
-
-def test_another_dtype_is_refused(tmp_path):
-    save(tmp_path, llm_on(Layout(devices="0")))
-    with pytest.raises(CheckpointError, match=r"embedding has dtype float32 in the checkpoint, but bfloat16 in the m"):
-        restore(tmp_path, llm_on(Layout(devices="0"), param_dtype=jnp.bfloat16))
-
-
-def test_other_modules_are_refused_both_ways(tmp_path):
-    save(tmp_path / "one", llm_on(Layout(devices="0")))
-    save(tmp_path / "two", trainer_on(ONE_DEVICE))
-    with pytest.raises(CheckpointError, match=r"the model has module 'vision', which the checkpoint lacks"):
-        restore(tmp_path / "one", trainer_on(ONE_DEVICE))
-    with pytest.raises(CheckpointError, match=r"the checkpoint has module 'vision', which the model lacks"):
-        restore(tmp_path / "two", llm_on(Layout(devices="0")))
-
-
-def test_another_optimizer_is_refused(tmp_path):
-    save(tmp_path, trainer_on(ONE_DEVICE))
-    message = r"is of another optimizer: module 'vision': opt_state 0/trace/\S+ of shape .* is only in the model"
-    with pytest.raises(CheckpointError, match=message):
-        restore(tmp_path, trainer_on(ONE_DEVICE, optimizer=optax.sgd(0.1, momentum=0.9)))
-
-
-def test_a_later_checkpoint_of_another_run_is_not_overtaken(tmp_path):
-    trainer = noisy_on("0")
-    save(tmp_path, trainer, step=9)
-    checkpoints = Checkpoints(tmp_path, keep=2, trainer=trainer)
-    for step in (4, 9):
-        with pytest.raises(CheckpointError, match=rf"cannot save step {step}: .* step 9 from another run; resume"):
-            checkpoints.save(known_state(trainer, step), {})
-
-
-def test_extra_that_is_not_json_is_a_type_error_before_anything_is_written(tmp_path):
-    trainer = noisy_on("0")
-    with pytest.raises(TypeError, match="JSON"):
-        Checkpoints(tmp_path / "run", keep=1, trainer=trainer).save(known_state(trainer, 1), {"array": b"bytes"})
-    assert not (tmp_path / "run").exists()
-
-
-def test_keeping_nothing_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="keep is 0"):
-        Checkpoints(tmp_path, keep=0, trainer=noisy_on("0"))
-
-
-class Uneven(nnx.Module):
-    """Cut by its author into stages of two rows and one."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.weight = nnx.Param(rngs.params.normal((3, 4)))
-        self.input_ports = ("x",)
-
-    def stage(self, index, count):
-        part = nnx.merge(*nnx.split(self))
-        part.weight = nnx.Param(self.weight[...][:2] if index == 0 else self.weight[...][2:])
-        part.input_ports = ("x",) if index == 0 else ("hidden",)
-        return part
-
-    def __call__(self, x=None, hidden=None):
-        return {"loss": jnp.sum(self.weight[...])}
-
-
-def test_an_uneven_cut_is_refused_before_training(tmp_path):
-    graph = hetjax.ModuleGraph({"m": Uneven})
-    trainer = hetjax.Trainer(graph, Placement({"m": Layout(devices="0-1", stage=2)}), optimizer=optax.sgd(0.1))
-    with pytest.raises(GraphError, match=r"module 'm': weight: its stages hold 2, 1 rows"):
-        Checkpoints(tmp_path, keep=1, trainer=trainer)
-
-
-@pytest.mark.parametrize("item", ["llm.weights", "llm.opt_state", "description"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, item):
-    trainer = llm_on(Layout(devices="0"))
-    save(tmp_path, trainer, step=3)
-    for path in (tmp_path / "3" / item).rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    message = rf"cannot read the checkpoint of step 3 in {tmp_path}: .*; delete {tmp_path}/3 to go back"
-    with pytest.raises(CheckpointError, match=message):
-        restore(tmp_path, trainer)
-
-
-def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("hetjax.checkpoint.FORMAT", 2)
-    save(tmp_path, noisy_on("0"))
-    monkeypatch.setattr("hetjax.checkpoint.FORMAT", 1)
-    with pytest.raises(CheckpointError, match=r"has format 2, but this version reads format 1"):
-        restore(tmp_path, noisy_on("0"))
-
-
-# ── writes that fail ─────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("notice", ["wait", "save", "close"])
-def test_a_full_disk_in_the_background_is_raised_once_by_what_comes_next(tmp_path, monkeypatch, notice):
-    trainer = noisy_on("0")
-    checkpoints = Checkpoints(tmp_path, keep=2, trainer=trainer)
-    checkpoints.save(known_state(trainer, 1), {})
-    checkpoints.wait()
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", full)
-        checkpoints.save(known_state(trainer, 2), {})
-        call = {"wait": checkpoints.wait, "close": checkpoints.close}.get(
-            notice, lambda: checkpoints.save(known_state(trainer, 3), {})
-        )
-        message = rf"cannot write the checkpoint of step 2 to {tmp_path}: OSError: .*No space left on device; make room"
-        with pytest.raises(CheckpointError, match=message):
-            call()
-    checkpoints.close()
-    assert checkpoints.latest_step() == 1
-    checkpoints.save(known_state(trainer, 2), {})
-    checkpoints.close()
-    assert checkpoints.latest_step() == 2
-
-
-PROCESS = """
-import resource, signal, sys
-import jax
-jax.config.update("jax_platforms", "cpu")
-sys.path[:0] = sys.argv[2:]
-from test_checkpoint import Big, Checkpoints, CheckpointError, known_state, noisy_on
-
-trainer = noisy_on("0", Big)
-checkpoints = Checkpoints(sys.argv[1], keep=3, trainer=trainer)
-checkpoints.save(known_state(trainer, 1), {})
-checkpoints.wait()
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-try:
-    checkpoints.save(known_state(trainer, 2), {})
-    checkpoints.wait()
-except CheckpointError as error:
-    print(error)
-# From here the system kills this process in the middle of the write that is too large.
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-checkpoints.save(known_state(trainer, 3), {})
-checkpoints.wait()
-"""
-
-
-class Big(Noisy):
-    """A megabyte of weights."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        super().__init__(rngs, size=512)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
-def test_a_killed_process_leaves_the_checkpoint_before_and_its_leftovers_are_removed(tmp_path):
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESS, str(tmp_path), str(here), str(here.parent)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGXFSZ, done.stderr
-    assert f"cannot write the checkpoint of step 2 to {tmp_path}" in done.stdout
-    assert "File too large" in done.stdout
-
-    trainer = noisy_on("0", Big)
-    assert len(list(tmp_path.glob("[23].*"))) >= 1
-    checkpoints = Checkpoints(tmp_path, keep=3, trainer=trainer)
-    state, _ = checkpoints.restore()
-    assert state.step == 1
-    assert_known(trainer, state)
-    checkpoints.save(known_state(trainer, 3), {})
-    checkpoints.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
 def test_orbax_says_nothing(tmp_path, caplog, capfd):

@@ -1,0 +1,116 @@
+"""States whose every value is known without the code under test, and trainers on several placements."""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import hetjax
+from hetjax.checkpoint import Checkpoints
+from hetjax.state import StageState
+from hetjax.whole import by_path
+from meshes import Layout, Placement
+from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+
+VISION = VisionConfig(
+    image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24
+)
+DECODER = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
+
+DISJOINT = {"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", fsdp=2, tensor=2)}
+COLOCATED_STAGES = {"vision": Layout(fsdp=4, stage=2), "llm": Layout(data=2, tensor=2, stage=2)}
+ONE_DEVICE = {"vision": Layout(devices="0"), "llm": Layout(devices="0")}
+REVERSED = {"vision": Layout(devices="7,3", stage=2), "llm": Layout(devices="6,5,1,0", stage=2, fsdp=2)}
+
+
+def trainer_on(placement, *, decoder=DECODER, optimizer=None, **settings) -> hetjax.Trainer:
+    graph = hetjax.ModuleGraph(
+        {
+            "vision": lambda rngs: VisionEncoder(VISION, rngs=rngs),
+            "llm": lambda rngs: LanguageModel(decoder, rngs=rngs),
+        },
+        [hetjax.Edge("vision.tokens", "llm.image_tokens")],
+    )
+    return hetjax.Trainer(graph, Placement(placement), optimizer=optimizer or optax.adamw(1e-2), **settings)
+
+
+def llm_on(layout: Layout, decoder=DECODER, **settings) -> hetjax.Trainer:
+    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)})
+    return hetjax.Trainer(graph, Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
+
+
+# ── states whose every value is known without the code under test ────────────────────────────────
+
+
+def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
+    """What a stage holds of an array that is drawn for the whole module; the path alone says what is stacked."""
+    stacked = stage.count > 1 and "layers/" in path
+    shape = (aval.shape[0] * stage.count, *aval.shape[1:]) if stacked else aval.shape
+    rng = np.random.default_rng(zlib.crc32(f"{stage.module} {kind} {path}".encode()))
+    whole = (100 * rng.normal(size=shape)).astype(aval.dtype)
+    return whole[stage.index * aval.shape[0] : (stage.index + 1) * aval.shape[0]] if stacked else whole
+
+
+def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
+    def drawn(stage, kind, avals):
+        return {
+            path: jax.device_put(known_part(stage, kind, path, aval), aval.sharding) for path, aval in avals.items()
+        }
+
+    stages = {}
+    for stage in trainer.stages:
+        opt_state = None
+        if stage.trains:
+            tree = trainer.updates[stage.name].opt_state
+            opt_state = jax.tree.unflatten(jax.tree.structure(tree), drawn(stage, "opt_state", by_path(tree)).values())
+        stages[stage.name] = StageState(
+            params=drawn(stage, "params", stage.params),
+            buffers=drawn(stage, "buffers", stage.buffers),
+            opt_state=opt_state,
+        )
+    return hetjax.TrainState(step=step, stages=stages)
+
+
+def assert_known(trainer: hetjax.Trainer, state: hetjax.TrainState) -> None:
+    """Every array has the bits, the dtype and the sharding that `known_state` gives it on this trainer."""
+    expected = known_state(trainer, state.step)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for name, stage in expected.stages.items():
+        found = by_path(dataclasses.asdict(state.stages[name]))
+        for path, array in by_path(dataclasses.asdict(stage)).items():
+            assert found[path].dtype == array.dtype, (name, path)
+            assert found[path].sharding == array.sharding, (name, path)
+            assert np.asarray(found[path]).tobytes() == np.asarray(array).tobytes(), (name, path)
+
+
+def save(directory, trainer, *, step=1, extra=None) -> None:
+    checkpoints = Checkpoints(directory, keep=2, trainer=trainer)
+    checkpoints.save(known_state(trainer, step), extra or {})
+    checkpoints.close()
+
+
+def restore(directory, trainer):
+    return Checkpoints(directory, keep=2, trainer=trainer).restore()
+
+
+class Noisy(nnx.Module):
+    """Holds a random key, a running mean and a count beside its weight."""
+
+    def __init__(self, rngs: nnx.Rngs, size: int = 4):
+        self.weight = nnx.Param(rngs.params.normal((size, size)))
+        self.mean = nnx.BatchStat(jnp.asarray(0.25))
+        self.dropout = nnx.Dropout(0.5, rngs=rngs.fork())
+
+    def __call__(self, x):
+        return {"loss": jnp.sum(self.dropout(x @ self.weight[...])) + self.mean[...]}
+
+
+def noisy_on(devices: str, module=Noisy) -> hetjax.Trainer:
+    layout = Layout(devices=devices, data=len(devices.split(",")))
+    return hetjax.Trainer(
+        hetjax.ModuleGraph({"noisy": module}), Placement({"noisy": layout}), optimizer=optax.adam(0.1)
+    )
