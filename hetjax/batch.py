@@ -28,7 +28,7 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
     _check_names(batch, stages, links)
     sizes = {
         f"{module}.{port}": np.shape(array)[0] if np.ndim(array) else None
-        for module, inputs in _modules(batch).items()
+        for module, inputs in module_inputs(batch).items()
         for port, array in inputs.items()
     }
     if len(set(sizes.values())) != 1 or None in sizes.values():
@@ -103,12 +103,13 @@ def check_loss_tokens(batch: Batch, sink: str) -> None:
         )
 
 
-def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:
+def module_inputs(batch: Batch) -> dict[str, Mapping[str, Any]]:
+    """The inputs of a batch by module, without its count of loss tokens."""
     return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
 
 
 def _check_arrays(batch: Batch) -> None:
-    for module, inputs in _modules(batch).items():
+    for module, inputs in module_inputs(batch).items():
         if not isinstance(inputs, Mapping):
             raise BatchError(
                 f"batch['{module}'] is {type(inputs).__name__}; a batch is {{module: {{input: array}}}}, "
@@ -125,7 +126,7 @@ def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence
     compiled: dict[str, Shapes] = {}
     for stage in stages:
         compiled.setdefault(stage.module, {}).update(shapes[stage.name])
-    modules = _modules(batch)
+    modules = module_inputs(batch)
     for module in {**compiled, **modules}:
         given, known = modules.get(module, {}), compiled.get(module, {})
         if set(given) != set(known):
@@ -149,7 +150,7 @@ def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence
 
 def _check_names(batch: Batch, stages: Sequence[Stage], links: Sequence[Link]) -> None:
     fed = {(link.destination, link.destination_port) for link in links}
-    for module, inputs in _modules(batch).items():
+    for module, inputs in module_inputs(batch).items():
         parts = [stage for stage in stages if stage.module == module]
         if not parts:
             known = ", ".join(dict.fromkeys(stage.module for stage in stages))

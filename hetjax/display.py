@@ -55,9 +55,8 @@ def state_bytes_per_device(trainer: Trainer, stage: Stage) -> int:
     """Bytes a device holds through a step, activations aside: weights, their cast copy, gradients, optimizer."""
     total = _bytes(stage.params) + _bytes(stage.buffers)
     if stage.trains:
-        cast = {path: aval for path, aval in stage.compute_params.items() if aval.dtype != stage.params[path].dtype}
         optimizer = jax.tree.leaves(trainer.updates[stage.name].opt_state)
-        total += _bytes(stage.params) + _bytes(cast) + _bytes(dict(enumerate(optimizer)))
+        total += _bytes(stage.params) + _bytes(stage.cast_params) + _bytes(dict(enumerate(optimizer)))
     return total
 
 

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hetjax.batch import Batch, place_inputs
+from hetjax.batch import Batch, module_inputs, place_inputs
 from hetjax.compiling import compile_all
 from hetjax.decode_plan import DecodePlan, stages_for_decoding, trace_decode_plan
 from hetjax.decoding import TOKENS, Carry, Compiled
 from hetjax.errors import BatchError, ConfigError
-from hetjax.stage import Shapes, Stage
+from hetjax.stage import Stage
 from hetjax.state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.weights import Arrays
@@ -77,7 +77,7 @@ class Generator:
         self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
         self._cache_dims = trainer.graph.abstract(self.sink).cache_dims()
         self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
-        self._casts = {stage.name: _cast(stage) for stage in self.stages if _other_dtype(stage)}
+        self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params}
         self._plans: dict[Any, DecodePlan] = {}
 
     def generate(self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B]) -> Int[np.ndarray, "B R"]:
@@ -190,7 +190,7 @@ class Generator:
 
     def _shapes(self, batch: Batch) -> Batch:
         """The shapes that programs see: padded to as many samples as every module's batch degree divides."""
-        sizes = {np.shape(array)[:1] for inputs in _modules(batch).values() for array in inputs.values()}
+        sizes = {np.shape(array)[:1] for inputs in module_inputs(batch).values() for array in inputs.values()}
         # Where the numbers of samples differ, the check of the plan tells them as they were given.
         degree = self._degree if len(sizes) == 1 else 1
         return _map_inputs(batch, lambda array: _padded_shape(array, degree))
@@ -207,13 +207,8 @@ class Generator:
         return lengths
 
 
-def _other_dtype(stage: Stage) -> Shapes:
-    """Weights that programs see in another dtype than they are trained in."""
-    return {path: aval for path, aval in stage.compute_params.items() if aval.dtype != stage.params[path].dtype}
-
-
 def _cast(stage: Stage) -> Compiled:
-    other = _other_dtype(stage)
+    other = stage.cast_params
 
     def cast(params: Arrays) -> Arrays:
         return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
@@ -221,13 +216,10 @@ def _cast(stage: Stage) -> Compiled:
     return Compiled(cast, stage.params, out_shardings={path: aval.sharding for path, aval in other.items()})
 
 
-def _modules(batch: Batch) -> dict[str, Mapping[str, Any]]:
-    return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
-
-
 def _map_inputs(batch: Batch, function: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
     return {
-        module: {port: function(array) for port, array in inputs.items()} for module, inputs in _modules(batch).items()
+        module: {port: function(array) for port, array in inputs.items()}
+        for module, inputs in module_inputs(batch).items()
     }
 
 

@@ -52,14 +52,8 @@ class Update:
 
     def _prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """The weights to compute with, where they differ from the master weights, and gradients of zero."""
-        compute = {path: params[path].astype(aval.dtype) for path, aval in self._cast.items()}
+        compute = {path: params[path].astype(aval.dtype) for path, aval in self.stage.cast_params.items()}
         return compute, {path: jnp.zeros_like(param) for path, param in params.items()}
-
-    @property
-    def _cast(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Weights that programs see in another dtype."""
-        master = self.stage.params
-        return {path: aval for path, aval in self.stage.compute_params.items() if aval.dtype != master[path].dtype}
 
     def _square_sum(self, gradients: Arrays) -> jax.Array:
         squares = (jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
@@ -80,7 +74,7 @@ class Update:
         """Compile all of them."""
         stage = self.stage
         params = {path: aval.sharding for path, aval in stage.params.items()}
-        cast = {path: aval.sharding for path, aval in self._cast.items()}
+        cast = {path: aval.sharding for path, aval in self.stage.cast_params.items()}
         opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
         self._prepare_program = jax.jit(self._prepare, out_shardings=(cast, params)).lower(stage.params).compile()

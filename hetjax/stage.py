@@ -63,6 +63,11 @@ class Stage:
         """The weights as programs see them."""
         return {path: _cast_shape(shape, self.compute_dtype) for path, shape in self.params.items()}
 
+    @functools.cached_property
+    def cast_params(self) -> Shapes:
+        """Those weights that programs see in another dtype than they are kept in."""
+        return {path: aval for path, aval in self.compute_params.items() if aval.dtype != self.params[path].dtype}
+
     def port_sharding(self, port: str, shape: Sequence[int]) -> NamedSharding:
         """Where the array of a port lives: its leading dim is the batch unless `port_dims` says otherwise."""
         dims = self.port_dims.get(port, ("batch", *[None] * (len(shape) - 1)) if shape else ())
