@@ -160,9 +160,12 @@ class _Run:
             step = self.state.step
             if step == config.steps or (config.eval.every and step % config.eval.every == 0):
                 self._evaluate(pending, bar)
-            if stop.made or step == config.steps or step % config.checkpoint_every == 0:
+            if step == config.steps or step % config.checkpoint_every == 0:
                 self._save(pending, bar)
                 pending = None
+        # Here, not in the loop: a signal may come at any moment of it.
+        if pending is not None:
+            self._save(pending, bar)
 
     def _batches(self) -> Iterator[HostBatch]:
         yield from self.data

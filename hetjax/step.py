@@ -113,10 +113,6 @@ def _crossing(link: Link, giver: ForwardBackward, taker: Stage) -> Crossing:
             f"its outputs are {', '.join(giver.outputs)}"
         )
     given = giver.outputs[link.source_port]
-    if link.gradient and not jnp.issubdtype(given.dtype, jnp.floating):
-        raise GraphError(
-            f"edge {link.name}: its tensor is {given.dtype}, which has no gradient; give the edge gradient=False"
-        )
     here, there = given.sharding, taker.port_sharding(link.destination_port, given.shape)
     return Crossing(
         link=link,
