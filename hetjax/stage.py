@@ -54,6 +54,11 @@ class Stage:
     compute_dtype: Any
 
     @functools.cached_property
+    def is_local(self) -> bool:
+        """Whether this process runs the stage: a device of its mesh is its own."""
+        return bool(self.mesh.local_devices)
+
+    @functools.cached_property
     def replicated(self) -> NamedSharding:
         """A copy on every device of the mesh."""
         return NamedSharding(self.mesh, PartitionSpec())
