@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.boundary.plan import BoundaryPlan, make_plan
 from hetjax.boundary.tiling import tiling_of
-from hetjax.boundary.transport import Transport
+from hetjax.boundary.transport import Transport, Way
 from hetjax.errors import BoundaryError
 
 
@@ -22,18 +22,25 @@ class Boundary:
 
     Like JAX itself it takes an uncommitted array, such as the gradient of an eager `jnp.sum`, from wherever it is.
 
+    Over many processes each one with a device of either side calls it at the same place of its program, and
+    gives and gets arrays of which it holds its own shards. One that has no device of the source gives `empty`.
+
+    Args:
+        source, destination: shardings.
+        way: how to carry it (see `Transport`); None lets the devices decide.
+
     Raises BoundaryError when a side is no NamedSharding or does not divide the shape, when the array is
     committed elsewhere than `source`, or when it is called inside `jax.jit`.
     """
 
-    def __init__(self, source: NamedSharding, destination: NamedSharding):
+    def __init__(self, source: NamedSharding, destination: NamedSharding, *, way: Way | None = None):
         for side, sharding in (("source", source), ("destination", destination)):
             if not isinstance(sharding, NamedSharding):
                 raise BoundaryError(
                     f"boundary {side} is a {type(sharding).__name__}; give a jax.sharding.NamedSharding, "
                     "for one device too: a mesh of one"
                 )
-        self.source, self.destination = source, destination
+        self.source, self.destination, self.way = source, destination, way
 
         @jax.custom_vjp
         def cross(x: jax.Array) -> jax.Array:
@@ -53,18 +60,35 @@ class Boundary:
 
     def forward(self, x: jax.Array) -> jax.Array:
         """Carry an activation from source to destination."""
-        return _transport(self.source, self.destination, *_signature(x))(_on(x, self.source, "activation"))
+        return _carry(x, self.source, self.destination, "activation", self.way)
 
     def backward(self, gradient: jax.Array) -> jax.Array:
         """Carry a gradient from destination to source."""
-        return _transport(self.destination, self.source, *_signature(gradient))(
-            _on(gradient, self.destination, "gradient")
-        )
+        return _carry(gradient, self.destination, self.source, "gradient", self.way)
+
+    def empty(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        """What a process without a device of the source gives to `forward`: an array without any shard here."""
+        return _empty(shape, self.source, jax.numpy.dtype(dtype))
+
+
+def _carry(x: jax.Array, source: NamedSharding, destination: NamedSharding, what: str, way: Way | None) -> jax.Array:
+    x = _on(x, source, what)
+    transport = _transport(source, destination, *_signature(x), way)
+    arrived = transport(x if x.addressable_shards else None)
+    return _empty(x.shape, destination, x.dtype) if arrived is None else arrived
+
+
+def _empty(shape: tuple[int, ...], sharding: NamedSharding, dtype: jax.numpy.dtype) -> jax.Array:
+    if sharding.mesh.local_devices:
+        raise BoundaryError(f"this process has devices of {sharding}, so it must give its shards of the array")
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, [], dtype=dtype)
 
 
 @functools.lru_cache(maxsize=1024)
-def _transport(source: NamedSharding, destination: NamedSharding, shape: tuple[int, ...], dtype: str) -> Transport:
-    return Transport(source, destination, shape, dtype).compile()
+def _transport(
+    source: NamedSharding, destination: NamedSharding, shape: tuple[int, ...], dtype: str, way: Way | None = None
+) -> Transport:
+    return Transport(source, destination, shape, dtype, way=way).compile()
 
 
 def _signature(x: jax.Array) -> tuple[tuple[int, ...], str]:

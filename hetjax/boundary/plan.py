@@ -1,49 +1,66 @@
 """What a boundary does: two tilings in, steps and bytes out. Pure; no device is touched.
 
-Between meshes that do not list the same devices, a tensor crosses in *pieces*:
+Between meshes that share no device a tensor crosses in *pieces*, each byte once:
 
-1. on the source mesh, what is replicated is sliced further, which costs no communication;
-2. every piece goes from one source device to one destination device, all pairs at once;
-3. on the destination mesh, pieces are joined and what shall be replicated is gathered.
+1. on the source mesh, what is replicated is *sliced* further, which costs no communication;
+2. every piece *crosses* from one source device to one destination device, all pairs at once;
+3. on the destination mesh, pieces are joined, and what shall be replicated is *gathered*. Only what no
+   dim divides into (a scalar, say) crosses to one of the copies and is *broadcast* to the others.
 
-The pieces are the common refinement of the two finer tilings, so any two shardings whose tiles
-divide the shape fit together: 3 devices to 4, rows to columns, replicated to split.
+Between meshes that share devices there is one step, an *exchange*: every device receives exactly what it
+does not hold yet, straight from a device that does.
+
+The pieces are the common refinement of both tilings, so any two shardings whose tiles divide the shape
+fit together: 3 devices to 4, rows to columns, replicated to split.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Literal
 
-from hetjax.boundary.tiling import Coordinate, Tiling
+from hetjax.boundary.refine import finest, refinement
+from hetjax.boundary.route import Move, route
+from hetjax.boundary.tiling import Tiling
 from hetjax.errors import BoundaryError
+
+Link = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Move:
-    """One piece on its way: from a slot of a source device to a slot of a destination device."""
+class PlanStep:
+    """One step of a crossing.
 
-    piece: Coordinate
-    source: int
-    source_slot: int
-    destination: int
-    destination_slot: int
+    Attributes:
+        name: what is done.
+        where: on which devices.
+        bytes_per_link: bytes from each device to each other one, by (sender, receiver).
+    """
+
+    name: Literal["slice", "cross", "broadcast", "gather", "exchange"]
+    where: Literal["source", "source to destination", "destination", "shared devices"]
+    bytes_per_link: Mapping[Link, int]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes over all links."""
+        return sum(self.bytes_per_link.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoundaryPlan:
-    """The steps of one crossing.
+    """The crossing of one tensor.
 
     Attributes:
         shape: shape of the whole tensor.
         itemsize: bytes an element.
         source, destination: the tilings asked for.
         source_fine, destination_fine: the tilings between which pieces cross.
-        grid: pieces along each dim.
-        moves: where each piece goes; empty when one program on the shared devices does it all.
+        broadcast_axes: destination axes along which only one device receives, and hands on.
     """
 
     shape: tuple[int, ...]
@@ -52,26 +69,68 @@ class BoundaryPlan:
     destination: Tiling
     source_fine: Tiling
     destination_fine: Tiling
-    grid: tuple[int, ...]
-    moves: tuple[Move, ...]
+    broadcast_axes: tuple[str, ...]
 
-    @property
-    def in_one_program(self) -> bool:
-        """Whether both meshes list the same devices and one program's collectives reshard the tensor."""
-        return not self.moves
+    # ── what it is ───────────────────────────────────────────────────────────────────────────────
 
-    @property
+    @functools.cached_property
+    def disjoint(self) -> bool:
+        """Whether the meshes share no device."""
+        return not set(self.source.devices) & set(self.destination.devices)
+
+    @functools.cached_property
     def stays(self) -> bool:
         """Whether every device already holds what it shall hold."""
-        return self.source.tile_of == self.destination.tile_of and self.source.counts == self.destination.counts
+        held = self.source.tile_of
+        return self.source.counts == self.destination.counts and all(
+            held.get(device) == tile for device, tile in self.destination.tile_of.items()
+        )
+
+    @functools.cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Pieces along each dim."""
+        return refinement(self.source_fine, self.destination_fine)
+
+    @property
+    def piece_shape(self) -> tuple[int, ...]:
+        """Shape of one piece."""
+        return tuple(size // cells for size, cells in zip(self.shape, self.grid, strict=True))
 
     @property
     def piece_bytes(self) -> int:
         """Bytes of one piece."""
-        return math.prod(self.shape) // math.prod(self.grid) * self.itemsize
+        return math.prod(self.piece_shape) * self.itemsize
 
     @functools.cached_property
-    def bytes_per_link(self) -> dict[tuple[int, int], int]:
+    def moves(self) -> tuple[Move, ...]:
+        """Where each piece goes; a move from a device to itself sends nothing."""
+        receivers = None
+        if self.broadcast_axes:
+            places = self.destination.place_of
+            receivers = {d for d, place in places.items() if not any(place[axis] for axis in self.broadcast_axes)}
+        return route(self.grid, self.source_fine, self.destination_fine, receivers)
+
+    @functools.cached_property
+    def steps(self) -> tuple[PlanStep, ...]:
+        """The steps in order, with the bytes of each link; none where everything stays."""
+        if self.stays:
+            return ()
+        if not self.disjoint:
+            return (PlanStep(name="exchange", where="shared devices", bytes_per_link=self.bytes_per_link),)
+        steps = []
+        if self.source_fine != self.source:
+            steps.append(PlanStep(name="slice", where="source", bytes_per_link={}))
+        steps.append(PlanStep(name="cross", where="source to destination", bytes_per_link=self.bytes_per_link))
+        if self.broadcast_axes:
+            steps.append(PlanStep(name="broadcast", where="destination", bytes_per_link=self._broadcast_links()))
+        if self.destination_fine != self.destination:
+            steps.append(PlanStep(name="gather", where="destination", bytes_per_link=self._gather_links()))
+        return tuple(steps)
+
+    # ── what it moves ────────────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def bytes_per_link(self) -> dict[Link, int]:
         """Bytes that cross from each source device to each other destination device."""
         links = Counter((move.source, move.destination) for move in self.moves if move.source != move.destination)
         return {link: pieces * self.piece_bytes for link, pieces in sorted(links.items())}
@@ -81,33 +140,41 @@ class BoundaryPlan:
         """Bytes over the busiest pair of devices."""
         return max(self.bytes_per_link.values(), default=0)
 
-    @property
+    @functools.cached_property
     def bytes_moved(self) -> int:
-        """Bytes that cross: from device to device in step 2, or in the one program of shared devices."""
-        return self.bytes_lacking if self.in_one_program else sum(self.bytes_per_link.values())
+        """Bytes that cross from source to destination, or between shared devices."""
+        if not self.disjoint:
+            return self.bytes_lacking
+        copies = self.destination_fine.replication // self._broadcast_size
+        return math.prod(self.shape) * self.itemsize * copies
 
     @property
     def bytes_gathered(self) -> int:
-        """Bytes that destination devices receive from each other in step 3."""
-        tile, fine = (math.prod(self.shape) // math.prod(t.counts) for t in (self.destination, self.destination_fine))
-        return 0 if self.in_one_program else (tile - fine) * self.itemsize * len(self.destination.devices)
+        """Bytes that destination devices receive from each other after the crossing."""
+        fine = self._tile_bytes(self.destination_fine)
+        receivers = len(self.destination.devices) // self._broadcast_size
+        return (
+            self._tile_bytes(self.destination) * len(self.destination.devices) - fine * receivers
+            if self.disjoint
+            else 0
+        )
 
-    @property
+    @functools.cached_property
     def bytes_lacking(self) -> int:
         """Bytes of its destination tile that each device does not hold at the source, summed over devices."""
         return sum(self._tile_bytes(self.destination) - self._held_bytes(device) for device in self.destination.devices)
 
     @property
     def lower_bound(self) -> int:
-        """Bytes that have to cross: what the destination's devices, taken together, do not hold at the source.
+        """The fewest bytes that can do: all of the tensor once, or what each of shared devices lacks."""
+        return math.prod(self.shape) * self.itemsize if self.disjoint else self.bytes_lacking
 
-        On the same devices in one program it is what each device lacks.
-        """
-        if self.in_one_program:
-            return self.bytes_lacking
-        shared = set(self.destination.devices) & set(self.source.devices)
-        held = {piece for device in shared for piece in self._pieces(self.source, device)}
-        return (math.prod(self.grid) - len(held)) * self.piece_bytes
+    # ── parts ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _broadcast_size(self) -> int:
+        sizes = dict(self.destination.axes)
+        return math.prod(sizes[axis] for axis in self.broadcast_axes)
 
     def _tile_bytes(self, tiling: Tiling) -> int:
         return math.prod(self.shape) // math.prod(tiling.counts) * self.itemsize
@@ -129,11 +196,24 @@ class BoundaryPlan:
             overlap *= max(stop - start, 0)
         return overlap * self.itemsize
 
-    def _pieces(self, tiling: Tiling, device: int) -> itertools.product:
-        """Grid coordinates of the pieces inside a device's tile."""
-        spans = [cells // count for cells, count in zip(self.grid, tiling.counts, strict=True)]
-        tile = tiling.tile_of[device]
-        return itertools.product(*(range(i * span, (i + 1) * span) for i, span in zip(tile, spans, strict=True)))
+    def _broadcast_links(self) -> dict[Link, int]:
+        tile = self._tile_bytes(self.destination_fine)
+        groups = _groups(self.destination, self.broadcast_axes)
+        return {(group[0], device): tile for group in groups for device in group[1:]}
+
+    def _gather_links(self) -> dict[Link, int]:
+        tile = self._tile_bytes(self.destination_fine)
+        axes = set(self.destination.free_axes) - set(self.destination_fine.free_axes)
+        groups = _groups(self.destination, tuple(axes))
+        return {(a, b): tile for group in groups for a in group for b in group if a != b}
+
+
+def _groups(tiling: Tiling, axes: tuple[str, ...]) -> list[list[int]]:
+    """Devices that differ only in their place along these axes."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for device, place in tiling.place_of.items():
+        groups[tuple(i for axis, i in place.items() if axis not in axes)].append(device)
+    return list(groups.values())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -141,14 +221,18 @@ def make_plan(shape: tuple[int, ...], itemsize: int, source: Tiling, destination
     """Plan the crossing of a tensor. Raises BoundaryError when a tiling does not divide the shape."""
     for side, tiling in (("source", source), ("destination", destination)):
         _check_divides(shape, tiling, side)
-    common = {"shape": shape, "itemsize": itemsize, "source": source, "destination": destination}
-    if source.devices == destination.devices and _nested(source.counts, destination.counts):
-        return BoundaryPlan(**common, source_fine=source, destination_fine=destination, grid=source.counts, moves=())
-    source_fine, destination_fine = _finest(shape, source, destination)
-    grid = _refinement(source_fine, destination_fine)
-    moves = _route(grid, source_fine, destination_fine)
+    source_fine, destination_fine, broadcast_axes = source, destination, ()
+    if not set(source.devices) & set(destination.devices):
+        source_fine, destination_fine = finest(shape, source, destination)
+        broadcast_axes = destination_fine.free_axes
     return BoundaryPlan(
-        **common, source_fine=source_fine, destination_fine=destination_fine, grid=grid, moves=tuple(moves)
+        shape=shape,
+        itemsize=itemsize,
+        source=source,
+        destination=destination,
+        source_fine=source_fine,
+        destination_fine=destination_fine,
+        broadcast_axes=broadcast_axes,
     )
 
 
@@ -159,76 +243,3 @@ def _check_divides(shape: tuple[int, ...], tiling: Tiling, side: str) -> None:
                 f"boundary {side}: dim {dim} of shape {shape} is {size}, not divisible into the {count} tiles of "
                 f"axes {'*'.join(tiling.spec[dim])} ({size} % {count} = {size % count}); change the size or the degree"
             )
-
-
-def _nested(source: tuple[int, ...], destination: tuple[int, ...]) -> bool:
-    """Whether one tiling only refines the other: then the partitioner needs no more than a slice or a gather."""
-    pairs = list(zip(source, destination, strict=True))
-    return all(a % b == 0 for a, b in pairs) or all(b % a == 0 for a, b in pairs)
-
-
-def _refinement(source: Tiling, destination: Tiling) -> tuple[int, ...]:
-    return tuple(math.lcm(a, b) for a, b in zip(source.counts, destination.counts, strict=True))
-
-
-def _finest(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[Tiling, Tiling]:
-    """The pair of finer tilings that sends each byte once, in the fewest pieces a device, from the most devices."""
-
-    def cost(pair: tuple[Tiling, Tiling]) -> tuple[int, int, int]:
-        pieces = math.prod(_refinement(*pair))
-        a_device = max(pieces // math.prod(tiling.counts) for tiling in pair)
-        return pair[1].replication, a_device, pair[0].replication
-
-    pairs = itertools.product(_refinements(shape, source), _refinements(shape, destination))
-    return min(
-        (
-            pair
-            for pair in pairs
-            if all(size % cells == 0 for size, cells in zip(shape, _refinement(*pair), strict=True))
-        ),
-        key=cost,
-    )
-
-
-def _refinements(shape: tuple[int, ...], tiling: Tiling) -> list[Tiling]:
-    """Every way to let free axes split dims further that divides the shape."""
-    choices = itertools.product((*range(len(shape)), None), repeat=len(tiling.free_axes))
-    tilings = [
-        tiling.refined({axis: dim for axis, dim in zip(tiling.free_axes, choice, strict=True) if dim is not None})
-        for choice in choices
-    ]
-    return [t for t in tilings if all(size % count == 0 for size, count in zip(shape, t.counts, strict=True))]
-
-
-def _route(grid: tuple[int, ...], source: Tiling, destination: Tiling) -> list[Move]:
-    """One move a piece and destination device; the source is the device itself if it can be, else the least busy."""
-    holders: dict[Coordinate, list[int]] = {}
-    for device, tile in source.tile_of.items():
-        holders.setdefault(tile, []).append(device)
-    sent = Counter()
-    moves = []
-    source_spans, destination_spans = (
-        tuple(cells // count for cells, count in zip(grid, tiling.counts, strict=True))
-        for tiling in (source, destination)
-    )
-    for device, tile in destination.tile_of.items():
-        for slot, local in enumerate(itertools.product(*map(range, destination_spans))):
-            piece = tuple(i * span + k for i, span, k in zip(tile, destination_spans, local, strict=True))
-            able = holders[tuple(p // span for p, span in zip(piece, source_spans, strict=True))]
-            sender = device if device in able else min(able, key=lambda holder: sent[holder])
-            sent[sender] += sender != device
-            moves.append(
-                Move(
-                    piece=piece,
-                    source=sender,
-                    source_slot=_slot(piece, source_spans),
-                    destination=device,
-                    destination_slot=slot,
-                )
-            )
-    return moves
-
-
-def _slot(piece: Coordinate, spans: tuple[int, ...]) -> int:
-    """Row-major number of a piece inside its tile."""
-    return functools.reduce(lambda value, pair: value * pair[1] + pair[0] % pair[1], zip(piece, spans, strict=True), 0)

@@ -46,13 +46,27 @@ class Tiling:
         return tuple(name for name, size in self.axes if size > 1 and name not in used)
 
     @functools.cached_property
+    def place_of(self) -> dict[int, dict[str, int]]:
+        """Where each device id is along each axis."""
+        names = [name for name, _ in self.axes]
+        places = itertools.product(*(range(size) for _, size in self.axes))
+        return {
+            device: dict(zip(names, place, strict=True)) for device, place in zip(self.devices, places, strict=True)
+        }
+
+    @functools.cached_property
     def tile_of(self) -> dict[int, Coordinate]:
         """The tile that each device id holds."""
-        tiles = {}
-        for device, place in zip(self.devices, itertools.product(*(range(size) for _, size in self.axes)), strict=True):
-            index = {name: i for (name, _), i in zip(self.axes, place, strict=True)}
-            tiles[device] = tuple(self._mixed_radix(axes, index) for axes in self.spec)
-        return tiles
+        return {
+            device: tuple(self._mixed_radix(axes, place) for axes in self.spec)
+            for device, place in self.place_of.items()
+        }
+
+    @property
+    def in_order(self) -> bool:
+        """Whether every dim is split over its axes in mesh order, for which XLA's partitioner knows direct ways."""
+        order = {name: i for i, (name, _) in enumerate(self.axes)}
+        return all(list(axes) == sorted(axes, key=order.__getitem__) for axes in self.spec)
 
     def _mixed_radix(self, axes: tuple[str, ...], index: dict[str, int]) -> int:
         sizes = dict(self.axes)

@@ -1,133 +1,230 @@
-"""Runs a boundary's plan in one process, from device to device and never through the host.
+"""Runs a boundary's plan, from device to device and never through the host.
 
 `jax.device_put` of a whole sharded array reads it to the host whenever a destination shard is not
-also a shard of the source. So only single-device pieces are put, each of them a whole array.
+also a shard of the source, and across processes it asks for equal partitions. So a plan runs in one
+of these ways:
+
+- "stay": every device has its part already; the array gets its new sharding.
+- "reshard": one program over devices that both meshes list alike, by XLA's partitioner, where the
+  compiled program sends no more than the plan says.
+- "copies": in one process, `jax.device_put` of single-device pieces, each of them a whole array.
+- "exchange": one program over the devices of both meshes, in any number of processes.
+- "device_put": across hosts, where the backend can and each device sends all it has to one other. Only on request.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import math
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
-from hetjax.boundary.plan import BoundaryPlan, make_plan
-from hetjax.boundary.tiling import Tiling, tiling_of
+from hetjax.boundary.ends import Program, groups, join_program, split_program
+from hetjax.boundary.exchange import Exchange
+from hetjax.boundary.plan import make_plan
+from hetjax.boundary.route import Move
+from hetjax.boundary.tiling import tiling_of
+from hetjax.compiled import bytes_received
+from hetjax.errors import BoundaryError
 
-Program = Callable[..., jax.Array]
+Way = Literal["stay", "reshard", "copies", "exchange", "device_put"]
 
 
 class Transport:
-    """A compiled crossing for one shape and dtype; call it with an array on `source`."""
+    """A compiled crossing for one shape and dtype.
+
+    Every process with a device of `source` or `destination` calls it at the same place of its program:
+    with the array on `source`, or None where it has no device of that; it gets the array on
+    `destination`, or None likewise.
+
+    Args:
+        source, destination: shardings.
+        shape, dtype: of the tensor.
+        way: how to run the plan; None lets the devices decide.
+
+    Raises BoundaryError when a side does not divide the shape, or the devices cannot go that way.
+    """
 
     def __init__(
-        self, source: NamedSharding, destination: NamedSharding, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+        self,
+        source: NamedSharding,
+        destination: NamedSharding,
+        shape: tuple[int, ...],
+        dtype: jax.typing.DTypeLike,
+        *,
+        way: Way | None = None,
     ):
         self.source, self.destination = source, destination
         self.shape, self.dtype = tuple(shape), jnp.dtype(dtype)
         ndim = len(self.shape)
         self.plan = make_plan(self.shape, self.dtype.itemsize, tiling_of(source, ndim), tiling_of(destination, ndim))
-        self._split: Program | None = None
-        self._join: Program | None = None
+        self._asked = way
+        self._check_way(way)
+        self.way: Way | None = None
+        self._across: Program | None = None
+
+    @functools.cached_property
+    def is_local(self) -> bool:
+        """Whether this process has a part in it."""
+        return bool(self.source.mesh.local_devices or self.destination.mesh.local_devices)
+
+    # ── choosing ─────────────────────────────────────────────────────────────────────────────────
+
+    def _check_way(self, way: Way | None) -> None:
+        """Raise BoundaryError for a way that these devices cannot go."""
+        if way is None:
+            return
+        if way not in get_args(Way):
+            raise BoundaryError(f"way={way!r} is unknown; the ways are {', '.join(get_args(Way))}, or None to choose")
+        able = {
+            "stay": (self.plan.stays, "a device does not hold its part yet"),
+            "reshard": (self._same_devices, "the meshes do not list the same devices in the same order"),
+            "copies": (self._in_one_process, "the devices are in several processes"),
+            "device_put": (self._pieces_match, "a device sends to several, or receives from several"),
+            "exchange": (True, ""),
+        }
+        fits, reason = able[way]
+        if not fits:
+            raise BoundaryError(f"way='{way}' cannot carry {self.source} to {self.destination}: {reason}; leave it out")
+
+    @property
+    def _same_devices(self) -> bool:
+        return self.plan.source.devices == self.plan.destination.devices
+
+    @property
+    def _in_one_process(self) -> bool:
+        meshes = self.source.mesh, self.destination.mesh
+        return len({device.process_index for mesh in meshes for device in mesh.devices.flat}) == 1
+
+    @property
+    def _pieces_match(self) -> bool:
+        """Whether the device at each place of one mesh sends its whole tile to the one at that place of the other."""
+        fine, other = self.plan.source_fine, self.plan.destination_fine
+        return (
+            self.plan.disjoint
+            and not self.plan.broadcast_axes
+            and fine.counts == other.counts
+            and list(fine.tile_of.values()) == list(other.tile_of.values())
+        )
 
     def compile(self) -> Transport:
-        """Compile the programs at both ends; harmless to call twice."""
-        if self.plan.in_one_program:
-            self._join = self._join or _reshard(self)
-        else:
-            self._split = self._split or _split(self)
-            self._join = self._join or _join(self)
-            self._wire()
+        """Compile what this process runs of it; harmless to call twice."""
+        if self.way is not None or not self.is_local:
+            return self
+        way = self._asked or self._default_way()
+        if way == "reshard":
+            program = self._reshard()
+            # The partitioner may take a detour; then pieces go straight instead.
+            if self._asked is None and bytes_received(program.as_text()) > self.plan.bytes_moved:
+                way = "exchange"
+            else:
+                self._across = program
+        getattr(self, f"_compile_{way}")()
+        self.way = way
         return self
+
+    def _default_way(self) -> Way:
+        if self.plan.stays:
+            return "stay"
+        if self._same_devices and self.plan.source.in_order and self.plan.destination.in_order:
+            return "reshard"
+        if set(self.plan.source.devices) == set(self.plan.destination.devices) or not self._in_one_process:
+            return "exchange"
+        return "copies"
+
+    def _reshard(self) -> jax.stages.Compiled:
+        argument = jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.source)
+        return jax.jit(lambda x: x, out_shardings=self.destination).lower(argument).compile()
+
+    def _compile_stay(self) -> None:
+        pass
+
+    def _compile_reshard(self) -> None:
+        pass
+
+    def _compile_copies(self) -> None:
+        self._compile_ends(whole=False)
+        self._wire()
+
+    def _compile_exchange(self) -> None:
+        self._compile_ends(whole=True)
+        self._across = Exchange(self.plan, self.source.mesh, self._fine, self.dtype)
+
+    def _compile_device_put(self) -> None:
+        self._compile_ends(whole=True)
+
+    def _compile_ends(self, *, whole: bool) -> None:
+        if self.source.mesh.local_devices:
+            self._split = split_program(self.plan, self.source, self.dtype, whole=whole)
+        if self.destination.mesh.local_devices:
+            self._join = join_program(self.plan, self.destination, self.dtype, whole=whole)
+
+    @functools.cached_property
+    def _fine(self) -> NamedSharding:
+        """What crosses arrives so, before it is joined."""
+        if self.plan.destination_fine == self.plan.destination:
+            return self.destination
+        return NamedSharding(self.destination.mesh, self.plan.destination_fine.partition_spec)
+
+    @functools.cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """Those of the plan."""
+        return self.plan.moves
 
     def _wire(self) -> None:
         """Look up once which device puts what where."""
         devices = {device.id: device for device in self.destination.mesh.devices.flat}
         order = {device: i for i, device in enumerate(self.plan.destination.devices)}
-        moves = sorted(self.plan.moves, key=lambda move: (move.destination_slot, order[move.destination]))
-        self._takes = [(move.source_slot, move.source) for move in moves]
-        self._targets = [devices[move.destination] for move in moves]
-        slot_shape = tuple(
-            size // cells * count
-            for size, cells, count in zip(self.shape, self.plan.grid, self.plan.destination_fine.counts, strict=True)
+        moves = {(move.destination_slot, move.destination): move for move in self.moves}
+        slots = sorted({slot for slot, _ in moves})
+        places = [(slot, device) for slot in slots for device in order]
+        self._takes = [(moves[place].source_slot, moves[place].source) for place in places if place in moves]
+        self._targets = [devices[device] for slot, device in places if (slot, device) in moves]
+        self._receives = [place in moves for place in places]
+        self._blanks = [
+            jax.device_put(np.zeros(self.plan.piece_shape, self.dtype), devices[device])
+            for (_, device), receives in zip(places, self._receives, strict=True)
+            if not receives
+        ]
+        shape = tuple(
+            piece * count for piece, count in zip(self.plan.piece_shape, self.plan.destination_fine.counts, strict=True)
         )
-        fine = NamedSharding(self.destination.mesh, self.plan.destination_fine.partition_spec)
-        self._assemble = functools.partial(jax.make_array_from_single_device_arrays, slot_shape, fine)
+        self._assemble = functools.partial(jax.make_array_from_single_device_arrays, shape, self._fine)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self._join is None:
+    # ── running ──────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, x: jax.Array | None) -> jax.Array | None:
+        if self.way is None:
             self.compile()
-        if self.plan.in_one_program:
-            return self._join(x)
-        slots = [{shard.device.id: shard.data for shard in slot.addressable_shards} for slot in self._split(x)]
-        pieces = jax.device_put([slots[slot][device] for slot, device in self._takes], self._targets)
-        width = len(self.plan.destination.devices)
-        return self._join(*(self._assemble(group) for group in _groups(pieces, width)))
+        match self.way:
+            case "stay":
+                return self._stay(x)
+            case "reshard":
+                return x if self.source == self.destination else self._across(x)
+            case "copies":
+                return self._join(*self._copy(self._split(x)))
+            case "exchange":
+                arrived = self._across(None if x is None else self._split(x)[0])
+                return None if arrived is None else self._join(arrived)
+            case "device_put":
+                return self._join(jax.device_put(self._split(x)[0], self._fine))
 
+    def _stay(self, x: jax.Array | None) -> jax.Array | None:
+        """The same buffers under the destination's own mesh and axis names."""
+        if x is None or self.source == self.destination:
+            return x
+        wanted = set(self.destination.mesh.local_devices)
+        shards = [shard.data for shard in x.addressable_shards if shard.device in wanted]
+        if not shards:
+            return None
+        return jax.make_array_from_single_device_arrays(x.shape, self.destination, shards)
 
-def _reshard(transport: Transport) -> Program:
-    """One program over the devices that both meshes list in the same order."""
-    if transport.source == transport.destination:
-        return lambda x: x
-    if transport.plan.stays:
-        # The same buffers under the destination's own mesh and axis names.
-        return lambda x: jax.make_array_from_single_device_arrays(
-            x.shape, transport.destination, [shard.data for shard in x.addressable_shards]
-        )
-    argument = jax.ShapeDtypeStruct(transport.shape, transport.dtype, sharding=transport.source)
-    return jax.jit(lambda x: x, out_shardings=transport.destination).lower(argument).compile()
-
-
-def _split(transport: Transport) -> Program:
-    """On the source mesh: the tensor as slots, each with one piece of every device."""
-    fine = transport.plan.source_fine
-    spans = _spans(transport.plan, fine)
-    if fine == transport.plan.source and math.prod(spans) == 1:
-        return lambda x: (x,)
-
-    def slots(block: jax.Array) -> tuple[jax.Array, ...]:
-        sizes = [size // span for size, span in zip(block.shape, spans, strict=True)]
-        starts = itertools.product(*(range(0, span * size, size) for span, size in zip(spans, sizes, strict=True)))
-        return tuple(block[tuple(slice(i, i + size) for i, size in zip(start, sizes, strict=True))] for start in starts)
-
-    spec = fine.partition_spec
-    cut = jax.shard_map(
-        slots, mesh=transport.source.mesh, in_specs=spec, out_specs=(spec,) * math.prod(spans), check_vma=False
-    )
-    argument = jax.ShapeDtypeStruct(transport.shape, transport.dtype, sharding=transport.source)
-    return jax.jit(cut).lower(argument).compile()
-
-
-def _join(transport: Transport) -> Program:
-    """On the destination mesh: the tensor from its slots, gathered where it shall be replicated."""
-    fine = transport.plan.destination_fine
-    spans = _spans(transport.plan, fine)
-    if fine == transport.plan.destination and math.prod(spans) == 1:
-        return lambda slot: slot
-
-    def block(*slots: jax.Array) -> jax.Array:
-        pieces = list(slots)
-        for dim in reversed(range(len(spans))):
-            pieces = [jnp.concatenate(group, axis=dim) for group in _groups(pieces, spans[dim])]
-        return pieces[0]
-
-    spec = fine.partition_spec
-    count = math.prod(spans)
-    mesh = transport.destination.mesh
-    joined = jax.shard_map(block, mesh=mesh, in_specs=(spec,) * count, out_specs=spec, check_vma=False)
-    shape = tuple(size // span for size, span in zip(transport.shape, spans, strict=True))
-    argument = jax.ShapeDtypeStruct(shape, transport.dtype, sharding=NamedSharding(mesh, spec))
-    return jax.jit(joined, out_shardings=transport.destination).lower(*[argument] * count).compile()
-
-
-def _spans(plan: BoundaryPlan, tiling: Tiling) -> tuple[int, ...]:
-    """Pieces along each dim inside one tile."""
-    return tuple(cells // count for cells, count in zip(plan.grid, tiling.counts, strict=True))
-
-
-def _groups(items: list, size: int) -> list[list]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    def _copy(self, slots: tuple[jax.Array, ...]) -> list[jax.Array]:
+        data = [{shard.device.id: shard.data for shard in slot.addressable_shards} for slot in slots]
+        moved = iter(jax.device_put([data[slot][device] for slot, device in self._takes], self._targets))
+        blanks = iter(self._blanks)
+        pieces = [next(moved) if receives else next(blanks) for receives in self._receives]
+        return [self._assemble(group) for group in groups(pieces, len(self.plan.destination.devices))]

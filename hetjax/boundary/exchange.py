@@ -1,0 +1,138 @@
+"""The crossing as one program over the devices of both meshes, in however many processes they are.
+
+Each device gives its source tile (zeros where it has none) and gets its destination tile. In between,
+pieces go in rounds of `ppermute`: in a round a device sends to one device and receives from one at most.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hetjax.boundary.ends import cut, glue
+from hetjax.boundary.plan import BoundaryPlan
+from hetjax.boundary.rounds import Round, make_rounds
+from hetjax.boundary.route import Move, spans
+from hetjax.boundary.tiling import Tiling
+
+AXIS = "devices"
+
+
+class Exchange:
+    """A compiled crossing from `plan.source_fine` to `plan.destination_fine`, the latter as the sharding `destination`.
+
+    Every process with a device of either side calls it at the same place of its program.
+    """
+
+    def __init__(self, plan: BoundaryPlan, source: Mesh, destination: NamedSharding, dtype: jnp.dtype):
+        self.plan, self.dtype = plan, dtype
+        devices = {device.id: device for mesh in (source, destination.mesh) for device in mesh.devices.flat}
+        self._devices = [devices[number] for number in sorted(devices)]
+        self._place = {device.id: place for place, device in enumerate(self._devices)}
+        self._own = [device for device in self._devices if device.process_index == jax.process_index()]
+        self._output = destination
+        self._receivers = set(plan.destination.devices)
+        # Blocks lie one behind the other along a leading dim, which a scalar lacks.
+        self._scalar = not plan.shape
+        self._input_block, self._output_block = (
+            _block_shape(plan.shape, tiling) for tiling in (plan.source_fine, plan.destination_fine)
+        )
+        mesh = Mesh(np.array(self._devices), (AXIS,))
+        self._union = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._program = self._compile(mesh)
+
+    @property
+    def text(self) -> str:
+        """The compiled program."""
+        return self._program.as_text()
+
+    def __call__(self, x: jax.Array | None) -> jax.Array | None:
+        """`x` on the source's fine tiling; the result on the destination's, None where this process has no part."""
+        given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
+        blocks = []
+        for device in self._own:
+            block = given.get(device.id)
+            if block is None:
+                block = _blank(device, self._input_block, self.dtype)
+            elif self._scalar:
+                block = block.reshape(1)
+            blocks.append(block)
+        done = self._program(
+            jax.make_array_from_single_device_arrays(self._whole(self._input_block), self._union, blocks)
+        )
+        made = [shard for shard in done.addressable_shards if shard.device.id in self._receivers]
+        if not made:
+            return None
+        arrays = [shard.data.reshape(()) if self._scalar else shard.data for shard in made]
+        return jax.make_array_from_single_device_arrays(self.plan.shape, self._output, arrays)
+
+    def _whole(self, block: tuple[int, ...]) -> tuple[int, ...]:
+        return (len(self._devices) * block[0], *block[1:])
+
+    def _compile(self, mesh: Mesh):
+        source_spans, destination_spans = (
+            spans(self.plan.grid, tiling) or (1,) for tiling in (self.plan.source_fine, self.plan.destination_fine)
+        )
+        stays = [move for move in self.plan.moves if move.source == move.destination]
+        rounds = make_rounds(self.plan.moves)
+
+        def run(block: jax.Array) -> jax.Array:
+            here = jax.lax.axis_index(AXIS)
+            pieces = jnp.stack(cut(block, source_spans))
+            # One slot more than a tile has, for what no device needs.
+            spare = math.prod(destination_spans)
+            slots = jnp.zeros((spare + 1, *pieces.shape[1:]), block.dtype)
+            if stays:
+                slots = self._put(slots, here, stays, pieces, spare)
+            for turn in rounds:
+                slots = self._round(slots, here, turn, pieces, spare)
+            return glue(list(slots[:spare]), destination_spans)
+
+        program = jax.shard_map(
+            run, mesh=mesh, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(AXIS), check_vma=False
+        )
+        argument = jax.ShapeDtypeStruct(self._whole(self._input_block), self.dtype, sharding=self._union)
+        return jax.jit(program).lower(argument).compile()
+
+    def _put(self, slots, here, stays: Sequence[Move], pieces, spare: int):
+        """Copy what a device keeps to itself."""
+        longest = max(sum(move.source == number for move in stays) for number in self._place)
+        taken, put = self._tables(longest, spare)
+        count = dict.fromkeys(self._place, 0)
+        for move in stays:
+            place, i = self._place[move.source], count[move.source]
+            taken[place, i], put[place, i] = move.source_slot, move.destination_slot
+            count[move.source] += 1
+        return slots.at[jnp.asarray(put)[here]].set(pieces[jnp.asarray(taken)[here]])
+
+    def _round(self, slots, here, turn: Round, pieces, spare: int):
+        """Send each link's pieces."""
+        taken, put = self._tables(turn.size, spare)
+        pairs = []
+        for (source, destination), moves in turn.moves.items():
+            pairs.append((self._place[source], self._place[destination]))
+            taken[self._place[source]] = [move.source_slot for move in moves]
+            put[self._place[destination]] = [move.destination_slot for move in moves]
+        sent = pieces if len(pieces) == turn.size == 1 else pieces[jnp.asarray(taken)[here]]
+        return slots.at[jnp.asarray(put)[here]].set(jax.lax.ppermute(sent, AXIS, pairs))
+
+    def _tables(self, size: int, spare: int) -> tuple[np.ndarray, np.ndarray]:
+        """By place: slots to take from, and slots to put into; at first nothing that is needed."""
+        shape = (len(self._devices), size)
+        return np.zeros(shape, np.int32), np.full(shape, spare, np.int32)
+
+
+def _block_shape(shape: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
+    return tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)) or (1,)
+
+
+@functools.lru_cache(maxsize=256)
+def _blank(device: jax.Device, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Zeros that stand for the source tile of a device without one; never changed, so one of each will do."""
+    return jax.device_put(np.zeros(shape, dtype), device)

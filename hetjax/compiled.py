@@ -1,0 +1,127 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+
+_OPERATION = re.compile(rf"=\s*(?P<result>\(.*?\)|\S+)\s+(?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One collective operation of a compiled program.
+
+    Attributes:
+        kind: one of `KINDS`.
+        result_bytes: size of its result on one device.
+        pairs: (source, target) of a collective-permute.
+        groups, group_size: how many groups of how many devices take part, for the other kinds.
+    """
+
+    kind: str
+    result_bytes: int
+    pairs: tuple[tuple[int, int], ...]
+    groups: int
+    group_size: int
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that all its devices together receive from others; an all-reduce counts as its two halves."""
+        peers, devices = self.group_size - 1, self.groups * self.group_size
+        match self.kind:
+            case "collective-permute":
+                return self.result_bytes * sum(source != target for source, target in self.pairs)
+            case "all-gather" | "all-to-all":
+                return self.result_bytes * peers * devices // self.group_size
+            case "reduce-scatter":
+                return self.result_bytes * peers * devices
+            case "all-reduce":
+                return 2 * self.result_bytes * peers * devices // self.group_size
+            case "collective-broadcast":
+                return self.result_bytes * peers * self.groups
+        raise AssertionError(self.kind)
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives in the text of a compiled program, `compiled.as_text()`. Raises ValueError for one unknown."""
+    found = []
+    for line in text.splitlines():
+        match = _OPERATION.search(line)
+        if match is None:
+            continue
+        arrays = _array_bytes(match["result"])
+        if match["start"] and len(arrays) > 1 and match["kind"] != "all-reduce":
+            # An asynchronous start gives its operand along with its result.
+            arrays = arrays[1:2]
+        permute = match["kind"] == "collective-permute"
+        groups, size = (0, 0) if permute else _groups(line)
+        found.append(
+            Collective(
+                kind=match["kind"],
+                result_bytes=sum(arrays),
+                pairs=_pairs(line) if permute else (),
+                groups=groups,
+                group_size=size,
+            )
+        )
+    return found
+
+
+def bytes_received(text: str) -> int:
+    """Bytes that the devices of a program together receive from others in one run of it."""
+    return sum(collective.bytes_received for collective in collectives(text))
+
+
+def _array_bytes(result: str) -> list[int]:
+    sizes = []
+    for dtype, dims in _ARRAY.findall(result):
+        bits = 8 if dtype == "pred" else int(_BITS.search(dtype)[0])
+        sizes.append(math.prod(int(size) for size in dims.split(",") if size) * bits // 8)
+    return sizes
+
+
+def _pairs(line: str) -> tuple[tuple[int, int], ...]:
+    listed = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+    found = re.findall(r"\{(\d+),(\d+)", listed[1] + "}") if listed else []
+    return tuple((int(source), int(target)) for source, target in found)
+
+
+def _groups(line: str) -> tuple[int, int]:
+    """(number of groups, devices in each) in any of the ways in which XLA writes them."""
+    for pattern, read in _GROUPS:
+        match = pattern.search(line)
+        if match is not None:
+            return read(match)
+    raise ValueError(f"no replica groups are known in: {line.strip()[:300]}")
+
+
+def _listed(match: re.Match) -> tuple[int, int]:
+    groups = re.findall(r"\{([\d,]+)\}", match[1])
+    return len(groups), len(groups[0].split(","))
+
+
+def _counted(match: re.Match) -> tuple[int, int]:
+    return int(match[1]), int(match[2])
+
+
+def _of_mesh(match: re.Match) -> tuple[int, int]:
+    """`mesh['a'=4,'b'=2] {'b'}`; a part of an axis is written `'a':(1)2`."""
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+    size = 1
+    for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2]):
+        size *= int(part or sizes[name])
+    return math.prod(map(int, sizes.values())) // size, size
+
+
+_GROUPS: tuple[tuple[re.Pattern, Callable[[re.Match], tuple[int, int]]], ...] = (
+    (re.compile(r"replica_groups=(\{\{[\d,{}]+\}\})"), _listed),
+    (re.compile(r"replica_groups=\[(\d+),(\d+)\]<="), _counted),
+    (re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}"), _of_mesh),
+)
