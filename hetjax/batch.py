@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from hetjax.errors import BatchError
 from hetjax.links import Link
+from hetjax.rows import RowSubset
 from hetjax.stage import Shapes, Stage
 from meshes import BATCH_AXES
 
@@ -67,27 +68,64 @@ def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> 
     return size
 
 
+def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> tuple[int, ...]:
+    """The rows of a global batch that the devices of this process take, ascending: all of them in one process.
+
+    Microbatch i of b rows covers the rows i*b to (i+1)*b; a device takes those of each microbatch that the
+    batch dim of its stage's layout gives it. Nothing is asked of other processes.
+
+    Raises:
+        BatchError: the batch does not divide (see `check_batch`).
+    """
+    local = [stage for stage in stages if stage.is_local]
+    size = check_batch(local, batch_size, microbatches)
+    taken: set[int] = set()
+    for stage in local:
+        sharding = stage.activation_sharding(("batch",), (size,))
+        for (rows,) in sharding.addressable_devices_indices_map((size,)).values():
+            taken.update(range(*rows.indices(size)))
+    return tuple(index * size + row for index in range(microbatches) for row in sorted(taken))
+
+
 def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
-    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}. Each device gets its own rows only.
+    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}, for the stages that this process runs.
+
+    Each device gets its own rows only, so an array may be a `RowSubset` that holds those of this process.
 
     Raises BatchError where the batch is not of the shapes that programs were compiled for.
     """
     _check_compiled(batch, shapes, stages, microbatches)
     placed = {}
     for stage in stages:
-        taken = shapes[stage.name]
-        shardings = {port: aval.sharding for port, aval in taken.items()}
+        if not stage.is_local:
+            continue
         for index in range(microbatches):
-            rows = {port: slice(index * aval.shape[0], (index + 1) * aval.shape[0]) for port, aval in taken.items()}
-            arrays = {port: np.asarray(batch[stage.module][port][rows[port]], taken[port].dtype) for port in taken}
-            placed[stage.name, index] = jax.device_put(arrays, shardings)
+            placed[stage.name, index] = {
+                port: _place(batch[stage.module][port], aval, index * aval.shape[0])
+                for port, aval in shapes[stage.name].items()
+            }
     return placed
 
 
-def loss_tokens(batch: Batch, sink: str) -> float:
-    """The global count that the summed loss is divided by, 1 for a batch without any. Raises BatchError."""
+def _place(array: Any, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
+    """Rows of a global array from `first` on, as many as `aval` has."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        rows = index[0].indices(aval.shape[0])
+        return np.asarray(array[(slice(first + rows[0], first + rows[1]), *index[1:])], aval.dtype)
+
+    return jax.make_array_from_callback(aval.shape, aval.sharding, part)
+
+
+def loss_tokens(batch: Batch, sink: str) -> float | None:
+    """The global count that the summed loss is divided by, 1 for a batch without any.
+
+    None where this process has some rows only of what is to be summed. Raises BatchError.
+    """
     check_loss_tokens(batch, sink)
     weights = batch["loss_tokens"] if "loss_tokens" in batch else batch[sink]["loss_weights"]
+    if isinstance(weights, RowSubset):
+        return None
     count = float(np.sum(weights, dtype=np.float64))
     if not (math.isfinite(count) and count >= 0):
         raise BatchError(f"the loss of a batch is to be divided by {count}; loss weights and tokens are 0 or more")

@@ -11,6 +11,7 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 
 _OPERATION = re.compile(rf"=\s*(?P<result>\(.*?\)|\S+)\s+(?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_DEVICES = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")
 _BITS = re.compile(r"\d+")
 
 
@@ -50,22 +51,27 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives in the text of a compiled program, `compiled.as_text()`. Raises ValueError for one unknown."""
+    """The collectives in the text of a compiled program, `compiled.as_text()`, each once, be it in a loop or not.
+
+    Raises ValueError when it cannot tell which devices take part in one.
+    """
+    devices = math.prod(int(count) for count in _DEVICES.findall(text.partition("\n")[0]))
     found = []
     for line in text.splitlines():
         match = _OPERATION.search(line)
         if match is None:
             continue
-        arrays = _array_bytes(match["result"])
-        if match["start"] and len(arrays) > 1 and match["kind"] != "all-reduce":
-            # An asynchronous start gives its operand along with its result.
-            arrays = arrays[1:2]
+        result = match["result"]
+        if match["start"] and match["kind"] != "all-reduce":
+            # An asynchronous start gives (operands, results, and what its backend adds); an all-reduce's only results.
+            parts = _parts(result)
+            result = parts[1] if len(parts) > 1 else result
         permute = match["kind"] == "collective-permute"
-        groups, size = (0, 0) if permute else _groups(line)
+        groups, size = (0, 0) if permute else _groups(line, devices)
         found.append(
             Collective(
                 kind=match["kind"],
-                result_bytes=sum(arrays),
+                result_bytes=sum(_array_bytes(result)),
                 pairs=_pairs(line) if permute else (),
                 groups=groups,
                 group_size=size,
@@ -77,6 +83,18 @@ def collectives(text: str) -> list[Collective]:
 def bytes_received(text: str) -> int:
     """Bytes that the devices of a program together receive from others in one run of it."""
     return sum(collective.bytes_received for collective in collectives(text))
+
+
+def _parts(result: str) -> list[str]:
+    """The parts of `(a, (b, c), d)`: commas between brackets of any kind do not count."""
+    parts, depth = [""], 0
+    for letter in result[1:-1] if result.startswith("(") else result:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _array_bytes(result: str) -> list[int]:
@@ -93,8 +111,10 @@ def _pairs(line: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(source), int(target)) for source, target in found)
 
 
-def _groups(line: str) -> tuple[int, int]:
+def _groups(line: str, devices: int) -> tuple[int, int]:
     """(number of groups, devices in each) in any of the ways in which XLA writes them."""
+    if "replica_groups={}" in line:
+        return 1, devices
     for pattern, read in _GROUPS:
         match = pattern.search(line)
         if match is not None:
@@ -104,7 +124,10 @@ def _groups(line: str) -> tuple[int, int]:
 
 def _listed(match: re.Match) -> tuple[int, int]:
     groups = re.findall(r"\{([\d,]+)\}", match[1])
-    return len(groups), len(groups[0].split(","))
+    sizes = {len(group.split(",")) for group in groups}
+    if len(sizes) > 1:
+        raise ValueError(f"replica groups of unlike sizes: {match[1]}")
+    return len(groups), sizes.pop()
 
 
 def _counted(match: re.Match) -> tuple[int, int]:

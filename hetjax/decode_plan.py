@@ -15,6 +15,7 @@ from hetjax.boundary import Transport
 from hetjax.decoding import TOKENS, Compiled, Decode, Encode
 from hetjax.errors import BatchError, GraphError
 from hetjax.graph import ModuleGraph
+from hetjax.host import every_process
 from hetjax.links import Link
 from hetjax.stage import Shapes, Stage
 
@@ -29,7 +30,9 @@ class DecodePlan:
         prompt: carries what the links hold in the prefill.
         passing: carries what links inside the language model hold in a step.
         back: carries the chosen tokens from the last stage to the first.
+        answers: answers -> the same on every device of the last stage's mesh, to be read on the host.
         all_stopped: answers -> whether every sample has stopped, on the last stage's mesh.
+        stopped_everywhere: carries that to every process.
     """
 
     inputs: Mapping[str, Shapes]
@@ -38,7 +41,9 @@ class DecodePlan:
     prompt: Mapping[str, Transport]
     passing: Mapping[str, Transport]
     back: Transport
-    all_stopped: Compiled
+    answers: Compiled | None
+    all_stopped: Compiled | None
+    stopped_everywhere: Transport
 
     @property
     def first(self) -> str:
@@ -54,15 +59,24 @@ class DecodePlan:
         """What remains to compile, by name."""
         tasks: dict[str, Callable[[], object]] = {}
         for name, encoder in self.encoders.items():
+            if not encoder.stage.is_local:
+                continue
             tasks[f"{name} encoding"] = encoder.forward.compile
         for name, decoder in self.decoders.items():
+            if not decoder.stage.is_local:
+                continue
             tasks[f"{name} prefill"] = decoder.prefill.compile
             tasks[f"{name} decoding step"] = decoder.step.compile
         for what, transports in (("prompt", self.prompt), ("step", self.passing)):
             for name, transport in transports.items():
-                tasks[f"{name} {what} boundary"] = transport.compile
-        tasks["next token boundary"] = self.back.compile
-        tasks["all samples stopped"] = self.all_stopped.compile
+                if transport.is_local:
+                    tasks[f"{name} {what} boundary"] = transport.compile
+        if self.back.is_local:
+            tasks["next token boundary"] = self.back.compile
+        if self.answers is not None:
+            tasks["answers"] = self.answers.compile
+            tasks["all samples stopped"] = self.all_stopped.compile
+        tasks["all samples stopped, everywhere"] = self.stopped_everywhere.compile
         return tasks
 
 
@@ -114,6 +128,7 @@ def trace_decode_plan(
     cache_dims: Any,
     new_tokens: int,
     stop_token: int,
+    devices: Sequence[jax.Device],
 ) -> DecodePlan:
     """Trace all programs for batches of these shapes. Raises BatchError and GraphError."""
     inputs = input_shapes(batch, stages, links, 1)
@@ -145,7 +160,7 @@ def trace_decode_plan(
         )
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
-    chosen = made_in_step[own[-1].name][TOKENS]
+    chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated
     return DecodePlan(
         inputs=inputs,
         encoders=encoders,
@@ -153,9 +168,11 @@ def trace_decode_plan(
         prompt=prompt,
         passing=passing,
         back=Transport(chosen.sharding, next_token.sharding, chosen.shape, chosen.dtype),
-        all_stopped=Compiled(
-            lambda answer: jnp.all(answer[:, -1] == stop_token), decoder.carry.answer, out_shardings=own[-1].replicated
-        ),
+        answers=Compiled(lambda answer: answer, answer, out_shardings=home) if own[-1].is_local else None,
+        all_stopped=Compiled(lambda answer: jnp.all(answer[:, -1] == stop_token), answer, out_shardings=home)
+        if own[-1].is_local
+        else None,
+        stopped_everywhere=Transport(home, every_process(devices), (), jnp.bool_),
     )
 
 

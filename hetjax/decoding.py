@@ -38,7 +38,10 @@ class Compiled:
 
 
 class Encode:
-    """Forward program of a stage ahead of the language model; its `outputs` are shapes by port."""
+    """Forward program of a stage ahead of the language model; its `outputs` are shapes by port.
+
+    Of a stage that other processes run only the shapes are known.
+    """
 
     def __init__(self, stage: Stage, inputs: Shapes):
         def forward(params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:
@@ -46,8 +49,10 @@ class Encode:
             return stage.call(params, buffers, inputs)[0]
 
         avals = (stage.compute_params, stage.buffers, inputs)
+        self.stage = stage
         self.outputs = placed_ports(stage, jax.eval_shape(forward, *avals))
-        self.forward = Compiled(forward, *avals, out_shardings=_shardings(self.outputs))
+        if stage.is_local:
+            self.forward = Compiled(forward, *avals, out_shardings=_shardings(self.outputs))
 
 
 class Carry(NamedTuple):
@@ -82,14 +87,16 @@ class Decode:
         outputs, carry = jax.eval_shape(self._prefill, *avals)
         self.outputs = placed_ports(stage, outputs)
         self.carry = self._placed_carry(carry, cache_dims)
-        self.prefill = Compiled(self._prefill, *avals, out_shardings=_shardings((self.outputs, self.carry)))
+        if stage.is_local:
+            self.prefill = Compiled(self._prefill, *avals, out_shardings=_shardings((self.outputs, self.carry)))
 
     def trace_step(self, passed: Shapes) -> Shapes:
         """Trace the step for inputs of one row a sample: its outputs by port."""
         stage = self.stage
         avals = (stage.compute_params, stage.buffers, passed, self.carry)
         outputs = placed_ports(stage, jax.eval_shape(self._step, *avals)[0])
-        self.step = Compiled(self._step, *avals, donate_argnums=3, out_shardings=_shardings((outputs, self.carry)))
+        if stage.is_local:
+            self.step = Compiled(self._step, *avals, donate_argnums=3, out_shardings=_shardings((outputs, self.carry)))
         return outputs
 
     def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B]):

@@ -43,3 +43,7 @@ class DataError(HetjaxError):
 
 class CheckpointError(HetjaxError):
     """A checkpoint is missing, of another model, or cannot be written."""
+
+
+class ClusterError(HetjaxError):
+    """The processes of a job cannot find each other, or do not run the same."""

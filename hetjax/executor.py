@@ -1,4 +1,8 @@
-"""Walks a schedule and dispatches; never waits for a device."""
+"""Walks a schedule and dispatches; never waits for a device.
+
+With many processes each one walks the same schedule and dispatches what its own devices take part in, so
+that all of them dispatch the programs they share in one order.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 import jax
 
-from hetjax.schedule.actions import Action, Kind
+from hetjax.schedule.actions import Action, Kind, update
 from hetjax.state import StageState, TrainState
 from hetjax.step import LOSS, Step
 from hetjax.weights import Arrays
@@ -43,20 +47,26 @@ class Executor:
         graph = step.schedule.graph
         self._out = {name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages}
         self._in = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
-        self._actions = [action for action in step.schedule.actions if action.kind is not Kind.UPDATE]
-        self._updates = [action for action in step.schedule.actions if action.kind is Kind.UPDATE]
+        self._actions = [action for action in step.schedule.actions if self._takes_part(action)]
+        self._updates = [action.stage for action in step.schedule.actions if action.kind is Kind.UPDATE]
+
+    def _takes_part(self, action: Action) -> bool:
+        """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
+        if action.kind is Kind.TRANSFER:
+            return self.step.crossings[action.edge].forward.is_local
+        return action.kind is not Kind.UPDATE and self.step.stages[action.stage].is_local
 
     def gradients(
         self,
         state: TrainState,
         inputs: Mapping[tuple[str, int], Arrays],
-        scale: jax.Array,
+        scale: jax.Array | None,
         observe: Observer | None = None,
-    ) -> tuple[dict[str, Arrays], dict[str, Arrays], jax.Array]:
+    ) -> tuple[dict[str, Arrays], dict[str, Arrays], jax.Array | None]:
         """Dispatch all but the updates: (gradients by stage, buffers by stage, loss).
 
         `inputs` holds each stage's part of each microbatch, `scale` one over the global token count, on the last
-        stage's mesh.
+        stage's mesh. A process that does not run the last stage gives and gets None for scale and loss.
         """
         flight = self._begin(state, inputs)
         run = {Kind.FORWARD: self._forward, Kind.BACKWARD: self._backward, Kind.TRANSFER: self._transfer}
@@ -64,28 +74,33 @@ class Executor:
             done = run[action.kind](flight, action, scale)
             if observe is not None:
                 observe(action, done)
-        return flight.gradients, flight.buffers, self.step.finish(tuple(flight.losses), scale)
+        loss = self.step.finish(tuple(flight.losses), scale) if self.step.sink.is_local else None
+        return flight.gradients, flight.buffers, loss
 
     def train(
         self,
         state: TrainState,
         inputs: Mapping[tuple[str, int], Arrays],
-        scale: jax.Array,
+        scale: jax.Array | None,
         observe: Observer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Dispatch a whole step: (state after it, metrics still on the devices)."""
+        """Dispatch a whole step: (state after it, metrics still on the devices, none where the last stage is not)."""
         gradients, buffers, loss = self.gradients(state, inputs, scale, observe)
         square_sum = self._square_sum(gradients)
         stages = {name: dataclasses.replace(stage, buffers=buffers[name]) for name, stage in state.stages.items()}
-        for action in self._updates:
-            name, stage = action.stage, stages[action.stage]
+        for name in self._updates:
+            arrived = self.step.norm_out[name](square_sum) if self.step.norm_out[name].is_local else None
+            if name not in stages:
+                continue
+            stage = stages[name]
             params, opt_state = self.step.updates[name].update(
-                stage.params, stage.opt_state, gradients.pop(name), self.step.norm_out[name](square_sum)
+                stage.params, stage.opt_state, gradients.pop(name), arrived
             )
             stages[name] = StageState(params=params, buffers=stage.buffers, opt_state=opt_state)
             if observe is not None:
-                observe(action, params)
-        return TrainState(step=state.step + 1, stages=stages), {"loss": loss, "grad_norm": self.step.root(square_sum)}
+                observe(update(name), params)
+        metrics = {} if square_sum is None else {"loss": loss, "grad_norm": self.step.root(square_sum)}
+        return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(self, state: TrainState, inputs: Mapping[tuple[str, int], Arrays]) -> _InFlight:
         compute, gradients = {}, {}
@@ -101,7 +116,7 @@ class Executor:
             arrived={key: dict(arrays) for key, arrays in inputs.items()},
         )
 
-    def _forward(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+    def _forward(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
         name, key = action.stage, (action.stage, action.microbatch)
         outputs, buffers, residuals = self.step.programs[name].forward(
             flight.compute[name], flight.buffers[name], flight.arrived.pop(key)
@@ -117,7 +132,7 @@ class Executor:
             flight.cotangents[key][LOSS] = (scale,)
         return outputs
 
-    def _backward(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+    def _backward(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
         name, key = action.stage, (action.stage, action.microbatch)
         gradients, carried = self.step.programs[name].backward(
             flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key), flight.gradients.get(name, {})
@@ -129,18 +144,25 @@ class Executor:
                 flight.returning[link.name, action.microbatch] = carried[link.destination_port]
         return gradients, carried
 
-    def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array) -> Any:
+    def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
         crossing, edge = self.step.crossings[action.edge], (action.edge, action.microbatch)
         link = crossing.link
         if action.backward:
-            moved = crossing.backward(flight.returning.pop(edge))
-            arriving = flight.cotangents[link.source, action.microbatch]
-            arriving[link.source_port] = (*arriving.get(link.source_port, ()), moved)
+            moved = crossing.backward(flight.returning.pop(edge, None))
+            if moved is not None:
+                arriving = flight.cotangents[link.source, action.microbatch]
+                arriving[link.source_port] = (*arriving.get(link.source_port, ()), moved)
         else:
-            moved = crossing.forward(flight.leaving.pop(edge))
-            flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
+            moved = crossing.forward(flight.leaving.pop(edge, None))
+            if moved is not None:
+                flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
         return moved
 
-    def _square_sum(self, gradients: dict[str, Arrays]) -> jax.Array:
-        updates, norm_in = self.step.updates, self.step.norm_in
-        return self.step.total(tuple(norm_in[name](updates[name].square_sum(gradients[name])) for name in updates))
+    def _square_sum(self, gradients: dict[str, Arrays]) -> jax.Array | None:
+        """The sum over all stages, on the last stage's mesh; None where that is not."""
+        arrived = []
+        for name, stage_update in self.step.updates.items():
+            own = stage_update.square_sum(gradients[name]) if name in gradients else None
+            if self.step.norm_in[name].is_local:
+                arrived.append(self.step.norm_in[name](own))
+        return self.step.total(tuple(arrived)) if self.step.sink.is_local else None

@@ -19,6 +19,7 @@ from hetjax.compiling import compile_all
 from hetjax.decode_plan import DecodePlan, stages_for_decoding, trace_decode_plan
 from hetjax.decoding import TOKENS, Carry, Compiled
 from hetjax.errors import BatchError, ConfigError
+from hetjax.host import to_devices
 from hetjax.stage import Stage
 from hetjax.state import TrainState
 from hetjax.trainer import Trainer
@@ -30,15 +31,20 @@ Weights = dict[str, tuple[Arrays, Arrays]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`."""
+    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`.
 
-    ids: jax.Array
+    With many processes those that run the language model's last stage have them; `ids` is None elsewhere.
+    """
+
+    ids: jax.Array | None
     made: int
     count: int
     stop_token: int
 
-    def read(self) -> Int[np.ndarray, "B R"]:
-        """The tokens on the host; waits for them."""
+    def read(self) -> Int[np.ndarray, "B R"] | None:
+        """The tokens on the host; waits for them. None where they are not."""
+        if self.ids is None:
+            return None
         ids = np.asarray(self.ids)[: self.count]
         rest = ids.shape[1] - self.made
         return np.pad(ids[:, rest:], ((0, 0), (0, rest)), constant_values=self.stop_token)
@@ -74,10 +80,11 @@ class Generator:
                 raise ConfigError(f"{name} is {number}; give 1 or more")
         self.max_new_tokens, self.stop_token, self.check_every = max_new_tokens, stop_token, check_every
         self.sink, self.links = trainer.graph.sink, trainer.links
+        self._devices = trainer.devices
         self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
         self._cache_dims = trainer.graph.abstract(self.sink).cache_dims()
         self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
-        self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params}
+        self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params and stage.is_local}
         self._plans: dict[Any, DecodePlan] = {}
 
     def generate(self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B]) -> Int[np.ndarray, "B R"]:
@@ -122,9 +129,10 @@ class Generator:
         token, carries = self._prefill(plan, weights, arrived, _repeat_last(lengths, self._degree))
         made = 1
         while made < self.max_new_tokens and not self._may_stop(plan, carries, made):
-            token = self._step(plan, weights, plan.back(token), carries)
+            token = self._step(plan, weights, plan.back(token) if plan.back.is_local else None, carries)
             made += 1
-        return Answers(ids=carries[plan.last].answer, made=made, count=count, stop_token=self.stop_token)
+        ids = plan.answers(carries[plan.last].answer) if plan.last in carries else None
+        return Answers(ids=ids, made=made, count=count, stop_token=self.stop_token)
 
     def _cast(self, name: str, params: Arrays) -> Arrays:
         return self._casts[name](params) if name in self._casts else {}
@@ -133,43 +141,52 @@ class Generator:
 
     def _prefill(
         self, plan: DecodePlan, weights: Weights, arrived: Mapping[Any, Arrays], lengths: Int[np.ndarray, B]
-    ) -> tuple[jax.Array, dict[str, Carry]]:
+    ) -> tuple[jax.Array | None, dict[str, Carry]]:
         """Run all stages on the prompts: (first tokens, what each stage of the language model keeps)."""
         outputs: dict[str, Arrays] = {}
         carries: dict[str, Carry] = {}
         for stage in self.stages:
             name = stage.name
-            inputs = {**arrived[name, 0], **self._cross(plan.prompt, name, outputs)}
+            crossed = self._cross(plan.prompt, name, outputs)
+            if not stage.is_local:
+                continue
+            inputs = {**arrived[name, 0], **crossed}
             if name in plan.encoders:
                 outputs[name] = plan.encoders[name].forward(*weights[name], inputs)
             else:
                 decoder = plan.decoders[name]
-                here = jax.device_put(lengths, decoder.lengths.sharding)
+                here = to_devices(lengths, decoder.lengths.sharding)
                 outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, here)
-        return outputs[plan.last][TOKENS], carries
+        return _tokens(outputs, plan.last), carries
 
-    def _step(self, plan: DecodePlan, weights: Weights, token: jax.Array, carries: dict[str, Carry]) -> jax.Array:
+    def _step(
+        self, plan: DecodePlan, weights: Weights, token: jax.Array | None, carries: dict[str, Carry]
+    ) -> jax.Array | None:
         """Run the language model on one token a sample: the next tokens. Replaces the carries."""
         outputs: dict[str, Arrays] = {}
         for name, decoder in plan.decoders.items():
             inputs = self._cross(plan.passing, name, outputs)
+            if not decoder.stage.is_local:
+                continue
             if name == plan.first:
                 inputs[TOKENS] = token
             outputs[name], carries[name] = decoder.step(*weights[name], inputs, carries[name])
-        return outputs[plan.last][TOKENS]
+        return _tokens(outputs, plan.last)
 
     def _cross(self, transports: Mapping[str, Any], stage: str, outputs: Mapping[str, Arrays]) -> Arrays:
-        """What links bring to a stage."""
-        return {
-            link.destination_port: transports[link.name](outputs[link.source][link.source_port])
-            for link in self.links
-            if link.destination == stage and link.name in transports
-        }
+        """What links bring to a stage; this process may run their one end, or both."""
+        arrived = {}
+        for link in self.links:
+            if link.destination == stage and link.name in transports and transports[link.name].is_local:
+                given = outputs[link.source][link.source_port] if link.source in outputs else None
+                arrived[link.destination_port] = transports[link.name](given)
+        return arrived
 
     def _may_stop(self, plan: DecodePlan, carries: Mapping[str, Carry], made: int) -> bool:
         if self.check_every is None or made % self.check_every:
             return False
-        return bool(plan.all_stopped(carries[plan.last].answer))
+        stopped = plan.all_stopped(carries[plan.last].answer) if plan.last in carries else None
+        return bool(plan.stopped_everywhere(stopped))
 
     # ── shapes ───────────────────────────────────────────────────────────────────────────────────
 
@@ -185,6 +202,7 @@ class Generator:
                 cache_dims=self._cache_dims,
                 new_tokens=self.max_new_tokens,
                 stop_token=self.stop_token,
+                devices=self._devices,
             )
         return self._plans[key]
 
@@ -205,6 +223,10 @@ class Generator:
                 f"give lengths from 1 to {longest}"
             )
         return lengths
+
+
+def _tokens(outputs: Mapping[str, Arrays], last: str) -> jax.Array | None:
+    return outputs[last][TOKENS] if last in outputs else None
 
 
 def _cast(stage: Stage) -> Compiled:

@@ -9,6 +9,7 @@ import jax
 
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
+from hetjax.host import to_devices
 from hetjax.optimizer import Update
 from hetjax.stage import Shapes, Stage, cut_module
 from hetjax.state import StageState, TrainState
@@ -16,11 +17,16 @@ from hetjax.weights import Arrays, take_apart
 
 
 def initialize(graph: ModuleGraph, stages: Sequence[Stage], updates: Mapping[str, Update], seed: int) -> TrainState:
-    """Weights, buffers and optimizer state of every stage on its mesh. Raises ConfigError for a seed beyond 32 bits."""
+    """Weights, buffers and optimizer state of the stages that this process runs, each on its mesh.
+
+    Raises ConfigError for a seed beyond 32 bits.
+    """
     if not -(2**31) <= seed < 2**31:
         raise ConfigError(f"seed is {seed}, which does not fit into 32 bits; give a number from 0 to {2**31 - 1}")
     made = {}
     for stage in stages:
+        if not stage.is_local:
+            continue
         params, buffers = _stage_arrays(graph, stage, seed)
         opt_state = updates[stage.name].init(params) if stage.name in updates else None
         made[stage.name] = StageState(params=params, buffers=buffers, opt_state=opt_state)
@@ -35,8 +41,8 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
 
     shardings = _shardings(stage.params), _shardings(stage.buffers)
     if graph.is_concrete(stage.module):
-        # Copied, since a step reuses the memory of the state: the module given keeps its own arrays.
-        return jax.device_put(jax.tree.map(lambda x: x.copy(), make(seed)), shardings)
+        # By way of the host, since a step reuses the memory of the state: the module given keeps its own arrays.
+        return jax.tree.map(to_devices, make(seed), shardings)
     # Inside the jit only this stage's shards are made: the rest of the module is dead code. A CPU takes
     # seconds to optimize random-number code that runs once, and fuses it differently on each layout.
     on_cpu = stage.mesh.devices.flat[0].platform == "cpu"

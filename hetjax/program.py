@@ -56,6 +56,8 @@ class _Residuals:
 class ForwardBackward:
     """The forward and backward programs of a stage, first traced, then compiled.
 
+    Of a stage that other processes run only the shapes are known.
+
     `gradient_inputs` are the input ports whose gradient is asked for, `gradient_outputs` the number of
     gradients that arrive at each output port. A stage without gradient outputs has no backward program.
     """
@@ -87,6 +89,8 @@ class ForwardBackward:
         buffers = {path: aval.sharding for path, aval in stage.buffers.items()}
         forward = self._forward_with_residuals if self.has_backward else self._forward_alone
         self._check_gradient_ports()
+        if not stage.is_local:
+            return
         self._traced = jax.jit(forward, out_shardings=(shardings, buffers, None)).trace(
             stage.compute_params, stage.buffers, self.inputs
         )

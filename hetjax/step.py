@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -37,6 +38,7 @@ class Step:
         stages, schedule, programs, crossings, updates: what their types say.
         inputs: what each stage takes of one microbatch of the batch.
         norm_in, norm_out: carry a stage's sum of squares to the last stage, and the total back.
+        scale: loss weights of the microbatches -> one over their sum, on the last stage's mesh.
         finish: (losses of the microbatches, scale) -> mean loss, on the last stage's mesh.
         total, root: sums of squares -> their sum, and -> the norm, on the last stage's mesh.
     """
@@ -49,6 +51,7 @@ class Step:
     updates: Mapping[str, Update]
     norm_in: Mapping[str, Transport]
     norm_out: Mapping[str, Transport]
+    scale: Callable[[tuple[jax.Array, ...]], jax.Array]
     finish: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
     total: Callable[[tuple[jax.Array, ...]], jax.Array]
     root: Callable[[jax.Array], jax.Array]
@@ -99,6 +102,7 @@ def trace_step(
         updates=updates,
         norm_in=norm_in,
         norm_out=norm_out,
+        scale=jax.jit(functools.partial(_scale, dtype=sink.outputs[LOSS].dtype), out_shardings=home),
         finish=jax.jit(lambda losses, scale: sum(losses) * scale, out_shardings=home),
         total=jax.jit(sum, out_shardings=home),
         root=jax.jit(jnp.sqrt, out_shardings=home),
@@ -121,6 +125,12 @@ def _crossing(link: Link, giver: ForwardBackward, taker: Stage) -> Crossing:
     )
 
 
+def _scale(loss_weights: tuple[jax.Array, ...], dtype: jnp.dtype) -> jax.Array:
+    """One over the sum, or 1 for a batch without any."""
+    count = sum(jnp.sum(weights.astype(dtype)) for weights in loss_weights)
+    return 1 / jnp.where(count == 0, 1, count)
+
+
 def _gradient_outputs(stage: Stage, links: Sequence[Link], sink: str) -> dict[str, int]:
     """How many gradients arrive at each output port; the loss of the last stage starts them all."""
     counts = Counter(link.source_port for link in links if link.source == stage.name and link.gradient)
@@ -139,14 +149,19 @@ def _check_loss(sink: ForwardBackward) -> None:
 
 
 def _tasks(step: Step) -> dict[str, Callable[[], object]]:
+    """What this process compiles, in the same order as any other that shares a program."""
     tasks: dict[str, Callable[[], object]] = {}
     for name, program in step.programs.items():
-        tasks[f"{name} forward and backward"] = program.compile
+        if program.stage.is_local:
+            tasks[f"{name} forward and backward"] = program.compile
     for name, update in step.updates.items():
-        tasks[f"{name} update"] = update.compile
-        tasks[f"{name} norm"] = _both(step.norm_in[name], step.norm_out[name])
+        if update.stage.is_local:
+            tasks[f"{name} update"] = update.compile
+        if step.norm_in[name].is_local:
+            tasks[f"{name} norm"] = _both(step.norm_in[name], step.norm_out[name])
     for name, crossing in step.crossings.items():
-        tasks[f"{name} boundary"] = _both(crossing.forward, crossing.backward)
+        if crossing.forward.is_local:
+            tasks[f"{name} boundary"] = _both(crossing.forward, crossing.backward)
     return tasks
 
 

@@ -16,6 +16,7 @@ from hetjax.compiling import compile_all
 from hetjax.errors import ConfigError, StateError
 from hetjax.executor import Executor, Observer
 from hetjax.graph import ModuleGraph
+from hetjax.host import to_devices, to_every_process
 from hetjax.initialize import initialize
 from hetjax.links import make_links, stage_graph
 from hetjax.optimizer import Update
@@ -24,6 +25,7 @@ from hetjax.schedule.check import check
 from hetjax.stage import cut_graph
 from hetjax.state import TrainState
 from hetjax.step import Step, trace_step
+from hetjax.weights import Arrays
 from hetjax.whole import merge_stages
 from meshes import Placement
 
@@ -50,6 +52,9 @@ class Trainer:
         compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
         devices: devices that a placement counts; default `jax.devices()`.
 
+    Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
+    same order. Each builds, compiles and holds only what its own devices run: a state has the stages of this process.
+
     Raises HetjaxError or PlacementError, before any program is compiled, for whatever does not fit.
     """
 
@@ -72,6 +77,7 @@ class Trainer:
         self.graph = graph
         devices = jax.devices() if devices is None else list(devices)
         self.placement = placement.resolve(len(devices))
+        self.devices = tuple(devices)
         self.stages = cut_graph(
             graph,
             self.placement,
@@ -142,23 +148,36 @@ class Trainer:
         Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
         count that the summed loss is divided by. `observe(action, result)` is called after each dispatch.
+
+        With many processes a batch may hold, as `RowSubset`, the rows that this process needs (`rows_needed`);
+        the metrics are empty where the last module is not.
         """
         self._check_state(state)
         return self._ready(batch).train(state, *self._place(batch), observe)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
-        """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid."""
+        """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid.
+
+        With many processes all of them call it; the loss is None where the last module is not.
+        """
         self._check_state(state)
         gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
-        return loss, merge_stages(self.graph, self.stages, gradients)
+        return loss, self._on_host(gradients)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-        """Every weight as host arrays by module and path, the stages of a module joined."""
+        """Every weight as host arrays by module and path, the stages of a module joined.
+
+        With many processes all of them call it, and get all weights.
+        """
         self._check_state(state)
-        return merge_stages(self.graph, self.stages, {name: stage.params for name, stage in state.stages.items()})
+        return self._on_host({name: stage.params for name, stage in state.stages.items()})
+
+    def _on_host(self, arrays: Mapping[str, Arrays]) -> dict[str, dict[str, np.ndarray]]:
+        stages = [stage for stage in self.stages if not stage.is_local or stage.name in arrays]
+        return merge_stages(self.graph, stages, to_every_process(stages, arrays, self.devices))
 
     def _check_state(self, state: TrainState) -> None:
-        names = [stage.name for stage in self.stages]
+        names = [stage.name for stage in self.stages if stage.is_local]
         if sorted(state.stages) != sorted(names):
             raise StateError(
                 f"the state is of stages {', '.join(state.stages)}, but this trainer has {', '.join(names)}; make one "
@@ -176,12 +195,16 @@ class Trainer:
             self.compile(batch)
         return self._executor
 
-    def _place(self, batch: Batch) -> tuple[dict[tuple[str, int], Any], jax.Array]:
-        step = self.compiled
+    def _place(self, batch: Batch) -> tuple[dict[tuple[str, int], Arrays], jax.Array | None]:
+        step, sink = self.compiled, self.compiled.sink
         inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
-        dtype = step.programs[step.sink.name].outputs["loss"].dtype
-        scale = np.asarray(1.0 / loss_tokens(batch, self.graph.sink), dtype)
-        return inputs, jax.device_put(scale, step.sink.replicated)
+        count = loss_tokens(batch, self.graph.sink)
+        if not sink.is_local:
+            return inputs, None
+        if count is None:
+            return inputs, step.scale(tuple(inputs[sink.name, i]["loss_weights"] for i in range(self.microbatches)))
+        dtype = step.programs[sink.name].outputs["loss"].dtype
+        return inputs, to_devices(np.asarray(1.0 / count, dtype), sink.replicated)
 
 
 def _check_options(

@@ -51,11 +51,14 @@ class WholeArray:
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self._sharding)
 
     @functools.cached_property
+    def is_local(self) -> bool:
+        """Whether a device of this process holds some of it."""
+        return bool(self._sharding.addressable_devices)
+
+    @functools.cached_property
     def _sharding(self) -> NamedSharding:
         first, *others = [part.sharding for part in self.parts.values()]
-        if not self.stacked:
-            return first
-        rows = [part.shape[0] for part in self.parts.values()]
+        rows = [part.shape[0] for part in self.parts.values()] if self.stacked else []
         if len(set(rows)) > 1:
             raise GraphError(
                 f"{self.name}: its stages hold {', '.join(map(str, rows))} rows; "
@@ -64,30 +67,33 @@ class WholeArray:
         # The stages' meshes, one behind the other, are one mesh whose outermost axis is the stage.
         devices = np.stack([first.mesh.devices, *(other.mesh.devices for other in others)])
         axes = ("stage", *first.mesh.axis_names)
+        mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
+        if not self.stacked:
+            return NamedSharding(mesh, first.spec)
         within, *rest = tuple(first.spec) or (None,)
         within = () if within is None else (within,) if isinstance(within, str) else tuple(within)
-        mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
         return NamedSharding(mesh, PartitionSpec(("stage", *within), *rest))
 
     def join(self, parts: Mapping[str, jax.Array]) -> jax.Array:
-        """The whole array on the devices; its shards are the parts' own memory. Raises GraphError for uneven runs."""
-        if not self.stacked:
-            return parts[next(iter(self.parts))]
-        shards = [shard.data for stage in self.parts for shard in parts[stage].addressable_shards]
-        return jax.make_array_from_single_device_arrays(self.shape, self._sharding, shards)
+        """The whole array on the devices; its shards are the parts' own memory. Raises GraphError for uneven runs.
+
+        `parts` has this process's stages; of an array that none of them holds there is no shard.
+        """
+        shards = [shard.data for stage in self.parts if stage in parts for shard in parts[stage].addressable_shards]
+        return jax.make_array_from_single_device_arrays(self.shape, self._sharding, shards, dtype=self.dtype)
 
     def split(self, whole: jax.Array) -> dict[str, jax.Array]:
-        """What each stage holds of a whole array sharded as `aval`; stacked parts are the array's own memory."""
-        if not self.stacked:
-            return {stage: jax.device_put(whole, part.sharding) for stage, part in self.parts.items()}
+        """What each stage of this process holds of a whole array sharded as `aval`, in the array's own memory."""
         shards = {shard.device: shard.data for shard in whole.addressable_shards}
         return {
             stage: jax.make_array_from_single_device_arrays(
                 part.shape,
                 part.sharding,
                 [shards[device] for device in part.sharding.mesh.devices.flat if device in shards],
+                dtype=self.dtype,
             )
             for stage, part in self.parts.items()
+            if part.sharding.addressable_devices
         }
 
     def join_on_host(self, parts: Mapping[str, jax.Array]) -> np.ndarray:
@@ -187,14 +193,18 @@ def whole_module(
 
 
 def join_module(kinds: Mapping[str, Mapping[str, WholeArray]], state: TrainState) -> dict[str, Arrays]:
-    """A module's whole arrays on the devices by kind and path, for what `whole_module` found."""
+    """A module's whole arrays on the devices by kind and path, for what `whole_module` found.
+
+    `state` has the stages that this process runs; the arrays have the shards that these hold.
+    """
     held = {
         name: {"params": stage.params, "buffers": stage.buffers, "opt_state": by_path(stage.opt_state)}
         for name, stage in state.stages.items()
     }
     return {
         kind: {
-            path: whole.join({stage: held[stage][kind][path] for stage in whole.parts}) for path, whole in found.items()
+            path: whole.join({stage: held[stage][kind][path] for stage in whole.parts if stage in held})
+            for path, whole in found.items()
         }
         for kind, found in kinds.items()
     }
@@ -206,7 +216,10 @@ def split_module(
     stages: Sequence[Stage],
     updates: Mapping[str, Update],
 ) -> dict[str, StageState]:
-    """The states of a module's stages from its whole arrays; without "opt_state" in `arrays` a fresh one."""
+    """The states of a module's stages from its whole arrays; without "opt_state" in `arrays` a fresh one.
+
+    `stages` are those that this process runs, and `arrays` what they hold some of.
+    """
     held = {stage.name: {kind: {} for kind in arrays} for stage in stages}
     for kind, found in arrays.items():
         for path, array in found.items():

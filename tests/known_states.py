@@ -56,13 +56,19 @@ def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
 
 
 def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
+    """The stages that this process runs, each with its own shards."""
+
     def drawn(stage, kind, avals):
+        parts = {path: known_part(stage, kind, path, aval) for path, aval in avals.items()}
         return {
-            path: jax.device_put(known_part(stage, kind, path, aval), aval.sharding) for path, aval in avals.items()
+            path: jax.make_array_from_callback(aval.shape, aval.sharding, parts[path].__getitem__)
+            for path, aval in avals.items()
         }
 
     stages = {}
     for stage in trainer.stages:
+        if not stage.is_local:
+            continue
         opt_state = None
         if stage.trains:
             tree = trainer.updates[stage.name].opt_state
@@ -84,7 +90,9 @@ def assert_known(trainer: hetjax.Trainer, state: hetjax.TrainState) -> None:
         for path, array in by_path(dataclasses.asdict(stage)).items():
             assert found[path].dtype == array.dtype, (name, path)
             assert found[path].sharding == array.sharding, (name, path)
-            assert np.asarray(found[path]).tobytes() == np.asarray(array).tobytes(), (name, path)
+            for shard, other in zip(found[path].addressable_shards, array.addressable_shards, strict=True):
+                assert shard.index == other.index, (name, path)
+                assert np.asarray(shard.data).tobytes() == np.asarray(other.data).tobytes(), (name, path)
 
 
 def save(directory, trainer, *, step=1, extra=None) -> None:

@@ -135,12 +135,12 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
 def test_a_full_disk_while_saving_ends_the_run_with_the_reason(run, tmp_path, monkeypatch):
     import errno
 
-    from orbax.checkpoint import CheckpointManager
+    from orbax.checkpoint import PyTreeCheckpointHandler
 
-    def full(*args, **kwargs):
+    async def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(CheckpointManager, "save", full)
+    monkeypatch.setattr(PyTreeCheckpointHandler, "async_save", full)
     code, message = run()
     assert code == 2
     assert "No space left on device" in message

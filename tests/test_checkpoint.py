@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 
 import hetjax
@@ -113,7 +115,7 @@ class Ladder(nnx.Module):
 
 
 class Held:
-    """A function of the file system that waits, in the background, until `go` is set."""
+    """A function that reaches the disk and waits, in the background, until `go` is set."""
 
     def __init__(self, function, part: str):
         self.function, self.part = function, part
@@ -138,16 +140,16 @@ def test_steps_after_a_save_do_not_touch_it_and_a_resumed_run_repeats_them(tmp_p
     state, _ = trainer.step(trainer.init(0), batches[0])
     recorded = host(state)
     checkpoints = Checkpoints(tmp_path, keep=1, trainer=trainer)
-    # No folder to write the arrays to before the steps after the save are done.
-    mkdir = Held(os.mkdir, "m.weights.")
-    monkeypatch.setattr(os, "mkdir", mkdir)
+    # No array is written before the steps after the save are done.
+    opened = Held(tensorstore.open, "m.weights")
+    monkeypatch.setattr(tensorstore, "open", opened)
     checkpoints.save(state, {})
     for batch in batches[1:]:
         state, metrics = trainer.step(state, batch)
     after, loss = host(state), float(metrics["loss"])
-    mkdir.go.set()
+    opened.go.set()
     checkpoints.close()
-    assert mkdir.waited and all(mkdir.waited)
+    assert opened.waited and all(opened.waited)
     for before, later in ((recorded, after), (recorded.stages["m.1"].buffers, after.stages["m.1"].buffers)):
         assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(later), strict=True))
 
@@ -184,6 +186,23 @@ def test_the_newest_checkpoints_are_kept_and_the_latest_is_restored(tmp_path):
     assert checkpoints.latest_step() == 12
     state, extra = checkpoints.restore()
     assert (state.step, extra) == (12, {"step": 12})
+
+
+def test_orbax_alone_reads_a_checkpoint(tmp_path):
+    trainer = llm_on(Layout(devices="0-3", fsdp=2, stage=2))
+    save(tmp_path, trainer, step=3, extra={"mark": 1})
+    weights = ocp.StandardCheckpointer().restore(tmp_path / "3" / "llm.weights")["params"]
+    state = known_state(trainer, 3)
+    rows = [state.stages[name].params["layers/block/mlp/down/kernel"] for name in ("llm.0", "llm.1")]
+    found = weights["layers"]["block"]["mlp"]["down"]["kernel"]
+    np.testing.assert_array_equal(found, np.concatenate([np.asarray(part) for part in rows]))
+    with ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        arguments = {"description": ocp.args.JsonRestore(), "llm.opt_state": ocp.args.StandardRestore()}
+        read = manager.restore(manager.latest_step(), args=ocp.args.Composite(**arguments))
+    assert read.description["extra"] == {"mark": 1}
+    np.testing.assert_array_equal(
+        read["llm.opt_state"]["0"]["count"], by_path(state.stages["llm.0"].opt_state)["0/count"]
+    )
 
 
 def test_extra_comes_back_as_json_gives_it(tmp_path):

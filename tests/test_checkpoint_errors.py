@@ -132,9 +132,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, item):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("hetjax.checkpoint.FORMAT", 2)
+    monkeypatch.setattr("hetjax.checkpoint.description.FORMAT", 2)
     save(tmp_path, noisy_on("0"))
-    monkeypatch.setattr("hetjax.checkpoint.FORMAT", 1)
+    monkeypatch.setattr("hetjax.checkpoint.description.FORMAT", 1)
     with pytest.raises(CheckpointError, match=r"has format 2, but this version reads format 1"):
         restore(tmp_path, noisy_on("0"))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from hetjax.boundary.plan import BoundaryPlan, make_plan
 from hetjax.boundary.tiling import tiling_of
@@ -91,6 +91,12 @@ def _transport(
     return Transport(source, destination, shape, dtype, way=way).compile()
 
 
+@functools.lru_cache(maxsize=1024)
+def _placing(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    """Takes an uncommitted array, which every process has for itself, to a sharding: each device its part."""
+    return jax.jit(lambda x: x, in_shardings=sharding, out_shardings=sharding)
+
+
 def _signature(x: jax.Array) -> tuple[tuple[int, ...], str]:
     return tuple(x.shape), str(x.dtype)
 
@@ -107,9 +113,7 @@ def _on(x: jax.Array, sharding: NamedSharding, what: str) -> jax.Array:
         if set(x.sharding.device_set) == set(sharding.device_set) and isinstance(x.sharding, NamedSharding):
             return _transport(x.sharding, sharding, *_signature(x))(x)
         if not x.committed:
-            (device,) = x.devices()
-            alone = NamedSharding(Mesh(np.array([device]), ("alone",)), PartitionSpec())
-            return _transport(alone, sharding, *_signature(x))(jax.device_put(x, alone))
+            return _placing(sharding)(x)
         raise BoundaryError(
             f"the {what} of shape {x.shape} is on {x.sharding}, but this side of the boundary is {sharding}; "
             "pin the program's output with out_shardings"

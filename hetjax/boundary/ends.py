@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from hetjax.boundary.bits import from_bits, to_bits
 from hetjax.boundary.plan import BoundaryPlan
+from hetjax.boundary.rounds import broadcast_rounds
 from hetjax.boundary.route import spans
 
 Program = Callable[..., jax.Array]
@@ -40,16 +42,30 @@ def groups(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def leading(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with a leading dim, along which the blocks of several devices can lie: a scalar has none."""
+    return shape or (1,)
+
+
 def split_program(plan: BoundaryPlan, source: NamedSharding, dtype: jnp.dtype, *, whole: bool) -> Program:
-    """On the source mesh: the tensor as slots with one piece of every device each, or `whole` in one slot."""
+    """On the source mesh: the tensor as slots with one piece of every device each, or `whole` in one slot.
+
+    A scalar that is `whole` becomes an array of one element: see `leading`.
+    """
     fine = plan.source_fine
     inside = (1,) * len(plan.shape) if whole else spans(plan.grid, fine)
     count = math.prod(inside)
-    if fine == plan.source and count == 1:
+    if fine == plan.source and count == 1 and not (whole and plan.shape == ()):
         return lambda x: (x,)
     spec = fine.partition_spec
+
+    def split(block: jax.Array) -> tuple[jax.Array, ...]:
+        bits = to_bits(block)
+        pieces = [bits.reshape(leading(bits.shape))] if whole else cut(bits, inside)
+        return tuple(from_bits(piece, dtype) for piece in pieces)
+
     slots = jax.shard_map(
-        lambda block: tuple(cut(block, inside)),
+        split,
         mesh=source.mesh,
         in_specs=spec,
         out_specs=(spec,) * count,
@@ -64,20 +80,22 @@ def join_program(plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtyp
     fine, mesh = plan.destination_fine, destination.mesh
     inside = (1,) * len(plan.shape) if whole else spans(plan.grid, fine)
     count = math.prod(inside)
-    if fine == plan.destination and count == 1 and not plan.broadcast_axes:
+    if fine == plan.destination and count == 1 and not plan.broadcast_axes and not (whole and plan.shape == ()):
         return lambda slot: slot
 
     def joined(*slots: jax.Array) -> jax.Array:
-        block = glue(slots, inside)
+        bits = [to_bits(slot) for slot in slots]
+        block = glue(bits, inside) if plan.shape else bits[0].reshape(())
         if plan.broadcast_axes:
             block = _broadcast(block, plan.broadcast_axes, math.prod(mesh.shape[axis] for axis in plan.broadcast_axes))
         for dim, (coarse, axes) in enumerate(zip(plan.destination.spec, fine.spec, strict=True)):
             if len(axes) > len(coarse):
                 block = jax.lax.all_gather(block, axes[len(coarse) :], axis=dim, tiled=True)
-        return block
+        return from_bits(block, dtype)
 
     spec = fine.partition_spec
     shape = tuple(size // span for size, span in zip(plan.shape, inside, strict=True))
+    shape = leading(shape) if whole else shape
     argument = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
     program = jax.shard_map(
         joined, mesh=mesh, in_specs=(spec,) * count, out_specs=plan.destination.partition_spec, check_vma=False
@@ -86,11 +104,9 @@ def join_program(plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtyp
 
 
 def _broadcast(block: jax.Array, axes: tuple[str, ...], size: int) -> jax.Array:
-    """What the first device along the axes holds, on all: in each round twice as many have it."""
+    """What the first device along the axes holds, on all."""
     place = jax.lax.axis_index(axes)
-    have = 1
-    while have < size:
-        pairs = [(i, i + have) for i in range(min(have, size - have))]
-        block = jnp.where(place < have, block, jax.lax.ppermute(block, axes, pairs))
-        have *= 2
+    # Before the round in which the first sends to place n, all below n have it.
+    for pairs in broadcast_rounds(size):
+        block = jnp.where(place < pairs[0][1], block, jax.lax.ppermute(block, axes, pairs))
     return block

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.boundary.ends import cut, glue
+from hetjax.boundary.bits import from_bits, to_bits
+from hetjax.boundary.ends import cut, glue, leading
 from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
@@ -37,12 +39,12 @@ class Exchange:
         self._place = {device.id: place for place, device in enumerate(self._devices)}
         self._own = [device for device in self._devices if device.process_index == jax.process_index()]
         self._output = destination
-        self._receivers = set(plan.destination.devices)
-        # Blocks lie one behind the other along a leading dim, which a scalar lacks.
-        self._scalar = not plan.shape
-        self._input_block, self._output_block = (
-            _block_shape(plan.shape, tiling) for tiling in (plan.source_fine, plan.destination_fine)
-        )
+        self._senders, self._receivers = set(plan.source.devices), set(plan.destination.devices)
+        self._block = _block_shape(plan.shape, plan.source_fine)
+        # Made here, so that no zeros travel from the host while a step runs.
+        self._blanks = {
+            device.id: _blank(device, self._block, dtype) for device in self._own if device.id not in self._senders
+        }
         mesh = Mesh(np.array(self._devices), (AXIS,))
         self._union = NamedSharding(mesh, PartitionSpec(AXIS))
         self._program = self._compile(mesh)
@@ -53,27 +55,22 @@ class Exchange:
         return self._program.as_text()
 
     def __call__(self, x: jax.Array | None) -> jax.Array | None:
-        """`x` on the source's fine tiling; the result on the destination's, None where this process has no part."""
-        given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
-        blocks = []
-        for device in self._own:
-            block = given.get(device.id)
-            if block is None:
-                block = _blank(device, self._input_block, self.dtype)
-            elif self._scalar:
-                block = block.reshape(1)
-            blocks.append(block)
-        done = self._program(
-            jax.make_array_from_single_device_arrays(self._whole(self._input_block), self._union, blocks)
-        )
-        made = [shard for shard in done.addressable_shards if shard.device.id in self._receivers]
-        if not made:
-            return None
-        arrays = [shard.data.reshape(()) if self._scalar else shard.data for shard in made]
-        return jax.make_array_from_single_device_arrays(self.plan.shape, self._output, arrays)
+        """`x` on the source's fine tiling; the result on the destination's, None where this process has no part.
 
-    def _whole(self, block: tuple[int, ...]) -> tuple[int, ...]:
-        return (len(self._devices) * block[0], *block[1:])
+        A scalar comes and goes as an array of one element.
+        """
+        given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
+        blocks = [given[d.id] if d.id in self._senders else self._blanks[d.id] for d in self._own]
+        done = self._program(jax.make_array_from_single_device_arrays(self._whole, self._union, blocks))
+        arrays = [shard.data for shard in done.addressable_shards if shard.device.id in self._receivers]
+        if not arrays:
+            return None
+        return jax.make_array_from_single_device_arrays(leading(self.plan.shape), self._output, arrays)
+
+    @property
+    def _whole(self) -> tuple[int, ...]:
+        """All devices' source tiles, one behind the other."""
+        return (len(self._devices) * self._block[0], *self._block[1:])
 
     def _compile(self, mesh: Mesh):
         source_spans, destination_spans = (
@@ -84,25 +81,25 @@ class Exchange:
 
         def run(block: jax.Array) -> jax.Array:
             here = jax.lax.axis_index(AXIS)
-            pieces = jnp.stack(cut(block, source_spans))
+            pieces = jnp.stack(cut(to_bits(block), source_spans))
             # One slot more than a tile has, for what no device needs.
             spare = math.prod(destination_spans)
-            slots = jnp.zeros((spare + 1, *pieces.shape[1:]), block.dtype)
+            slots = jnp.zeros((spare + 1, *pieces.shape[1:]), pieces.dtype)
             if stays:
                 slots = self._put(slots, here, stays, pieces, spare)
             for turn in rounds:
                 slots = self._round(slots, here, turn, pieces, spare)
-            return glue(list(slots[:spare]), destination_spans)
+            return from_bits(glue(list(slots[:spare]), destination_spans), block.dtype)
 
         program = jax.shard_map(
             run, mesh=mesh, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(AXIS), check_vma=False
         )
-        argument = jax.ShapeDtypeStruct(self._whole(self._input_block), self.dtype, sharding=self._union)
+        argument = jax.ShapeDtypeStruct(self._whole, self.dtype, sharding=self._union)
         return jax.jit(program).lower(argument).compile()
 
     def _put(self, slots, here, stays: Sequence[Move], pieces, spare: int):
         """Copy what a device keeps to itself."""
-        longest = max(sum(move.source == number for move in stays) for number in self._place)
+        longest = max(Counter(move.source for move in stays).values())
         taken, put = self._tables(longest, spare)
         count = dict.fromkeys(self._place, 0)
         for move in stays:
@@ -129,7 +126,7 @@ class Exchange:
 
 
 def _block_shape(shape: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
-    return tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)) or (1,)
+    return leading(tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)))
 
 
 @functools.lru_cache(maxsize=256)

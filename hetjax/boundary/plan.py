@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Literal
 
 from hetjax.boundary.refine import finest, refinement
+from hetjax.boundary.rounds import Link, broadcast_rounds
 from hetjax.boundary.route import Move, route
 from hetjax.boundary.tiling import Tiling
 from hetjax.errors import BoundaryError
-
-Link = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,14 +198,19 @@ class BoundaryPlan:
 
     def _broadcast_links(self) -> dict[Link, int]:
         tile = self._tile_bytes(self.destination_fine)
+        pairs = list(itertools.chain.from_iterable(broadcast_rounds(self._broadcast_size)))
         groups = _groups(self.destination, self.broadcast_axes)
-        return {(group[0], device): tile for group in groups for device in group[1:]}
+        return {(group[a], group[b]): tile for group in groups for a, b in pairs}
 
     def _gather_links(self) -> dict[Link, int]:
+        """Dim after dim: what is gathered along one is larger by as much along the next."""
+        links: dict[Link, int] = {}
         tile = self._tile_bytes(self.destination_fine)
-        axes = set(self.destination.free_axes) - set(self.destination_fine.free_axes)
-        groups = _groups(self.destination, tuple(axes))
-        return {(a, b): tile for group in groups for a in group for b in group if a != b}
+        for coarse, fine in zip(self.destination.spec, self.destination_fine.spec, strict=True):
+            groups = _groups(self.destination, fine[len(coarse) :])
+            links |= {(a, b): tile for group in groups for a in group for b in group if a != b}
+            tile *= len(groups[0])
+        return links
 
 
 def _groups(tiling: Tiling, axes: tuple[str, ...]) -> list[list[int]]:
@@ -218,7 +223,9 @@ def _groups(tiling: Tiling, axes: tuple[str, ...]) -> list[list[int]]:
 
 @functools.lru_cache(maxsize=4096)
 def make_plan(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> BoundaryPlan:
-    """Plan the crossing of a tensor. Raises BoundaryError when a tiling does not divide the shape."""
+    """Plan the crossing of a tensor. Raises BoundaryError when a tiling does not divide the shape, or it is empty."""
+    if not math.prod(shape):
+        raise BoundaryError(f"boundary: a tensor of shape {shape} has no elements to carry; leave it out")
     for side, tiling in (("source", source), ("destination", destination)):
         _check_divides(shape, tiling, side)
     source_fine, destination_fine, broadcast_axes = source, destination, ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
+
 from hetjax.boundary.tiling import Tiling
 
 
@@ -14,22 +16,25 @@ def refinement(source: Tiling, destination: Tiling) -> tuple[int, ...]:
 
 
 def finest(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[Tiling, Tiling]:
-    """The pair of finer tilings that sends each byte to the fewest devices, in the fewest pieces, from the most."""
-    # A source left as it is restricts the destination least, so the best destinations are found with it alone.
-    theirs = [tiling for tiling in _refinements(shape, destination) if _fits(shape, source, tiling)]
+    """The pair of finer tilings that sends each byte to the fewest devices, in the fewest pieces, from the most.
+
+    Any two tilings that divide the shape fit together: so does the least common multiple of their counts.
+    """
+    ours, theirs = _refinements(shape, source), _refinements(shape, destination)
     least = min(tiling.replication for tiling in theirs)
     theirs = [tiling for tiling in theirs if tiling.replication == least]
+    # Hundreds of refinements on either side make hundred thousands of pairs, too many for a Python loop.
+    counts = np.array([tiling.counts for tiling in theirs], np.int64)
+    tiles = counts.prod(axis=1)
 
-    def cost(pair: tuple[Tiling, Tiling]) -> tuple[int, int]:
-        pieces = math.prod(refinement(*pair))
-        return max(pieces // math.prod(tiling.counts) for tiling in pair), pair[0].replication
+    def best_with(mine: Tiling) -> tuple[tuple[int, int], Tiling, Tiling]:
+        pieces = np.lcm(counts, np.array(mine.counts, np.int64)).prod(axis=1)
+        slots = pieces // np.minimum(tiles, math.prod(mine.counts))
+        chosen = int(slots.argmin())
+        return (int(slots[chosen]), mine.replication), mine, theirs[chosen]
 
-    pairs = itertools.product(_refinements(shape, source), theirs)
-    return min((pair for pair in pairs if _fits(shape, *pair)), key=cost)
-
-
-def _fits(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> bool:
-    return all(size % cells == 0 for size, cells in zip(shape, refinement(source, destination), strict=True))
+    _, mine, other = min(map(best_with, ours), key=lambda found: found[0])
+    return mine, other
 
 
 def _refinements(shape: tuple[int, ...], tiling: Tiling) -> list[Tiling]:

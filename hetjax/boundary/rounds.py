@@ -26,9 +26,9 @@ class Round:
 
 
 def make_rounds(moves: Sequence[Move]) -> tuple[Round, ...]:
-    """The moves between different devices, in as few rounds as the busiest device has links.
+    """The moves between different devices, links with unlike numbers of pieces in different rounds: no padding.
 
-    Links with unlike numbers of pieces are in different rounds, so that no round carries padding.
+    For each number of pieces there are as few rounds as the busiest device has such links.
     """
     by_link: dict[Link, list[Move]] = defaultdict(list)
     for move in moves:
@@ -61,6 +61,16 @@ def color_links(links: Iterable[Link]) -> list[list[Link]]:
         for color, destination in used.items():
             colors[color].append((source, destination))
     return [sorted(colors[color]) for color in sorted(colors)]
+
+
+def broadcast_rounds(size: int) -> tuple[tuple[Link, ...], ...]:
+    """What the first of `size` devices holds, to all: in each round, (from, to) places; twice as many have it then."""
+    rounds = []
+    have = 1
+    while have < size:
+        rounds.append(tuple((place, place + have) for place in range(min(have, size - have))))
+        have *= 2
+    return tuple(rounds)
 
 
 def _free(used: dict[int, int]) -> int:

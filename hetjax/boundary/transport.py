@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from hetjax.boundary.ends import Program, groups, join_program, split_program
+from hetjax.boundary.bits import from_bits, to_bits
+from hetjax.boundary.ends import Program, groups, join_program, leading, split_program
 from hetjax.boundary.exchange import Exchange
 from hetjax.boundary.plan import make_plan
 from hetjax.boundary.route import Move
@@ -136,8 +137,12 @@ class Transport:
         return "copies"
 
     def _reshard(self) -> jax.stages.Compiled:
+        def move(x: jax.Array) -> jax.Array:
+            bits = jax.lax.with_sharding_constraint(to_bits(x), self.source)
+            return from_bits(jax.lax.with_sharding_constraint(bits, self.destination), self.dtype)
+
         argument = jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.source)
-        return jax.jit(lambda x: x, out_shardings=self.destination).lower(argument).compile()
+        return jax.jit(move, out_shardings=self.destination).lower(argument).compile()
 
     def _compile_stay(self) -> None:
         pass
@@ -168,6 +173,12 @@ class Transport:
         if self.plan.destination_fine == self.plan.destination:
             return self.destination
         return NamedSharding(self.destination.mesh, self.plan.destination_fine.partition_spec)
+
+    @functools.cached_property
+    def _nothing(self) -> jax.Array:
+        """What leaves a process without a device of the source."""
+        sharding = NamedSharding(self.source.mesh, self.plan.source_fine.partition_spec)
+        return jax.make_array_from_single_device_arrays(leading(self.shape), sharding, [], dtype=self.dtype)
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -210,7 +221,8 @@ class Transport:
                 arrived = self._across(None if x is None else self._split(x)[0])
                 return None if arrived is None else self._join(arrived)
             case "device_put":
-                return self._join(jax.device_put(self._split(x)[0], self._fine))
+                arrived = jax.device_put(self._nothing if x is None else self._split(x)[0], self._fine)
+                return self._join(arrived) if self.destination.mesh.local_devices else None
 
     def _stay(self, x: jax.Array | None) -> jax.Array | None:
         """The same buffers under the destination's own mesh and axis names."""

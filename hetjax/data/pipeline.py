@@ -13,12 +13,14 @@ import grain
 import numpy as np
 
 from hetjax.data.config import DataConfig
-from hetjax.data.loading import BadSample, LoadedSample, Loader
+from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.reading import read_ahead
 from hetjax.data.source import JsonlSource
+from hetjax.data.stand_in import FilledRow, StandIns
 from hetjax.data.tally import BadTally
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
+from hetjax.rows import RowSubset, check_rows
 
 Arrays = dict[str, dict[str, np.ndarray]]
 _STREAM_KEYS = ("samples", "shuffle", "seed")
@@ -27,19 +29,20 @@ _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostBatch:
-    """One global batch in host memory.
+    """One global batch in host memory, or the rows of it that are needed here.
 
     `arrays` holds, by module:
     - "vision": images float32 [B, I, H, W, 3] in [-1, 1], zeros where a sample has fewer than I;
     - "llm": tokens int32 [B, S], labels int32 [B, S], loss_weights float32 [B, S] and
       image_positions int32 [B, N]: the row of each encoder token, S where there is no image.
     For a model without a vision encoder there is no "vision" and no image_positions.
+    Each is a numpy array, or a `RowSubset` of that shape where `TrainData` loads certain rows only.
 
     `epoch` is the pass over the data, from 0, in which the batch begins; a batch may end in the next one.
-    `bad` names the samples skipped while the batch was filled, each as "file:line: reason".
+    `bad` names the samples whose turn it was in these rows but that cannot be used, each as "file:line: reason".
     """
 
-    arrays: Arrays
+    arrays: Mapping[str, Mapping[str, np.ndarray | RowSubset]]
     epoch: int
     bad: tuple[str, ...]
 
@@ -47,55 +50,78 @@ class HostBatch:
 class TrainData(Iterator[HostBatch]):
     """Batches for ever or for `config.epochs` passes, in an order that `config.seed` fixes.
 
-    Each epoch reads every sample once, in a new order if `config.shuffle`; batches run on across the
-    border between epochs. A bad sample is skipped, and the next good one takes its place. A last partial
-    batch is dropped. Threads read ahead of the step.
+    Each epoch has every sample once, in a new order if `config.shuffle`; batches run on across the border
+    between epochs, and a last partial batch is dropped. Row r of batch b holds the sample at position
+    b * batch_size + r of that order. If it is bad, the next good one behind it in the file stands in for it
+    (after the last line, the first), whatever other rows hold; a bad sample shifts nothing.
 
-    `get_state` after any batch, given to `set_state` of a new object, continues with the same batches.
+    So a row does not depend on the others, and a process may load only the `rows` (numbers within a batch,
+    ascending) that it needs: they equal those rows of the whole batch. No other sample is read. None loads
+    all. Threads read ahead of the step.
+
+    `get_state` after any batch, given to `set_state` of a new object, continues with the same batches,
+    whichever rows either loads.
 
     Raises:
-        DataError: the dataset is missing or empty, or has too many bad samples (see `BadTally`), or
-            has fewer good samples over all its epochs than one batch.
+        DataError: the dataset is missing or empty, or has fewer samples over all its epochs than one
+            batch; or too many of those that are loaded here are bad (see `BadTally`).
+        BatchError: `rows` do not ascend, or are not rows of a batch.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int):
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, rows: Sequence[int] | None = None
+    ):
         source = JsonlSource(config.train)
         self._config = config
-        self._total = len(source) * (_FOREVER if config.epochs is None else config.epochs)
+        self._is_whole = rows is None
+        self._rows = tuple(range(config.batch_size) if rows is None else rows)
+        check_rows(self._rows, config.batch_size)
+        self._total = len(source) * self._epochs
         if self._total < config.batch_size:
-            raise self._too_few(self._total)
+            raise DataError(
+                f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {self._total} samples of "
+                f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
+            )
         self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
+        self._seen = 0  # samples of the whole stream, in batches given out
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         self._loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
-        self._samples = self._read_from(0)
+        self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
+        self._reader = self._read()
 
     def __next__(self) -> HostBatch:
+        if self._total - self._seen < self._config.batch_size:
+            raise StopIteration
         tally = dataclasses.replace(self._tally)  # kept only with the whole batch, so that a state is never within one
-        good: list[LoadedSample] = []
-        bad: list[str] = []
-        while len(good) < self._config.batch_size:
-            sample = next(self._samples, None)
-            if sample is None:
-                if self._tally.seen == 0:
-                    raise self._too_few(len(good))
-                raise StopIteration
-            if isinstance(sample, BadSample):
-                bad.append(sample.reason)
-                tally.skip(sample.reason)
-            else:
-                good.append(sample)
-                tally.good()
-        epoch, self._tally = self._tally.seen // tally.samples, tally
-        return HostBatch(
-            arrays=_stack(good, with_images=self._loader.tokens_per_image > 0), epoch=epoch, bad=tuple(bad)
-        )
+        filled: list[FilledRow] = []
+        try:
+            while len(filled) < len(self._rows):
+                filled.append(next(self._reader))
+                _count(filled[-1], tally)
+        except DataError:
+            self._go_to(self._seen)  # asked again, the stream tries the same batch again
+            raise
+        epoch = self._seen // tally.samples
+        self._seen, self._tally = self._seen + self._config.batch_size, tally
+        arrays = _stack([row.sample for row in filled], self._loader)
+        if not self._is_whole:
+            arrays = {
+                module: {name: RowSubset(value, self._rows, self._config.batch_size) for name, value in inputs.items()}
+                for module, inputs in arrays.items()
+            }
+        return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(row.skipped for row in filled if row.skipped))
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream stands after the last batch: plain numbers, fit for JSON."""
-        return {**self._stream, "seen": self._tally.seen, "bad": self._tally.bad}
+        """Where the stream stands after the last batch: plain numbers, fit for JSON.
+
+        `seen` counts the samples of all rows. So does `bad`, in proportion where only some rows are loaded here.
+        """
+        loaded, size = len(self._rows), self._config.batch_size
+        bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
+        return {**self._stream, "seen": self._seen, "bad": bad}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on after the batch at which `get_state` gave `state`.
+        """Go on after the batch at which `get_state` gave `state`, of these or of other rows.
 
         Raises:
             DataError: the state is of a dataset of another size, or another order of samples, or lies
@@ -115,47 +141,73 @@ class TrainData(Iterator[HostBatch]):
                 f"dataset '{self._tally.path}': the saved state is after {state['seen']} samples, "
                 f"but epochs={self._config.epochs} end after {self._total}; raise epochs"
             )
-        self.close()
-        self._tally.seen, self._tally.bad, self._tally.in_a_row = state["seen"], state["bad"], 0
-        self._samples = self._read_from(state["seen"])
+        loaded, size = len(self._rows), self._config.batch_size
+        self._tally.seen = state["seen"] * loaded // size
+        self._tally.bad = (state["bad"] * loaded + size // 2) // size
+        self._tally.in_a_row = 0
+        self._go_to(state["seen"])
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._samples.close()
+        self._reader.close()
 
-    def _read_from(self, seen: int) -> Generator[LoadedSample | BadSample, None, None]:
-        """The stream of samples after the first `seen`."""
-        config = self._config
+    @property
+    def _epochs(self) -> int:
+        return _FOREVER if self._config.epochs is None else self._config.epochs
+
+    def _go_to(self, seen: int) -> None:
+        self.close()
+        self._seen = seen
+        self._reader = self._read()
+
+    def _read(self) -> Generator[FilledRow, None, None]:
+        """The rows loaded here, batch by batch, of the stream after the samples seen so far."""
+        config, rows, seen = self._config, self._rows, self._seen
         order = grain.MapDataset.range(self._tally.samples)
         if config.shuffle:
             order = order.shuffle(seed=_spread(config.seed))
-        order = order.repeat(_FOREVER if config.epochs is None else config.epochs)[seen:]
-        turns = order.map_with_index(lambda position, index: (seen + position, index))
-        return read_ahead(turns, self._load, workers=config.workers, batch_size=config.batch_size)
+        order = order.repeat(self._epochs)
+        batches = (self._total - seen) // config.batch_size
 
-    def _load(self, place: tuple[int, int]) -> LoadedSample | BadSample:
-        turn, index = place
-        return self._loader.shifted(index, turn=turn)
+        def fill(count: int) -> FilledRow:
+            batch, row = divmod(count, len(rows))
+            position = seen + batch * config.batch_size + rows[row]
+            return self._stand_ins.fill(order[position], turn=position)
 
-    def _too_few(self, good: int) -> DataError:
-        config = self._config
-        return DataError(
-            f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {good} usable samples of "
-            f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
-        )
+        counts = grain.MapDataset.range(batches * len(rows))
+        return read_ahead(counts, fill, workers=config.workers, batch_size=len(rows))
 
 
-def _stack(samples: Sequence[LoadedSample], *, with_images: bool) -> Arrays:
+def _count(row: FilledRow, tally: BadTally) -> None:
+    """Raises DataError where it is one bad sample too many."""
+    if row.skipped is None:
+        tally.good()
+        return
+    tally.skip(row.skipped)
+    if row.sample is None:
+        raise tally.no_stand_in(row.skipped)
+
+
+def _stack(samples: Sequence[LoadedSample], loader: Loader) -> Arrays:
+    config = loader.config
+    sequence, images = config.seq_len, config.images_per_sample
     rendered = [sample.rendered for sample in samples]
     llm = {
-        "tokens": np.stack([sample.tokens for sample in rendered]),
-        "labels": np.stack([sample.labels for sample in rendered]),
-        "loss_weights": np.stack([sample.loss_weights for sample in rendered]),
+        "tokens": _rows([sample.tokens for sample in rendered], np.int32, sequence),
+        "labels": _rows([sample.labels for sample in rendered], np.int32, sequence),
+        "loss_weights": _rows([sample.loss_weights for sample in rendered], np.float32, sequence),
     }
-    if not with_images:
+    if loader.tokens_per_image == 0:
         return {"llm": llm}
-    llm["image_positions"] = np.stack([sample.image_positions for sample in samples])
-    return {"vision": {"images": np.stack([sample.images for sample in samples])}, "llm": llm}
+    positions = [sample.image_positions for sample in samples]
+    llm["image_positions"] = _rows(positions, np.int32, images * loader.tokens_per_image)
+    pixels = (images, config.image_size, config.image_size, 3)
+    return {"vision": {"images": _rows([sample.images for sample in samples], np.float32, *pixels)}, "llm": llm}
+
+
+def _rows(values: Sequence[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
+    """Stacked; with a shape and a dtype also where a process needs no row."""
+    return np.stack(values) if values else np.empty((0, *shape), dtype)
 
 
 def _spread(seed: int) -> int:

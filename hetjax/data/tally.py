@@ -13,7 +13,7 @@ BLOCK = 100
 
 @dataclasses.dataclass(kw_only=True)
 class BadTally:
-    """Counts samples as they are read, and stops a run whose data is mostly broken.
+    """Counts samples as their turn comes, and stops a run whose data is mostly broken.
 
     The run stops when more than `max_share` of the samples seen so far are bad, where their number is
     rounded up to a whole block of `min(100, samples)`: with a share of 0.01 the second bad one among the
@@ -43,9 +43,7 @@ class BadTally:
         self.seen += 1
         self.bad += 1
         self.in_a_row += 1
-        block = min(BLOCK, self.samples)
-        judged = -(-self.seen // block) * block
-        allowed = int(self.max_share * judged)
+        judged, allowed = self._limit(self.seen)
         if self.bad > allowed:
             why = f"more than max_bad_share {self.max_share:g} allows ({allowed} of {judged})"
         elif self.in_a_row >= self.samples:
@@ -56,3 +54,24 @@ class BadTally:
             f"dataset '{self.path}': {self.bad} of the {self.seen} samples read so far are bad, {why}; "
             f"repair or remove these lines, or raise max_bad_share. The last one: {reason}"
         )
+
+    @property
+    def most_on_end(self) -> int:
+        """Bad lines one behind the other that are too many: one more than a pass may have, or the whole file."""
+        return min(self._limit(self.samples)[1] + 1, self.samples)
+
+    def no_stand_in(self, reason: str) -> DataError:
+        """The error for so many bad samples on end that one of them has no stand-in."""
+        most, (judged, allowed) = self.most_on_end, self._limit(self.samples)
+        why = f"more than max_bad_share {self.max_share:g} allows ({allowed} of {judged})"
+        return DataError(
+            f"dataset '{self.path}': {most} samples one behind the other are bad, "
+            f"{'all that it has' if most == self.samples else why}; repair or remove these lines. "
+            f"The first one: {reason}"
+        )
+
+    def _limit(self, seen: int) -> tuple[int, int]:
+        """`seen` rounded up to whole blocks, and how many bad samples that many may have."""
+        block = min(BLOCK, self.samples)
+        judged = -(-seen // block) * block
+        return judged, int(self.max_share * judged)

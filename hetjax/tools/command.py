@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import inspect
+import re
+import typing
 from collections.abc import Callable, Sequence
 
 import jsonargparse
 
 from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
 from hetjax.errors import ConfigError
+from hetjax.tools.bench_boundary import bench_boundary
 from hetjax.tools.bench_overhead import overhead
 from hetjax.tools.bench_step import step
+from hetjax.tools.boundary import boundary
 from hetjax.tools.demo_data import digits
+from hetjax.tools.launch import launch
 from hetjax.tools.outcome import Outcome
 from hetjax.tools.placement import placement
 from hetjax.tools.timeline import timeline
 
 # A tool's parameters are its options and its docstring is its help. One with a parameter `config` takes
-# the settings of a run, as train.py does.
+# the settings of a run, as train.py does; one with a parameter `command` takes what stands behind `--`.
+# An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
 TOOLS: dict[str, Callable[..., Outcome]] = {
+    "launch": launch,
     "timeline": timeline,
     "placement": placement,
+    "boundary": boundary,
     "demo-data digits": digits,
     "bench overhead": overhead,
     "bench step": step,
+    "bench boundary": bench_boundary,
 }
+# Parameters that are no options.
+BESIDE = {"config", "command"}
 GROUPS = {"demo-data": "Make data to try the trainer on.", "bench": "Measure speed on this machine."}
 
 
@@ -34,15 +45,27 @@ def run_tool(arguments: Sequence[str]) -> tuple[Outcome, bool]:
     Raises ConfigError for a command line that makes no sense, and whatever user error the tool raises.
     """
     command = _Command()
+    arguments, behind = _cut(arguments)
     try:
-        values = command.parser.parse_args(list(arguments))
+        values = command.parser.parse_args(arguments)
         name, parser, values = command.chosen(values)
-        options = {key: values[key] for key in inspect.signature(TOOLS[name]).parameters if key != "config"}
+        options = {key: values[key.rstrip("_")] for key in _parameters(TOOLS[name]) - BESIDE}
+        if "command" in _parameters(TOOLS[name]):
+            options["command"] = behind
+        elif behind:
+            raise ConfigError(f"hetjax {name} takes nothing behind --, but there stands {' '.join(behind)!r}")
         if _takes_config(TOOLS[name]):
             options["config"] = take_settings(values, parser)
     except PARSE_ERRORS as error:
         raise ConfigError(command.explain(str(error), arguments)) from None
     return TOOLS[name](**options), values.json
+
+
+def _cut(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line before and behind the first `--`."""
+    arguments = list(arguments)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
 
 
 class _Command:
@@ -89,18 +112,33 @@ class _Command:
 
 def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
     settings = "--config FILE " if _takes_config(tool) else ""
+    behind = " -- FILE ..." if "command" in _parameters(tool) else ""
     parser = jsonargparse.ArgumentParser(
-        usage=f"hetjax {name} {settings}[--key value ...]", description=_summary(tool), exit_on_error=False
+        usage=f"hetjax {name} {settings}[--key value ...]{behind}", description=_summary(tool), exit_on_error=False
     )
-    parser.add_function_arguments(tool, skip={"config"}, as_group=False)
+    kept = {key for key in _parameters(tool) if key.endswith("_")}
+    for key in sorted(kept):
+        _add_kept_word(parser, tool, key)
+    parser.add_function_arguments(tool, skip=BESIDE | kept, as_group=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
     if settings:
         add_settings(parser)
     return parser
 
 
+def _add_kept_word(parser: jsonargparse.ArgumentParser, tool: Callable[..., Outcome], name: str) -> None:
+    """Add the option of a parameter `name` that ends in "_", whose help is its line in the docstring."""
+    (help_text,) = re.findall(rf"^ +{name}: (.*)$", inspect.getdoc(tool), re.MULTILINE)
+    hint = typing.get_type_hints(tool)[name]
+    parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=help_text)
+
+
 def _takes_config(tool: Callable[..., Outcome]) -> bool:
-    return "config" in inspect.signature(tool).parameters
+    return "config" in _parameters(tool)
+
+
+def _parameters(tool: Callable[..., Outcome]) -> set[str]:
+    return set(inspect.signature(tool).parameters)
 
 
 def _summary(tool: Callable[..., Outcome]) -> str:

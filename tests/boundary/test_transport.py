@@ -1,14 +1,19 @@
 """What a crossing runs: only the collectives that are meant at both ends, and nothing on the host."""
 
+import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.boundary import Transport
+from hetjax.boundary import Boundary, Transport
+from hetjax.compiled import bytes_received, collectives
+from hetjax.errors import BoundaryError
+from tests.boundary.cases import assert_shards_equal
 from tests.waiting import count_waits
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -39,7 +44,7 @@ CROSSINGS = {
     "rows to columns": (side(range(4), (4,), P("x")), side(range(4, 8), (4,), P(None, "x")), set()),
     "three to four": (side(range(3), (3,), P("x")), side(range(4, 8), (4,), P("x")), set()),
     "copies to split": (side(range(4), (4,), P()), side(range(4, 8), (2, 2), P("x", "y")), set()),
-    "overlapping": (side(range(4), (4,), P("x")), side(range(2, 6), (2, 2), P("x")), {"all-gather"}),
+    "overlapping": (side(range(4), (4,), P("x")), side(range(2, 6), (2, 2), P("x")), set()),
 }
 
 
@@ -47,7 +52,7 @@ CROSSINGS = {
 def test_split_communicates_nothing_and_join_only_gathers_copies(name):
     source, destination, expected = CROSSINGS[name]
     transport = make_transport(source, destination)
-    assert not transport.plan.in_one_program
+    assert transport.way == "copies"
     assert collectives_of(transport._split) == set()
     assert collectives_of(transport._join) == expected
     assert bool(transport.plan.bytes_gathered) == ("all-gather" in expected)
@@ -59,14 +64,29 @@ def test_split_communicates_nothing_and_join_only_gathers_copies(name):
         (side(range(4), (4,), P("x")), side(range(4), (4,), P()), {"all-gather"}),
         (side(range(4), (4,), P("x")), side(range(4), (2, 2), P("x")), {"all-gather"}),
         (side(range(4), (4,), P()), side(range(4), (2, 2), P("x", "y")), set()),
-        (side(range(4), (2, 2), P(("x", "y"))), side(range(4), (2, 2), P(("y", "x"))), {"collective-permute"}),
     ],
-    ids=["split to copies", "to fewer shards", "copies to split", "tiles in another order"],
+    ids=["split to copies", "to fewer shards", "copies to split"],
 )
 def test_on_the_same_devices_one_program_gathers_or_slices(source, destination, expected):
+    """The last of them stays: each device has its part within what it holds."""
     transport = make_transport(source, destination)
-    assert transport.plan.in_one_program
-    assert collectives_of(transport._join) == expected
+    assert transport.way == "reshard"
+    assert collectives_of(transport._across) == expected
+
+
+def test_tiles_in_another_order_are_exchanged_one_by_one():
+    transport = make_transport(side(range(4), (2, 2), P(("x", "y"))), side(range(4), (2, 2), P(("y", "x"))))
+    assert transport.way == "exchange"
+    (swap,) = collectives(transport._across.text)
+    assert (swap.kind, set(swap.pairs)) == ("collective-permute", {(1, 2), (2, 1)})
+
+
+def test_a_program_of_the_partitioner_that_sends_more_than_planned_is_not_used(monkeypatch):
+    sides = side(range(4), (4,), P("x")), side(range(4), (4,), P())
+    monkeypatch.setattr("hetjax.boundary.transport.bytes_received", lambda text: bytes_received(text) + 1)
+    transport = make_transport(*sides)
+    assert transport.way == "exchange"
+    assert bytes_received(transport._across.text) == transport.plan.lower_bound
 
 
 def test_what_stays_is_not_copied_but_gets_the_sharding_of_the_destination():
@@ -84,16 +104,45 @@ def test_the_same_sharding_on_both_sides_gives_the_very_same_array():
     assert transport(x) is x
 
 
-@pytest.mark.parametrize("name", CROSSINGS)
-def test_no_crossing_reads_the_array_on_the_host(name, monkeypatch):
-    source, destination, _ = CROSSINGS[name]
-    transport = make_transport(source, destination)
-    value = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+WAYS = [(name, way) for name in CROSSINGS for way in ("copies", "exchange")] + [
+    ("fan-out", None),
+    ("fan-out", "device_put"),
+    ("scalar", None),
+    ("scalar", "exchange"),
+    ("to copies", "reshard"),
+    ("renamed", "stay"),
+]
+OTHERS = {
+    "scalar": (side(range(4), (4,), P()), side(range(3, 6), (3,), P())),
+    "to copies": (side(range(4), (4,), P("x")), side(range(4), (2, 2), P("y"))),
+    "renamed": (side(range(4), (4,), P("x")), side(range(4), (2, 2), P(("x", "y")))),
+}
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_the_first_crossing_already_waits_for_nothing_and_touches_no_host_array(name, way, monkeypatch):
+    """Neither a read nor a transfer from the host, such as that of zeros to begin with, may fall into a step."""
+    source, destination = (CROSSINGS | OTHERS)[name][:2]
+    shape = () if name == "scalar" else SHAPE
+    transport = Transport(source, destination, shape, "float32", way=way).compile()
+    value = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
     x = jax.device_put(value, source)
-    with count_waits(monkeypatch) as waits:
+    with count_waits(monkeypatch) as waits, jax.transfer_guard_host_to_device("disallow_explicit"):
         crossed = transport(x)
         assert waits == []
-    np.testing.assert_array_equal(crossed, value)
+    assert way in (None, transport.way)
+    assert_shards_equal(crossed, value, destination)
+
+
+def test_a_gradient_that_jax_made_elsewhere_is_placed_without_the_host(monkeypatch):
+    boundary = Boundary(*CROSSINGS["rows to columns"][:2])
+    loose = jnp.ones(SHAPE)
+    assert not loose.committed
+    boundary.backward(loose)
+    with count_waits(monkeypatch) as waits:
+        gradient = boundary.backward(loose)
+        assert waits == []
+    assert_shards_equal(gradient, np.ones(SHAPE, np.float32), boundary.source)
 
 
 def test_the_count_sees_the_bounce_that_a_plain_device_put_makes(monkeypatch):
@@ -104,15 +153,18 @@ def test_the_count_sees_the_bounce_that_a_plain_device_put_makes(monkeypatch):
         assert "_value" in waits
 
 
-def test_every_device_of_the_destination_holds_its_own_part():
-    """Read shard by shard: a gathered copy on one device alone would not show in the whole array."""
-    source, destination, _ = CROSSINGS["three to four"]
-    value = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-    crossed = make_transport(source, destination)(jax.device_put(value, source))
-    indices = destination.devices_indices_map(SHAPE)
-    assert {shard.device for shard in crossed.addressable_shards} == set(indices)
-    for shard in crossed.addressable_shards:
-        np.testing.assert_array_equal(shard.data, value[indices[shard.device]])
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("stay", "a device does not hold its part yet"),
+        ("reshard", "do not list the same devices in the same order"),
+        ("device_put", "a device sends to several, or receives from several"),
+        ("by post", "is unknown; the ways are stay, reshard, copies, exchange, device_put, or None"),
+    ],
+)
+def test_a_way_that_the_devices_cannot_go_is_refused_with_the_reason(way, reason):
+    with pytest.raises(BoundaryError, match=reason):
+        Transport(*CROSSINGS["three to four"][:2], SHAPE, "float32", way=way)
 
 
 def test_one_transport_compiles_once_and_serves_many_arrays():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hetjax.data import DataConfig
+from hetjax.data.loading import Loader
 
 
 @pytest.fixture
@@ -41,3 +42,22 @@ def make_config():
         return DataConfig(train=str(train), **{**defaults, **settings})
 
     return make
+
+
+@pytest.fixture
+def note_reads(monkeypatch):
+    """A function that gives the list to which every read of a dataset's samples adds its index from then on."""
+
+    def note(file: Path) -> list[int]:
+        reads, load = [], Loader.load
+
+        def noted(self, index):
+            # Threads of a stream that an earlier test left open may still read a dataset of theirs.
+            if self.source.path == Path(file):
+                reads.append(index)
+            return load(self, index)
+
+        monkeypatch.setattr(Loader, "load", noted)
+        return reads
+
+    return note

@@ -103,8 +103,8 @@ def test_a_restored_stream_equals_the_uninterrupted_one_at_every_batch(make_data
     for batch in data:
         batches.append(batch)
         states.append(data.get_state())
-    assert len(batches) == 27 // batch_size
-    assert sum(len(batch.bad) for batch in batches) >= 6
+    assert len(batches) == 36 // batch_size
+    assert sum(len(batch.bad) for batch in batches) == 9, "each bad sample once an epoch"
     for i, state in enumerate(states):
         resumed = stream(config, json.loads(json.dumps(state)))
         rest = []
@@ -156,24 +156,61 @@ def test_a_state_that_cannot_continue_here_is_refused(make_dataset, make_config,
         data.set_state({})
 
 
-def test_a_bad_sample_is_named_and_replaced_by_the_next_good_one(make_dataset, make_config):
+def test_a_bad_sample_is_named_and_the_next_good_one_of_the_file_stands_in_for_it(make_dataset, make_config):
     path = make_dataset(8, truncated=[1])
     lines = path.read_text().splitlines()
     lines[3] = "{broken"
     lines[4] = lines[4].replace("What", "x" * 50)
     (path.parent / "5.png").unlink()
     path.write_text("\n".join(lines))
-    batch = next(stream(make_config(path, shuffle=False)))
-    assert answers(batch) == [0, 2, 6, 7]
-    places, reasons = zip(*(reason.split(": ", 1) for reason in batch.bad), strict=True)
+    batches = list(stream(make_config(path, shuffle=False, epochs=1)))
+    assert [answers(batch) for batch in batches] == [[0, 2, 2, 6], [6, 6, 6, 7]]
+    assert [len(batch.bad) for batch in batches] == [2, 2]
+    bad = [reason for batch in batches for reason in batch.bad]
+    places, reasons = zip(*(reason.split(": ", 1) for reason in bad), strict=True)
     assert places == tuple(f"{path}:{line}" for line in (2, 4, 5, 6))
     for reason, part in zip(reasons, ("truncated", "JSON", "seq_len 32", "does not exist"), strict=True):
         assert part in reason
 
 
+def test_a_bad_sample_shifts_no_other_row_and_behind_the_last_line_comes_the_first(make_dataset, make_config):
+    config = make_config(make_dataset(12), epochs=2)
+    order = [a for batch in stream(config) for a in answers(batch)]
+    make_dataset(12, truncated=[4, 11])
+    assert [a for batch in stream(config) for a in answers(batch)] == [{4: 5, 11: 0}.get(a, a) for a in order]
+
+
+def test_a_stand_in_is_moved_as_its_row_says(make_dataset, make_config):
+    path = make_dataset(4, truncated=[1])
+    batch = next(stream(make_config(path, shuffle=False, max_shift=3, image_size=32)))
+    assert answers(batch) == [0, 2, 2, 3]
+    images = batch.arrays["vision"]["images"]
+    assert not np.array_equal(images[1], images[2])
+
+
+def test_a_bad_sample_is_read_once_more_at_most_however_many_stand_together(make_dataset, make_config, note_reads):
+    config = make_config(make_dataset(40, truncated=range(5, 20)), shuffle=False, epochs=1, batch_size=40, workers=0)
+    read = note_reads(config.train)
+    assert answers(next(stream(config))) == [*range(5), *[20] * 15, *range(20, 40)]
+    assert all(read.count(index) <= 2 for index in range(20))
+
+
+def test_a_batch_that_failed_fails_again_and_then_does_not_shift(make_dataset, make_config):
+    path = make_dataset(8, truncated=[5])
+    data = stream(make_config(path, shuffle=False, max_bad_share=0.0, epochs=1))
+    next(data)
+    state = data.get_state()
+    for _ in range(2):
+        with pytest.raises(DataError, match="1 of the 6 samples"):
+            next(data)
+    assert data.get_state() == state
+    make_dataset(8)
+    assert answers(next(data)) == [4, 5, 6, 7]
+
+
 def test_too_large_a_share_of_bad_samples_stops_with_the_counts_and_the_last_name(make_dataset, make_config):
     path = make_dataset(10, truncated=[4, 6])
-    assert len(list(stream(make_config(path, max_bad_share=0.2, epochs=2)))) == 4
+    assert len(list(stream(make_config(path, max_bad_share=0.2, epochs=2)))) == 5
     data = stream(make_config(path, max_bad_share=0.19, shuffle=False))
     next(data)
     with pytest.raises(DataError) as error:
@@ -194,16 +231,22 @@ def test_the_share_is_taken_of_blocks_of_a_hundred_samples(make_dataset, make_co
 
 
 def test_a_share_of_one_still_ends_when_nothing_is_good(make_dataset, make_config):
-    with pytest.raises(DataError, match="as many in a row as the dataset has samples"):
-        next(stream(make_config(make_dataset(3, truncated=[0, 1, 2]), max_bad_share=1.0)))
+    with pytest.raises(DataError, match="3 samples one behind the other are bad, all that it has"):
+        next(stream(make_config(make_dataset(3, truncated=[0, 1, 2]), max_bad_share=1.0, batch_size=1)))
+
+
+def test_more_bad_samples_on_end_than_a_pass_may_have_stop_the_search_for_a_stand_in(make_dataset, make_config):
+    path = make_dataset(10, truncated=[3, 4, 5])
+    assert len(list(stream(make_config(path, shuffle=False, epochs=1, batch_size=1, max_bad_share=0.3)))) == 10
+    data = stream(make_config(path, shuffle=False, epochs=1, batch_size=1, max_bad_share=0.2))
+    assert [answers(next(data)) for _ in range(3)] == [[0], [1], [2]]
+    with pytest.raises(DataError, match=r"3 samples one behind .* allows \(2 of 10\); repair .*train.jsonl:4: "):
+        next(data)
 
 
 def test_a_batch_larger_than_all_epochs_is_a_data_error(make_dataset, make_config):
-    with pytest.raises(DataError, match="batch_size 9 exceeds the 8 usable samples of epochs=2"):
+    with pytest.raises(DataError, match="batch_size 9 exceeds the 8 samples of epochs=2"):
         stream(make_config(make_dataset(4), epochs=2, batch_size=9))
-    path = make_dataset(4, truncated=[1])
-    with pytest.raises(DataError, match="batch_size 4 exceeds the 3 usable samples of epochs=1"):
-        next(stream(make_config(path, epochs=1)))
 
 
 def test_a_missing_dataset_is_a_data_error_before_the_first_batch_is_asked_for(tmp_path, make_config):

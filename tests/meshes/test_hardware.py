@@ -35,3 +35,28 @@ def test_units_are_flops_and_bytes():
     assert h100.bfloat16_flops == 989 * 10**12
     assert h100.memory_bytes == 80 * 10**9
     assert h100.memory_bandwidth == pytest.approx(3.35e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "link_both_ways", "network_bits"),
+    [
+        ("A100", 600e9, 200e9),
+        ("H100", 900e9, 400e9),
+        ("H200", 900e9, 400e9),
+        ("B200", 1800e9, 400e9),
+        ("TPU v5 lite", 400e9, 6.4e12 / 256),
+        ("TPU v5", 1200e9, 50e9),
+    ],
+)
+def test_links_are_bytes_a_second_in_one_direction(name, link_both_ways, network_bits):
+    """Data sheets tell bytes both ways inside a host, and bits one way on the network."""
+    hardware = find_hardware(name)
+    assert 2 * hardware.link_bandwidth == link_both_ways
+    assert 8 * hardware.network_bandwidth == network_bits
+
+
+def test_every_gpu_host_has_eight_devices_and_the_network_is_its_slower_way():
+    assert [entry.devices_per_host for entry in HARDWARE if "TPU" not in entry.name] == [8] * 4
+    for entry in HARDWARE:
+        assert entry.network_bandwidth < entry.link_bandwidth < entry.memory_bandwidth
+        assert 0 < entry.link_latency < entry.network_latency

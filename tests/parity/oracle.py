@@ -13,7 +13,7 @@ from hetjax.weights import take_apart
 
 def train_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTransformation, *, steps: int, dtype):
     """[(loss, gradients, weights after the step) for each step], as host arrays by module and path."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     with jax.default_device(device):
         apart = {name: take_apart(graph.build(name, 0)) for name in graph.modules}
         weights = jax.tree.map(lambda x: x.astype(dtype), {name: params for name, (_, params, _) in apart.items()})

@@ -54,12 +54,14 @@ def largest_errors(trainer: Trainer, dtype: str, batch=None) -> dict[str, float]
     for loss, gradients, weights in expected(dtype):
         _, actual_gradients = trainer.loss_and_gradients(state, batch)
         state, metrics = trainer.step(state, batch)
+        actual_weights = trainer.weights(state)
         found = {
-            "loss": [relative_error(metrics["loss"], loss)],
+            # Over many processes, only those of the last module have it.
+            "loss": [relative_error(metrics["loss"], loss)] if metrics else [],
             "gradient": [relative_error(actual_gradients[m][p], g) for m in gradients for p, g in gradients[m].items()],
-            "weight": [relative_error(trainer.weights(state)[m][p], w) for m in weights for p, w in weights[m].items()],
+            "weight": [relative_error(actual_weights[m][p], w) for m in weights for p, w in weights[m].items()],
         }
-        errors = {what: max(errors[what], *values) for what, values in found.items()}
+        errors = {what: max((errors[what], *values)) for what, values in found.items()}
     return errors
 
 

@@ -1,0 +1,161 @@
+"""A picture of a plan: source devices left, destination devices right, and what goes over each link."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from hetjax.boundary.leader import common_part
+from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
+from hetjax.boundary.tiling import Tiling
+from meshes import format_devices
+
+MOST = 16  # boxes in a column; of more devices, neighbours share one
+
+_SOURCE, _DESTINATION, _GATHER = "#2f6db3", "#cf7412", "#33843c"
+_INK, _FAINT = "#23282e", "#8b939c"
+_LEFT, _RIGHT = 2.1, 6.1  # inches: the two columns of boxes
+_SIZE = (9.6, 0.34)  # inches: width of the picture, height of a row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Column:
+    """One side: where its devices are drawn."""
+
+    x: float
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def row_of(self) -> dict[int, int]:
+        return {device: row for row, group in enumerate(self.groups) for device in group}
+
+
+def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, format_bytes=str) -> None:
+    """Write the picture to `path`; the suffix chooses the format (.png, .svg, .pdf).
+
+    An arrow's width is its share of the busiest link of its step. Of more than `MOST` devices on a side,
+    neighbours share a box, and their links an arrow.
+    """
+    source, destination = (
+        _Column(x=x, groups=_groups(tiling.devices)) for x, tiling in ((_LEFT, plan.source), (_RIGHT, plan.destination))
+    )
+    rows = max(len(source.groups), len(destination.groups))
+    width, height = _SIZE[0], 1.25 + _SIZE[1] * rows
+    figure = Figure(figsize=(width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(rows + 0.5, -1.25 / _SIZE[1] + 0.5)
+    axes.axis("off")
+    axes.text(0.2, -2.35, title, fontsize=12, fontweight="bold", color=_INK, va="center")
+    for column, tiling, hue in ((source, plan.source, _SOURCE), (destination, plan.destination, _DESTINATION)):
+        _draw_column(axes, column, tiling, plan.shape, hue, rows)
+    for step in plan.steps:
+        _draw_step(axes, step, source, destination, rows, format_bytes)
+    if not plan.steps:
+        _head(axes, (_LEFT + _RIGHT) / 2, "every device has its part already", _INK)
+    if not plan.disjoint:
+        _draw_kept(axes, plan, source, destination, rows)
+    figure.savefig(path)
+
+
+def _groups(devices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Devices in ascending order, as many boxes as fit."""
+    ordered, size = sorted(devices), math.ceil(len(devices) / MOST)
+    return tuple(tuple(ordered[start : start + size]) for start in range(0, len(ordered), size))
+
+
+def _y(column: _Column, row: int, rows: int) -> float:
+    """Columns of unlike height are spread over the same."""
+    return (row + 0.5) * rows / len(column.groups)
+
+
+def _draw_column(axes: Axes, column: _Column, tiling: Tiling, shape: tuple[int, ...], hue: str, rows: int) -> None:
+    left = column.x == _LEFT
+    for row, group in enumerate(column.groups):
+        y = _y(column, row, rows)
+        box = FancyBboxPatch(
+            (column.x - 0.3, y - 0.34), 0.6, 0.68, boxstyle="round,pad=0,rounding_size=0.1", facecolor=hue, linewidth=0
+        )
+        axes.add_patch(box)
+        axes.text(column.x, y, format_devices(group), ha="center", va="center", fontsize=8, color="white")
+        if len(group) == 1:
+            x, align = (column.x - 0.42, "right") if left else (column.x + 1.9, "left")
+            axes.text(x, y, _part(tiling, shape, group[0]), ha=align, va="center", fontsize=7.5, color=_FAINT)
+
+
+def _part(tiling: Tiling, shape: tuple[int, ...], device: int) -> str:
+    """The rows and columns that a device holds, as a slice is written."""
+    bounds = []
+    for size, count, index in zip(shape, tiling.counts, tiling.tile_of[device], strict=True):
+        bounds.append(":" if count == 1 else f"{index * size // count}:{(index + 1) * size // count}")
+    return f"[{', '.join(bounds)}]" if bounds else ""
+
+
+def _draw_step(axes: Axes, step: PlanStep, source: _Column, destination: _Column, rows: int, format_bytes) -> None:
+    if not step.bytes_per_link:
+        _head(axes, _LEFT, f"{step.name}\nsends nothing", _SOURCE)
+        return
+    text = f"{step.name}\n{format_bytes(step.bytes)} over {len(step.bytes_per_link)} links"
+    inside = step.where == "destination"
+    if inside:
+        _head(axes, _RIGHT + 1.15, text, _GATHER)
+        _draw_arcs(axes, _joined(step.bytes_per_link, destination, destination), destination, rows)
+        return
+    _head(axes, (_LEFT + _RIGHT) / 2, text, _INK)
+    links = _joined(step.bytes_per_link, source, destination)
+    busiest = max(links.values())
+    for (a, b), nbytes in links.items():
+        ends = ((source.x + 0.32, _y(source, a, rows)), (destination.x - 0.32, _y(destination, b, rows)))
+        _arrow(axes, ends, nbytes / busiest, len(links), _SOURCE)
+
+
+def _joined(links: Mapping[Link, int], senders: _Column, receivers: _Column) -> Counter[Link]:
+    """Bytes between rows of boxes."""
+    joined: Counter[Link] = Counter()
+    for (sender, receiver), nbytes in links.items():
+        joined[senders.row_of[sender], receivers.row_of[receiver]] += nbytes
+    return joined
+
+
+def _draw_arcs(axes: Axes, links: Counter[Link], column: _Column, rows: int) -> None:
+    """What the destination's devices send each other: an arc a link, its two ways in one."""
+    both = {(a, b): nbytes for (a, b), nbytes in links.items() if a < b or (a > b and (b, a) not in links)}
+    busiest = max(both.values(), default=1)
+    for (a, b), nbytes in both.items():
+        start, stop = ((column.x + 0.34, _y(column, row, rows)) for row in (a, b))
+        bend = min(0.9, 0.35 + 0.08 * abs(b - a)) * (1 if a > b else -1)
+        style = "<|-|>" if (b, a) in links else "-|>"
+        _arrow(axes, (start, stop), nbytes / busiest, len(both), _GATHER, style=style, bend=bend)
+
+
+def _draw_kept(axes: Axes, plan: BoundaryPlan, source: _Column, destination: _Column, rows: int) -> None:
+    """A dotted line for every device that keeps some of what it has."""
+    for device in sorted(set(plan.source.devices) & set(plan.destination.devices)):
+        tiles = plan.source.tile_of[device], plan.destination.tile_of[device]
+        if common_part(plan.shape, plan.source, tiles[0], plan.destination, tiles[1]):
+            ends = [(column.x, _y(column, column.row_of[device], rows)) for column in (source, destination)]
+            axes.plot(*zip(*ends, strict=True), linestyle=":", linewidth=1.2, color=_FAINT, zorder=0)
+    axes.text(_SIZE[0] - 0.2, -1.2, "dotted: stays", fontsize=8, color=_FAINT, ha="right", va="center")
+
+
+def _head(axes: Axes, x: float, text: str, color: str) -> None:
+    axes.text(x, -0.95, text, fontsize=8.5, color=color, ha="center", va="center", linespacing=1.3)
+
+
+def _arrow(axes: Axes, ends, share: float, count: int, color: str, *, style: str = "-|>", bend: float = 0.0) -> None:
+    """An arrow as wide as its share of the busiest link; all are thinner where there are many."""
+    widest = 2.5 * min(1.0, math.sqrt(16 / count))
+    arrow = FancyArrowPatch(
+        *ends, arrowstyle=style, mutation_scale=5 + widest, linewidth=0.2 + widest * share, color=color, alpha=0.75,
+        connectionstyle=f"arc3,rad={bend}", shrinkA=0, shrinkB=0,
+    )  # fmt: skip
+    axes.add_patch(arrow)

@@ -1,0 +1,88 @@
+"""The plan that others use, to compare with: leader and broadcast.
+
+One device of each group of source copies, the *leader*, sends what it holds to the leaders of the
+destination's tiles (one leader to several: it splits; several to one: they are concatenated there), and
+each of those broadcasts its tile to the other devices that hold the same. NVIDIA's Megatron-LM does so
+between separate meshes for a batch split over data-parallel groups; here the tiles may be of any dims.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+from hetjax.boundary.plan import Link, PlanStep
+from hetjax.boundary.tiling import Coordinate, Tiling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeaderMove:
+    """The part that two leaders' tiles have in common, on its way from one to the other.
+
+    Attributes:
+        source, destination: device numbers of the leaders.
+        start, stop: the part's corners in the whole tensor.
+    """
+
+    source: int
+    destination: int
+    start: Coordinate
+    stop: Coordinate
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+
+def copies(tiling: Tiling) -> dict[Coordinate, tuple[int, ...]]:
+    """The devices that hold each tile, its leader first."""
+    groups: dict[Coordinate, tuple[int, ...]] = {}
+    for device, tile in tiling.tile_of.items():
+        groups[tile] = (*groups.get(tile, ()), device)
+    return groups
+
+
+def leader_moves(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[LeaderMove, ...]:
+    """From every source leader to every destination leader that needs some of its tile, itself included."""
+    moves = []
+    senders, receivers = copies(source), copies(destination)
+    for (theirs, (receiver, *_)), (mine, (sender, *_)) in itertools.product(receivers.items(), senders.items()):
+        if bounds := common_part(shape, source, mine, destination, theirs):
+            start, stop = bounds
+            moves.append(LeaderMove(source=sender, destination=receiver, start=start, stop=stop))
+    return tuple(moves)
+
+
+def common_part(
+    shape: tuple[int, ...], source: Tiling, mine: Coordinate, destination: Tiling, theirs: Coordinate
+) -> tuple[Coordinate, Coordinate] | None:
+    """Corners of what a tile of one tiling has in common with a tile of another; None where that is nothing."""
+    tiles = [(source.counts, mine), (destination.counts, theirs)]
+    start = tuple(max(index[dim] * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape))
+    stop = tuple(
+        min((index[dim] + 1) * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape)
+    )
+    return (start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+
+def leader_steps(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanStep, ...]:
+    """Leader and broadcast as steps of a plan.
+
+    The broadcast is a chain, in which every device of a group hands on to the next what it receives: with
+    small pieces one behind the other no device sends or receives a byte twice, the best a broadcast can do.
+    """
+    crossing: dict[Link, int] = {
+        (move.source, move.destination): move.size * itemsize
+        for move in leader_moves(shape, source, destination)
+        if move.source != move.destination
+    }
+    tile = math.prod(shape) // math.prod(destination.counts) * itemsize
+    chain: dict[Link, int] = {
+        link: tile for group in copies(destination).values() for link in itertools.pairwise(group)
+    }
+    steps = [PlanStep(name="cross", where="source to destination", bytes_per_link=crossing)]
+    if chain:
+        steps.append(PlanStep(name="broadcast", where="destination", bytes_per_link=chain))
+    return tuple(steps)

@@ -1,0 +1,11 @@
+"""Checkpoints of whole modules, so that what one placement saved restores on any other (Orbax).
+
+The checkpoint of step 7 is the folder "7" with these items:
+    <module>.weights     {"params": ..., "buffers": ...}, each a tree by the whole module's paths;
+    <module>.opt_state   the optimizer's tree, for a module that trains;
+    description          JSON: format, step, shape and dtype of every array, and the caller's `extra`.
+"""
+
+from hetjax.checkpoint.checkpoints import Checkpoints
+
+__all__ = ["Checkpoints"]

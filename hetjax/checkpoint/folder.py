@@ -1,0 +1,92 @@
+"""The folder of a run's checkpoints: what counts as one, and how one comes to be.
+
+    7/                    the checkpoint of step 7; it appears by one rename
+    8.partial/            one that is being written, or that a killed job left behind; it does not count
+        checkpoint/         what becomes "8"
+        written/2           how process 2 fared: `DONE`, or what went wrong
+    3.deleted/            one that is being deleted
+
+Only process 0 makes, renames and deletes folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+DONE = "done"
+
+_LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|deleted)")
+_STEP = re.compile(r"0|[1-9]\d*")
+
+
+class CheckpointFolder:
+    """The checkpoints in a directory, by step. Raises OSError where the file system does."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        return sorted(int(name) for name in self._names() if _STEP.fullmatch(name) and self.is_complete(int(name)))
+
+    def item(self, step: int, name: str) -> Path:
+        """Where an item of a complete checkpoint is."""
+        return self.directory / str(step) / name
+
+    def partial_item(self, step: int, name: str) -> Path:
+        """Where to write an item of a checkpoint that was begun."""
+        return self._partial(step) / "checkpoint" / name
+
+    def begin(self, step: int) -> None:
+        """Remove what killed jobs left, and make room for a new checkpoint."""
+        for name in self._names():
+            if _LEFTOVER.fullmatch(name):
+                shutil.rmtree(self.directory / name)
+        (self._partial(step) / "checkpoint").mkdir(parents=True)
+        (self._partial(step) / "written").mkdir()
+
+    def has_begun(self, step: int) -> bool:
+        """Whether there is room for a checkpoint."""
+        return (self._partial(step) / "written").is_dir()
+
+    def report(self, step: int, process: int, outcome: str) -> None:
+        """Tell the other processes how this one fared."""
+        (self._partial(step) / "written" / str(process)).write_text(outcome)
+
+    def reports(self, step: int) -> dict[int, str]:
+        """What the processes have told so far; nothing when the checkpoint is complete, or gone."""
+        try:
+            told = {int(path.name): path.read_text() for path in (self._partial(step) / "written").iterdir()}
+        except FileNotFoundError:
+            return {}
+        # A report is empty for the moment between its making and its writing.
+        return {process: outcome for process, outcome in told.items() if outcome}
+
+    def commit(self, step: int) -> None:
+        """Make a checkpoint count whose items are all written."""
+        os.rename(self._partial(step) / "checkpoint", self.directory / str(step))
+        shutil.rmtree(self._partial(step))
+
+    def is_complete(self, step: int) -> bool:
+        """Whether a checkpoint counts."""
+        return (self.directory / str(step)).is_dir()
+
+    def keep_newest(self, count: int) -> None:
+        """Delete all checkpoints but the newest."""
+        for step in self.steps()[:-count]:
+            # Renamed first, so that one which is deleted in part does not count.
+            doomed = self.directory / f"{step}.deleted"
+            os.rename(self.directory / str(step), doomed)
+            shutil.rmtree(doomed)
+
+    def _partial(self, step: int) -> Path:
+        return self.directory / f"{step}.partial"
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []

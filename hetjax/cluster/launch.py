@@ -1,0 +1,173 @@
+"""Several processes of one job on this machine: started together, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from hetjax.cluster.ending import PEER_LOST
+from hetjax.cluster.environment import ADDRESS, LOCAL_DEVICES, PROCESS, PROCESSES
+from hetjax.cluster.output import Output
+
+LOOK_SECONDS = 0.05
+# Seconds after a failure in which the others may end by themselves, and then after being asked to.
+GRACE = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def launch_processes(
+    command: Sequence[str],
+    *,
+    processes: int,
+    devices_per_process: int = 1,
+    logs: Path | None = None,
+    port: int | None = None,
+    grace: float = GRACE,
+) -> int:
+    """Run `python command...` in so many processes of one job and wait for them; the exit code of the job.
+
+    Args:
+        command: What follows the name of the interpreter.
+        processes: How many to start.
+        devices_per_process: Process i uses this many accelerators of the machine, from i times as many on.
+        logs: A folder; each process writes its output to process-i.log there, and only the first shows it too.
+        port: Where they meet on this machine; null for one that is free.
+        grace: Seconds from the first failure until the rest is asked to end, and as many again until it is killed.
+
+    Returns:
+        0 if all ended with 0; else the code of the first process that failed by itself, not because of another one
+        (128 + the signal's number, if one ended it).
+    """
+    group = _Group(grace, logs)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, group.note_signal) for number in SIGNALS}
+    try:
+        address = f"127.0.0.1:{port or _free_port()}"
+        for index in range(processes):
+            devices = range(index * devices_per_process, (index + 1) * devices_per_process)
+            group.start(command, index, _variables(address, processes, index, devices))
+        return group.wait()
+    finally:
+        group.kill()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _variables(address: str, processes: int, index: int, devices: Sequence[int]) -> dict[str, str]:
+    return {
+        ADDRESS: address,
+        # Nobody outside this machine has business there.
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        PROCESSES: str(processes),
+        PROCESS: str(index),
+        LOCAL_DEVICES: ",".join(map(str, devices)),
+    }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class _Group:
+    """The processes of one job."""
+
+    def __init__(self, grace: float, logs: Path | None):
+        self._grace, self._logs = grace, logs
+        self._children: list[subprocess.Popen] = []
+        self._outputs: list[Output] = []
+        self._signals: list[int] = []
+        self._forwarded = 0
+        self._failed: list[int] = []
+
+    def note_signal(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler; the wait loop hands the signal on."""
+        self._signals.append(number)
+
+    def start(self, command: Sequence[str], index: int, variables: dict[str, str]) -> None:
+        """Start one process, in a session of its own: Ctrl-C in the terminal then reaches it once, through here."""
+        output = Output(index, self._logs)
+        leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
+        self._children.append(
+            subprocess.Popen(
+                [*leash, sys.executable, *command],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output.stdout,
+                stderr=output.stderr,
+                start_new_session=True,
+            )
+        )
+        output.follow(self._children[-1])
+        self._outputs.append(output)
+
+    def wait(self) -> int:
+        """Until all have ended; the exit code of the job."""
+        deadline, step = None, self._terminate
+        while any([self._alive(index) for index in range(len(self._children))]):
+            self._forward()
+            if self._failed and deadline is None:
+                deadline = time.monotonic() + self._grace
+            if deadline is not None and time.monotonic() > deadline:
+                step()
+                deadline, step = time.monotonic() + self._grace, self.kill
+            time.sleep(LOOK_SECONDS)
+        for output in self._outputs:
+            output.finish()
+        return self._result()
+
+    def _alive(self, index: int) -> bool:
+        child = self._children[index]
+        if child.returncode is None and child.poll() is not None:
+            # Helpers that it started and left behind.
+            _kill_session(child)
+            if child.returncode != 0:
+                self._failed.append(index)
+        return child.returncode is None
+
+    def _forward(self) -> None:
+        for number in self._signals[self._forwarded :]:
+            self._forwarded += 1
+            # The first asks to stop after the step, the second ends a process; the third is for one that hangs.
+            if self._forwarded > 2:
+                self.kill()
+            for child in self._running():
+                child.send_signal(number)
+
+    def _terminate(self) -> None:
+        for child in self._running():
+            child.terminate()
+
+    def kill(self) -> None:
+        """End what still runs, at once."""
+        for child in self._running():
+            _kill_session(child)
+
+    def _running(self) -> list[subprocess.Popen]:
+        return [child for child in self._children if child.returncode is None]
+
+    def _result(self) -> int:
+        if not self._failed:
+            return 0
+        index = next((i for i in self._failed if self._children[i].returncode != PEER_LOST), self._failed[0])
+        code = self._children[index].returncode
+        what = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+        where = f"; its output is in {self._outputs[index].path}" if self._logs else ""
+        print(f"process {index} of {len(self._children)} {what}{where}", file=sys.stderr, flush=True)
+        return code if code > 0 else 128 - code
+
+
+def _kill_session(child: subprocess.Popen) -> None:
+    """A process and the helpers that it started. There may be none left, or (macOS) only ones that have ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)

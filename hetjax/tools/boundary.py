@@ -1,0 +1,205 @@
+"""hetjax boundary: what a tensor's way from one sharding to another is, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from rich.table import Table
+
+from hetjax.boundary.cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.boundary.device_order import best_device_order
+from hetjax.boundary.leader import leader_steps
+from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
+from hetjax.boundary.sides import parse_side
+from hetjax.display import format_bytes
+from hetjax.errors import ConfigError
+from hetjax.tools.outcome import Outcome
+from hetjax.tools.pictures import output_path
+from meshes import Hardware, find_hardware, format_devices
+from meshes.hardware import HARDWARE
+
+MOST_LINKS = 16  # that are listed one by one
+
+
+def boundary(
+    *,
+    shape: str,
+    from_: str,
+    to: str,
+    dtype: str = "bfloat16",
+    hardware: str = "H100",
+    devices_per_host: int | None = None,
+    out: str | None = None,
+) -> Outcome:
+    """Show how a tensor crosses from one sharding to another: the steps, their bytes, and their predicted time.
+
+    A side is written degrees@devices:dims, e.g. data=4,tensor=2@0-7:batch. Needs no devices.
+
+    Args:
+        shape: Sizes of the tensor's dims, e.g. 32,256,1024.
+        from_: The sharding it comes from, e.g. data=4,tensor=2@0-7:batch.
+        to: The sharding it goes to, e.g. data=2,context=2,tensor=2@8-15:batch,seq.
+        dtype: Dtype of the tensor.
+        hardware: What to predict times for: B200, H200, H100, A100, TPU v5 lite or TPU v5.
+        devices_per_host: Devices that fast links join; null for the hardware's usual number.
+        out: Picture of the steps to draw as well, e.g. plan.png (or .svg, .pdf).
+    """
+    sizes, itemsize = _shape(shape), _itemsize(dtype)
+    machine = _hardware(hardware, devices_per_host)
+    path = None if out is None else output_path(out)
+    source, destination = (
+        parse_side(text, name=name).tiling(sizes, name=name) for name, text in (("--from", from_), ("--to", to))
+    )
+    plan = make_plan(sizes, itemsize, source, destination)
+    leader = leader_steps(sizes, itemsize, source, destination)
+    if path is not None:
+        from hetjax.boundary.draw import draw_plan  # only here: matplotlib takes a while to import
+
+        draw_plan(plan, path, title=f"{dtype}[{shape}]   {from_}  →  {to}", format_bytes=format_bytes)
+    numbers = {
+        "shape": list(sizes),
+        "dtype": dtype,
+        "from": from_,
+        "to": to,
+        "bytes_moved": plan.bytes_moved,
+        "lower_bound": plan.lower_bound,
+        "bytes_per_link_max": plan.bytes_per_link_max,
+        "bytes_per_device_max": max(
+            (busiest_device_bytes(step) for step in plan.steps if step.where != "destination"), default=0
+        ),
+        "links": len(plan.bytes_per_link),
+        "bytes_gathered": plan.bytes_gathered,
+        "steps": [_step_numbers(step, machine) for step in plan.steps],
+        "leader_and_broadcast": {
+            "bytes_moved": leader[0].bytes,
+            "bytes_per_device_max": busiest_device_bytes(leader[0]),
+            "bytes_gathered": sum(step.bytes for step in leader[1:]),
+            "steps": [_step_numbers(step, machine) for step in leader],
+        },
+        "hardware": machine.name,
+        "devices_per_host": machine.devices_per_host,
+        "predicted_seconds": {
+            "plan": plan_seconds(plan.steps, machine),
+            "leader_and_broadcast": plan_seconds(leader, machine),
+        },
+        "better_device_order": _better_order(plan),
+        "out": out,
+    }
+    return Outcome(numbers=numbers, shown=tuple(_shown(numbers, plan)))
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.strip("()[] ").split(",")]
+    words = [word for word in words if word]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"--shape '{text}' is no shape; write the sizes of its dims, e.g. 32,256,1024")
+    return tuple(map(int, words))
+
+
+def _itemsize(dtype: str) -> int:
+    try:
+        return jnp.dtype(dtype).itemsize
+    except TypeError:
+        raise ConfigError(f"--dtype '{dtype}' is unknown; write e.g. bfloat16, float32 or int8") from None
+
+
+def _hardware(name: str, devices_per_host: int | None) -> Hardware:
+    found = find_hardware(name)
+    if found is None:
+        known = ", ".join(entry.name for entry in HARDWARE)
+        raise ConfigError(f"--hardware '{name}' is unknown; there are figures of {known}")
+    if devices_per_host is None:
+        return found
+    if devices_per_host < 1:
+        raise ConfigError(f"--devices_per_host is {devices_per_host}; give 1 or more")
+    return dataclasses.replace(found, devices_per_host=devices_per_host)
+
+
+# ── finding ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Any]:
+    busiest = max(step.bytes_per_link.items(), key=lambda link: link[1], default=None)
+    return {
+        "name": step.name,
+        "where": step.where,
+        "bytes": step.bytes,
+        "links": len(step.bytes_per_link),
+        "busiest": busiest and {"from": busiest[0][0], "to": busiest[0][1], "bytes": busiest[1]},
+        "predicted_seconds": step_seconds(step, machine),
+        "bytes_per_link": [[sender, receiver, nbytes] for (sender, receiver), nbytes in step.bytes_per_link.items()],
+    }
+
+
+def _better_order(plan: BoundaryPlan) -> dict[str, Any] | None:
+    """The order of the destination's devices that moves the least, where it is less than the present one moves."""
+    if plan.disjoint:
+        return None
+    order = best_device_order(plan.shape, plan.itemsize, plan.source, plan.destination)
+    destination = dataclasses.replace(plan.destination, devices=order)
+    moved = make_plan(plan.shape, plan.itemsize, plan.source, destination).bytes_moved
+    return {"devices": format_devices(order), "bytes_moved": moved} if moved < plan.bytes_moved else None
+
+
+# ── showing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _shown(numbers: dict[str, Any], plan: BoundaryPlan) -> Iterator[Any]:
+    title = f"{numbers['dtype']}[{','.join(map(str, numbers['shape']))}]   {numbers['from']} → {numbers['to']}"
+    yield _steps_table(numbers["steps"], title)
+    if not numbers["steps"]:
+        yield "nothing to do: every device has its part already"
+    links = plan.bytes_per_link.items()
+    if 0 < len(links) <= MOST_LINKS:
+        yield "links  " + "   ".join(
+            f"{sender}→{receiver} {format_bytes(nbytes)}" for (sender, receiver), nbytes in links
+        )
+    for key in ("bytes_moved", "lower_bound", "bytes_per_link_max"):
+        yield f"{key:<19}{numbers[key]:>16,}  ({format_bytes(numbers[key])})"
+    yield f"{'links':<19}{numbers['links']:>16,}"
+    if better := numbers["better_device_order"]:
+        yield (
+            f"another order of the destination's devices moves {format_bytes(better['bytes_moved'])} in place of "
+            f'{format_bytes(numbers["bytes_moved"])}; write  devices: "{better["devices"]}"'
+        )
+    yield _times_table(numbers)
+
+
+def _steps_table(steps: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("step", "where", "bytes", "links", "busiest link", "predicted"):
+        table.add_column(heading, justify="left" if heading in ("step", "where") else "right")
+    for step in steps:
+        busiest = step["busiest"]
+        table.add_row(
+            step["name"],
+            step["where"],
+            format_bytes(step["bytes"]),
+            str(step["links"]),
+            f"{busiest['from']}→{busiest['to']} {format_bytes(busiest['bytes'])}" if busiest else "sends nothing",
+            _time(step["predicted_seconds"]),
+        )
+    return table
+
+
+def _times_table(numbers: dict[str, Any]) -> Table:
+    other, seconds = numbers["leader_and_broadcast"], numbers["predicted_seconds"]
+    title = f"predicted on {numbers['hardware']}, {numbers['devices_per_host']} devices a host"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in ("bytes moved", "busiest device", "then inside", "time"):
+        table.add_column(heading, justify="right")
+    for name, key, found in (("this plan", "plan", numbers), ("leader and broadcast", "leader_and_broadcast", other)):
+        sizes = (format_bytes(found[size]) for size in ("bytes_moved", "bytes_per_device_max", "bytes_gathered"))
+        table.add_row(name, *sizes, _time(seconds[key]))
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:,.1f} µs"

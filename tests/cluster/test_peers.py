@@ -1,0 +1,85 @@
+"""Whom the judgement names, and the line protocol against broken and foreign input."""
+
+import socket
+
+import pytest
+
+from hetjax.cluster.peers import LONGEST_LINE, Peer, Status, Wire, judge, read_status
+
+
+def peer(process, position, *, moved=0.0, heard=100.0, unlimited=False):
+    status = Status(position=position, doing="d", unlimited=unlimited)
+    return Peer(process, 4, "h", 1, heard, moved, status)
+
+
+def named(*peers, now=100.0):
+    told = judge(peers, 60, now)
+    return told and [line.split()[1] for line in told.splitlines()]
+
+
+def test_all_moving_is_well():
+    assert named(peer(0, (1,), moved=90), peer(1, (2,), moved=50)) is None
+
+
+def test_the_smallest_position_is_named_among_the_still():
+    assert named(peer(0, (12, 9)), peer(1, (12, 7)), peer(2, (13, 1))) == ["1"]
+
+
+def test_all_at_the_smallest_position_are_named():
+    assert named(peer(0, (12, 9)), peer(1, (12, 7)), peer(2, (12, 7))) == ["1", "2"]
+
+
+def test_nobody_is_named_while_the_one_furthest_behind_moves_or_may_take_its_time():
+    assert named(peer(0, (12, 9)), peer(1, (12, 7), moved=99)) is None
+    assert named(peer(0, (12, 9)), peer(1, (12, 7), unlimited=True)) is None
+
+
+def test_a_still_one_behind_one_that_may_take_its_time_is_named():
+    assert named(peer(0, (12, 7)), peer(1, (12, 9), unlimited=True)) == ["0"]
+
+
+def test_silence_counts_even_where_any_time_may_be_taken():
+    assert named(peer(0, (1,), moved=99), peer(1, (9,), heard=39, unlimited=True)) == ["1"]
+
+
+@pytest.fixture
+def ends():
+    """Both ends of a TCP connection: a plain socket, and a wire."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        left = socket.create_connection(listener.getsockname())
+        right, _ = listener.accept()
+    wire = Wire(right)
+    yield left, wire
+    left.close()
+    wire.close()
+
+
+def test_a_status_arrives_as_it_was_sent_however_it_is_cut(ends):
+    left, wire = ends
+    status = Status(position=(3, 4), doing="F3 of «llm»", unlimited=False)
+    wire.send_status(status)
+    raw = left.recv(4096)
+    left.sendall(raw[:7])
+    assert wire.receive() == []
+    left.sendall(raw[7:] + raw)
+    assert [read_status(line) for line in wire.receive()] == [status, status]
+    left.close()
+    assert wire.receive() is None
+
+
+@pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"\xff\xfe\n"])
+def test_nonsense_counts_as_a_broken_connection(ends, nonsense):
+    left, wire = ends
+    left.sendall(nonsense)
+    assert wire.receive() is None
+
+
+def test_a_line_without_end_is_not_collected_for_ever(ends):
+    left, wire = ends
+    received, sent = [], 0
+    while received == []:
+        assert sent <= 2 * LONGEST_LINE
+        left.sendall(b"x" * 10000)
+        sent += 10000
+        received = wire.receive()
+    assert received is None

@@ -1,0 +1,152 @@
+"""Bytes read from a program's text: from lines as XLA writes them, and from programs of known bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hetjax.compiled import bytes_received, collectives
+
+LISTED = "replica_groups={{0,1,2,3},{4,5,6,7}}"
+
+
+def one(line: str):
+    (found,) = collectives(line)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "received"),
+    [
+        # Two groups of four; a result of 64 bytes on each device.
+        (f"%a = f32[16]{{0}} all-gather(%p), channel_id=1, {LISTED}, dimensions={{0}}", "all-gather", 8 * 48),
+        (f"ROOT %a = f32[16]{{0}} all-reduce(%p), {LISTED}, to_apply=%add", "all-reduce", 8 * 2 * 48),
+        (f"%a = f32[16]{{0}} reduce-scatter(%p), {LISTED}, dimensions={{0}}", "reduce-scatter", 8 * 3 * 64),
+        (f"%a = f32[16]{{0}} all-to-all(%p), {LISTED}, dimensions={{0}}", "all-to-all", 8 * 48),
+        (f"%a = f32[16]{{0}} collective-broadcast(%p), {LISTED}", "collective-broadcast", 2 * 3 * 64),
+        (
+            "%a = f32[16]{0} collective-permute(%p), source_target_pairs={{0,1},{1,2},{5,5}}, metadata={}",
+            "collective-permute",
+            2 * 64,
+        ),
+    ],
+)
+def test_bytes_of_every_kind(line, kind, received):
+    assert one(line).kind == kind
+    assert one(line).bytes_received == bytes_received(line) == received
+
+
+@pytest.mark.parametrize(
+    ("written", "groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 2, 4),
+        ("{{0,4},{1,5},{2,6},{3,7}}", 4, 2),
+        ("{{0},{1}}", 2, 1),
+        ("[2,4]<=[8]", 2, 4),
+        ("[2,4]<=[4,2]T(1,0)", 2, 4),
+        ("[4,2]<=[2,2,2]T(2,0,1)", 4, 2),
+        ("mesh['a'=2,'b'=4] {'b'}", 2, 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 1, 8),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", 4, 2),
+        ("mesh['a'=2,'b'=4], device_ids=(7,6,5,4,3,2,1,0) {'b'}", 2, 4),
+        ("mesh['a'=4,'b'=2] {'a':(1)2}", 4, 2),
+        ("mesh['a'=4,'b'=2] {'a':(2)2,'b'}", 2, 4),
+    ],
+)
+def test_every_form_of_groups(written, groups, size):
+    found = one(f"%a = bf16[8,4]{{1,0}} all-gather(%p), channel_id=1, replica_groups={written}, dimensions={{0}}")
+    assert (found.groups, found.group_size) == (groups, size)
+    assert found.result_bytes == 64
+
+
+def test_groups_left_out_mean_all_devices():
+    text = "HloModule jit_f, is_scheduled=true, num_partitions=8\n%a = s8[8] all-gather(%p), replica_groups={}"
+    assert (one(text).groups, one(text).group_size) == (1, 8)
+
+
+@pytest.mark.parametrize("groups", ["replica_groups={{0,1},{2}}", "replica_groups=@elsewhere", ""])
+def test_groups_that_cannot_be_told_are_an_error(groups):
+    with pytest.raises(ValueError, match="replica groups"):
+        collectives(f"%a = f32[16]{{0}} all-gather(%p), {groups}")
+
+
+@pytest.mark.parametrize(
+    ("line", "result_bytes"),
+    [
+        (f"(f32[4]{{0}}, f32[16]{{0}}) all-gather-start(%p), {LISTED}", 64),
+        (f"((f32[4]{{0}}, s8[2]), (f32[16]{{0}}, s8[8])) all-gather-start(%p, %q), {LISTED}", 72),
+        (f"((f32[16]{{0}}), f32[4]{{0}}, u32[]) reduce-scatter-start(%p), {LISTED}", 16),
+        (f"f32[16]{{0}} all-reduce-start(%p), {LISTED}", 64),
+        (f"(f32[16]{{0}}, f32[2,3]{{1,0:T(8,128)}}) all-reduce-start(%p, %q), {LISTED}", 64 + 24),
+        ("(f32[16], f32[16], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}", 64),
+    ],
+)
+def test_an_asynchronous_start_counts_its_result_alone(line, result_bytes):
+    assert one(f"%start = {line}").result_bytes == result_bytes
+
+
+def test_done_and_operands_of_that_name_do_not_count():
+    text = """
+      %done = f32[16]{0} all-gather-done(%all-gather-start)
+      %fused = f32[16]{0} fusion(%all-gather.3), kind=kLoop, calls=%all-reduce.clone
+      %next = f32[16]{0} add(%collective-permute, %q), metadata={op_name="jit(f)/all-gather(x)"}
+    """
+    assert collectives(text) == []
+
+
+@pytest.mark.parametrize(
+    ("array", "result_bytes"),
+    [
+        ("pred[8]", 8),
+        ("s4[8]{0:E(4)}", 4),
+        ("f8e4m3fn[8]", 8),
+        ("bf16[2,4]{1,0}", 16),
+        ("f32[]", 4),
+        ("c64[8]", 64),
+        ("f64[0,8]", 0),
+        ("(f32[1,16]{1,0}, f32[1,16]{1,0}, /*index=2*/u8[3])", 64 + 64 + 3),
+    ],
+)
+def test_sizes_of_results(array, result_bytes):
+    assert one(f"%a = {array} all-to-all(%p), {LISTED}").result_bytes == result_bytes
+
+
+def compiled_text(function, in_spec: P, out_spec: P, dtype) -> str:
+    """On a mesh of 2x4 devices, an array of 32x16."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+    program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_spec, out_specs=out_spec, check_vma=False))
+    argument = jax.ShapeDtypeStruct((32, 16), dtype, sharding=NamedSharding(mesh, in_spec))
+    return program.lower(argument).compile().as_text()
+
+
+BLOCK = 16 * 16 * 4  # bytes that a device holds of 32x16 elements of four bytes, rows split over "a"
+COMPILED = {
+    "psum over b": (lambda x: jax.lax.psum(x, "b"), P("a"), P("a"), 2 * 2 * 3 * BLOCK),
+    "psum over both": (lambda x: jax.lax.psum(x, ("a", "b")), P("a"), P(), 2 * 7 * BLOCK),
+    "all_gather over a": (lambda x: jax.lax.all_gather(x, "a", tiled=True), P("a"), P(), 8 * BLOCK),
+    "all_gather over b": (lambda x: jax.lax.all_gather(x, "b", tiled=True), P(("a", "b")), P("a"), 8 * BLOCK * 3 // 4),
+    "psum_scatter over b": (
+        lambda x: jax.lax.psum_scatter(x, "b", scatter_dimension=0, tiled=True),
+        P("a"),
+        P(("a", "b")),
+        8 * 3 * BLOCK // 4,
+    ),
+    "all_to_all over b": (
+        lambda x: jax.lax.all_to_all(x, "b", 1, 0, tiled=True),
+        P("a"),
+        P(("a", "b"), None),
+        8 * BLOCK * 3 // 4,
+    ),
+    "ppermute along b": (lambda x: jax.lax.ppermute(x, "b", [(0, 1), (1, 2)]), P("a"), P("a"), 4 * BLOCK),
+    "ppermute to itself": (lambda x: jax.lax.ppermute(x, "a", [(0, 0), (1, 1)]), P("a"), P("a"), 0),
+    "nothing": (lambda x: x + 1, P("a"), P("a"), 0),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
+def test_bytes_of_compiled_programs(name, dtype):
+    function, in_spec, out_spec, received = COMPILED[name]
+    assert bytes_received(compiled_text(function, in_spec, out_spec, dtype)) == received
