@@ -161,6 +161,10 @@ def trace_decode_plan(
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
     chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated
+
+    def on_last(function: Callable[[jax.Array], jax.Array]) -> Compiled | None:
+        return Compiled(function, answer, mesh=home.mesh, out_shardings=home) if own[-1].is_local else None
+
     return DecodePlan(
         inputs=inputs,
         encoders=encoders,
@@ -168,10 +172,8 @@ def trace_decode_plan(
         prompt=prompt,
         passing=passing,
         back=Transport(chosen.sharding, next_token.sharding, chosen.shape, chosen.dtype),
-        answers=Compiled(lambda answer: answer, answer, out_shardings=home) if own[-1].is_local else None,
-        all_stopped=Compiled(lambda answer: jnp.all(answer[:, -1] == stop_token), answer, out_shardings=home)
-        if own[-1].is_local
-        else None,
+        answers=on_last(lambda answer: answer),
+        all_stopped=on_last(lambda answer: jnp.all(answer[:, -1] == stop_token)),
         stopped_everywhere=Transport(home, every_process(devices), (), jnp.bool_),
     )
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.weights import Arrays
 from models.dims import Dims
@@ -21,16 +23,17 @@ TOKENS = "tokens"
 
 
 class Compiled:
-    """A function traced for fixed shapes and shardings; compiled by `compile`, or else by the first call."""
+    """A function traced for fixed shapes on a mesh; compiled by `compile`, or else by the first call."""
 
-    def __init__(self, function: Callable[..., Any], *avals: Any, **options: Any):
+    def __init__(self, function: Callable[..., Any], *avals: Any, mesh: Mesh, **options: Any):
+        self._mesh = mesh
         self._traced = jax.jit(function, **options).trace(*avals)
         self._program: Any = None
 
     def compile(self) -> None:
         """Compile; harmless to call twice."""
         if self._program is None:
-            self._program = self._traced.lower().compile()
+            self._program = in_order(self._traced.lower().compile(), self._mesh)
 
     def __call__(self, *arguments: Any) -> Any:
         self.compile()
@@ -52,7 +55,7 @@ class Encode:
         self.stage = stage
         self.outputs = placed_ports(stage, jax.eval_shape(forward, *avals))
         if stage.is_local:
-            self.forward = Compiled(forward, *avals, out_shardings=_shardings(self.outputs))
+            self.forward = Compiled(forward, *avals, mesh=stage.mesh, out_shardings=_shardings(self.outputs))
 
 
 class Carry(NamedTuple):
@@ -88,7 +91,9 @@ class Decode:
         self.outputs = placed_ports(stage, outputs)
         self.carry = self._placed_carry(carry, cache_dims)
         if stage.is_local:
-            self.prefill = Compiled(self._prefill, *avals, out_shardings=_shardings((self.outputs, self.carry)))
+            self.prefill = Compiled(
+                self._prefill, *avals, mesh=stage.mesh, out_shardings=_shardings((self.outputs, self.carry))
+            )
 
     def trace_step(self, passed: Shapes) -> Shapes:
         """Trace the step for inputs of one row a sample: its outputs by port."""
@@ -96,7 +101,9 @@ class Decode:
         avals = (stage.compute_params, stage.buffers, passed, self.carry)
         outputs = placed_ports(stage, jax.eval_shape(self._step, *avals)[0])
         if stage.is_local:
-            self.step = Compiled(self._step, *avals, donate_argnums=3, out_shardings=_shardings((outputs, self.carry)))
+            self.step = Compiled(
+                self._step, *avals, mesh=stage.mesh, donate_argnums=3, out_shardings=_shardings((outputs, self.carry))
+            )
         return outputs
 
     def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B]):

@@ -235,7 +235,9 @@ def _cast(stage: Stage) -> Compiled:
     def cast(params: Arrays) -> Arrays:
         return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
 
-    return Compiled(cast, stage.params, out_shardings={path: aval.sharding for path, aval in other.items()})
+    return Compiled(
+        cast, stage.params, mesh=stage.mesh, out_shardings={path: aval.sharding for path, aval in other.items()}
+    )
 
 
 def _map_inputs(batch: Batch, function: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.host import to_devices
 from hetjax.optimizer import Update
+from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage, cut_module
 from hetjax.state import StageState, TrainState
 from hetjax.weights import Arrays, take_apart
@@ -47,7 +48,8 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
     # seconds to optimize random-number code that runs once, and fuses it differently on each layout.
     on_cpu = stage.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(make, out_shardings=shardings, compiler_options=options)(seed)
+    program = jax.jit(make, out_shardings=shardings, compiler_options=options)
+    return in_order(program, stage.mesh)(seed)
 
 
 def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:

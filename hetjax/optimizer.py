@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hetjax.ordering import in_order
 from hetjax.stage import Stage
 from hetjax.weights import Arrays
 
@@ -77,21 +78,20 @@ class Update:
         cast = {path: aval.sharding for path, aval in self.stage.cast_params.items()}
         opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
-        self._prepare_program = jax.jit(self._prepare, out_shardings=(cast, params)).lower(stage.params).compile()
-        self._square_sum_program = (
-            jax.jit(self._square_sum, out_shardings=stage.replicated).lower(stage.params).compile()
-        )
-        self._update_program = (
-            jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(params, opt_state))
-            .lower(stage.params, self.opt_state, stage.params, scalar)
-            .compile()
+        prepare = jax.jit(self._prepare, out_shardings=(cast, params))
+        square_sum = jax.jit(self._square_sum, out_shardings=stage.replicated)
+        update = jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(params, opt_state))
+        self._prepare_program = in_order(prepare.lower(stage.params).compile(), stage.mesh)
+        self._square_sum_program = in_order(square_sum.lower(stage.params).compile(), stage.mesh)
+        self._update_program = in_order(
+            update.lower(stage.params, self.opt_state, stage.params, scalar).compile(), stage.mesh
         )
         return self
 
     def init(self, params: Arrays) -> Any:
         """The optimizer's state before the first step."""
         shardings = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
-        return jax.jit(self.optimizer.init, out_shardings=shardings)(params)
+        return in_order(jax.jit(self.optimizer.init, out_shardings=shardings), self.stage.mesh)(params)
 
     def prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """Dispatch: (weights to compute with, gradients of zero)."""

@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from hetjax.errors import GraphError
+from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.weights import Arrays
 
@@ -151,14 +153,14 @@ class ForwardBackward:
 
     def compile(self) -> ForwardBackward:
         """Compile the forward program, then the backward program for the residuals as the forward lays them out."""
-        self._forward = self._traced.lower().compile()
+        forward = self._traced.lower().compile()
+        self._forward = in_order(forward, self.stage.mesh)
         if self.has_backward:
-            self._compile_backward()
+            self._compile_backward(forward.output_shardings[2])
         return self
 
-    def _compile_backward(self) -> None:
-        stage = self.stage
-        avals, shardings = self._traced.out_info[2], self._forward.output_shardings[2]
+    def _compile_backward(self, shardings: tuple[NamedSharding, ...]) -> None:
+        stage, avals = self.stage, self._traced.out_info[2]
         kept = tuple(
             jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
             for aval, sharding in zip(avals, shardings, strict=True)
@@ -169,7 +171,7 @@ class ForwardBackward:
         self._again = sorted(i for i in self._residuals.arguments if i >= params)
         cotangents = {port: (self.outputs[port],) * count for port, count in self.gradient_outputs.items()}
         gradients = stage.params if stage.trains else {}
-        self._backward_program = (
+        program = (
             jax.jit(
                 self._backward,
                 donate_argnums=4,
@@ -181,6 +183,7 @@ class ForwardBackward:
             .lower(stage.compute_params, {str(i): arguments[i] for i in self._again}, kept, cotangents, gradients)
             .compile()
         )
+        self._backward_program = in_order(program, stage.mesh)
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 

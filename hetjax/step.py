@@ -14,6 +14,7 @@ from hetjax.boundary import Transport
 from hetjax.errors import GraphError
 from hetjax.links import Link
 from hetjax.optimizer import Update
+from hetjax.ordering import in_order
 from hetjax.program import ForwardBackward
 from hetjax.schedule import Schedule
 from hetjax.stage import Shapes, Stage
@@ -93,6 +94,10 @@ def trace_step(
     home = sink.stage.replicated
     norm_in = {name: Transport(update.stage.replicated, home, (), norm_dtype) for name, update in updates.items()}
     norm_out = {name: Transport(home, update.stage.replicated, (), norm_dtype) for name, update in updates.items()}
+
+    def on_sink(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return in_order(jax.jit(function, out_shardings=home), home.mesh)
+
     step = Step(
         stages={stage.name: stage for stage in stages},
         schedule=schedule,
@@ -102,10 +107,10 @@ def trace_step(
         updates=updates,
         norm_in=norm_in,
         norm_out=norm_out,
-        scale=jax.jit(functools.partial(_scale, dtype=sink.outputs[LOSS].dtype), out_shardings=home),
-        finish=jax.jit(lambda losses, scale: sum(losses) * scale, out_shardings=home),
-        total=jax.jit(sum, out_shardings=home),
-        root=jax.jit(jnp.sqrt, out_shardings=home),
+        scale=on_sink(functools.partial(_scale, dtype=sink.outputs[LOSS].dtype)),
+        finish=on_sink(lambda losses, scale: sum(losses) * scale),
+        total=on_sink(sum),
+        root=on_sink(jnp.sqrt),
     )
     return step, _tasks(step)
 

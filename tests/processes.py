@@ -95,8 +95,6 @@ def _child(job: str, index: int) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings["devices"])
-    # As hetjax.cluster.connect does, and says why.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_disable_most_optimizations", not settings["optimize"])
     jax.config.update("jax_enable_x64", settings["x64"])
     jax.distributed.initialize(

@@ -22,6 +22,7 @@ from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
 from hetjax.boundary.tiling import Tiling
+from hetjax.ordering import in_order
 
 AXIS = "devices"
 
@@ -48,6 +49,7 @@ class Exchange:
         mesh = Mesh(np.array(self._devices), (AXIS,))
         self._union = NamedSharding(mesh, PartitionSpec(AXIS))
         self._program = self._compile(mesh)
+        self._run = in_order(self._program, mesh)
 
     @property
     def text(self) -> str:
@@ -61,7 +63,7 @@ class Exchange:
         """
         given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
         blocks = [given[d.id] if d.id in self._senders else self._blanks[d.id] for d in self._own]
-        done = self._program(jax.make_array_from_single_device_arrays(self._whole, self._union, blocks))
+        done = self._run(jax.make_array_from_single_device_arrays(self._whole, self._union, blocks))
         arrays = [shard.data for shard in done.addressable_shards if shard.device.id in self._receivers]
         if not arrays:
             return None

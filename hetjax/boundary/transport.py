@@ -30,6 +30,7 @@ from hetjax.boundary.route import Move
 from hetjax.boundary.tiling import tiling_of
 from hetjax.compiled import bytes_received
 from hetjax.errors import BoundaryError
+from hetjax.ordering import in_order
 
 Way = Literal["stay", "reshard", "copies", "exchange", "device_put"]
 
@@ -122,7 +123,7 @@ class Transport:
             if self._asked is None and bytes_received(program.as_text()) > self.plan.bytes_moved:
                 way = "exchange"
             else:
-                self._across = program
+                self._across = in_order(program, self.destination.mesh)
         getattr(self, f"_compile_{way}")()
         self.way = way
         return self
@@ -163,9 +164,10 @@ class Transport:
 
     def _compile_ends(self, *, whole: bool) -> None:
         if self.source.mesh.local_devices:
-            self._split = split_program(self.plan, self.source, self.dtype, whole=whole)
+            self._split = in_order(split_program(self.plan, self.source, self.dtype, whole=whole), self.source.mesh)
         if self.destination.mesh.local_devices:
-            self._join = join_program(self.plan, self.destination, self.dtype, whole=whole)
+            join = join_program(self.plan, self.destination, self.dtype, whole=whole)
+            self._join = in_order(join, self.destination.mesh)
 
     @functools.cached_property
     def _fine(self) -> NamedSharding:

@@ -1,34 +1,16 @@
 """The same figures as 2 and as 4 processes, whose borders the placements of the suite cross in every way."""
 
 import jax
+import numpy as np
 import pytest
 
+from hetjax import Trainer
 from tests.parity.cases import ALL, LAYOUTS, Case, covering_sample
-from tests.parity.test_parity import TOLERANCE, largest_errors, make_trainer
+from tests.parity.problem import make_batch
+from tests.parity.test_parity import TOLERANCE, expected, largest_errors, make_trainer
 from tests.processes import run_processes
 
 SAMPLE = covering_sample(ALL)
-
-
-def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
-    """Runs in every process: what it finds of each case, all weights and gradients and, where it is, the loss."""
-    found = []
-    for case in cases:
-        trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
-        found.append(largest_errors(trainer, dtype))
-        jax.clear_caches()
-    return found
-
-
-def check(processes: int, cases: list[Case], dtype: str, timeout: float) -> None:
-    results = run_processes(
-        processes, errors_of, devices=8 // processes, x64=dtype == "float64", timeout=timeout, cases=cases, dtype=dtype
-    )
-    for case, *errors in zip(cases, *results, strict=True):
-        for process, found in enumerate(errors):
-            assert max(found.values()) <= TOLERANCE[dtype], (case, process, found)
-        assert any(found["loss"] for found in errors), "nobody compared a loss"
-
 
 CROSSING = [
     # Modules in different processes; both modules in both; llm stages in different processes.
@@ -38,8 +20,68 @@ CROSSING = [
 ]
 
 
+def shard_errors(trainer: Trainer, dtype: str) -> dict[str, float]:
+    """As `largest_errors`, of the shards that this process holds, each where it is."""
+    batch, state = make_batch(), trainer.init()
+    errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
+    for loss, gradients, weights in expected(dtype):
+        found, _, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
+        errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, found, gradients))
+        state, metrics = trainer.step(state, batch)
+        params = {name: stage.params for name, stage in state.stages.items()}
+        errors["weight"] = max(errors["weight"], largest_shard_error(trainer, params, weights))
+        if metrics:
+            errors["loss"] = max(errors["loss"], abs(float(metrics["loss"]) - float(loss)) / abs(float(loss)))
+    return errors
+
+
+def largest_shard_error(trainer: Trainer, arrays, references) -> float:
+    worst = 0.0
+    for stage in trainer.stages:
+        for path, array in arrays.get(stage.name, {}).items():
+            reference = np.asarray(references[stage.module][path])
+            scale = np.max(np.abs(reference)) or 1
+            if reference.shape != array.shape:
+                reference = reference[stage.index * array.shape[0] :][: array.shape[0]]
+            for shard in array.addressable_shards:
+                difference = np.abs(np.asarray(shard.data) - reference[shard.index])
+                worst = max(worst, float(np.max(difference, initial=0) / scale))
+    return worst
+
+
+def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
+    """Runs in every process: what it finds of each case, of the loss where that is."""
+    found = []
+    for case in cases:
+        found.append(shard_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype))
+        jax.clear_caches()
+    return found
+
+
+def whole_errors(case: Case, dtype: str) -> dict[str, float]:
+    """Runs in every process: all weights and gradients, which every process gets."""
+    return largest_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype)
+
+
+def check(processes: int, cases: list[Case], dtype: str, timeout: float) -> None:
+    results = run_processes(
+        processes, errors_of, devices=8 // processes, x64=dtype == "float64", timeout=timeout, cases=cases, dtype=dtype
+    )
+    for case, *errors in zip(cases, *results, strict=True):
+        for process, found in enumerate(errors):
+            assert max(found.values()) <= TOLERANCE[dtype], (case, process, found)
+        for what in ("loss", "gradient", "weight"):
+            assert any(found[what] for found in errors), f"nobody compared a {what}"
+
+
 def test_two_processes_equal_one_device():
     check(2, CROSSING, "float64", timeout=200)
+
+
+@pytest.mark.slow
+def test_every_process_gets_all_weights_and_gradients():
+    found = run_processes(4, whole_errors, devices=2, x64=True, timeout=250, case=CROSSING[0], dtype="float64")
+    assert all(max(errors.values()) <= TOLERANCE["float64"] for errors in found), found
 
 
 @pytest.mark.slow
