@@ -17,11 +17,16 @@ from meshes import Placement
 from models import LanguageModel, VisionEncoder
 
 
-def use_devices(config: TrainConfig) -> None:
-    """Settle the devices; must run before JAX is first used."""
+def use_devices(config: TrainConfig, processes: int = 1) -> None:
+    """Settle the devices of this process, one of so many; must run before JAX is first used. Raises ConfigError."""
     if config.fake_devices is not None:
+        if config.fake_devices % processes:
+            raise ConfigError(
+                f"fake_devices is {config.fake_devices}, for all processes together, which is not divisible by "
+                f"{processes} processes; change one of the two"
+            )
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", config.fake_devices)
+        jax.config.update("jax_num_cpu_devices", config.fake_devices // processes)
     if "float64" in (config.param_dtype, config.compute_dtype):
         jax.config.update("jax_enable_x64", True)
 

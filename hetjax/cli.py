@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.text import Text
 
 from hetjax.config import load_config
-from hetjax.errors import HetjaxError
-from meshes import PlacementError
-from models import ModelError
-
-USER_ERRORS = (HetjaxError, PlacementError, ModelError)
+from hetjax.telling import USER_ERROR_CODE, USER_ERRORS, tell
 
 
 @contextlib.contextmanager
@@ -25,19 +19,8 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        _tell(str(error))
-        raise SystemExit(2) from None
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "free some space, then run the same command again" if full else "check the path and its permissions"
-        _tell(f"{error.strerror or error}{where}; {fix}")
-        raise SystemExit(2) from None
-
-
-def _tell(message: str) -> None:
-    text = Text.assemble(("error", "bold red"), f": {message}")
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+        tell(error)
+        raise SystemExit(USER_ERROR_CODE) from None
 
 
 def train_main(arguments: Sequence[str] | None = None) -> None:

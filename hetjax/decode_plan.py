@@ -30,7 +30,7 @@ class DecodePlan:
         prompt: carries what the links hold in the prefill.
         passing: carries what links inside the language model hold in a step.
         back: carries the chosen tokens from the last stage to the first.
-        answers: answers -> the same on every device of the last stage's mesh, to be read on the host.
+        answers: carries the answers to every process.
         all_stopped: answers -> whether every sample has stopped, on the last stage's mesh.
         stopped_everywhere: carries that to every process.
     """
@@ -41,7 +41,7 @@ class DecodePlan:
     prompt: Mapping[str, Transport]
     passing: Mapping[str, Transport]
     back: Transport
-    answers: Compiled | None
+    answers: Transport
     all_stopped: Compiled | None
     stopped_everywhere: Transport
 
@@ -73,8 +73,8 @@ class DecodePlan:
                     tasks[f"{name} {what} boundary"] = transport.compile
         if self.back.is_local:
             tasks["next token boundary"] = self.back.compile
-        if self.answers is not None:
-            tasks["answers"] = self.answers.compile
+        tasks["answers, everywhere"] = self.answers.compile
+        if self.all_stopped is not None:
             tasks["all samples stopped"] = self.all_stopped.compile
         tasks["all samples stopped, everywhere"] = self.stopped_everywhere.compile
         return tasks
@@ -161,10 +161,11 @@ def trace_decode_plan(
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
     chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated
-
-    def on_last(function: Callable[[jax.Array], jax.Array]) -> Compiled | None:
-        return Compiled(function, answer, mesh=home.mesh, out_shardings=home) if own[-1].is_local else None
-
+    all_stopped = None
+    if own[-1].is_local:
+        all_stopped = Compiled(
+            lambda answer: jnp.all(answer[:, -1] == stop_token), answer, mesh=home.mesh, out_shardings=home
+        )
     return DecodePlan(
         inputs=inputs,
         encoders=encoders,
@@ -172,8 +173,8 @@ def trace_decode_plan(
         prompt=prompt,
         passing=passing,
         back=Transport(chosen.sharding, next_token.sharding, chosen.shape, chosen.dtype),
-        answers=on_last(lambda answer: answer),
-        all_stopped=on_last(lambda answer: jnp.all(answer[:, -1] == stop_token)),
+        answers=Transport(answer.sharding, every_process(devices), answer.shape, answer.dtype),
+        all_stopped=all_stopped,
         stopped_everywhere=Transport(home, every_process(devices), (), jnp.bool_),
     )
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import jax
 
-from hetjax.schedule.actions import Action, Kind, update
+from hetjax.schedule.actions import Action, Kind
 from hetjax.state import StageState, TrainState
 from hetjax.step import LOSS, Step
 from hetjax.weights import Arrays
 
 Observer = Callable[[Action, Any], None]
 """Called after each dispatch with the action and what it returned."""
+
+Announcer = Callable[[int, Action], None]
+"""Called before each dispatch with the action and its place in the schedule."""
 
 
 @dataclasses.dataclass
@@ -47,8 +50,10 @@ class Executor:
         graph = step.schedule.graph
         self._out = {name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages}
         self._in = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
-        self._actions = [action for action in step.schedule.actions if self._takes_part(action)]
-        self._updates = [action.stage for action in step.schedule.actions if action.kind is Kind.UPDATE]
+        # With their places in the one order of all processes.
+        actions = list(enumerate(step.schedule.actions))
+        self._actions = [(place, action) for place, action in actions if self._takes_part(action)]
+        self._updates = [(place, action) for place, action in actions if action.kind is Kind.UPDATE]
 
     def _takes_part(self, action: Action) -> bool:
         """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
@@ -62,6 +67,7 @@ class Executor:
         inputs: Mapping[tuple[str, int], Arrays],
         scale: jax.Array | None,
         observe: Observer | None = None,
+        announce: Announcer | None = None,
     ) -> tuple[dict[str, Arrays], dict[str, Arrays], jax.Array | None]:
         """Dispatch all but the updates: (gradients by stage, buffers by stage, loss).
 
@@ -70,7 +76,9 @@ class Executor:
         """
         flight = self._begin(state, inputs)
         run = {Kind.FORWARD: self._forward, Kind.BACKWARD: self._backward, Kind.TRANSFER: self._transfer}
-        for action in self._actions:
+        for place, action in self._actions:
+            if announce is not None:
+                announce(place, action)
             done = run[action.kind](flight, action, scale)
             if observe is not None:
                 observe(action, done)
@@ -83,12 +91,16 @@ class Executor:
         inputs: Mapping[tuple[str, int], Arrays],
         scale: jax.Array | None,
         observe: Observer | None = None,
+        announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Dispatch a whole step: (state after it, metrics still on the devices, none where the last stage is not)."""
-        gradients, buffers, loss = self.gradients(state, inputs, scale, observe)
+        """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
+        gradients, buffers, loss = self.gradients(state, inputs, scale, observe, announce)
         square_sum = self._square_sum(gradients)
         stages = {name: dataclasses.replace(stage, buffers=buffers[name]) for name, stage in state.stages.items()}
-        for name in self._updates:
+        for place, action in self._updates:
+            name = action.stage
+            if announce is not None:
+                announce(place, action)
             arrived = self.step.norm_out[name](square_sum) if self.step.norm_out[name].is_local else None
             if name not in stages:
                 continue
@@ -98,8 +110,9 @@ class Executor:
             )
             stages[name] = StageState(params=params, buffers=stage.buffers, opt_state=opt_state)
             if observe is not None:
-                observe(update(name), params)
-        metrics = {} if square_sum is None else {"loss": loss, "grad_norm": self.step.root(square_sum)}
+                observe(action, params)
+        norm = None if square_sum is None else self.step.root(square_sum)
+        metrics = {"loss": self.step.tell["loss"](loss), "grad_norm": self.step.tell["grad_norm"](norm)}
         return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(self, state: TrainState, inputs: Mapping[tuple[str, int], Arrays]) -> _InFlight:

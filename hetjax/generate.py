@@ -31,20 +31,15 @@ Weights = dict[str, tuple[Arrays, Arrays]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`.
+    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`."""
 
-    With many processes those that run the language model's last stage have them; `ids` is None elsewhere.
-    """
-
-    ids: jax.Array | None
+    ids: jax.Array
     made: int
     count: int
     stop_token: int
 
-    def read(self) -> Int[np.ndarray, "B R"] | None:
-        """The tokens on the host; waits for them. None where they are not."""
-        if self.ids is None:
-            return None
+    def read(self) -> Int[np.ndarray, "B R"]:
+        """The tokens on the host; waits for them."""
         ids = np.asarray(self.ids)[: self.count]
         rest = ids.shape[1] - self.made
         return np.pad(ids[:, rest:], ((0, 0), (0, rest)), constant_values=self.stop_token)
@@ -131,7 +126,7 @@ class Generator:
         while made < self.max_new_tokens and not self._may_stop(plan, carries, made):
             token = self._step(plan, weights, plan.back(token) if plan.back.is_local else None, carries)
             made += 1
-        ids = plan.answers(carries[plan.last].answer) if plan.last in carries else None
+        ids = plan.answers(carries[plan.last].answer if plan.last in carries else None)
         return Answers(ids=ids, made=made, count=count, stop_token=self.stop_token)
 
     def _cast(self, name: str, params: Arrays) -> Arrays:

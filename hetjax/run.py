@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from hetjax.batch import check_batch
+from hetjax.batch import check_batch, rows_needed
 from hetjax.build import (
     batch_shapes,
     build_graph,
@@ -25,13 +27,14 @@ from hetjax.build import (
     use_devices,
 )
 from hetjax.checkpoint import Checkpoints
+from hetjax.cluster import AgreedStop
 from hetjax.config import TrainConfig
 from hetjax.data import HostBatch, Tokenizer, TrainData, check_dataset, eval_batches, load_tokenizer, write_digits
 from hetjax.display import LiveBar, placement_table
 from hetjax.errors import DataError, DivergenceError
 from hetjax.evaluate import EvalResult, evaluate
 from hetjax.generate import Generator
-from hetjax.interrupt import StopRequest
+from hetjax.job import Job, join_job
 from hetjax.metrics import MetricsLog, draw_loss, read_metrics
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
@@ -41,36 +44,67 @@ from hetjax.trainer import Trainer
 def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:
     """Train to the last step, going on from the newest checkpoint in the run's folder; the last metrics.
 
-    `resolved` is the settings as YAML, kept in the folder. Raises HetjaxError or PlacementError.
+    `resolved` is the settings as YAML, kept in the folder. In a job of several processes every one calls this, and
+    process 0 prints, logs and draws for all; the others return no metrics. Raises HetjaxError or PlacementError.
     """
-    use_devices(config)
+    with join_job(peer_timeout=config.peer_timeout) as job:
+        return _train(config, resolved, job, _console_of(job, config, console))
+
+
+def _console_of(job: Job, config: TrainConfig, console: Console) -> Console:
+    """Where this process prints: only the first one of a job does, and the others into files if asked for."""
+    if job.speaks:
+        return console
+    if not config.log_every_process:
+        return Console(quiet=True)
+    Path(config.directory).mkdir(parents=True, exist_ok=True)
+    log = (Path(config.directory) / f"process-{job.process}.log").open("a", buffering=1)
+    return Console(file=log, soft_wrap=True, markup=False, highlight=False)
+
+
+def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> dict[str, Any]:
+    use_devices(config, job.processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     check_tokenizer(config, tokenizer)
-    prepare_data(config, tokenizer, console)
+    job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
+    make_demo_data(config, job, console)
+    check_data(config, tokenizer, console)
     trainer = build_trainer(config, build_graph(config))
     check_batch(trainer.stages, config.data.batch_size, config.microbatches)
+    job.agree("schedule", trainer.schedule.digest()[:16])
     console.print(placement_table(trainer))
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
     generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
     answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
     # Restored before anything is compiled: a checkpoint that does not fit is told at once.
-    run = _Run(config, trainer, generator, tokenizer, directory, console)
+    run = _Run(config, trainer, generator, tokenizer, directory, console, job)
     try:
-        trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
+        with job.unlimited("compiling"):
+            trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
+        # Nobody starts a program that a slower process has yet to compile: its first messages would time out.
+        job.agree("compiled step")
         # Only now: a refused command leaves the settings of the run as they were.
-        (directory / "config.yaml").write_text(resolved)
+        if job.speaks:
+            (directory / "config.yaml").write_text(resolved)
         return run.to_the_end()
     finally:
         run.close()
 
 
-def prepare_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
-    """Make demonstration data that is missing, then check what is there. Raises DataError."""
-    data = config.data
-    if config.demo_data == "digits" and not Path(data.train).exists():
-        folder = write_digits(Path(data.train).parent)
+def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
+    """Make demonstration data that is missing, in one process for all."""
+    if config.demo_data != "digits":
+        return
+    if job.speaks and not Path(config.data.train).exists():
+        folder = write_digits(Path(config.data.train).parent)
         console.print(f"wrote the digits to {folder}")
+    job.agree("demonstration data")
+
+
+def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
+    """Check the data that is there. Raises DataError."""
+    data = config.data
     for path in filter(None, (data.train, data.eval)):
         summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
         if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
@@ -81,6 +115,10 @@ def prepare_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) ->
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
         console.print(f"{path}: {summary.samples} samples, {summary.images} images")
+
+
+class _DataEnded(DataError):
+    """There is no further batch."""
 
 
 @dataclasses.dataclass
@@ -102,10 +140,11 @@ class _Run:
         tokenizer: Tokenizer,
         directory: Path,
         console: Console,
+        job: Job,
     ):
         self.config, self.trainer, self.generator, self.tokenizer = config, trainer, generator, tokenizer
-        self.directory, self.console = directory, console
-        self.data = TrainData(config.data, tokenizer, tokens_per_image(config))
+        self.directory, self.console, self.job = directory, console, job
+        self.data = TrainData(config.data, tokenizer, tokens_per_image(config), rows=self._rows())
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer)
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         self.learning_rates = np.asarray(
@@ -115,11 +154,23 @@ class _Run:
         self.bad_samples = 0
         self._steps_here = 0
         self.state = self._first_state()
-        self.log = MetricsLog(directory, resume_step=self.state.step)
+        self.log = MetricsLog(directory, resume_step=self.state.step) if job.speaks else None
+
+    def _rows(self) -> tuple[int, ...] | None:
+        """The rows of a batch that this process loads; None for all."""
+        if self.job.processes == 1:
+            return None
+        takes = batch_shapes(self.config)
+        fed = [stage for stage in self.trainer.stages if set(stage.inputs) & set(takes.get(stage.module, ()))]
+        return rows_needed(fed, self.config.data.batch_size, self.config.microbatches)
 
     def _first_state(self) -> TrainState:
-        if self.checkpoints.latest_step() is None:
-            return self.trainer.init(self.config.seed)
+        step = self.checkpoints.latest_step()
+        self.job.agree("checkpoint to start from", str(step))
+        with self.job.unlimited("making the first state"):
+            return self.trainer.init(self.config.seed) if step is None else self._restored()
+
+    def _restored(self) -> TrainState:
         state, extra = self.checkpoints.restore()
         self.data.set_state(extra["data"])
         self.bad_samples = extra["bad_samples"]
@@ -130,10 +181,11 @@ class _Run:
         """Train, evaluate, save, draw; returns the last row of metrics. A signal to stop saves and exits with 130."""
         config = self.config
         bar = LiveBar(self.console, steps=config.steps, done=self.state.step, log_every=config.log_every)
-        with bar, StopRequest() as stop:
+        with bar, self.job.stop() as stop:
             self._train(bar, stop)
-        self.checkpoints.wait()
-        rows = read_metrics(self.log.path)
+        with self.job.unlimited("writing a checkpoint"):
+            self.checkpoints.wait()
+        rows = read_metrics(self.log.path) if self.log is not None else []
         if rows:
             draw_loss(rows, self.directory / "loss.png", title=config.name)
         if self.state.step < config.steps:
@@ -142,17 +194,20 @@ class _Run:
         self.console.print(f"done: metrics, curves and checkpoints are in {self.directory}")
         return rows[-1] if rows else {}
 
-    def _train(self, bar: LiveBar, stop: StopRequest) -> None:
+    def _train(self, bar: LiveBar, stop: AgreedStop) -> None:
         config = self.config
         batches = self._batches()
         pending: _Pending | None = None
         self._clock = time.perf_counter()
-        while self.state.step < config.steps and not stop.made:
+        while self.state.step < config.steps and not stop.reached(self.state.step):
+            self.job.at(self.state.step + 1, -1, "its batch")
             try:
                 batch = next(batches)
-            except DataError:
-                self._save(pending, bar)
-                self.checkpoints.wait()
+            except DataError as error:
+                # A checkpoint takes all processes, and all come here only at the end of the data.
+                if self.job.processes == 1 or isinstance(error, _DataEnded):
+                    self._save(pending, bar)
+                    self.checkpoints.wait()
                 raise
             pending, before = self._step(batch, bar), pending
             if before is not None:
@@ -169,7 +224,7 @@ class _Run:
 
     def _batches(self) -> Iterator[HostBatch]:
         yield from self.data
-        raise DataError(
+        raise _DataEnded(
             f"the data ended after {self.state.step} of {self.config.steps} steps (data.epochs = "
             f"{self.config.data.epochs}); raise data.epochs, set it to null to repeat forever, or lower steps"
         )
@@ -184,8 +239,10 @@ class _Run:
         self._steps_here += 1
         # The first steps of a process still warm up: time the third, and then one in so many.
         due = self.config.profile_every and (self._steps_here - 3) % self.config.profile_every == 0
-        stopwatch = Stopwatch().start(self.state) if due else None
-        self.state, metrics = self.trainer.step(self.state, batch.arrays, observe=stopwatch)
+        with self.job.unlimited("waiting for the devices"):
+            stopwatch = Stopwatch().start(self.state) if due else None
+        announce = functools.partial(self.job.before_action, step) if self.job.processes > 1 else None
+        self.state, metrics = self.trainer.step(self.state, batch.arrays, observe=stopwatch, announce=announce)
         if stopwatch is not None:
             self.times = stopwatch.by_module(self.trainer.schedule.graph)
             row |= rounded(self.times)
@@ -193,7 +250,8 @@ class _Run:
 
     def _report(self, pending: _Pending, bar: LiveBar) -> None:
         """Read a step's metrics, which waits for that step, and log them."""
-        numbers = {name: float(value) for name, value in pending.metrics.items()}
+        with self.job.unlimited("waiting for the devices"):
+            numbers = {name: float(value) for name, value in pending.metrics.items()}
         if not all(map(math.isfinite, numbers.values())):
             raise DivergenceError(
                 f"step {pending.row['step']}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
@@ -203,15 +261,17 @@ class _Run:
         tokens = self.config.data.batch_size * self.config.data.seq_len
         row = {**pending.row, **numbers, "tokens_per_second": round(tokens / (now - self._clock), 1)}
         self._clock = now
-        self.log.write(row)
+        if self.log is not None:
+            self.log.write(row)
         bar.show(row, self.times)
 
     def _evaluate(self, pending: _Pending, bar: LiveBar) -> None:
         if self.config.data.eval is None:
             return
-        jax.block_until_ready(pending.metrics)
-        started = time.perf_counter()
-        result = self._answers()
+        with self.job.unlimited("evaluating"):
+            jax.block_until_ready(pending.metrics)
+            started = time.perf_counter()
+            result = self._answers()
         # Answering is no part of the training speed.
         self._clock += time.perf_counter() - started
         for bad in result.bad:
@@ -227,10 +287,12 @@ class _Run:
         # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
         if pending is not None:
             self._report(pending, bar)
-        self.checkpoints.save(self.state, {"data": self.data.get_state(), "bad_samples": self.bad_samples})
+        with self.job.unlimited("writing a checkpoint"):
+            self.checkpoints.save(self.state, {"data": self.data.get_state(), "bad_samples": self.bad_samples})
 
     def close(self) -> None:
         """Stop the data threads and close the files."""
         self.data.close()
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
         self.checkpoints.close()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from hetjax.boundary import Transport
 from hetjax.errors import GraphError
+from hetjax.host import every_process
 from hetjax.links import Link
 from hetjax.optimizer import Update
 from hetjax.ordering import in_order
@@ -41,6 +42,7 @@ class Step:
         norm_in, norm_out: carry a stage's sum of squares to the last stage, and the total back.
         scale: loss weights of the microbatches -> one over their sum, on the last stage's mesh.
         finish: (losses of the microbatches, scale) -> mean loss, on the last stage's mesh.
+        tell: carry the metrics from there to every process.
         total, root: sums of squares -> their sum, and -> the norm, on the last stage's mesh.
     """
 
@@ -56,6 +58,7 @@ class Step:
     finish: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
     total: Callable[[tuple[jax.Array, ...]], jax.Array]
     root: Callable[[jax.Array], jax.Array]
+    tell: Mapping[str, Callable[[jax.Array | None], jax.Array]]
 
     @property
     def sink(self) -> Stage:
@@ -69,6 +72,7 @@ def trace_step(
     inputs: Mapping[str, Shapes],
     updates: Mapping[str, Update],
     schedule: Schedule,
+    devices: Sequence[jax.Device],
 ) -> tuple[Step, dict[str, Callable[[], object]]]:
     """Trace all programs in the order of the data, and list what remains to compile, by name."""
     programs: dict[str, ForwardBackward] = {}
@@ -98,6 +102,10 @@ def trace_step(
     def on_sink(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return in_order(jax.jit(function, out_shardings=home), home.mesh)
 
+    def to_all(dtype: jnp.dtype) -> Callable[[jax.Array | None], jax.Array]:
+        everywhere = every_process(devices)
+        return Transport(home, everywhere, (), dtype) if everywhere.mesh.size > 1 else lambda scalar: scalar
+
     step = Step(
         stages={stage.name: stage for stage in stages},
         schedule=schedule,
@@ -111,6 +119,7 @@ def trace_step(
         finish=on_sink(lambda losses, scale: sum(losses) * scale),
         total=on_sink(sum),
         root=on_sink(jnp.sqrt),
+        tell={"loss": to_all(sink.outputs[LOSS].dtype), "grad_norm": to_all(norm_dtype)},
     )
     return step, _tasks(step)
 
@@ -164,6 +173,9 @@ def _tasks(step: Step) -> dict[str, Callable[[], object]]:
             tasks[f"{name} update"] = update.compile
         if step.norm_in[name].is_local:
             tasks[f"{name} norm"] = _both(step.norm_in[name], step.norm_out[name])
+    for name, transport in step.tell.items():
+        if isinstance(transport, Transport):
+            tasks[f"{name} to every process"] = transport.compile
     for name, crossing in step.crossings.items():
         if crossing.forward.is_local:
             tasks[f"{name} boundary"] = _both(crossing.forward, crossing.backward)

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from hetjax.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
 from hetjax.compiling import compile_all
 from hetjax.errors import ConfigError, StateError
-from hetjax.executor import Executor, Observer
+from hetjax.executor import Announcer, Executor, Observer
 from hetjax.graph import ModuleGraph
 from hetjax.host import to_devices, to_every_process
 from hetjax.initialize import initialize
@@ -134,35 +134,48 @@ class Trainer:
         `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`. `also` holds further
         compilations to run at the same time, by name, e.g. those of `Generator.trace`.
         """
-        inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
-        check_loss_tokens(batch, self.graph.sink)
-        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule)
+        step, tasks = self.trace(batch)
         compile_all({**tasks, **(also or {})}, progress=progress)
         self._executor = Executor(step)
 
+    def trace(self, batch: Batch) -> tuple[Step, dict[str, Callable[[], object]]]:
+        """Trace all programs of a step for batches of these shapes, and list what remains to compile, by name.
+
+        Raises BatchError and GraphError.
+        """
+        inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
+        check_loss_tokens(batch, self.graph.sink)
+        return trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices)
+
     def step(
-        self, state: TrainState, batch: Batch, *, observe: Observer | None = None
+        self,
+        state: TrainState,
+        batch: Batch,
+        *,
+        observe: Observer | None = None,
+        announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One training step, dispatched without waiting: (new state, {"loss", "grad_norm"} still on the devices).
 
         Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
-        count that the summed loss is divided by. `observe(action, result)` is called after each dispatch.
+        count that the summed loss is divided by. `observe(action, result)` is called after each dispatch, and
+        `announce(place, action)` before it, with the action's place in the schedule.
 
-        With many processes a batch may hold, as `RowSubset`, the rows that this process needs (`rows_needed`);
-        the metrics are empty where the last module is not.
+        With many processes a batch may hold, as `RowSubset`, the rows that this process needs (`rows_needed`).
+        Every process gets the metrics.
         """
         self._check_state(state)
-        return self._ready(batch).train(state, *self._place(batch), observe)
+        return self._ready(batch).train(state, *self._place(batch), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
         """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid.
 
-        With many processes all of them call it; the loss is None where the last module is not.
+        With many processes all of them call it, and get all of it.
         """
         self._check_state(state)
         gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
-        return loss, self._on_host(gradients)
+        return self.compiled.tell["loss"](loss), self._on_host(gradients)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined.

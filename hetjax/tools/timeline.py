@@ -6,12 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from hetjax.batch import input_shapes
 from hetjax.build import batch_shapes, build_trainer, use_devices
 from hetjax.config import TrainConfig
 from hetjax.schedule import Costs, Kind, Timeline, simulate
 from hetjax.schedule.trace import write_trace
-from hetjax.step import trace_step
 from hetjax.stopwatch import Stopwatch
 from hetjax.tools.flops import backward_factor, forward_flops
 from hetjax.tools.outcome import Outcome, busy
@@ -58,8 +56,7 @@ def _estimate(trainer: Trainer, config: TrainConfig) -> Costs:
 
     Devices count as equally fast, transfers as immediate; an update takes a tenth of a unit.
     """
-    inputs = input_shapes(batch_shapes(config), trainer.stages, trainer.links, trainer.microbatches)
-    step, _ = trace_step(trainer.stages, trainer.links, inputs, trainer.updates, trainer.schedule)
+    step, _ = trainer.trace(batch_shapes(config))
     per_device = {name: flops / step.stages[name].mesh.size for name, flops in forward_flops(step).items()}
     unit = max(per_device.values()) or 1.0
     of = {(name, Kind.FORWARD): flops / unit for name, flops in per_device.items()}

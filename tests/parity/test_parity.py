@@ -56,8 +56,7 @@ def largest_errors(trainer: Trainer, dtype: str, batch=None) -> dict[str, float]
         state, metrics = trainer.step(state, batch)
         actual_weights = trainer.weights(state)
         found = {
-            # Over many processes, only those of the last module have it.
-            "loss": [relative_error(metrics["loss"], loss)] if metrics else [],
+            "loss": [relative_error(metrics["loss"], loss)],
             "gradient": [relative_error(actual_gradients[m][p], g) for m in gradients for p, g in gradients[m].items()],
             "weight": [relative_error(actual_weights[m][p], w) for m in weights for p, w in weights[m].items()],
         }

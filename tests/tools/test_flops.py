@@ -2,18 +2,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hetjax.batch import input_shapes
 from hetjax.build import batch_shapes
-from hetjax.step import trace_step
 from hetjax.tools.flops import backward_factor, count_flops, forward_flops, model_flops
 
 
 @pytest.fixture
 def make_step(make_config, make_trainer):
     def make(*changes):
-        trainer = make_trainer(*changes)
-        inputs = input_shapes(batch_shapes(make_config(*changes)), trainer.stages, trainer.links, trainer.microbatches)
-        return trace_step(trainer.stages, trainer.links, inputs, trainer.updates, trainer.schedule)[0]
+        return make_trainer(*changes).trace(batch_shapes(make_config(*changes)))[0]
 
     return make
 
