@@ -32,6 +32,7 @@ def launch_processes(
     logs: Path | None = None,
     port: int | None = None,
     grace: float = GRACE,
+    show: bool = True,
 ) -> int:
     """Run `python command...` in so many processes of one job and wait for them; the exit code of the job.
 
@@ -42,12 +43,13 @@ def launch_processes(
         logs: A folder; each process writes its output to process-i.log there, and only the first shows it too.
         port: Where they meet on this machine; null for one that is free.
         grace: Seconds from the first failure until the rest is asked to end, and as many again until it is killed.
+        show: Whether what they print is shown; with `logs` it may be kept there alone.
 
     Returns:
         0 if all ended with 0; else the code of the first process that failed by itself, not because of another one
         (128 + the signal's number, if one ended it).
     """
-    group = _Group(grace, logs)
+    group = _Group(grace, logs, show)
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, group.note_signal) for number in SIGNALS}
@@ -82,8 +84,8 @@ def _free_port() -> int:
 class _Group:
     """The processes of one job."""
 
-    def __init__(self, grace: float, logs: Path | None):
-        self._grace, self._logs = grace, logs
+    def __init__(self, grace: float, logs: Path | None, show: bool):
+        self._grace, self._logs, self._show = grace, logs, show
         self._children: list[subprocess.Popen] = []
         self._outputs: list[Output] = []
         self._signals: list[int] = []
@@ -96,7 +98,7 @@ class _Group:
 
     def start(self, command: Sequence[str], index: int, variables: dict[str, str]) -> None:
         """Start one process, in a session of its own: Ctrl-C in the terminal then reaches it once, through here."""
-        output = Output(index, self._logs)
+        output = Output(index, self._logs, show=self._show)
         leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
         self._children.append(
             subprocess.Popen(
@@ -161,9 +163,10 @@ class _Group:
             return 0
         index = next((i for i in self._failed if self._children[i].returncode != PEER_LOST), self._failed[0])
         code = self._children[index].returncode
-        what = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-        where = f"; its output is in {self._outputs[index].path}" if self._logs else ""
-        print(f"process {index} of {len(self._children)} {what}{where}", file=sys.stderr, flush=True)
+        if self._show:
+            what = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+            where = f"; its output is in {self._outputs[index].path}" if self._logs else ""
+            print(f"process {index} of {len(self._children)} {what}{where}", file=sys.stderr, flush=True)
         return code if code > 0 else 128 - code
 
 

@@ -14,14 +14,14 @@ JOIN_SECONDS = 5.0
 class Output:
     """The first process writes to the terminal itself; of the others, whole lines pass, errors with their number.
 
-    With a folder for logs, each process writes to a file of it, and what the first writes is shown as well.
+    With a folder for logs, each process writes to a file of it, and with `show` what the first writes is shown as well.
 
     Attributes:
         stdout, stderr: What to start the process with.
         path: Its log, if there is one.
     """
 
-    def __init__(self, process: int, logs: Path | None):
+    def __init__(self, process: int, logs: Path | None, *, show: bool = True):
         self.path = logs / f"process-{process}.log" if logs else None
         self._process = process
         self._log = self.path.open("ab", buffering=0) if self.path else None
@@ -29,7 +29,7 @@ class Output:
         if self._log is None:
             self.stdout = self.stderr = subprocess.PIPE if process else None
         else:
-            self.stdout = self.stderr = self._log if process else subprocess.PIPE
+            self.stdout = self.stderr = self._log if process or not show else subprocess.PIPE
 
     def follow(self, child: subprocess.Popen) -> None:
         """Begin to pass on what the process writes to pipes."""

@@ -13,6 +13,7 @@ from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, t
 from hetjax.errors import ConfigError
 from hetjax.tools.bench_boundary import bench_boundary
 from hetjax.tools.bench_overhead import overhead
+from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.demo_data import digits
@@ -32,6 +33,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "demo-data digits": digits,
     "bench overhead": overhead,
     "bench step": step,
+    "bench overlap": overlap,
     "bench boundary": bench_boundary,
 }
 # Parameters that are no options.
