@@ -114,6 +114,7 @@ class TrainConfig:
         demo_data: Demonstration data that is made when data.train does not exist.
         fake_devices: Run on this many CPU devices, over all processes, on any machine; null for those there are.
         peer_timeout: Seconds without progress after which a process counts as lost and its job ends.
+        join_timeout: Seconds that the processes of a job have to find each other at its start.
         log_every_process: Whether every process of a job writes a log into the run's folder, not process 0 alone.
     """
 
@@ -137,11 +138,12 @@ class TrainConfig:
     demo_data: Literal["digits"] | None = None
     fake_devices: int | None = None
     peer_timeout: float = 60.0
+    join_timeout: float = 300.0
     log_every_process: bool = False
 
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
-        _check_least(self, 1, *least, "peer_timeout")
+        _check_least(self, 1, *least, "peer_timeout", "join_timeout")
         vision, data = self.model.vision, self.data
         if vision is not None and vision.image_size != data.image_size:
             raise ConfigError(

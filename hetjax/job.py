@@ -61,7 +61,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def join_job(*, peer_timeout: float) -> Iterator[Job]:
+def join_job(*, peer_timeout: float, join_timeout: float) -> Iterator[Job]:
     """Take this process's place in the job that its environment tells of. Must come before JAX is first used.
 
     A process of several that fails tells the others, then its user, and ends at once: an orderly exit would
@@ -73,8 +73,11 @@ def join_job(*, peer_timeout: float) -> Iterator[Job]:
         return
     watch = None
     try:
-        connect(environment, peer_timeout=peer_timeout)
-        watch = Watch.start(environment.process, environment.processes, timeout=peer_timeout, notes=store)
+        connect(environment, peer_timeout=peer_timeout, join_timeout=join_timeout)
+        # All are connected now: one that does not come to the watch has died on the way.
+        watch = Watch.start(
+            environment.process, environment.processes, timeout=peer_timeout, notes=store, join_timeout=peer_timeout
+        )
         yield Job(environment.process, environment.processes, watch)
         with watch.unlimited("leaving"):
             disconnect()

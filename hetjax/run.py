@@ -47,7 +47,7 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, 
     `resolved` is the settings as YAML, kept in the folder. In a job of several processes every one calls this, and
     process 0 prints, logs and draws for all; the others return no metrics. Raises HetjaxError or PlacementError.
     """
-    with join_job(peer_timeout=config.peer_timeout) as job:
+    with join_job(peer_timeout=config.peer_timeout, join_timeout=config.join_timeout) as job:
         return _train(config, resolved, job, _console_of(job, config, console))
 
 

@@ -105,8 +105,7 @@ def _draw_step(axes: Axes, step: PlanStep, source: _Column, destination: _Column
         _head(axes, _LEFT, f"{step.name}\nsends nothing", _SOURCE)
         return
     text = f"{step.name}\n{format_bytes(step.bytes)} over {len(step.bytes_per_link)} links"
-    inside = step.where == "destination"
-    if inside:
+    if step.where == "destination" or step.name == "relay":
         _head(axes, _RIGHT + 1.15, text, _GATHER)
         _draw_arcs(axes, _joined(step.bytes_per_link, destination, destination), destination, rows)
         return

@@ -111,14 +111,15 @@ class Exchange:
         return slots.at[jnp.asarray(put)[here]].set(pieces[jnp.asarray(taken)[here]])
 
     def _round(self, slots, here, turn: Round, pieces, spare: int):
-        """Send each link's pieces."""
+        """Send each link's pieces: of the source's tile, or handed on out of the destination's."""
+        held = slots if turn.hop else pieces
         taken, put = self._tables(turn.size, spare)
         pairs = []
         for (source, destination), moves in turn.moves.items():
             pairs.append((self._place[source], self._place[destination]))
             taken[self._place[source]] = [move.source_slot for move in moves]
             put[self._place[destination]] = [move.destination_slot for move in moves]
-        sent = pieces if len(pieces) == turn.size == 1 else pieces[jnp.asarray(taken)[here]]
+        sent = held if len(held) == turn.size == 1 else held[jnp.asarray(taken)[here]]
         return slots.at[jnp.asarray(put)[here]].set(jax.lax.ppermute(sent, AXIS, pairs))
 
     def _tables(self, size: int, spare: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,9 @@ Between meshes that share no device a tensor crosses in *pieces*, each byte once
 3. on the destination mesh, pieces are joined, and what shall be replicated is *gathered*. Only what no
    dim divides into (a scalar, say) crosses to one of the copies and is *broadcast* to the others.
 
-Between meshes that share devices there is one step, an *exchange*: every device receives exactly what it
-does not hold yet, straight from a device that does.
+Between meshes that share devices there is an *exchange*: every device receives exactly what it does not hold
+yet, straight from a device that does. Where many lack what few hold, some receive it so, and *relay* it to the
+others: the bytes are the same, and no device has to send to all.
 
 The pieces are the common refinement of both tilings, so any two shardings whose tiles divide the shape
 fit together: 3 devices to 4, rows to columns, replicated to split.
@@ -21,7 +22,7 @@ import functools
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from hetjax.boundary.refine import finest, refinement
@@ -41,7 +42,7 @@ class PlanStep:
         bytes_per_link: bytes from each device to each other one, by (sender, receiver).
     """
 
-    name: Literal["slice", "cross", "broadcast", "gather", "exchange"]
+    name: Literal["slice", "cross", "broadcast", "gather", "exchange", "relay"]
     where: Literal["source", "source to destination", "destination", "shared devices"]
     bytes_per_link: Mapping[Link, int]
 
@@ -116,7 +117,7 @@ class BoundaryPlan:
         if self.stays:
             return ()
         if not self.disjoint:
-            return (PlanStep(name="exchange", where="shared devices", bytes_per_link=self.bytes_per_link),)
+            return self._exchange_steps()
         steps = []
         if self.source_fine != self.source:
             steps.append(PlanStep(name="slice", where="source", bytes_per_link={}))
@@ -132,8 +133,7 @@ class BoundaryPlan:
     @functools.cached_property
     def bytes_per_link(self) -> dict[Link, int]:
         """Bytes that cross from each source device to each other destination device."""
-        links = Counter((move.source, move.destination) for move in self.moves if move.source != move.destination)
-        return {link: pieces * self.piece_bytes for link, pieces in sorted(links.items())}
+        return self._links(self.moves)
 
     @property
     def bytes_per_link_max(self) -> int:
@@ -195,6 +195,18 @@ class BoundaryPlan:
             stop = min((i + 1) * size // mine, (j + 1) * size // theirs)
             overlap *= max(stop - start, 0)
         return overlap * self.itemsize
+
+    def _links(self, moves: Iterable[Move]) -> dict[Link, int]:
+        links = Counter((move.source, move.destination) for move in moves if move.source != move.destination)
+        return {link: pieces * self.piece_bytes for link, pieces in sorted(links.items())}
+
+    def _exchange_steps(self) -> tuple[PlanStep, ...]:
+        relayed = [move for move in self.moves if move.hop]
+        direct = self._links(move for move in self.moves if not move.hop)
+        steps = [PlanStep(name="exchange", where="shared devices", bytes_per_link=direct)]
+        if relayed:
+            steps.append(PlanStep(name="relay", where="shared devices", bytes_per_link=self._links(relayed)))
+        return tuple(steps)
 
     def _broadcast_links(self) -> dict[Link, int]:
         tile = self._tile_bytes(self.destination_fine)

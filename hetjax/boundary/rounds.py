@@ -17,28 +17,32 @@ class Round:
     """Links that are busy at the same time, each with the same number of pieces.
 
     Attributes:
-        moves: the moves of each link, by (source, destination).
+        moves: the moves of each link, by (source, destination), all of one hop.
         size: pieces on each link.
+        hop: which one.
     """
 
     moves: dict[Link, tuple[Move, ...]]
     size: int
+    hop: int
 
 
 def make_rounds(moves: Sequence[Move]) -> tuple[Round, ...]:
-    """The moves between different devices, links with unlike numbers of pieces in different rounds: no padding.
+    """The moves between different devices, hop after hop.
 
-    For each number of pieces there are as few rounds as the busiest device has such links.
+    Links with unlike numbers of pieces are in different rounds: no padding. For each number of pieces in a hop
+    there are as few rounds as the busiest device has such links.
     """
-    by_link: dict[Link, list[Move]] = defaultdict(list)
+    hops: dict[int, dict[Link, list[Move]]] = defaultdict(lambda: defaultdict(list))
     for move in moves:
         if move.source != move.destination:
-            by_link[move.source, move.destination].append(move)
-    links = sorted(by_link, key=lambda link: (len(by_link[link]), link))
+            hops[move.hop][move.source, move.destination].append(move)
     rounds = []
-    for size, group in itertools.groupby(links, key=lambda link: len(by_link[link])):
-        for color in color_links(group):
-            rounds.append(Round(moves={link: tuple(by_link[link]) for link in color}, size=size))
+    for hop, by_link in sorted(hops.items()):
+        links = sorted(by_link, key=lambda link: (len(by_link[link]), link))
+        for size, group in itertools.groupby(links, key=lambda link: len(by_link[link])):
+            for color in color_links(group):
+                rounds.append(Round(moves={link: tuple(by_link[link]) for link in color}, size=size, hop=hop))
     return tuple(rounds)
 
 

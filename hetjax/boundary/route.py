@@ -13,13 +13,18 @@ from hetjax.boundary.tiling import Coordinate, Tiling
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Move:
-    """One piece on its way: from a slot of a source device to a slot of a destination device."""
+    """One piece on its way: from a slot of a source device to a slot of a destination device.
+
+    In hop 0 the source slot is one of the source's tile. In a later one it is one of the destination's: a
+    device hands on what it kept, or got in a hop before.
+    """
 
     piece: Coordinate
     source: int
     source_slot: int
     destination: int
     destination_slot: int
+    hop: int = 0
 
 
 def route(
@@ -27,37 +32,75 @@ def route(
 ) -> tuple[Move, ...]:
     """One move for each piece of each destination device, or of those among `receivers`.
 
-    The source is the device itself if it can be, else the least busy of those that hold the piece.
+    The source is the device itself if it can be, else the least busy of those that hold the piece. Where
+    many receive what few hold, those that have it hand it on, twice as many in each hop.
     """
-    holders: dict[Coordinate, list[int]] = {}
-    for device, tile in source.tile_of.items():
-        holders.setdefault(tile, []).append(device)
-    sent = Counter()
+    holders, groups = _holders(source), _holders(destination)
+    sent: Counter[int] = Counter()
     moves = []
     source_spans, destination_spans = spans(grid, source), spans(grid, destination)
-    for device, tile in destination.tile_of.items():
-        if receivers is not None and device not in receivers:
-            continue
+    for tile, group in groups.items():
+        group = [device for device in group if receivers is None or device in receivers]
         for slot, local in enumerate(itertools.product(*map(range, destination_spans))):
             piece = tuple(i * span + k for i, span, k in zip(tile, destination_spans, local, strict=True))
             able = holders[tuple(p // span for p, span in zip(piece, source_spans, strict=True))]
-            sender = device if device in able else min(able, key=lambda holder: sent[holder])
-            sent[sender] += sender != device
-            moves.append(
-                Move(
-                    piece=piece,
-                    source=sender,
-                    source_slot=_slot(piece, source_spans),
-                    destination=device,
-                    destination_slot=slot,
+            at_source = _slot(piece, source_spans)
+            for hop, sender, receiver in _hops(able, group, sent):
+                moves.append(
+                    Move(
+                        piece=piece,
+                        source=sender,
+                        source_slot=slot if hop else at_source,
+                        destination=receiver,
+                        destination_slot=slot,
+                        hop=hop,
+                    )
                 )
-            )
     return tuple(moves)
 
 
 def spans(grid: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
     """Pieces along each dim inside one tile."""
     return tuple(cells // count for cells, count in zip(grid, tiling.counts, strict=True))
+
+
+def _holders(tiling: Tiling) -> dict[Coordinate, list[int]]:
+    """The devices of each tile."""
+    holders: dict[Coordinate, list[int]] = {}
+    for device, tile in tiling.tile_of.items():
+        holders.setdefault(tile, []).append(device)
+    return holders
+
+
+def _hops(able: list[int], group: list[int], sent: Counter[int]) -> list[tuple[int, int, int]]:
+    """(hop, sender, receiver) of one piece, from the devices that are `able` to all of a `group`; counts in `sent`."""
+    known = set(able)
+    having = [device for device in group if device in known]
+    lacking = [device for device in group if device not in known]
+    hops = [(0, device, device) for device in having]
+    counts = _receivers_by_hop(len(able), len(having), len(lacking))
+    if len(counts) == 1:
+        for device in lacking:
+            sender = min(able, key=sent.__getitem__)
+            sent[sender] += 1
+            hops.append((0, sender, device))
+        return hops
+    left = iter(lacking)
+    for hop, count in enumerate(counts):
+        senders = sorted(able if hop == 0 else having, key=sent.__getitem__)
+        reached = list(itertools.islice(left, count))
+        hops += [(hop, sender, device) for sender, device in zip(senders, reached, strict=False)]
+        sent.update(senders[:count])
+        having += reached
+    return hops
+
+
+def _receivers_by_hop(able: int, having: int, lacking: int) -> list[int]:
+    """How many receive a piece in each hop: all in one, unless handing on takes fewer messages one after the other."""
+    counts = [min(able, lacking)]
+    while sum(counts) < lacking:
+        counts.append(min(having + sum(counts), lacking - sum(counts)))
+    return counts if len(counts) < -(-lacking // able) else [lacking]
 
 
 def _slot(piece: Coordinate, inside: tuple[int, ...]) -> int:

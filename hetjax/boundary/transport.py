@@ -15,7 +15,7 @@ of these ways:
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,14 @@ from hetjax.errors import BoundaryError
 from hetjax.ordering import in_order
 
 Way = Literal["stay", "reshard", "copies", "exchange", "device_put"]
+
+
+class _Hop(NamedTuple):
+    """Copies that start together: what is taken and where it goes, each (slot, device id), and those devices."""
+
+    takes: list[tuple[int, int]]
+    places: list[tuple[int, int]]
+    targets: list[jax.Device]
 
 
 class Transport:
@@ -190,18 +198,19 @@ class Transport:
     def _wire(self) -> None:
         """Look up once which device puts what where."""
         devices = {device.id: device for device in self.destination.mesh.devices.flat}
-        order = {device: i for i, device in enumerate(self.plan.destination.devices)}
         moves = {(move.destination_slot, move.destination): move for move in self.moves}
         slots = sorted({slot for slot, _ in moves})
-        places = [(slot, device) for slot in slots for device in order]
-        self._takes = [(moves[place].source_slot, moves[place].source) for place in places if place in moves]
-        self._targets = [devices[device] for slot, device in places if (slot, device) in moves]
-        self._receives = [place in moves for place in places]
-        self._blanks = [
-            jax.device_put(np.zeros(self.plan.piece_shape, self.dtype), devices[device])
-            for (_, device), receives in zip(places, self._receives, strict=True)
-            if not receives
-        ]
+        self._places = [(slot, device) for slot in slots for device in self.plan.destination.devices]
+        self._hops = []
+        for hop in sorted({move.hop for move in self.moves}):
+            places = [place for place in self._places if place in moves and moves[place].hop == hop]
+            takes = [(moves[place].source_slot, moves[place].source) for place in places]
+            self._hops.append(_Hop(takes=takes, places=places, targets=[devices[device] for _, device in places]))
+        self._blanks = {
+            (slot, device): jax.device_put(np.zeros(self.plan.piece_shape, self.dtype), devices[device])
+            for slot, device in self._places
+            if (slot, device) not in moves
+        }
         shape = tuple(
             piece * count for piece, count in zip(self.plan.piece_shape, self.plan.destination_fine.counts, strict=True)
         )
@@ -237,8 +246,12 @@ class Transport:
         return jax.make_array_from_single_device_arrays(x.shape, self.destination, shards)
 
     def _copy(self, slots: tuple[jax.Array, ...]) -> list[jax.Array]:
-        data = [{shard.device.id: shard.data for shard in slot.addressable_shards} for slot in slots]
-        moved = iter(jax.device_put([data[slot][device] for slot, device in self._takes], self._targets))
-        blanks = iter(self._blanks)
-        pieces = [next(moved) if receives else next(blanks) for receives in self._receives]
+        held = {(i, shard.device.id): shard.data for i, slot in enumerate(slots) for shard in slot.addressable_shards}
+        arrived = dict(self._blanks)
+        for hop in self._hops:
+            moved = jax.device_put([held[take] for take in hop.takes], hop.targets)
+            arrived.update(zip(hop.places, moved, strict=True))
+            # What is handed on after the first hop lies where it arrived.
+            held = arrived
+        pieces = [arrived[place] for place in self._places]
         return [self._assemble(group) for group in groups(pieces, len(self.plan.destination.devices))]

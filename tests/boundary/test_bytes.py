@@ -54,7 +54,7 @@ def assert_programs_send_what_is_planned(crossing: Crossing) -> None:
 
 def bytes_of_copies(transport: Transport) -> int:
     """Those of the pieces that `jax.device_put` is asked to take from one device to another, and of both ends."""
-    takes = zip(transport._takes, transport._targets, strict=True)
+    takes = (pair for hop in transport._hops for pair in zip(hop.takes, hop.targets, strict=True))
     pieces = sum(source != target.id for (_, source), target in takes)
     ends = text_of(transport._split), text_of(transport._join)
     return pieces * transport.plan.piece_bytes + sum(map(bytes_received, ends))

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hetjax.boundary import Tiling, make_plan
+from hetjax.boundary.rounds import make_rounds
 from hetjax.errors import BoundaryError
 
 MESHES = [(1,), (2,), (3,), (4,), (6,), (8,), (2, 2), (2, 3), (3, 2), (4, 2), (2, 2, 2)]
@@ -72,11 +73,15 @@ def assert_pieces_arrive(plan) -> None:
     arrived = collections.defaultdict(list)
     for move in plan.moves:
         piece = cells_of_piece(plan, move.piece)
-        assert piece <= cells_of(plan.source_fine, plan.shape, move.source)
+        if move.hop:
+            assert any((m.destination, m.piece) == (move.source, move.piece) for m in plan.moves if m.hop < move.hop)
+        else:
+            assert piece <= cells_of(plan.source_fine, plan.shape, move.source)
         if move.destination in plan.source.devices and move.source != move.destination:
             assert not piece <= cells_of(plan.source_fine, plan.shape, move.destination)
         assert piece <= cells_of(plan.destination_fine, plan.shape, move.destination)
-        assert move.source_slot == row_major_slot(plan, plan.source_fine, move.piece)
+        sender = plan.destination_fine if move.hop else plan.source_fine
+        assert move.source_slot == row_major_slot(plan, sender, move.piece)
         assert move.destination_slot == row_major_slot(plan, plan.destination_fine, move.piece)
         arrived[move.destination].append(piece)
     for device in receivers:
@@ -127,7 +132,7 @@ def test_after_the_crossing_each_device_receives_what_it_still_lacks(source, des
 @settings(max_examples=120, deadline=None)
 @given(source=tilings(0, 2, permute=True), first=st.sampled_from([0, 2, 4]), data=st.data())
 def test_between_shared_devices_each_receives_just_what_it_lacks(source, first, data):
-    """Counted element by element, and nothing is gathered or broadcast behind it."""
+    """Counted element by element, and nothing but that is sent behind it."""
     destination = data.draw(tilings(first, 2, permute=True))
     plan = make_plan((24, 24), 4, source, destination)
     assume(not plan.disjoint)
@@ -138,7 +143,9 @@ def test_between_shared_devices_each_receives_just_what_it_lacks(source, first, 
     assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_link.values()) == 4 * lacking
     assert plan.bytes_gathered == 0
     assert plan.stays == (lacking == 0 and plan.source.counts == plan.destination.counts)
-    assert [step.name for step in plan.steps] == ([] if plan.stays else ["exchange"])
+    relay = ["relay"] if any(move.hop for move in plan.moves) else []
+    assert [step.name for step in plan.steps] == ([] if plan.stays else ["exchange", *relay])
+    assert sum(step.bytes for step in plan.steps) == plan.bytes_moved
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -208,6 +215,28 @@ def test_copies_of_what_cannot_be_split_come_from_the_first_that_received_it():
     assert (cross.name, list(cross.bytes_per_link)) == ("cross", [(0, 10)])
     assert (broadcast.name, broadcast.where) == ("broadcast", "destination")
     assert broadcast.bytes_per_link == {link: 4 for link in [(10, 11), (10, 12), (11, 13), (10, 14)]}
+
+
+@pytest.mark.parametrize(("able", "devices"), [(1, 2), (1, 5), (3, 50), (8, 4096)])
+def test_what_few_of_shared_devices_hold_reaches_all_in_as_many_rounds_as_a_tree_has_levels(able, devices):
+    """Each device that has it sends once a round, so at most twice as many have it after."""
+    source, destination = make_tiling(range(able), (able,), ()), make_tiling(range(devices), (devices,), ())
+    plan = make_plan((6,), 4, source, destination)
+    rounds = make_rounds(plan.moves)
+    assert len(rounds) == math.ceil(math.log2(devices / able))
+    assert plan.bytes_moved == sum(plan.bytes_per_link.values()) == 24 * (devices - able)
+    have = set(range(able))
+    for turn in rounds:
+        assert {sender for sender, _ in turn.moves} <= have
+        have |= {receiver for _, receiver in turn.moves}
+    assert have == set(range(devices))
+
+
+def test_what_takes_as_long_either_way_comes_straight_from_the_source():
+    """Two of a mesh of six hold it: two rounds, with or without a relay."""
+    plan = make_plan((), 4, make_tiling(range(2), (2,)), make_tiling(range(6), (6,)))
+    assert [step.name for step in plan.steps] == ["exchange"]
+    assert len(make_rounds(plan.moves)) == 2
 
 
 def test_links_of_a_gather_over_two_dims_carry_what_the_first_has_gathered():
