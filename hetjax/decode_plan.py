@@ -15,7 +15,7 @@ from hetjax.boundary import Transport
 from hetjax.decoding import TOKENS, Compiled, Decode, Encode
 from hetjax.errors import BatchError, GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.host import every_process
+from hetjax.host import ToEveryProcess
 from hetjax.links import Link
 from hetjax.stage import Shapes, Stage
 
@@ -41,9 +41,9 @@ class DecodePlan:
     prompt: Mapping[str, Transport]
     passing: Mapping[str, Transport]
     back: Transport
-    answers: Transport
+    answers: ToEveryProcess
     all_stopped: Compiled | None
-    stopped_everywhere: Transport
+    stopped_everywhere: ToEveryProcess
 
     @property
     def first(self) -> str:
@@ -173,9 +173,9 @@ def trace_decode_plan(
         prompt=prompt,
         passing=passing,
         back=Transport(chosen.sharding, next_token.sharding, chosen.shape, chosen.dtype),
-        answers=Transport(answer.sharding, every_process(devices), answer.shape, answer.dtype),
+        answers=ToEveryProcess(answer.sharding, answer.shape, answer.dtype, devices),
         all_stopped=all_stopped,
-        stopped_everywhere=Transport(home, every_process(devices), (), jnp.bool_),
+        stopped_everywhere=ToEveryProcess(home, (), jnp.bool_, devices),
     )
 
 

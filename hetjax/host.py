@@ -35,27 +35,55 @@ def every_process(devices: Sequence[jax.Device]) -> NamedSharding:
     return NamedSharding(Mesh(np.array([firsts[process] for process in sorted(firsts)]), ("process",)), PartitionSpec())
 
 
+class ToEveryProcess:
+    """Carries an array to every process that has one of `devices`, each of which calls it.
+
+    With None where this process holds no part of it. It is gathered on its own mesh first, so that what crosses
+    is one piece, which the processes hand on to each other: twice as many have it in each round.
+    """
+
+    def __init__(
+        self, source: NamedSharding, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, devices: Sequence[jax.Device]
+    ):
+        home = NamedSharding(source.mesh, PartitionSpec())
+        self._gather = Transport(source, home, shape, dtype)
+        everywhere = every_process(devices)
+        self._hand_out = Transport(home, everywhere, shape, dtype) if everywhere.mesh.size > 1 else None
+
+    def compile(self) -> ToEveryProcess:
+        """Compile what this process runs of it; harmless to call twice."""
+        self._gather.compile()
+        if self._hand_out is not None:
+            self._hand_out.compile()
+        return self
+
+    def __call__(self, x: jax.Array | None) -> jax.Array:
+        gathered = None if x is None else self._gather(x)
+        return gathered if self._hand_out is None else self._hand_out(gathered)
+
+
 def to_every_process(
     stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device]
 ) -> dict[str, Arrays]:
-    """The same arrays, laid out as the stages' weights are, for each stage in every process that has one of `devices`.
+    """A copy of each stage's weights, or of what is laid out like them, in every process that has one of `devices`.
 
     `arrays` holds those of the local stages; every process calls it at the same place of its program,
     with stages that it may or may not run.
     """
-    target = every_process(devices)
-    if target.mesh.size == 1:
+    if every_process(devices).mesh.size == 1:
         return {name: dict(held) for name, held in arrays.items()}
     copied: dict[str, Arrays] = {}
     for stage in stages:
         held = arrays.get(stage.name, {})
         copied[stage.name] = {
-            path: _transport(aval.sharding, target, aval.shape, str(aval.dtype))(held.get(path))
+            path: _to_every_process(aval.sharding, aval.shape, str(aval.dtype), tuple(devices))(held.get(path))
             for path, aval in stage.params.items()
         }
     return copied
 
 
 @functools.lru_cache(maxsize=1024)
-def _transport(source: NamedSharding, target: NamedSharding, shape: tuple[int, ...], dtype: str) -> Transport:
-    return Transport(source, target, shape, dtype).compile()
+def _to_every_process(
+    source: NamedSharding, shape: tuple[int, ...], dtype: str, devices: tuple[jax.Device, ...]
+) -> ToEveryProcess:
+    return ToEveryProcess(source, shape, dtype, devices).compile()

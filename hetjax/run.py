@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+import hetjax
 from hetjax.batch import check_batch, rows_needed
 from hetjax.build import (
     batch_shapes,
@@ -29,7 +30,8 @@ from hetjax.build import (
 from hetjax.checkpoint import Checkpoints
 from hetjax.cluster import AgreedStop
 from hetjax.config import TrainConfig
-from hetjax.data import HostBatch, Tokenizer, TrainData, check_dataset, eval_batches, load_tokenizer, write_digits
+from hetjax.data import HostBatch, Tokenizer, TrainData, eval_batches, load_tokenizer
+from hetjax.data_at_hand import check_data, make_demo_data
 from hetjax.display import LiveBar, placement_table
 from hetjax.errors import DataError, DivergenceError
 from hetjax.evaluate import EvalResult, evaluate
@@ -66,9 +68,12 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
     use_devices(config, job.processes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     check_tokenizer(config, tokenizer)
+    for what, package in (("jax", jax), ("hetjax", hetjax)):
+        job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
     make_demo_data(config, job, console)
-    check_data(config, tokenizer, console)
+    if job.speaks:
+        check_data(config, tokenizer, console)
     trainer = build_trainer(config, build_graph(config))
     check_batch(trainer.stages, config.data.batch_size, config.microbatches)
     job.agree("schedule", trainer.schedule.digest()[:16])
@@ -89,32 +94,9 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
             (directory / "config.yaml").write_text(resolved)
         return run.to_the_end()
     finally:
-        run.close()
-
-
-def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
-    """Make demonstration data that is missing, in one process for all."""
-    if config.demo_data != "digits":
-        return
-    if job.speaks and not Path(config.data.train).exists():
-        folder = write_digits(Path(config.data.train).parent)
-        console.print(f"wrote the digits to {folder}")
-    job.agree("demonstration data")
-
-
-def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
-    """Check the data that is there. Raises DataError."""
-    data = config.data
-    for path in filter(None, (data.train, data.eval)):
-        summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
-        if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
-            raise DataError(
-                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {config.steps} steps of "
-                f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
-            )
-        for bad in (*summary.missing, *summary.bad):
-            console.print(f"bad sample: {bad}")
-        console.print(f"{path}: {summary.samples} samples, {summary.images} images")
+        # A checkpoint may still be on its way.
+        with job.unlimited("closing"):
+            run.close()
 
 
 class _DataEnded(DataError):
@@ -207,7 +189,8 @@ class _Run:
                 # A checkpoint takes all processes, and all come here only at the end of the data.
                 if self.job.processes == 1 or isinstance(error, _DataEnded):
                     self._save(pending, bar)
-                    self.checkpoints.wait()
+                    with self.job.unlimited("writing a checkpoint"):
+                        self.checkpoints.wait()
                 raise
             pending, before = self._step(batch, bar), pending
             if before is not None:

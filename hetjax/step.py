@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hetjax.boundary import Transport
 from hetjax.errors import GraphError
-from hetjax.host import every_process
+from hetjax.host import ToEveryProcess
 from hetjax.links import Link
 from hetjax.optimizer import Update
 from hetjax.ordering import in_order
@@ -58,7 +58,7 @@ class Step:
     finish: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
     total: Callable[[tuple[jax.Array, ...]], jax.Array]
     root: Callable[[jax.Array], jax.Array]
-    tell: Mapping[str, Callable[[jax.Array | None], jax.Array]]
+    tell: Mapping[str, ToEveryProcess]
 
     @property
     def sink(self) -> Stage:
@@ -102,10 +102,6 @@ def trace_step(
     def on_sink(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return in_order(jax.jit(function, out_shardings=home), home.mesh)
 
-    def to_all(dtype: jnp.dtype) -> Callable[[jax.Array | None], jax.Array]:
-        everywhere = every_process(devices)
-        return Transport(home, everywhere, (), dtype) if everywhere.mesh.size > 1 else lambda scalar: scalar
-
     step = Step(
         stages={stage.name: stage for stage in stages},
         schedule=schedule,
@@ -119,7 +115,10 @@ def trace_step(
         finish=on_sink(lambda losses, scale: sum(losses) * scale),
         total=on_sink(sum),
         root=on_sink(jnp.sqrt),
-        tell={"loss": to_all(sink.outputs[LOSS].dtype), "grad_norm": to_all(norm_dtype)},
+        tell={
+            "loss": ToEveryProcess(home, (), sink.outputs[LOSS].dtype, devices),
+            "grad_norm": ToEveryProcess(home, (), norm_dtype, devices),
+        },
     )
     return step, _tasks(step)
 
@@ -174,8 +173,7 @@ def _tasks(step: Step) -> dict[str, Callable[[], object]]:
         if step.norm_in[name].is_local:
             tasks[f"{name} norm"] = _both(step.norm_in[name], step.norm_out[name])
     for name, transport in step.tell.items():
-        if isinstance(transport, Transport):
-            tasks[f"{name} to every process"] = transport.compile
+        tasks[f"{name} to every process"] = transport.compile
     for name, crossing in step.crossings.items():
         if crossing.forward.is_local:
             tasks[f"{name} boundary"] = _both(crossing.forward, crossing.backward)

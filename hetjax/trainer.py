@@ -78,6 +78,11 @@ class Trainer:
         devices = jax.devices() if devices is None else list(devices)
         self.placement = placement.resolve(len(devices))
         self.devices = tuple(devices)
+        if jax.process_index() not in {device.process_index for device in devices}:
+            raise ConfigError(
+                f"process {jax.process_index()} of {jax.process_count()} has none of the {len(devices)} devices of the "
+                "trainer; let it run no trainer, or give devices of every process"
+            )
         self.stages = cut_graph(
             graph,
             self.placement,
@@ -180,7 +185,7 @@ class Trainer:
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined.
 
-        With many processes all of them call it, and get all weights.
+        With many processes all of them call it, and get all weights, which must fit on one device of each.
         """
         self._check_state(state)
         return self._on_host({name: stage.params for name, stage in state.stages.items()})

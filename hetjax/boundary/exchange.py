@@ -6,8 +6,8 @@ pieces go in rounds of `ppermute`: in a round a device sends to one device and r
 
 from __future__ import annotations
 
-import functools
 import math
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 
@@ -132,7 +132,13 @@ def _block_shape(shape: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
     return leading(tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)))
 
 
-@functools.lru_cache(maxsize=256)
 def _blank(device: jax.Device, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Zeros that stand for the source tile of a device without one; never changed, so one of each will do."""
-    return jax.device_put(np.zeros(shape, dtype), device)
+    """Zeros that stand for the source tile of a device without one; never changed, so all in use share one."""
+    blank = _blanks.get((device, shape, dtype))
+    if blank is None:
+        blank = _blanks[device, shape, dtype] = jax.device_put(np.zeros(shape, dtype), device)
+    return blank
+
+
+# Not beyond the exchanges that use them: they take memory of the devices.
+_blanks: weakref.WeakValueDictionary[tuple, jax.Array] = weakref.WeakValueDictionary()

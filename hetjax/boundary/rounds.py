@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from hetjax.boundary.route import Move
 
@@ -52,14 +52,17 @@ def color_links(links: Iterable[Link]) -> list[list[Link]]:
     A bipartite graph needs no more colors than its largest degree (Kőnig 1916): where the two ends of
     a new link have no free color in common, the colors along an alternating path are exchanged.
     """
-    out: dict[int, dict[int, int]] = defaultdict(dict)  # source -> {color: destination}
-    into: dict[int, dict[int, int]] = defaultdict(dict)  # destination -> {color: source}
+    links = list(links)
+    out: dict[int, _Used] = defaultdict(_Used)
+    into: dict[int, _Used] = defaultdict(_Used)
+    degree = max((Counter(a for a, _ in links) | Counter(b for _, b in links)).values(), default=0)
     for source, destination in links:
-        mine, theirs = _free(out[source]), _free(into[destination])
-        if mine != theirs:
-            _exchange(out, into, destination, mine, theirs)
-        out[source][mine] = destination
-        into[destination][mine] = source
+        color = _lowest_free(out[source].mask | into[destination].mask)
+        if color >= degree:
+            color = _lowest_free(out[source].mask)
+            _exchange(out, into, destination, color, _lowest_free(into[destination].mask))
+        out[source].take(color, destination)
+        into[destination].take(color, source)
     colors: dict[int, list[Link]] = defaultdict(list)
     for source, used in out.items():
         for color, destination in used.items():
@@ -77,11 +80,26 @@ def broadcast_rounds(size: int) -> tuple[tuple[Link, ...], ...]:
     return tuple(rounds)
 
 
-def _free(used: dict[int, int]) -> int:
-    return next(color for color in itertools.count() if color not in used)
+class _Used(dict[int, int]):
+    """The colors of a device's links, with the device at the other end, and as the bits of one number."""
+
+    def __init__(self) -> None:
+        self.mask = 0
+
+    def take(self, color: int, other: int) -> None:
+        self[color] = other
+        self.mask |= 1 << color
+
+    def free(self, color: int) -> None:
+        del self[color]
+        self.mask ^= 1 << color
 
 
-def _exchange(out: dict, into: dict, destination: int, mine: int, theirs: int) -> None:
+def _lowest_free(mask: int) -> int:
+    return (~mask & (mask + 1)).bit_length() - 1
+
+
+def _exchange(out: Mapping[int, _Used], into: Mapping[int, _Used], destination: int, mine: int, theirs: int) -> None:
     """Along the path of colors `mine` and `theirs` that begins at `destination`, swap the two."""
     path = []
     node, color, at_destination = destination, mine, True
@@ -90,7 +108,9 @@ def _exchange(out: dict, into: dict, destination: int, mine: int, theirs: int) -
         path.append(((other, node) if at_destination else (node, other), color))
         node, color, at_destination = other, theirs if color == mine else mine, not at_destination
     for (a, b), color in path:
-        del out[a][color], into[b][color]
+        out[a].free(color)
+        into[b].free(color)
     for (a, b), color in path:
         swapped = theirs if color == mine else mine
-        out[a][swapped], into[b][swapped] = b, a
+        out[a].take(swapped, b)
+        into[b].take(swapped, a)

@@ -65,8 +65,8 @@ class Checkpoints:
     def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
         """Begin to save a state; returns when it is copied to the host, so that a step may consume it.
 
-        `extra` is JSON data, the same in all processes, which `restore` gives back. Saving once more
-        what was last saved or restored does nothing. Raises TypeError when `extra` is not JSON, and
+        `extra` is JSON data, which `restore` gives back; of several processes that of process 0 is kept.
+        Saving once more what was last saved or restored does nothing. Raises TypeError when `extra` is not JSON, and
         CheckpointError when this checkpoint or the one before cannot be written, or when the folder has
         one of this step or a later one that this run did not start from.
         """

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 DONE = "done"
@@ -56,14 +57,23 @@ class CheckpointFolder:
         """Tell the other processes how this one fared."""
         (self._partial(step) / "written" / str(process)).write_text(outcome)
 
-    def reports(self, step: int) -> dict[int, str]:
-        """What the processes have told so far; nothing when the checkpoint is complete, or gone."""
+    def reports(self, step: int, *, beside: Collection[int] = ()) -> dict[int, str]:
+        """What the processes, `beside` some, have told so far; nothing when the checkpoint is complete, or gone."""
         try:
-            told = {int(path.name): path.read_text() for path in (self._partial(step) / "written").iterdir()}
+            told = {int(name) for name in os.listdir(self._partial(step) / "written")}
         except FileNotFoundError:
             return {}
+        outcomes = {process: self.report_of(step, process) for process in told.difference(beside)}
+        return {process: outcome for process, outcome in outcomes.items() if outcome is not None}
+
+    def report_of(self, step: int, process: int) -> str | None:
+        """What one process has told, or None."""
+        try:
+            outcome = (self._partial(step) / "written" / str(process)).read_text()
+        except FileNotFoundError:
+            return None
         # A report is empty for the moment between its making and its writing.
-        return {process: outcome for process, outcome in told.items() if outcome}
+        return outcome or None
 
     def commit(self, step: int) -> None:
         """Make a checkpoint count whose items are all written."""

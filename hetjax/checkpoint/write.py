@@ -28,6 +28,7 @@ VISIBLE_S = 60.0
 """How long a folder that process 0 made may take to show on another process's machine."""
 
 _POLL_S = 0.05
+_LONGEST_POLL_S = 1.0
 
 
 class OtherProcessFailed(Exception):
@@ -68,6 +69,7 @@ class Write:
         self._folder, self._keep, self._description = folder, keep, description
         self._trees = dict(trees)
         self._writers = sorted({process for processes in writers.values() for process in processes})
+        self._done: set[int] = set()
         self._error: BaseException | None = None
         self._copied = threading.Event()
         _begin_together(folder, step)
@@ -82,7 +84,7 @@ class Write:
         if self._error is not None:
             raise self._error
         if jax.process_index() != 0:
-            self._await("process 0 to complete it", lambda: self._folder.is_complete(self.step))
+            self._await("process 0 to complete it", self._is_complete)
 
     def _run(self) -> None:
         try:
@@ -106,7 +108,7 @@ class Write:
         self._folder.report(self.step, jax.process_index(), DONE)
 
     def _complete(self) -> None:
-        self._await("all processes to write", lambda: not self._missing())
+        self._await("all processes to write", self._all_have_written)
         for item in self._items.values():
             item.merge()
         path = self._folder.partial_item(self.step, "description") / "metadata"
@@ -115,23 +117,35 @@ class Write:
         self._folder.commit(self.step)
         self._folder.keep_newest(self._keep)
 
-    def _missing(self) -> list[int]:
-        reports = self._folder.reports(self.step)
-        return [process for process in self._writers if reports.get(process) != DONE]
+    def _all_have_written(self) -> bool:
+        """Asked in process 0. Raises OtherProcessFailed."""
+        for process, outcome in self._folder.reports(self.step, beside=self._done).items():
+            _check_report(process, outcome)
+            self._done.add(process)
+        return self._done.issuperset(self._writers)
+
+    def _is_complete(self) -> bool:
+        """Asked in the other processes, which read no report but that of process 0: it fails, too, when one has.
+
+        Raises OtherProcessFailed.
+        """
+        if self._folder.is_complete(self.step):
+            return True
+        _check_report(0, self._folder.report_of(self.step, 0) or DONE)
+        return False
 
     def _await(self, what: str, done: Callable[[], bool]) -> None:
-        end = time.monotonic() + TIME_LIMIT_S
+        end, poll = time.monotonic() + TIME_LIMIT_S, _POLL_S
         while not done():
-            # Process 0 comes last: it fails, too, when another has.
-            for process, outcome in sorted(self._folder.reports(self.step).items(), reverse=True):
-                if outcome != DONE:
-                    raise OtherProcessFailed(f"process {process} failed: {outcome}")
             if time.monotonic() > end:
-                missing = ", ".join(map(str, self._missing())) or "none"
+                reports = self._folder.reports(self.step)
+                missing = [str(process) for process in self._writers if reports.get(process) != DONE]
                 raise OtherProcessFailed(
-                    f"waited {TIME_LIMIT_S:g} s for {what}; processes that have not written: {missing}"
+                    f"waited {TIME_LIMIT_S:g} s for {what}; processes that have not written: "
+                    f"{', '.join(missing) or 'none'}"
                 )
-            time.sleep(_POLL_S)
+            time.sleep(poll)
+            poll = min(1.5 * poll, _LONGEST_POLL_S)
 
     def _report(self, outcome: str) -> None:
         try:
@@ -139,6 +153,13 @@ class Write:
         except OSError as error:
             # What stopped the writing may stop this too; the others then see that the report is missing.
             self._error.add_note(f"could not tell the other processes: {error}")
+
+
+def _check_report(process: int, outcome: str) -> None:
+    if outcome != DONE:
+        # Process 0 repeats what another one told.
+        told = outcome if outcome.startswith("process ") else f"process {process} failed: {outcome}"
+        raise OtherProcessFailed(told)
 
 
 def _begin_together(folder: CheckpointFolder, step: int) -> None:

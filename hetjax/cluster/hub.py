@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hetjax.cluster.peers import RESUME, Peer, Status, Wire, judge, read_status
+from hetjax.cluster.peers import RESUME, Peer, Status, Wire, interval_of, judge, read_status
 
 
 class Hub:
@@ -38,7 +38,7 @@ class Hub:
     ):
         self._listener, self._token, self._processes = listener, token, processes
         self._timeout, self._join_timeout = timeout, join_timeout
-        self._interval = min(1.0, timeout / 10)
+        self._interval = interval_of(timeout, processes)
         self._status, self._end = status, end
         now = time.monotonic()
         self._me = Peer(0, processes, socket.gethostname(), os.getpid(), now, now)

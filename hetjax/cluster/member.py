@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hetjax.cluster.peers import Peer, Status, Wire, judge, read_status
+from hetjax.cluster.peers import Peer, Status, Wire, interval_of, judge, read_status
 
 GOODBYE_SECONDS = 2.0
 
@@ -29,7 +29,7 @@ class Member:
         end: Callable[[str], None],
     ):
         self._wire = Wire(connection)
-        self._timeout, self._interval = timeout, min(1.0, timeout / 10)
+        self._timeout, self._interval = timeout, interval_of(timeout, processes)
         self._status, self._end = status, end
         now = self._last_turn = time.monotonic()
         # Its host and process id come with its answer.

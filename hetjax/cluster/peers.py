@@ -13,6 +13,11 @@ RESUME = "run the same command to resume from the last checkpoint"
 LONGEST_LINE = 1 << 20
 
 
+def interval_of(timeout: float, processes: int) -> float:
+    """Seconds between two signs of life: ten in the timeout at least, and no more than process 0 can read."""
+    return min(timeout / 10, max(1.0, processes / 1000))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
     """What a process says of itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
 
 from hetjax.cluster import store
 from hetjax.errors import ClusterError
@@ -46,6 +47,8 @@ class AgreedStop:
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._folder = ""
+        # So many looks a second that process 0 can answer those of all processes.
+        self._look_seconds = LOOK_SECONDS * max(1.0, store.processes() / 256)
 
     def __enter__(self) -> AgreedStop:
         if store.processes() > 1:
@@ -79,7 +82,7 @@ class AgreedStop:
     def _look_out(self) -> None:
         """The thread: wait for a stop to be asked for, then agree on it."""
         try:
-            while not self._left.wait(LOOK_SECONDS):
+            while not self._left.wait(self._look_seconds):
                 if self._request.made:
                     store.put(f"{self._folder}/asked", "yes")
                 elif store.look(f"{self._folder}/asked") is None:
@@ -87,6 +90,8 @@ class AgreedStop:
                 self._agree()
                 return
             store.put(f"{self._folder}/limit/{store.process()}", str(math.inf))
+            if store.process() == 0:
+                store.put(f"{self._folder}/agreed", str(math.inf))
         except Exception as error:
             with self._changed:
                 self._error = error
@@ -96,9 +101,22 @@ class AgreedStop:
         with self._changed:
             self._limit = self._at + 1
         store.put(f"{self._folder}/limit/{store.process()}", str(self._limit))
-        while len(limits := store.list_values(f"{self._folder}/limit")) < store.processes():
-            if self._left.wait(AGREE_SECONDS):
+        # One process reads what all wrote, even if it has left meanwhile, and the others read what it found.
+        find = self._largest if store.process() == 0 else self._told
+        while (agreed := find()) is None:
+            if self._left.is_set() and store.process() != 0:
                 return
+            time.sleep(AGREE_SECONDS)
+        if store.process() == 0:
+            store.put(f"{self._folder}/agreed", str(agreed))
         with self._changed:
-            self._agreed = max(map(float, limits))
+            self._agreed = agreed
             self._changed.notify_all()
+
+    def _largest(self) -> float | None:
+        limits = store.list_values(f"{self._folder}/limit")
+        return max(map(float, limits)) if len(limits) == store.processes() else None
+
+    def _told(self) -> float | None:
+        agreed = store.look(f"{self._folder}/agreed")
+        return None if agreed is None else float(agreed)

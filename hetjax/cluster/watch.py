@@ -14,8 +14,13 @@ from typing import Protocol
 from hetjax.cluster.ending import end_process
 from hetjax.cluster.hub import Hub
 from hetjax.cluster.member import Member
-from hetjax.cluster.peers import Status
+from hetjax.cluster.peers import RESUME, Status
 from hetjax.errors import ClusterError
+
+try:
+    import resource
+except ImportError:  # not on Windows, where there is no such limit
+    resource = None
 
 _watches = itertools.count()
 
@@ -69,7 +74,7 @@ class Watch:
             key = f"hetjax/watch/{next(_watches)}"
             open_keeper = watch._open_hub if process == 0 else watch._open_member
             watch._keeper = open_keeper(process, processes, timeout, join_timeout, key, notes)
-            watch._thread = threading.Thread(target=watch._keeper.run, name="hetjax-watch", daemon=True)
+            watch._thread = threading.Thread(target=watch._keep, name="hetjax-watch", daemon=True)
             watch._thread.start()
         return watch
 
@@ -102,6 +107,13 @@ class Watch:
             self._thread.join()
         self._keeper = None
 
+    def _keep(self) -> None:
+        """The thread. Without it nobody would know of a lost peer, so its own failure ends the job, too."""
+        try:
+            self._keeper.run()
+        except Exception as error:
+            end_process(f"the watch over the other processes failed: {type(error).__name__}: {error}; {RESUME}")
+
     def _status(self) -> Status:
         position, doing = self._at or ((), "starting")
         # A copy, since the main thread may leave a block meanwhile.
@@ -113,6 +125,7 @@ class Watch:
     def _open_hub(
         self, process: int, processes: int, timeout: float, join_timeout: float, key: str, notes: Notes
     ) -> Hub:
+        _allow_files(processes)
         listener = _listen(notes.coordinator_host())
         token = secrets.token_hex(8)
         notes.put(key, f"{listener.getsockname()[1]} {token}")
@@ -141,6 +154,17 @@ class Watch:
             status=self._status,
             end=end_process,
         )
+
+
+def _allow_files(processes: int) -> None:
+    """Room for a connection to each process, where the machine's soft limit on open files is lower."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = processes + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _listen(coordinator: str) -> socket.socket:

@@ -48,6 +48,17 @@ CROSSINGS = {
 }
 
 
+@pytest.mark.parametrize("way", ["copies", "exchange"])
+def test_pieces_are_handed_on_by_devices_that_received_them(way):
+    """Two of eight devices hold a half each, in two pieces, and all shall hold all."""
+    source, destination = side([2, 5], (2,), P("x")), side(range(8), (8,), P())
+    transport = Transport(source, destination, SHAPE, "float32", way=way).compile()
+    assert max(move.hop for move in transport.plan.moves) == 2
+    assert [step.name for step in transport.plan.steps] == ["exchange", "relay"]
+    value = np.arange(math.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    assert_shards_equal(transport(jax.device_put(value, source)), value, destination)
+
+
 @pytest.mark.parametrize("name", CROSSINGS)
 def test_split_communicates_nothing_and_join_only_gathers_copies(name):
     source, destination, expected = CROSSINGS[name]

@@ -1,0 +1,38 @@
+"""The data of a run, made where it is a demonstration, and checked before anything is compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from hetjax.build import tokens_per_image
+from hetjax.config import TrainConfig
+from hetjax.data import Tokenizer, check_dataset, write_digits
+from hetjax.errors import DataError
+from hetjax.job import Job
+
+
+def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
+    """Make demonstration data that is missing, in one process for all."""
+    if config.demo_data != "digits":
+        return
+    if job.speaks and not Path(config.data.train).exists():
+        folder = write_digits(Path(config.data.train).parent)
+        console.print(f"wrote the digits to {folder}")
+    job.agree("demonstration data")
+
+
+def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
+    """Check the data that is there. Raises DataError."""
+    data = config.data
+    for path in filter(None, (data.train, data.eval)):
+        summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
+        if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
+            raise DataError(
+                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {config.steps} steps of "
+                f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
+            )
+        for bad in (*summary.missing, *summary.bad):
+            console.print(f"bad sample: {bad}")
+        console.print(f"{path}: {summary.samples} samples, {summary.images} images")
