@@ -87,6 +87,7 @@ def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trai
         max_grad_norm=settings.max_grad_norm,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
+        remat=config.remat,
     )
 
 

@@ -105,6 +105,8 @@ class TrainConfig:
         microbatches: Parts that each batch is cut into.
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
+        remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
+            (attention, mlp); none computes nothing again.
         seed: Seed of the initial weights.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
@@ -129,6 +131,7 @@ class TrainConfig:
     microbatches: int = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
+    remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     checkpoint_every: int = 100
     keep_checkpoints: int = 2

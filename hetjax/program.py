@@ -20,6 +20,7 @@ from hetjax.errors import GraphError
 from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.weights import Arrays
+from models.remat import remat_in_force, whole
 
 
 @dataclasses.dataclass
@@ -82,7 +83,10 @@ class ForwardBackward:
 
     def _trace_forward(self) -> None:
         stage = self.stage
-        outputs, _ = jax.eval_shape(stage.call, stage.compute_params, stage.buffers, self.inputs)
+        with remat_in_force(stage.remat) as setting:
+            outputs, _ = jax.eval_shape(stage.call, stage.compute_params, stage.buffers, self.inputs)
+        # A model none of whose layers asks for the setting is wrapped as one layer.
+        self._remat_whole = "none" if setting.layers else stage.remat
         shardings = {port: stage.port_sharding(port, aval.shape) for port, aval in outputs.items()}
         self.outputs: Shapes = {
             port: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=shardings[port])
@@ -120,7 +124,8 @@ class ForwardBackward:
 
         trained = params if self.stage.trains else {}
         carried = {port: inputs[port] for port in self.gradient_inputs}
-        _, vjp, (outputs, after) = jax.vjp(call, trained, carried, has_aux=True)
+        with remat_in_force(self.stage.remat):
+            _, vjp, (outputs, after) = jax.vjp(whole(call, self._remat_whole), trained, carried, has_aux=True)
         return outputs, after, self._residuals.keep(vjp, jax.tree.leaves((params, buffers, inputs)))
 
     # ── backward ─────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,9 @@ from hetjax.errors import BatchError, GraphError
 from hetjax.graph import ModuleGraph, input_ports, optional_ports
 from hetjax.weights import Arrays, Skeleton, take_apart
 from meshes import Layout, PlacementError, ResolvedPlacement
-from models.dims import Dims, layout_in_force
+from models.dims import Dims, Splits, layout_in_force
+from models.errors import LayoutError
+from models.remat import Remat
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -36,6 +39,7 @@ class Stage:
         port_dims: dim names of the ports that have them.
         trains: whether its weights are updated; a module without any has nothing to train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
+        remat: what its layers keep for the backward, as `models.remat` has it.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Stage:
     port_dims: Mapping[str, Dims]
     trains: bool
     compute_dtype: Any
+    remat: Remat = "none"
 
     @functools.cached_property
     def is_local(self) -> bool:
@@ -87,18 +92,30 @@ class Stage:
             raise BatchError(str(error)) from None
 
     def in_force(self):
-        """A block inside which the model's `constrain` calls follow this stage's layout."""
+        """A block inside which the model's `constrain` and `split_of` calls follow this stage's layout."""
 
         def constraint(x: jax.Array, dims: Dims) -> jax.Array:
             return jax.lax.with_sharding_constraint(x, self.activation_sharding(dims, x.shape))
 
-        return layout_in_force(constraint if self.mesh.size > 1 else lambda x, dims: x)
+        if self.mesh.size == 1:
+            return layout_in_force(lambda x, dims: x)
+        splits = Splits(
+            mesh=self.mesh, axes_of=self.layout.activation_axes, context_attention=self.layout.context_attention
+        )
+        return layout_in_force(constraint, splits)
 
     def call(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
-        """Run the part: (outputs by port, buffers after the call). Pure; to be traced."""
+        """Run the part: (outputs by port, buffers after the call). Pure; to be traced.
+
+        Raises BatchError where an input does not divide as the layout asks, GraphError where the call changes the
+        state's shapes.
+        """
         module = self.skeleton.assemble(params, buffers)
         with self.in_force():
-            outputs = module(**inputs)
+            try:
+                outputs = module(**inputs)
+            except LayoutError as error:
+                raise BatchError(f"module '{self.module}': {error}") from None
         if not isinstance(outputs, Mapping):
             outputs = {"output": outputs}
         skeleton, _, after = take_apart(module)
@@ -125,6 +142,7 @@ def cut_graph(
     frozen: Iterable[str],
     param_dtype: Any,
     compute_dtype: Any,
+    remat: Mapping[str, Remat] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
     """All stages in topological order. Raises GraphError and PlacementError."""
     _check_modules(graph, placement, frozen)
@@ -160,6 +178,7 @@ def cut_graph(
                     port_dims=dict(getattr(part, "port_dims", {})),
                     trains=trains,
                     compute_dtype=compute_dtype,
+                    remat=remat.get(module, "none"),
                 )
             )
     return tuple(stages)

@@ -28,6 +28,8 @@ from hetjax.step import Step, trace_step
 from hetjax.weights import Arrays
 from hetjax.whole import merge_stages
 from meshes import Placement
+from models import ModelError
+from models.remat import Remat, check_remat
 
 
 class Trainer:
@@ -50,6 +52,9 @@ class Trainer:
         max_grad_norm: clip the gradient to this norm, taken over all modules; None for no clipping.
         param_dtype: dtype of the weights that are trained.
         compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
+        remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
+            out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
+            as ["attention", "mlp"] of the models here: all but those.
         devices: devices that a placement counts; default `jax.devices()`.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
@@ -71,6 +76,7 @@ class Trainer:
         max_grad_norm: float | None = None,
         param_dtype: DTypeLike = "float32",
         compute_dtype: DTypeLike | None = None,
+        remat: Mapping[str, Remat | Sequence[str]] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         _check_options(microbatches, frozen, max_grad_norm, param_dtype, compute_dtype)
@@ -90,6 +96,7 @@ class Trainer:
             frozen=frozen,
             param_dtype=param_dtype,
             compute_dtype=compute_dtype,
+            remat=_checked_remat(remat or {}, graph),
         )
         self.links = make_links(graph, self.stages)
         self.schedule: Schedule = build_schedule(schedule, stage_graph(self.stages, self.links), microbatches)
@@ -245,6 +252,17 @@ def _check_options(
             floating = False
         if not floating:
             raise ConfigError(f'{name}={dtype!r} is no floating dtype; give e.g. "float32" or "bfloat16"')
+
+
+def _checked_remat(remat: Mapping[str, Remat | Sequence[str]], graph: ModuleGraph) -> dict[str, Remat]:
+    _check_modules(remat, graph, "remat")
+    settings = {module: setting if isinstance(setting, str) else tuple(setting) for module, setting in remat.items()}
+    for module, setting in settings.items():
+        try:
+            check_remat(setting)
+        except ModelError as error:
+            raise ConfigError(f"module '{module}': {error}") from None
+    return settings
 
 
 def _check_modules(named: Mapping[str, Any], graph: ModuleGraph, what: str) -> None:

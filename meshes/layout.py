@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from jax.sharding import PartitionSpec
 
@@ -16,6 +17,8 @@ AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 #: Axes that split the batch dim.
 BATCH_AXES = ("data", "fsdp", "expert")
+
+ContextAttention = Literal["ring", "all_gather"]
 
 _SHARED_AXES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
@@ -41,6 +44,8 @@ class Layout:
         fsdp: splits the batch, and weights and optimizer state too.
         expert: splits the batch, and the experts of a mixture.
         context: splits the sequence.
+        context_attention: how attention sees the keys of other context shards: they travel round a
+            "ring" while earlier ones are attended to, or are gathered before ("all_gather").
         tensor: splits heads, hidden and vocabulary.
         stage: pipeline stages, each on a mesh of its own.
         rules: further dim names and the axis each rides on, for a model with dims of its own,
@@ -52,6 +57,7 @@ class Layout:
     fsdp: int = 1
     expert: int = 1
     context: int = 1
+    context_attention: ContextAttention = "ring"
     tensor: int = 1
     stage: int = 1
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -82,6 +88,11 @@ class Layout:
                 raise PlacementError(
                     f"module '{module}': rules put dim '{dim}' on axis '{axis}'; the axes are {', '.join(AXES)}"
                 )
+        forms = get_args(ContextAttention)
+        if self.context_attention not in forms:
+            raise PlacementError(
+                f"module '{module}': context_attention={self.context_attention!r}; choose one of {', '.join(forms)}"
+            )
         listed = parse_devices(self.devices, module=module)
         if listed is not None:
             self.check_device_count(module, len(listed))
@@ -105,6 +116,14 @@ class Layout:
         """The partition of an activation whose dims carry these names. `name` is for the error message."""
         return self._spec(_ACTIVATION_AXES, dims, shape, name)
 
+    def activation_axes(self, dim: str) -> tuple[str, ...]:
+        """The axes that an activation's dim rides on, those of degree 1 left out."""
+        return self._axes(_ACTIVATION_AXES, dim)
+
+    def _axes(self, table: Mapping[str, tuple[str, ...]], dim: str | None) -> tuple[str, ...]:
+        axes = (self.rules[dim],) if dim in self.rules else table.get(dim or "", ())
+        return tuple(axis for axis in axes if getattr(self, axis) > 1)
+
     def _spec(
         self, table: Mapping[str, tuple[str, ...]], dims: Sequence[str | None], shape: Sequence[int], name: str
     ) -> PartitionSpec:
@@ -116,8 +135,7 @@ class Layout:
         entries: list[tuple[str, ...] | None] = []
         taken: dict[str, str] = {}
         for dim, size in zip(dims, shape, strict=True):
-            axes = (self.rules[dim],) if dim in self.rules else table.get(dim or "", ())
-            axes = tuple(axis for axis in axes if getattr(self, axis) > 1)
+            axes = self._axes(table, dim)
             for axis in axes:
                 if axis in taken:
                     raise PlacementError(

@@ -7,6 +7,7 @@ Llama (Touvron et al. 2023).
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,12 @@ from models.parts.linear import Linear
 from models.parts.loss import cross_entropy
 from models.parts.mlp import SwiGLU
 from models.parts.norms import RMSNorm
-from models.parts.rope import RopeTable, rope_table
+from models.parts.rope import rope_table
 from models.parts.scatter import scatter_tokens
+from models.parts.segments import positions_in_segments
 from models.parts.stack import Stack
+from models.parts.zigzag import causal_order
+from models.remat import point
 from models.stages import StageCut, check_inputs, cut_stage
 
 # B batch · S fused sequence · N M image and audio tokens a sample · D width · V vocabulary
@@ -77,11 +81,12 @@ class DecoderBlock(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"], rope: RopeTable, cache: Cache | None = None
+        self, x: Float[Array, "B S D"], cache: Cache | None = None, **where: Any
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
-        attended, cache = self.attention(self.attention_norm(x), positions=positions, rope=rope, cache=cache)
-        x = constrain(x + attended, "batch", "seq", "embed")
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "seq", "embed"), cache
+        """`where` says which rows x has, as `Attention` takes it."""
+        attended, cache = self.attention(self.attention_norm(x), cache=cache, **where)
+        x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
+        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), "batch", "seq", "embed"), cache
 
 
 class LanguageModel(nnx.Module):
@@ -99,17 +104,20 @@ class LanguageModel(nnx.Module):
     @property
     def input_ports(self) -> tuple[str, ...]:
         """Every input that this stage takes, in order."""
-        return (EMBED_PORTS if self.cut.first else ("hidden",)) + (LOSS_PORTS if self.cut.last else ())
+        return (EMBED_PORTS if self.cut.first else ("hidden",)) + ("segments",) + (LOSS_PORTS if self.cut.last else ())
 
     @property
     def optional_ports(self) -> tuple[str, ...]:
         """Those of `input_ports` that a call may leave out."""
-        return EMBED_PORTS[1:] if self.cut.first else ()
+        return (*(EMBED_PORTS[1:] if self.cut.first else ()), "segments")
 
     @property
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the sequence."""
-        return {**dict.fromkeys(("tokens", *LOSS_PORTS), ("batch", "seq")), "hidden": ("batch", "seq", "embed")}
+        return {
+            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ("batch", "seq")),
+            "hidden": ("batch", "seq", "embed"),
+        }
 
     def stage(self, index: int, count: int) -> LanguageModel:
         """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
@@ -125,12 +133,18 @@ class LanguageModel(nnx.Module):
         audio_tokens: Float[Array, "B M D"] | None = None,
         audio_positions: Int[Array, "B M"] | None = None,
         hidden: Float[Array, "B S D"] | None = None,
+        segments: Int[Array, "B S"] | None = None,
     ) -> dict[str, Array]:
         """The summed loss of a batch, or the hidden state that the next stage takes.
 
         `labels[b, s]` is the token to predict from rows 0..s of sample b, and counts `loss_weights[b, s]`
         times; 0 for rows without a target, such as padding, which must come last in its sequence.
         Encoder tokens replace the rows of `tokens` at their positions; a position of S or more is dropped.
+        `segments` holds an id a row, the same for the neighbouring rows of one packed document: rows attend
+        to their own document only, and its positions start from 0. Every stage takes it.
+
+        All inputs have the natural order of rows. Where the layout in force splits the sequence, the rows of
+        `hidden` alone are in the order of `models.parts.zigzag`, the same in every stage.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
         whole model and the last stage, {"hidden": [B, S, D]} from other stages. Raises ModelError when an
@@ -139,15 +153,21 @@ class LanguageModel(nnx.Module):
         given = dict(
             tokens=tokens, labels=labels, loss_weights=loss_weights, image_tokens=image_tokens,
             image_positions=image_positions, audio_tokens=audio_tokens, audio_positions=audio_positions, hidden=hidden,
+            segments=segments,
         )  # fmt: skip
         check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
-        x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
-        positions = jnp.arange(x.shape[1])[None]
+        order = causal_order((tokens if self.cut.first else hidden).shape[1])
+        if segments is None:
+            positions = jnp.asarray(order.rows)[None]
+        else:
+            positions, segments = order.arrange(positions_in_segments(segments)), order.arrange(segments)
+        image_rows, audio_rows = order.places(image_positions), order.places(audio_positions)
+        x = self._embed(order.arrange(tokens), image_tokens, image_rows, audio_tokens, audio_rows, hidden)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        x, _ = self.layers.scan(lambda block, x, _: block(x, positions, rope), x)
+        x, _ = self.layers.scan(lambda block, x, _: block(x, order=order, segments=segments, rope=rope), x)
         if not self.cut.last:
             return {"hidden": x}
-        return {"loss": cross_entropy(self._logits(x), labels, loss_weights)}
+        return {"loss": cross_entropy(self._logits(x), order.arrange(labels), order.arrange(loss_weights))}
 
     def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
         """Empty keys and values of this stage's layers, each [L, batch, length, G, K]."""
@@ -189,7 +209,9 @@ class LanguageModel(nnx.Module):
         check_inputs(self, ["tokens" if self.cut.first else "hidden"], given)
         x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        x, cache = self.layers.scan(lambda block, x, layer_cache: block(x, positions, rope, layer_cache), x, cache)
+        x, cache = self.layers.scan(
+            lambda block, x, layer_cache: block(x, layer_cache, positions=positions, rope=rope), x, cache
+        )
         if not self.cut.last:
             return {"hidden": x}, cache
         row = jnp.full(x.shape[0], x.shape[1] - 1) if last is None else last

@@ -3,6 +3,8 @@
 A model names each dim ("batch", "seq", "embed", "heads", ...) and never mentions a mesh. Whoever
 runs the model decides which mesh axis each name rides on: weights carry their names as metadata,
 and activations pass through `constrain`, which does nothing until a layout is put in force.
+A part whose communication is ours to choose (a ring, an exchange) asks with `split_of` which mesh
+axes a dim rides on, and runs by `jax.shard_map` over them.
 
 Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch
 Activation dims:  batch · seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts
@@ -12,15 +14,47 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 Dims = tuple[str | None, ...]
 Constraint = Callable[[jax.Array, Dims], jax.Array]
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a dim is split: over `axes` of `mesh`, into `degree` parts."""
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+
+    @property
+    def degree(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What parts that communicate by themselves ask of a layout.
+
+    Attributes:
+        mesh: the mesh that the model runs on.
+        axes_of: the axes that an activation's dim rides on, those of degree 1 left out.
+        context_attention: how attention over a split sequence sees all keys, "ring" or "all_gather".
+    """
+
+    mesh: Mesh
+    axes_of: Callable[[str], tuple[str, ...]]
+    context_attention: str = "ring"
+
+
 _constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar("constraint", default=None)
+_splits: contextvars.ContextVar[Splits | None] = contextvars.ContextVar("splits", default=None)
 
 
 def named(init: Callable[..., jax.Array], *dims: str | None) -> Callable[..., jax.Array]:
@@ -39,11 +73,24 @@ def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
     return constraint(x, dims)
 
 
+def splits_in_force() -> Splits | None:
+    """The splits of the layout in force; None without one, or where the compiler is to choose all communication."""
+    return _splits.get()
+
+
+def split_of(dim: str) -> Split | None:
+    """The mesh axes that split an activation's dim; None where it is whole."""
+    splits = _splits.get()
+    axes = splits.axes_of(dim) if splits else ()
+    return Split(mesh=splits.mesh, axes=axes) if axes else None
+
+
 @contextlib.contextmanager
-def layout_in_force(constraint: Constraint) -> Iterator[None]:
-    """Apply `constraint(x, dims)` at every `constrain` call traced inside the block."""
-    token = _constraint.set(constraint)
+def layout_in_force(constraint: Constraint, splits: Splits | None = None) -> Iterator[None]:
+    """Apply `constraint(x, dims)` at every `constrain` call traced inside the block; answer `split_of` by `splits`."""
+    tokens = _constraint.set(constraint), _splits.set(splits)
     try:
         yield
     finally:
-        _constraint.reset(token)
+        _constraint.reset(tokens[0])
+        _splits.reset(tokens[1])

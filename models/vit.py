@@ -15,6 +15,7 @@ from models.parts.linear import Linear
 from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
 from models.parts.stack import Stack
+from models.remat import point
 from models.stages import StageCut, check_inputs, cut_stage
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
@@ -72,8 +73,8 @@ class VisionBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "images N D"]) -> Float[Array, "images N D"]:
         attended, _ = self.attention(self.attention_norm(x))
-        x = constrain(x + attended, "batch", "seq", "embed")
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "seq", "embed")
+        x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
+        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), "batch", "seq", "embed")
 
 
 class VisionEncoder(nnx.Module):
@@ -106,6 +107,11 @@ class VisionEncoder(nnx.Module):
     def optional_ports(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def port_dims(self) -> dict[str, tuple[str, ...]]:
+        """The dims of the ports that run along the tokens."""
+        return dict.fromkeys(("hidden", "tokens"), ("batch", "seq", "embed"))
+
     def stage(self, index: int, count: int) -> VisionEncoder:
         """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
         return cut_stage(self, index, count, first=("patch", "positions"), last=("norm", "projector"))
@@ -115,16 +121,16 @@ class VisionEncoder(nnx.Module):
     ) -> dict[str, Float[Array, "B T E"]]:
         """The whole encoder, or its last stage, returns {"tokens"}; other stages return {"hidden"} of width D."""
         check_inputs(self, self.input_ports, {"images": images, "hidden": hidden})
-        x = self._embed(images) if self.cut.first else hidden
-        batch, tokens = x.shape[:2]
-        x = x.reshape(-1, self.tokens_per_image, self.config.width)
-        x, _ = self.layers.scan(lambda block, x, _: (block(x), None), x)
-        x = constrain(x.reshape(batch, tokens, self.config.width), "batch", "seq", "embed")
-        if not self.cut.last:
-            return {"hidden": x}
-        return {"tokens": constrain(self.projector(self.norm(x)), "batch", "seq", "embed")}
+        batch = (images if self.cut.first else hidden).shape[0]
+        x = self._embed(images) if self.cut.first else hidden.reshape(-1, self.tokens_per_image, self.config.width)
+        x, _ = self.layers.scan(lambda block, x, _: (block(x), None), constrain(x, "batch", "seq", "embed"))
+        if self.cut.last:
+            # Still by image: where the layout splits the tokens of each, they are the ones to be projected in place.
+            x = constrain(self.projector(self.norm(x)), "batch", "seq", "embed")
+        x = constrain(x.reshape(batch, -1, x.shape[-1]), "batch", "seq", "embed")
+        return {"tokens" if self.cut.last else "hidden": x}
 
-    def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "B T D"]:
+    def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "images N D"]:
         side, patch = self.config.image_size, self.config.patch_size
         if images.ndim != 5 or images.shape[2:] != (side, side, self.config.channels):
             raise ModelError(
@@ -134,5 +140,5 @@ class VisionEncoder(nnx.Module):
         batch, count, grid = *images.shape[:2], side // patch
         patches = images.astype(self.patch.dtype).reshape(batch * count, grid, patch, grid, patch, -1)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * count, self.tokens_per_image, -1)
-        x = constrain(self.patch(patches) + self.positions[...], "batch", "seq", "embed")
-        return x.reshape(batch, count * self.tokens_per_image, self.config.width)
+        patches = constrain(patches, "batch", "seq", "patch")
+        return self.patch(patches) + self.positions[...]

@@ -1,4 +1,7 @@
-"""Multi-head attention with grouped keys and values (Ainslie et al. 2023) and an optional cache of both."""
+"""Multi-head attention with grouped keys and values (Ainslie et al. 2023) and an optional cache of both.
+
+Where the layout in force splits the sequence, keys and values travel between devices (`models.parts.ring`).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import constrain
+from models.dims import constrain, split_of, splits_in_force
+from models.errors import LayoutError
 from models.parts.linear import Linear
+from models.parts.ring import attend_across
 from models.parts.rope import RopeTable, rotate
+from models.parts.zigzag import SequenceOrder
 
 # B batch · S queries · T keys, or slots of the cache · H heads · G groups of heads that share a key · K head width
 # D width
@@ -31,12 +37,14 @@ def attend(
     key: Float[Array, "B T G K"],
     value: Float[Array, "B T G K"],
     positions: Int[Array, "#B S"] | None = None,
+    segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H K"]:
     """softmax(query · key / sqrt(K)) · value; head h reads group h // (H / G).
 
-    With `positions`, a query sees the keys 0 up to its own position; without, all of them. Scores and
-    softmax are float32 at least: `jax.nn.dot_product_attention` fixes them to float32, which would
-    break float64 runs. The backward pass keeps query, key and value and computes the S*T scores again
+    With `positions`, a query sees the keys 0 up to its own position; without, all of them. With `segments`,
+    for S = T, it sees of these the keys of its own segment only. Scores and softmax are float32 at least:
+    `jax.nn.dot_product_attention` fixes them to float32, which would break float64 runs. The backward
+    pass keeps query, key and value and computes the S*T scores again
     (selective recomputation, Korthikanti et al. 2022).
     """
     batch, queries, heads, width = query.shape
@@ -47,6 +55,9 @@ def attend(
     if positions is not None:
         seen = jnp.arange(key.shape[1]) <= positions[:, :, None]
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(wide).min)
+    if segments is not None:
+        same = segments[:, :, None] == segments[:, None, :]
+        scores = jnp.where(same[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bgrst,btgk->bsgrk", weights, value).reshape(query.shape)
 
@@ -72,11 +83,17 @@ class Attention(nnx.Module):
         x: Float[Array, "B S D"],
         *,
         positions: Int[Array, "#B S"] | None = None,
+        order: SequenceOrder | None = None,
+        segments: Int[Array, "B S"] | None = None,
         rope: RopeTable | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
-        """Causal when `positions` are given. With a `cache`, new keys and values go to the slots at
-        `positions` (one row a sample; slots past its end are dropped) and all its slots are attended.
+        """Causal when `positions` or `order` are given, else every row attends to all.
+
+        Training gives `order`, that of `models.parts.zigzag.causal_order`: the rows of x, and `segments`
+        where only rows of equal ids attend to each other, are in it. Generation gives a `cache`: new keys
+        and values go to the slots at `positions` (one row a sample; slots past its end are dropped) and
+        all its slots are attended.
         """
         query = constrain(self.query(x), "batch", "seq", "heads", "head_dim")
         key = constrain(self.key(x), "batch", "seq", "kv_heads", "head_dim")
@@ -86,8 +103,22 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = Cache(_write(cache.key, positions, key), _write(cache.value, positions, value))
             key, value = cache
-        attended = constrain(attend(query, key, value, positions), "batch", "seq", "heads", "head_dim")
-        return self.output(attended), cache
+        attended = self._attend(query, key, value, positions, order, segments)
+        return self.output(constrain(attended, "batch", "seq", "heads", "head_dim")), cache
+
+    def _attend(self, query, key, value, positions, order, segments):
+        splits, split = splits_in_force(), split_of("seq")
+        shards = 1 if split is None else split.degree
+        if order is not None and order.shards != shards:
+            raise LayoutError(
+                f"Attention: the order of rows is for {order.shards} shards, but the layout in force has {shards} of "
+                "seq; make it with causal_order inside the same layout"
+            )
+        if positions is None and shards > 1:
+            return attend_across(splits, query, key, value, segments, causal=order is not None)
+        if order is not None:
+            positions = jnp.asarray(order.rows)[None]
+        return attend(query, key, value, positions, segments)
 
 
 def _write(

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from models.remat import rematerialized
+
 
 class Stack(nnx.Module):
     """Builds `count` layers from one key each and runs them with a scan.
@@ -26,6 +28,7 @@ class Stack(nnx.Module):
         """`carry, out = step(layer, carry, each[i])` for each layer in turn.
 
         `each` is a pytree whose leaves lead with the layers dim. Returns the last carry and the outs, stacked.
+        The backward computes again what the setting of `models.remat` in force does not keep of a layer.
         """
         definition, weights = nnx.split(self.block)
 
@@ -33,7 +36,7 @@ class Stack(nnx.Module):
             layer_weights, own = layer
             return step(nnx.merge(definition, layer_weights), carry, own)
 
-        return jax.lax.scan(body, carry, (weights, each), length=self.count)
+        return jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)
 
     def keep(self, start: int, stop: int) -> None:
         """Drop all layers but start..stop-1."""

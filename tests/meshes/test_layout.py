@@ -117,3 +117,16 @@ def test_another_number_of_names_than_dims_is_refused():
         "module 'llm': weight w: 1 dim names ('embed',) for 2 dims of shape (4, 8); "
         "name each dim once, None for a dim without a name"
     )
+
+
+def test_a_form_of_context_attention_that_does_not_exist_lists_the_forms():
+    message = refusal(Layout(context=2, context_attention="gather").validate, "llm")
+    assert message == "module 'llm': context_attention='gather'; choose one of ring, all_gather"
+    Layout(context=2, devices="0-1", context_attention="all_gather").validate("llm")
+
+
+def test_axes_of_an_activation_dim_leave_out_those_of_degree_one():
+    layout = Layout(data=2, expert=2, context=4, rules={"frames": "context", "heads": "fsdp"})
+    assert layout.activation_axes("batch") == ("data", "expert")
+    assert layout.activation_axes("seq") == layout.activation_axes("frames") == ("context",)
+    assert layout.activation_axes("heads") == layout.activation_axes("mlp") == layout.activation_axes("embed") == ()

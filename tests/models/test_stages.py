@@ -116,10 +116,11 @@ def test_abstract_stages_have_the_shapes_and_dims_of_the_rows():
 def test_input_ports_say_what_each_stage_takes():
     decoder, vision = build_decoder(), build_vision()
     embed = ("tokens", "image_tokens", "image_positions", "audio_tokens", "audio_positions")
-    assert decoder.input_ports == (*embed, "labels", "loss_weights")
-    assert decoder.optional_ports == embed[1:]
+    assert decoder.input_ports == (*embed, "segments", "labels", "loss_weights")
+    assert decoder.optional_ports == (*embed[1:], "segments")
     assert [decoder.stage(i, 4).input_ports for i in range(4)] == [
-        embed, ("hidden",), ("hidden",), ("hidden", "labels", "loss_weights")]  # fmt: skip
+        (*embed, "segments"), ("hidden", "segments"), ("hidden", "segments"),
+        ("hidden", "segments", "labels", "loss_weights")]  # fmt: skip
     assert [vision.stage(i, 2).input_ports for i in range(2)] == [("images",), ("hidden",)]
     for model in (decoder, decoder.stage(1, 2), vision, vision.stage(1, 2)):
         assert set(model.input_ports) <= inspect.signature(type(model).__call__).parameters.keys()

@@ -1,0 +1,101 @@
+"""The order in which a causal sequence is shared out, so that every device has the same attention to compute.
+
+A causal sequence cut into c pieces in a row would give the last device c times the work of the first.
+So S rows are cut into 2c chunks, and device i holds chunks i and 2c-1-i, one from each end (the
+zigzag order; Brandon et al. 2023, striped attention; Llama 3, Grattafiori et al. 2024). Of the keys
+of device j, device i then needs
+
+    j = i   both diagonal chunks, and its late queries against its early keys     3 tiles
+    j < i   both its chunks of queries against the early keys of j                2 tiles
+    j > i   its late queries against both chunks of keys of j                     2 tiles
+
+where a tile is one chunk of queries against one of keys, (S/2c)² pairs. Every device computes
+3 + 2(c-1) = 2c + 1 tiles of the (2c)² that the sequence has, whatever i is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from models.dims import constrain, split_of
+from models.errors import LayoutError
+
+# B batch · S sequence · N some of its rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceOrder:
+    """Which row of a sequence each place holds: the natural order with one shard, else the zigzag order.
+
+    Attributes:
+        length: rows of the sequence; divisible by 2 * shards where there are several.
+        shards: devices that a sequence is split over.
+    """
+
+    length: int
+    shards: int = 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[S] int32: the row at each place, in the order of the devices."""
+        if self.shards == 1:
+            return np.arange(self.length, dtype=np.int32)
+        chunks = np.arange(self.length, dtype=np.int32).reshape(2 * self.shards, -1)
+        return np.stack([chunks[: self.shards], chunks[: self.shards - 1 : -1]], axis=1).reshape(-1)
+
+    def arrange(self, x: Shaped[Array, "B S"] | None) -> Shaped[Array, "B S"] | None:
+        """Ids, labels or weights in their places. For small arrays: each device takes whole sequences for it."""
+        if x is None or self.shards == 1:
+            return x
+        return constrain(jnp.take(constrain(x, "batch", None), self.rows, axis=1), "batch", "seq")
+
+    def places(self, rows: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
+        """The place of each row; a row of S or more stays outside of the sequence."""
+        if rows is None or self.shards == 1:
+            return rows
+        return jnp.asarray(np.argsort(self.rows), rows.dtype).at[rows].get(mode="fill", fill_value=self.length)
+
+
+def causal_order(length: int) -> SequenceOrder:
+    """The order for a causal sequence under the layout in force.
+
+    Raises LayoutError where the sequence does not divide into two chunks a device.
+    """
+    split = split_of("seq")
+    shards = 1 if split is None else split.degree
+    if shards > 1 and length % (2 * shards):
+        axes = "*".join(split.axes)
+        raise LayoutError(
+            f"a causal sequence needs seq % (2*{axes}) = 0, but {length} % (2*{shards}) = {length % (2 * shards)}; "
+            f"pad sequences to {-(-length // (2 * shards)) * 2 * shards} rows or change {axes}={shards}"
+        )
+    return SequenceOrder(length=length, shards=shards)
+
+
+def tiles_of_step(index, step: int, shards: int, *, causal: bool):
+    """The tiles that device `index` computes in ring step `step`: [(half of queries, half of keys, triangular)].
+
+    In step t it holds the keys of device (index - t) mod shards. Half 0 holds the early chunk of a device
+    and half 1 the late one; without `causal` there is one half, the whole. `index` may be traced: the
+    number of tiles does not depend on it, so that one program serves all devices.
+    """
+    if not causal:
+        return [(0, 0, False)]
+    if step == 0:
+        return [(0, 0, True), (1, 1, True), (1, 0, False)]
+    # The keys come from an earlier device where index >= step, else from a later one.
+    same = 1 - (index >= step) * 1
+    return [(same, same, False), (1, 0, False)]
+
+
+def pairs_computed(length: int, shards: int, *, causal: bool) -> list[int]:
+    """Query-key pairs, per head and sample, whose scores each device computes; masked ones of a tile count."""
+    chunk = length // (shards * (2 if causal else 1))
+    return [
+        sum(len(tiles_of_step(index, step, shards, causal=causal)) for step in range(shards)) * chunk**2
+        for index in range(shards)
+    ]
