@@ -93,6 +93,7 @@ def test_many_programs_send_what_is_planned(crossing):
     assert_programs_send_what_is_planned(crossing)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @many

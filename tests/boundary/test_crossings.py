@@ -80,13 +80,14 @@ def test_backward_is_the_transpose_of_forward(crossing):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("way", [None, "exchange"])
+@pytest.mark.parametrize("way", [None, pytest.param("exchange", marks=pytest.mark.exhaustive)])
 @many
 @given(crossing=crossings())
 def test_many_crossings_are_exact_forward_and_backward(way, crossing):
     assert_exact_both_ways(crossing, way)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @many

@@ -125,6 +125,7 @@ def test_split_sequences_equal_one_device_and_gather_no_activation(name, form, p
     check_moves(check(LAYOUTS[name], form, packed, dtype, rows_of(name)), form, packed)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form", "packed"), list(itertools.product(LAYOUTS, FORMS, [True, False])))
 @pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)

@@ -87,6 +87,6 @@ def test_every_process_gets_all_weights_and_gradients():
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"])
 def test_sample_of_cases_over_processes_equals_one_device(processes, dtype):
     check(processes, list(SAMPLE), dtype, timeout=1400)

@@ -93,6 +93,7 @@ def test_float32_equals_plain_attention(float64, case):
     check(case, {"tensor": 2}, jnp.float32)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed", [{}, {"data": 2}, {"tensor": 2}], ids=str)
 @pytest.mark.parametrize("case", GRID, ids=str)
