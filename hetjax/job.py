@@ -78,19 +78,23 @@ def join_job(*, peer_timeout: float, join_timeout: float) -> Iterator[Job]:
         watch = Watch.start(
             environment.process, environment.processes, timeout=peer_timeout, notes=store, join_timeout=peer_timeout
         )
-        yield Job(environment.process, environment.processes, watch)
-        with watch.unlimited("leaving"):
-            disconnect()
-        watch.close()
-    except SystemExit as exit:
-        # A stop that all processes agreed on.
-        if watch is not None:
-            with watch.unlimited("leaving"):
-                disconnect()
-            watch.close()
-        raise exit
+        try:
+            yield Job(environment.process, environment.processes, watch)
+        except SystemExit:
+            # A stop that all processes agreed on.
+            _leave(watch)
+            raise
+        _leave(watch)
+    except SystemExit:
+        raise
     except BaseException as error:
         _fail(error, watch)
+
+
+def _leave(watch: Watch) -> None:
+    with watch.unlimited("leaving"):
+        disconnect()
+    watch.close()
 
 
 def _fail(error: BaseException, watch: Watch | None) -> None:
