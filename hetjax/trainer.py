@@ -22,7 +22,7 @@ from hetjax.links import make_links, stage_graph
 from hetjax.optimizer import Update
 from hetjax.schedule import Schedule, build_schedule
 from hetjax.schedule.check import check
-from hetjax.stage import cut_graph
+from hetjax.stage import Stage, cut_graph
 from hetjax.state import TrainState
 from hetjax.step import Step, trace_step
 from hetjax.weights import Arrays
@@ -187,7 +187,8 @@ class Trainer:
         """
         self._check_state(state)
         gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
-        return self.compiled.tell["loss"](loss), self._on_host(gradients)
+        trained = [stage for stage in self.stages if stage.trains]
+        return self.compiled.tell["loss"](loss), self._on_host(trained, gradients)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined.
@@ -195,10 +196,10 @@ class Trainer:
         With many processes all of them call it, and get all weights, which must fit on one device of each.
         """
         self._check_state(state)
-        return self._on_host({name: stage.params for name, stage in state.stages.items()})
+        return self._on_host(self.stages, {name: stage.params for name, stage in state.stages.items()})
 
-    def _on_host(self, arrays: Mapping[str, Arrays]) -> dict[str, dict[str, np.ndarray]]:
-        stages = [stage for stage in self.stages if not stage.is_local or stage.name in arrays]
+    def _on_host(self, stages: Sequence[Stage], arrays: Mapping[str, Arrays]) -> dict[str, dict[str, np.ndarray]]:
+        """Host copies of these stages' arrays, which are the same in all processes, from those of the local ones."""
         return merge_stages(self.graph, stages, to_every_process(stages, arrays, self.devices))
 
     def _check_state(self, state: TrainState) -> None:

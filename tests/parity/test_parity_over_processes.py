@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
+from meshes import Placement
 from tests.parity.cases import ALL, LAYOUTS, Case, covering_sample
 from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch
+from tests.parity.problem import make_batch, make_graph, make_optimizer
 from tests.parity.test_parity import TOLERANCE, expected, largest_errors, make_trainer
 from tests.processes import run_processes
 
@@ -82,6 +83,21 @@ def test_two_processes_equal_one_device():
 def test_every_process_gets_all_weights_and_gradients():
     found = run_processes(4, whole_errors, devices=2, x64=True, timeout=250, case=CROSSING[0], dtype="float64")
     assert all(max(errors.values()) <= TOLERANCE["float64"] for errors in found), found
+
+
+def gradients_with_a_frozen_encoder() -> dict[str, int]:
+    """Runs in every process: how many gradients it gets of each module."""
+    layouts = dict(zip(("vision", "llm"), LAYOUTS["disjoint", "more", 1], strict=True))
+    trainer = Trainer(make_graph(), Placement(layouts), optimizer=make_optimizer(), frozen=["vision"])
+    _, gradients = trainer.loss_and_gradients(trainer.init(), make_batch())
+    return {module: len(paths) for module, paths in gradients.items()}
+
+
+@pytest.mark.slow
+def test_a_frozen_module_in_one_process_has_no_gradients_in_any():
+    first, second = run_processes(2, gradients_with_a_frozen_encoder, devices=4, timeout=200)
+    assert first == second
+    assert first["vision"] == 0 < first["llm"]
 
 
 @pytest.mark.slow
