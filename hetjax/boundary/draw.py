@@ -13,9 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from hetjax.boundary.leader import common_part
 from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
-from hetjax.boundary.tiling import Tiling
+from hetjax.boundary.tiling import Tiling, common_part
 from meshes import format_devices
 
 MOST = 16  # boxes in a column; of more devices, neighbours share one

@@ -13,7 +13,7 @@ import itertools
 import math
 
 from hetjax.boundary.plan import Link, PlanStep
-from hetjax.boundary.tiling import Coordinate, Tiling
+from hetjax.boundary.tiling import Coordinate, Tiling, common_part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,35 +36,15 @@ class LeaderMove:
         return math.prod(stop - start for start, stop in zip(self.start, self.stop, strict=True))
 
 
-def copies(tiling: Tiling) -> dict[Coordinate, tuple[int, ...]]:
-    """The devices that hold each tile, its leader first."""
-    groups: dict[Coordinate, tuple[int, ...]] = {}
-    for device, tile in tiling.tile_of.items():
-        groups[tile] = (*groups.get(tile, ()), device)
-    return groups
-
-
 def leader_moves(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[LeaderMove, ...]:
     """From every source leader to every destination leader that needs some of its tile, itself included."""
     moves = []
-    senders, receivers = copies(source), copies(destination)
+    senders, receivers = source.holders, destination.holders
     for (theirs, (receiver, *_)), (mine, (sender, *_)) in itertools.product(receivers.items(), senders.items()):
         if bounds := common_part(shape, source, mine, destination, theirs):
             start, stop = bounds
             moves.append(LeaderMove(source=sender, destination=receiver, start=start, stop=stop))
     return tuple(moves)
-
-
-def common_part(
-    shape: tuple[int, ...], source: Tiling, mine: Coordinate, destination: Tiling, theirs: Coordinate
-) -> tuple[Coordinate, Coordinate] | None:
-    """Corners of what a tile of one tiling has in common with a tile of another; None where that is nothing."""
-    tiles = [(source.counts, mine), (destination.counts, theirs)]
-    start = tuple(max(index[dim] * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape))
-    stop = tuple(
-        min((index[dim] + 1) * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape)
-    )
-    return (start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
 
 def leader_steps(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanStep, ...]:
@@ -80,7 +60,7 @@ def leader_steps(shape: tuple[int, ...], itemsize: int, source: Tiling, destinat
     }
     tile = math.prod(shape) // math.prod(destination.counts) * itemsize
     chain: dict[Link, int] = {
-        link: tile for group in copies(destination).values() for link in itertools.pairwise(group)
+        link: tile for group in destination.holders.values() for link in itertools.pairwise(group)
     }
     steps = [PlanStep(name="cross", where="source to destination", bytes_per_link=crossing)]
     if chain:

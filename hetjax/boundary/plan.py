@@ -28,7 +28,7 @@ from typing import Literal
 from hetjax.boundary.refine import finest, refinement
 from hetjax.boundary.rounds import Link, broadcast_rounds
 from hetjax.boundary.route import Move, route
-from hetjax.boundary.tiling import Tiling
+from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.errors import BoundaryError
 
 
@@ -182,19 +182,11 @@ class BoundaryPlan:
     def _held_bytes(self, device: int) -> int:
         if device not in self.source.tile_of:
             return 0
-        overlap = 1
-        for size, mine, theirs, i, j in zip(
-            self.shape,
-            self.source.counts,
-            self.destination.counts,
-            self.source.tile_of[device],
-            self.destination.tile_of[device],
-            strict=True,
-        ):
-            start = max(i * size // mine, j * size // theirs)
-            stop = min((i + 1) * size // mine, (j + 1) * size // theirs)
-            overlap *= max(stop - start, 0)
-        return overlap * self.itemsize
+        tiles = self.source, self.source.tile_of[device], self.destination, self.destination.tile_of[device]
+        bounds = common_part(self.shape, *tiles)
+        if bounds is None:
+            return 0
+        return math.prod(stop - start for start, stop in zip(*bounds, strict=True)) * self.itemsize
 
     def _links(self, moves: Iterable[Move]) -> dict[Link, int]:
         links = Counter((move.source, move.destination) for move in moves if move.source != move.destination)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from hetjax.boundary.tiling import Coordinate, Tiling
 
@@ -35,7 +35,7 @@ def route(
     The source is the device itself if it can be, else the least busy of those that hold the piece. Where
     many receive what few hold, those that have it hand it on, twice as many in each hop.
     """
-    holders, groups = _holders(source), _holders(destination)
+    holders, groups = source.holders, destination.holders
     sent: Counter[int] = Counter()
     moves = []
     source_spans, destination_spans = spans(grid, source), spans(grid, destination)
@@ -64,15 +64,7 @@ def spans(grid: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
     return tuple(cells // count for cells, count in zip(grid, tiling.counts, strict=True))
 
 
-def _holders(tiling: Tiling) -> dict[Coordinate, list[int]]:
-    """The devices of each tile."""
-    holders: dict[Coordinate, list[int]] = {}
-    for device, tile in tiling.tile_of.items():
-        holders.setdefault(tile, []).append(device)
-    return holders
-
-
-def _hops(able: list[int], group: list[int], sent: Counter[int]) -> list[tuple[int, int, int]]:
+def _hops(able: Sequence[int], group: Sequence[int], sent: Counter[int]) -> list[tuple[int, int, int]]:
     """(hop, sender, receiver) of one piece, from the devices that are `able` to all of a `group`; counts in `sent`."""
     known = set(able)
     having = [device for device in group if device in known]

@@ -62,6 +62,14 @@ class Tiling:
             for device, place in self.place_of.items()
         }
 
+    @functools.cached_property
+    def holders(self) -> dict[Coordinate, tuple[int, ...]]:
+        """The devices that hold each tile, in mesh order."""
+        groups: dict[Coordinate, list[int]] = {}
+        for device, tile in self.tile_of.items():
+            groups.setdefault(tile, []).append(device)
+        return {tile: tuple(group) for tile, group in groups.items()}
+
     @property
     def in_order(self) -> bool:
         """Whether every dim is split over its axes in mesh order, for which XLA's partitioner knows direct ways."""
@@ -83,6 +91,18 @@ class Tiling:
     def partition_spec(self) -> PartitionSpec:
         """The same as a PartitionSpec."""
         return PartitionSpec(*(axes or None for axes in self.spec))
+
+
+def common_part(
+    shape: tuple[int, ...], source: Tiling, mine: Coordinate, destination: Tiling, theirs: Coordinate
+) -> tuple[Coordinate, Coordinate] | None:
+    """Corners of what a tile of one tiling has in common with a tile of another; None where that is nothing."""
+    tiles = [(source.counts, mine), (destination.counts, theirs)]
+    start = tuple(max(index[dim] * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape))
+    stop = tuple(
+        min((index[dim] + 1) * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape)
+    )
+    return (start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
 
 def tiling_of(sharding: NamedSharding, ndim: int) -> Tiling:

@@ -132,7 +132,12 @@ class Transport:
                 way = "exchange"
             else:
                 self._across = in_order(program, self.destination.mesh)
-        getattr(self, f"_compile_{way}")()
+        if way in ("copies", "exchange", "device_put"):
+            self._compile_ends(whole=way != "copies")
+        if way == "copies":
+            self._wire()
+        if way == "exchange":
+            self._across = Exchange(self.plan, self.source.mesh, self._fine, self.dtype)
         self.way = way
         return self
 
@@ -152,23 +157,6 @@ class Transport:
 
         argument = jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.source)
         return jax.jit(move, out_shardings=self.destination).lower(argument).compile()
-
-    def _compile_stay(self) -> None:
-        pass
-
-    def _compile_reshard(self) -> None:
-        pass
-
-    def _compile_copies(self) -> None:
-        self._compile_ends(whole=False)
-        self._wire()
-
-    def _compile_exchange(self) -> None:
-        self._compile_ends(whole=True)
-        self._across = Exchange(self.plan, self.source.mesh, self._fine, self.dtype)
-
-    def _compile_device_put(self) -> None:
-        self._compile_ends(whole=True)
 
     def _compile_ends(self, *, whole: bool) -> None:
         if self.source.mesh.local_devices:

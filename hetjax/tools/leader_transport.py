@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from hetjax.boundary.leader import LeaderMove, copies, leader_moves
+from hetjax.boundary.leader import LeaderMove, leader_moves
 from hetjax.boundary.tiling import tiling_of
 
 
@@ -25,7 +25,7 @@ class LeaderTransport:
         self.destination, self.shape = destination, shape
         here, there = tiling_of(source, len(shape)), tiling_of(destination, len(shape))
         self._devices = {device.id: device for device in destination.mesh.devices.flat}
-        self._groups = tuple(copies(there).values())
+        self._groups = tuple(there.holders.values())
         tile_starts = {
             device: tuple(index * size // count for index, size, count in zip(tile, shape, here.counts, strict=True))
             for device, tile in here.tile_of.items()

@@ -37,13 +37,6 @@ QUICK = [
 ]
 
 
-@pytest.fixture
-def dtype(request):
-    jax.config.update("jax_enable_x64", request.param == "float64")
-    yield request.param
-    jax.config.update("jax_enable_x64", False)
-
-
 @functools.cache
 def make_batch(rows: int = ROWS, *, packed: bool):
     """The batch of the suite with longer sequences; packed ones hold two to four documents of unlike lengths."""

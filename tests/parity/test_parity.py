@@ -20,13 +20,6 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SAMPLE = covering_sample(ALL)
 
 
-@pytest.fixture
-def dtype(request):
-    jax.config.update("jax_enable_x64", request.param == "float64")
-    yield request.param
-    jax.config.update("jax_enable_x64", False)
-
-
 @functools.cache
 def expected(dtype: str):
     optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
