@@ -7,15 +7,16 @@ that all of them dispatch the programs they share in one order.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from hetjax.schedule.actions import Action, Kind
+from hetjax.stage import LOSS
 from hetjax.state import StageState, TrainState
-from hetjax.step import LOSS, Step
+from hetjax.step import Step
 from hetjax.weights import Arrays
 
 Observer = Callable[[Action, Any], None]
@@ -39,6 +40,9 @@ class _InFlight:
         default_factory=lambda: defaultdict(dict)
     )
     residuals: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
+    pending: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
+    backwards: Counter[str] = dataclasses.field(default_factory=Counter)
+    square_sums: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     losses: list[jax.Array] = dataclasses.field(default_factory=list)
 
 
@@ -68,14 +72,20 @@ class Executor:
         scale: jax.Array | None,
         observe: Observer | None = None,
         announce: Announcer | None = None,
-    ) -> tuple[dict[str, Arrays], dict[str, Arrays], jax.Array | None]:
-        """Dispatch all but the updates: (gradients by stage, buffers by stage, loss).
+    ) -> tuple[_InFlight, jax.Array | None]:
+        """Dispatch all but the updates: (what is left, with gradients and buffers by stage; loss).
 
         `inputs` holds each stage's part of each microbatch, `scale` one over the global token count, on the last
         stage's mesh. A process that does not run the last stage gives and gets None for scale and loss.
         """
         flight = self._begin(state, inputs)
-        run = {Kind.FORWARD: self._forward, Kind.BACKWARD: self._backward, Kind.TRANSFER: self._transfer}
+        run = {
+            Kind.FORWARD: self._forward,
+            Kind.BACKWARD: self._backward,
+            Kind.BACKWARD_INPUT: self._backward_input,
+            Kind.BACKWARD_WEIGHT: self._backward_weight,
+            Kind.TRANSFER: self._transfer,
+        }
         for place, action in self._actions:
             if announce is not None:
                 announce(place, action)
@@ -83,7 +93,7 @@ class Executor:
             if observe is not None:
                 observe(action, done)
         loss = self.step.finish(tuple(flight.losses), scale) if self.step.sink.is_local else None
-        return flight.gradients, flight.buffers, loss
+        return flight, loss
 
     def train(
         self,
@@ -94,9 +104,11 @@ class Executor:
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
-        gradients, buffers, loss = self.gradients(state, inputs, scale, observe, announce)
-        square_sum = self._square_sum(gradients)
-        stages = {name: dataclasses.replace(stage, buffers=buffers[name]) for name, stage in state.stages.items()}
+        flight, loss = self.gradients(state, inputs, scale, observe, announce)
+        square_sum = self._square_sum(flight)
+        stages = {
+            name: dataclasses.replace(stage, buffers=flight.buffers[name]) for name, stage in state.stages.items()
+        }
         for place, action in self._updates:
             name = action.stage
             if announce is not None:
@@ -106,7 +118,7 @@ class Executor:
                 continue
             stage = stages[name]
             params, opt_state = self.step.updates[name].update(
-                stage.params, stage.opt_state, gradients.pop(name), arrived
+                stage.params, stage.opt_state, flight.gradients.pop(name), arrived
             )
             stages[name] = StageState(params=params, buffers=stage.buffers, opt_state=opt_state)
             if observe is not None:
@@ -151,11 +163,35 @@ class Executor:
             flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key), flight.gradients.get(name, {})
         )
         if gradients:
-            flight.gradients[name] = gradients
-        for link in self._in[name]:
+            self._accumulate(flight, name, gradients)
+        self._return(flight, action, carried)
+        return gradients, carried
+
+    def _backward_input(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
+        name, key = action.stage, (action.stage, action.microbatch)
+        carried, flight.pending[key] = self.step.programs[name].backward_input(
+            flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key)
+        )
+        self._return(flight, action, carried)
+        return carried
+
+    def _backward_weight(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
+        name, pending = action.stage, flight.pending.pop((action.stage, action.microbatch))
+        gradients = self.step.programs[name].backward_weight(pending, flight.gradients[name])
+        self._accumulate(flight, name, gradients)
+        return gradients
+
+    def _accumulate(self, flight: _InFlight, name: str, gradients: Arrays) -> None:
+        """Keep a stage's gradients; after its last microbatch, those of the whole batch."""
+        flight.backwards[name] += 1
+        if flight.backwards[name] == self.step.schedule.microbatches:
+            gradients, flight.square_sums[name] = self.step.updates[name].reduce(gradients)
+        flight.gradients[name] = gradients
+
+    def _return(self, flight: _InFlight, action: Action, carried: Arrays) -> None:
+        for link in self._in[action.stage]:
             if link.gradient:
                 flight.returning[link.name, action.microbatch] = carried[link.destination_port]
-        return gradients, carried
 
     def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
         crossing, edge = self.step.crossings[action.edge], (action.edge, action.microbatch)
@@ -171,11 +207,10 @@ class Executor:
                 flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
         return moved
 
-    def _square_sum(self, gradients: dict[str, Arrays]) -> jax.Array | None:
+    def _square_sum(self, flight: _InFlight) -> jax.Array | None:
         """The sum over all stages, on the last stage's mesh; None where that is not."""
         arrived = []
-        for name, stage_update in self.step.updates.items():
-            own = stage_update.square_sum(gradients[name]) if name in gradients else None
+        for name in self.step.updates:
             if self.step.norm_in[name].is_local:
-                arrived.append(self.step.norm_in[name](own))
+                arrived.append(self.step.norm_in[name](flight.square_sums.get(name)))
         return self.step.total(tuple(arrived)) if self.step.sink.is_local else None

@@ -36,7 +36,7 @@ def initialize(graph: ModuleGraph, stages: Sequence[Stage], updates: Mapping[str
 
 def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, Arrays]:
     def make(seed: Any) -> tuple[Arrays, Arrays]:
-        part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count)
+        part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count, stage.layers)
         _, params, buffers = take_apart(part)
         return _cast(params, stage.params), buffers
 

@@ -54,11 +54,14 @@ class Update:
     def _prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """The weights to compute with, where they differ from the master weights, and gradients of zero."""
         compute = {path: params[path].astype(aval.dtype) for path, aval in self.stage.cast_params.items()}
-        return compute, {path: jnp.zeros_like(param) for path, param in params.items()}
+        return compute, {path: jnp.zeros(aval.shape, aval.dtype) for path, aval in self.stage.gradients.items()}
 
-    def _square_sum(self, gradients: Arrays) -> jax.Array:
+    def _reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
+        """The shards' gradients added up where each keeps its own, and the sum of the squares."""
+        if self.stage.gradient_shards > 1:
+            gradients = {path: jnp.sum(gradient, axis=0) for path, gradient in gradients.items()}
         squares = (jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
-        return sum(squares, start=jnp.zeros((), self.norm_dtype))
+        return gradients, sum(squares, start=jnp.zeros((), self.norm_dtype))
 
     def _update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
         if self.max_grad_norm is not None:
@@ -78,11 +81,14 @@ class Update:
         cast = {path: aval.sharding for path, aval in self.stage.cast_params.items()}
         opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
-        prepare = jax.jit(self._prepare, out_shardings=(cast, params))
-        square_sum = jax.jit(self._square_sum, out_shardings=stage.replicated)
+        gradients = {path: aval.sharding for path, aval in stage.gradients.items()}
+        prepare = jax.jit(self._prepare, out_shardings=(cast, gradients))
+        # Where they are of one shard each, there is nothing to add up, and they stay where they are.
+        donated = () if stage.gradient_shards > 1 else (0,)
+        reduce = jax.jit(self._reduce, donate_argnums=donated, out_shardings=(params, stage.replicated))
         update = jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(params, opt_state))
         self._prepare_program = in_order(prepare.lower(stage.params).compile(), stage.mesh)
-        self._square_sum_program = in_order(square_sum.lower(stage.params).compile(), stage.mesh)
+        self._reduce_program = in_order(reduce.lower(stage.gradients).compile(), stage.mesh)
         self._update_program = in_order(
             update.lower(stage.params, self.opt_state, stage.params, scalar).compile(), stage.mesh
         )
@@ -98,9 +104,12 @@ class Update:
         cast, zeros = self._prepare_program(params)
         return {**params, **cast}, zeros
 
-    def square_sum(self, gradients: Arrays) -> jax.Array:
-        """Dispatch: the sum of the squares of all gradients, a scalar on the stage's mesh."""
-        return self._square_sum_program(gradients)
+    def reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
+        """Dispatch: (gradients of the whole batch, laid out as the weights; the sum of their squares).
+
+        Consumes `gradients`.
+        """
+        return self._reduce_program(gradients)
 
     def update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
         """Dispatch: (weights, optimizer state) after the step. Consumes the first two arguments."""

@@ -8,7 +8,6 @@ microbatches in flight, and whether or not they train.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,42 +17,12 @@ from jax.sharding import NamedSharding
 
 from hetjax.errors import GraphError
 from hetjax.ordering import in_order
-from hetjax.stage import Shapes, Stage
+from hetjax.residuals import Residuals
+from hetjax.shards import by_shard, merge, split
+from hetjax.split_backward import split_backward
+from hetjax.stage import LOSS, Shapes, Stage
 from hetjax.weights import Arrays
 from models.remat import remat_in_force, whole
-
-
-@dataclasses.dataclass
-class _Residuals:
-    """How the leaves of a VJP are found again: among the forward's own arguments, or among what it kept."""
-
-    treedef: Any = None
-    places: tuple[tuple[str, int], ...] = ()
-
-    def keep(self, vjp: Any, arguments: list[jax.Array]) -> tuple[jax.Array, ...]:
-        leaves, self.treedef = jax.tree.flatten(vjp)
-        argument_of = {id(argument): i for i, argument in enumerate(arguments)}
-        kept: list[jax.Array] = []
-        kept_of: dict[int, int] = {}
-        places = []
-        for leaf in leaves:
-            if id(leaf) in argument_of:
-                places.append(("argument", argument_of[id(leaf)]))
-                continue
-            if id(leaf) not in kept_of:
-                kept_of[id(leaf)] = len(kept)
-                kept.append(leaf)
-            places.append(("kept", kept_of[id(leaf)]))
-        self.places = tuple(places)
-        return tuple(kept)
-
-    def restore(self, arguments: list[jax.Array], kept: tuple[jax.Array, ...]) -> Any:
-        sources = {"argument": arguments, "kept": kept}
-        return self.treedef.unflatten([sources[where][i] for where, i in self.places])
-
-    @property
-    def arguments(self) -> set[int]:
-        return {i for where, i in self.places if where == "argument"}
 
 
 class ForwardBackward:
@@ -62,17 +31,25 @@ class ForwardBackward:
     Of a stage that other processes run only the shapes are known.
 
     `gradient_inputs` are the input ports whose gradient is asked for, `gradient_outputs` the number of
-    gradients that arrive at each output port. A stage without gradient outputs has no backward program.
+    gradients that arrive at each output port. A stage without gradient outputs has no backward program. With
+    `in_two_parts` the backward is two programs: `backward_input` and `backward_weight`.
     """
 
     def __init__(
-        self, stage: Stage, inputs: Shapes, *, gradient_inputs: tuple[str, ...], gradient_outputs: Mapping[str, int]
+        self,
+        stage: Stage,
+        inputs: Shapes,
+        *,
+        gradient_inputs: tuple[str, ...],
+        gradient_outputs: Mapping[str, int],
+        in_two_parts: bool = False,
     ):
         self.stage = stage
         self.inputs = inputs
         self.gradient_inputs = gradient_inputs
         self.gradient_outputs = dict(gradient_outputs)
-        self._residuals = _Residuals()
+        self.in_two_parts = in_two_parts
+        self._residuals = Residuals()
         self._trace_forward()
 
     @property
@@ -118,37 +95,63 @@ class ForwardBackward:
         return outputs, buffers, ()
 
     def _forward_with_residuals(self, params: Arrays, buffers: Arrays, inputs: Arrays):
+        shards = self.stage.gradient_shards
+        if shards == 1:
+            return self._linearized(self.stage, params, buffers, inputs)
+        forward = by_shard(
+            lambda params, inputs: self._linearized(self.stage.of_one_shard, params, {}, inputs), shards, shared=(0,)
+        )
+        outputs, _, kept = forward(params, split(inputs, shards))
+        # The loss is a sum over samples.
+        return {port: jnp.sum(x) if port == LOSS else merge(x) for port, x in outputs.items()}, {}, kept
+
+    def _linearized(self, stage: Stage, params: Arrays, buffers: Arrays, inputs: Arrays):
+        """(outputs, buffers, residuals) of a stage called with these."""
+
         def call(trained: Arrays, carried: Arrays):
-            outputs, after = self.stage.call({**params, **trained}, buffers, {**inputs, **carried})
+            outputs, after = stage.call({**params, **trained}, buffers, {**inputs, **carried})
             return {port: outputs[port] for port in self.gradient_outputs}, (outputs, after)
 
-        trained = params if self.stage.trains else {}
+        trained = params if stage.trains else {}
         carried = {port: inputs[port] for port in self.gradient_inputs}
-        with remat_in_force(self.stage.remat):
+        with remat_in_force(stage.remat):
             _, vjp, (outputs, after) = jax.vjp(whole(call, self._remat_whole), trained, carried, has_aux=True)
         return outputs, after, self._residuals.keep(vjp, jax.tree.leaves((params, buffers, inputs)))
 
     # ── backward ─────────────────────────────────────────────────────────────────────────────────
 
-    def _backward(
+    def _gradients(
         self,
         params: Arrays,
         again: dict[str, jax.Array],
         kept: tuple[jax.Array, ...],
         cotangents: dict[str, tuple[jax.Array, ...]],
-        gradients: Arrays,
-    ):
-        """Adds to `gradients`; returns them and the gradient of every input port asked for."""
+    ) -> tuple[Arrays, Arrays]:
+        """(gradients of the weights, of each shard where shards keep their own; of the inputs asked for)."""
+        shards = self.stage.gradient_shards
+        if shards == 1:
+            return self._transposed(params, again, kept, cotangents, {})
+        loss = {port: arriving for port, arriving in cotangents.items() if port == LOSS}
+        others = {port: arriving for port, arriving in cotangents.items() if port != LOSS}
+        backward = by_shard(self._transposed, shards, shared=(0, 4))
+        trained, carried = backward(params, split(again, shards), kept, split(others, shards), loss)
+        return trained, merge(carried)
+
+    def _transposed(self, params: Arrays, again, kept, cotangents, of_loss) -> tuple[Arrays, Arrays]:
         arguments: list[Any] = jax.tree.leaves(params)
         arguments += [again.get(str(i)) for i in range(len(arguments), self._argument_count)]
         vjp = self._residuals.restore(arguments, kept)
-        trained, carried = vjp(
+        return vjp(
             {
                 port: sum(arriving[1:], start=arriving[0]).astype(self.outputs[port].dtype)
-                for port, arriving in cotangents.items()
+                for port, arriving in {**cotangents, **of_loss}.items()
             }
         )
-        return {path: gradients[path] + g.astype(gradients[path].dtype) for path, g in trained.items()}, carried
+
+    def _backward(self, params: Arrays, again, kept, cotangents, gradients: Arrays) -> tuple[Arrays, Arrays]:
+        """Adds to `gradients`; returns them and the gradient of every input port asked for."""
+        trained, carried = self._gradients(params, again, kept, cotangents)
+        return _added(gradients, trained), carried
 
     @property
     def _argument_count(self) -> int:
@@ -161,34 +164,47 @@ class ForwardBackward:
         forward = self._traced.lower().compile()
         self._forward = in_order(forward, self.stage.mesh)
         if self.has_backward:
-            self._compile_backward(forward.output_shardings[2])
+            arguments = self._backward_arguments(forward.output_shardings[2])
+            (self._compile_split if self.in_two_parts else self._compile_backward)(*arguments)
         return self
 
-    def _compile_backward(self, shardings: tuple[NamedSharding, ...]) -> None:
-        stage, avals = self.stage, self._traced.out_info[2]
-        kept = tuple(
-            jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
-            for aval, sharding in zip(avals, shardings, strict=True)
-        )
-        self.residual_shapes = kept
+    def _backward_arguments(self, shardings: tuple[NamedSharding, ...]) -> tuple[Any, ...]:
+        """Shapes of (params, inputs taken again, residuals, cotangents)."""
+        stage = self.stage
+        self.residual_shapes = _placed(self._traced.out_info[2], shardings)
         arguments = jax.tree.leaves((stage.compute_params, stage.buffers, self.inputs))
-        params = len(stage.compute_params)
-        self._again = sorted(i for i in self._residuals.arguments if i >= params)
+        self._again = sorted(i for i in self._residuals.arguments if i >= len(stage.compute_params))
+        again = {str(i): arguments[i] for i in self._again}
         cotangents = {port: (self.outputs[port],) * count for port, count in self.gradient_outputs.items()}
-        gradients = stage.params if stage.trains else {}
-        program = (
-            jax.jit(
-                self._backward,
-                donate_argnums=4,
-                out_shardings=(
-                    {path: aval.sharding for path, aval in gradients.items()},
-                    {port: self.inputs[port].sharding for port in self.gradient_inputs},
-                ),
-            )
-            .lower(stage.compute_params, {str(i): arguments[i] for i in self._again}, kept, cotangents, gradients)
-            .compile()
+        return stage.compute_params, again, self.residual_shapes, cotangents
+
+    @property
+    def _carried_shardings(self) -> dict[str, NamedSharding]:
+        return {port: self.inputs[port].sharding for port in self.gradient_inputs}
+
+    def _compile_backward(self, *arguments: Any) -> None:
+        gradients = self.stage.gradients
+        shardings = {path: aval.sharding for path, aval in gradients.items()}
+        backward = jax.jit(self._backward, donate_argnums=4, out_shardings=(shardings, self._carried_shardings))
+        self._backward_program = in_order(backward.lower(*arguments, gradients).compile(), self.stage.mesh)
+
+    def _compile_split(self, *arguments: Any) -> None:
+        parts, gradients = split_backward(self._gradients, *arguments), self.stage.gradients
+        first = jax.jit(parts.first, out_shardings=(self._carried_shardings, None)).lower(*arguments).compile()
+        _, crossing = jax.eval_shape(parts.first, *arguments)
+        leaves = jax.tree.leaves(arguments)
+
+        def weight(read, crossing, gradients: Arrays) -> Arrays:
+            return _added(gradients, parts.later(read, crossing))
+
+        shardings = {path: aval.sharding for path, aval in gradients.items()}
+        self._reads = parts.reads
+        self.crossing_shapes = _placed(crossing, first.output_shardings[1])
+        later = jax.jit(weight, donate_argnums=2, out_shardings=shardings).lower(
+            tuple(leaves[i] for i in parts.reads), self.crossing_shapes, gradients
         )
-        self._backward_program = in_order(program, stage.mesh)
+        self._input_program = in_order(first, self.stage.mesh)
+        self._weight_program = in_order(later.compile(), self.stage.mesh)
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -209,3 +225,29 @@ class ForwardBackward:
         """
         again, kept = residuals
         return self._backward_program(params, again, kept, cotangents, gradients)
+
+    def backward_input(
+        self, params: Arrays, residuals: Any, cotangents: dict[str, tuple[jax.Array, ...]]
+    ) -> tuple[Arrays, Any]:
+        """Dispatch: (gradient of each input port asked for, what `backward_weight` needs)."""
+        again, kept = residuals
+        arguments = params, again, kept, cotangents
+        carried, crossing = self._input_program(*arguments)
+        leaves = jax.tree.leaves(arguments)
+        return carried, (tuple(leaves[i] for i in self._reads), crossing)
+
+    def backward_weight(self, pending: Any, gradients: Arrays) -> Arrays:
+        """Dispatch: gradients with this microbatch added. Consumes `gradients`: their memory is reused."""
+        return self._weight_program(*pending, gradients)
+
+
+def _added(gradients: Arrays, new: Arrays) -> Arrays:
+    return {path: gradients[path] + gradient.astype(gradients[path].dtype) for path, gradient in new.items()}
+
+
+def _placed(avals: Any, shardings: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of a program's outputs where the program leaves them."""
+    return tuple(
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
+        for aval, sharding in zip(avals, shardings, strict=True)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -18,10 +19,14 @@ from hetjax.graph import ModuleGraph, input_ports, optional_ports
 from hetjax.weights import Arrays, Skeleton, take_apart
 from meshes import Layout, PlacementError, ResolvedPlacement
 from models.dims import Dims, Splits, layout_in_force
-from models.errors import LayoutError
+from models.errors import LayoutError, ModelError
 from models.remat import Remat
+from models.stages import balanced_layers
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
+
+LOSS = "loss"
+"""The port of the module that ends the graph: a sum over tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Stage:
     Attributes:
         name: the module's name, with ".0", ".1", ... when it has several stages.
         module, index, count: which part of which module.
+        layers: how many layers each of the module's stages has; None where the module decides.
         layout, mesh: the module's degrees and this stage's mesh.
         skeleton: the part without its arrays.
         params: shape, master dtype and sharding of every weight.
@@ -40,12 +46,14 @@ class Stage:
         trains: whether its weights are updated; a module without any has nothing to train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, as `models.remat` has it.
+        independent_samples: whether no sample's outputs depend on another sample of the batch.
     """
 
     name: str
     module: str
     index: int
     count: int
+    layers: tuple[int, ...] | None
     layout: Layout
     mesh: Mesh
     skeleton: Skeleton
@@ -57,6 +65,7 @@ class Stage:
     trains: bool
     compute_dtype: Any
     remat: Remat = "none"
+    independent_samples: bool = False
 
     @functools.cached_property
     def is_local(self) -> bool:
@@ -77,6 +86,36 @@ class Stage:
     def cast_params(self) -> Shapes:
         """Those weights that programs see in another dtype than they are kept in."""
         return {path: aval for path, aval in self.compute_params.items() if aval.dtype != self.params[path].dtype}
+
+    @property
+    def gradient_shards(self) -> int:
+        """Shards of the batch that keep gradients of their own, which are added up once a step.
+
+        All of `data` where samples do not see each other and calls change no state, else 1: the backward of each
+        microbatch then adds up.
+        """
+        return self.layout.data if self.independent_samples and not self.buffers else 1
+
+    @functools.cached_property
+    def gradients(self) -> Shapes:
+        """The sums of gradients as microbatches add to them, with a leading dim where shards keep their own."""
+        if not self.trains:
+            return {}
+        if self.gradient_shards == 1:
+            return self.params
+        return {
+            path: jax.ShapeDtypeStruct(
+                (self.gradient_shards, *aval.shape),
+                aval.dtype,
+                sharding=NamedSharding(self.mesh, PartitionSpec("data", *aval.sharding.spec)),
+            )
+            for path, aval in self.params.items()
+        }
+
+    @functools.cached_property
+    def of_one_shard(self) -> Stage:
+        """The stage as one shard of `data` runs it on its own samples, beside the others on the same mesh."""
+        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, data=1))
 
     def port_sharding(self, port: str, shape: Sequence[int]) -> NamedSharding:
         """Where the array of a port lives: its leading dim is the batch unless `port_dims` says otherwise."""
@@ -155,19 +194,21 @@ def cut_graph(
     stages = []
     for module in graph.order:
         layout = placement.placement[module]
-        for index in range(layout.stage):
-            part = cut_module(graph.abstract(module), module, index, layout.stage)
+        layers = _layers(graph.abstract(module), module, layout)
+        for index in range(layout.stage_count):
+            part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
             skeleton, params, buffers = take_apart(part)
-            mesh = placement.mesh(module, index, devices)
+            mesh = placement.mesh(module, index % layout.stage, devices)
             trains = module in trained
             # A frozen module needs no master copy: its weights are kept as they are computed with.
             dtype = param_dtype if trains else (compute_dtype or param_dtype)
             stages.append(
                 Stage(
-                    name=module if layout.stage == 1 else f"{module}.{index}",
+                    name=module if layout.stage_count == 1 else f"{module}.{index}",
                     module=module,
                     index=index,
-                    count=layout.stage,
+                    count=layout.stage_count,
+                    layers=layers,
                     layout=layout,
                     mesh=mesh,
                     skeleton=skeleton,
@@ -179,13 +220,36 @@ def cut_graph(
                     trains=trains,
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
+                    independent_samples=getattr(part, "independent_samples", False),
                 )
             )
     return tuple(stages)
 
 
-def cut_module(module: nnx.Module, name: str, index: int, count: int) -> nnx.Module:
-    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError."""
+def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | None:
+    """How many layers each stage has, None where the module is to decide. Raises GraphError."""
+    if layout.stage_count == 1 or layout.layers == "even":
+        return None
+    if layout.layers != "balanced":
+        return tuple(layout.layers)
+    if not hasattr(module, "layer_costs"):
+        raise GraphError(
+            f"module '{name}': its layout has layers=balanced, but {type(module).__name__} has no property "
+            "layer_costs (models.stages.LayerCosts) to balance by; add it, or list the layers of each stage"
+        )
+    try:
+        return balanced_layers(module.layer_costs, layout.stage_count)
+    except ModelError as error:
+        raise GraphError(f"module '{name}': {error}") from None
+
+
+def cut_module(
+    module: nnx.Module, name: str, index: int, count: int, layers: Sequence[int] | None = None
+) -> nnx.Module:
+    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError.
+
+    `layers` says how many layers each stage has, for a module whose `stage` takes that.
+    """
     if count == 1:
         return module
     if not hasattr(module, "stage"):
@@ -193,10 +257,16 @@ def cut_module(module: nnx.Module, name: str, index: int, count: int) -> nnx.Mod
             f"module '{name}': its layout has stage={count}, but {type(module).__name__} has no method "
             "stage(index, count) that cuts it; add one or set stage=1"
         )
+    if layers is not None and "layers" not in inspect.signature(module.stage).parameters:
+        raise GraphError(
+            f"module '{name}': its layout lists the layers of each stage, but stage(index, count) of "
+            f"{type(module).__name__} takes no parameter layers; add it or set layers=even"
+        )
+    listed = {} if layers is None else {"layers": layers}
     definition, state = nnx.split(module)
     is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
     # With variables of its own, so that a `stage` which cuts in place leaves the module given as it is.
-    cut = lambda state: nnx.merge(definition, state, copy=True).stage(index, count)  # noqa: E731
+    cut = lambda state: nnx.merge(definition, state, copy=True).stage(index, count, **listed)  # noqa: E731
     with nnx.use_eager_sharding(False):
         return nnx.eval_shape(cut, state) if is_abstract else cut(state)
 

@@ -17,10 +17,8 @@ from hetjax.links import Link
 from hetjax.optimizer import Update
 from hetjax.ordering import in_order
 from hetjax.program import ForwardBackward
-from hetjax.schedule import Schedule
-from hetjax.stage import Shapes, Stage
-
-LOSS = "loss"
+from hetjax.schedule import Kind, Schedule
+from hetjax.stage import LOSS, Shapes, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,7 @@ def trace_step(
     devices: Sequence[jax.Device],
 ) -> tuple[Step, dict[str, Callable[[], object]]]:
     """Trace all programs in the order of the data, and list what remains to compile, by name."""
+    in_two_parts = {action.stage for action in schedule.actions if action.kind is Kind.BACKWARD_INPUT}
     programs: dict[str, ForwardBackward] = {}
     crossings: dict[str, Crossing] = {}
     for stage in stages:
@@ -91,6 +90,7 @@ def trace_step(
             taken,
             gradient_inputs=tuple(link.destination_port for link in arriving if link.gradient),
             gradient_outputs=_gradient_outputs(stage, links, schedule.graph.sink.name),
+            in_two_parts=stage.name in in_two_parts,
         )
     sink = programs[schedule.graph.sink.name]
     _check_loss(sink)

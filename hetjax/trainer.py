@@ -186,9 +186,9 @@ class Trainer:
         With many processes all of them call it, and get all of it.
         """
         self._check_state(state)
-        gradients, _, loss = self._ready(batch).gradients(state, *self._place(batch))
+        flight, loss = self._ready(batch).gradients(state, *self._place(batch))
         trained = [stage for stage in self.stages if stage.trains]
-        return self.compiled.tell["loss"](loss), self._on_host(trained, gradients)
+        return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined.

@@ -48,6 +48,10 @@ class Layout:
             "ring" while earlier ones are attended to, or are gathered before ("all_gather").
         tensor: splits heads, hidden and vocabulary.
         stage: pipeline stages, each on a mesh of its own.
+        chunks: stages on each of these meshes: the layers are cut into stage*chunks runs, and run k goes to mesh
+            k mod stage, for schedules that interleave them.
+        layers: how many layers each run has: as "even" as they come, "balanced" by cost, or a list of stage*chunks
+            numbers.
         rules: further dim names and the axis each rides on, for a model with dims of its own,
             e.g. {"frames": "context"}; they win over the built-in ones.
     """
@@ -60,6 +64,8 @@ class Layout:
     context_attention: ContextAttention = "ring"
     tensor: int = 1
     stage: int = 1
+    chunks: int = 1
+    layers: Literal["even", "balanced"] | Sequence[int] = "even"
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -73,13 +79,18 @@ class Layout:
         return self.stage * math.prod(self.mesh_shape)
 
     @property
+    def stage_count(self) -> int:
+        """Stages that the module is cut into, all chunks counted."""
+        return self.stage * self.chunks
+
+    @property
     def batch_degree(self) -> int:
         """Parts that the batch dim is split into."""
         return math.prod(getattr(self, axis) for axis in BATCH_AXES)
 
     def validate(self, module: str) -> None:
         """Refuse degrees, devices or rules that no number of devices could serve. Raises PlacementError."""
-        for axis in (*AXES, "stage"):
+        for axis in (*AXES, "stage", "chunks"):
             degree = getattr(self, axis)
             if not isinstance(degree, int) or degree < 1:
                 raise PlacementError(f"module '{module}': {axis}={degree!r}; a degree is a whole number of 1 or more")
@@ -88,6 +99,7 @@ class Layout:
                 raise PlacementError(
                     f"module '{module}': rules put dim '{dim}' on axis '{axis}'; the axes are {', '.join(AXES)}"
                 )
+        self._check_layers(module)
         forms = get_args(ContextAttention)
         if self.context_attention not in forms:
             raise PlacementError(
@@ -96,6 +108,20 @@ class Layout:
         listed = parse_devices(self.devices, module=module)
         if listed is not None:
             self.check_device_count(module, len(listed))
+
+    def _check_layers(self, module: str) -> None:
+        if self.layers in ("even", "balanced"):
+            return
+        counts = None if isinstance(self.layers, str) else list(self.layers)
+        if counts is None or not all(isinstance(count, int) and count > 0 for count in counts):
+            raise PlacementError(
+                f"module '{module}': layers={self.layers!r}; give even, balanced, or a list of whole numbers of 1 or more"
+            )
+        if len(counts) != self.stage_count:
+            raise PlacementError(
+                f"module '{module}': layers={counts} are {len(counts)} numbers, but stage*chunks = {self.stage}*"
+                f"{self.chunks} = {self.stage_count}; give a number for each"
+            )
 
     def check_device_count(self, module: str, have: int) -> None:
         """Raise PlacementError unless the degrees cover exactly `have` devices."""

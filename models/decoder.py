@@ -7,6 +7,7 @@ Llama (Touvron et al. 2023).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from models.parts.segments import positions_in_segments
 from models.parts.stack import Stack
 from models.parts.zigzag import causal_order
 from models.remat import point
-from models.stages import StageCut, check_inputs, cut_stage
+from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · S fused sequence · N M image and audio tokens a sample · D width · V vocabulary
 # L layers of this stage · T cache slots · G key heads · K head width
@@ -119,9 +120,22 @@ class LanguageModel(nnx.Module):
             "hidden": ("batch", "seq", "embed"),
         }
 
-    def stage(self, index: int, count: int) -> LanguageModel:
+    @property
+    def independent_samples(self) -> bool:
+        """No row of a sample sees another sample."""
+        return True
+
+    @property
+    def layer_costs(self) -> LayerCosts:
+        """Multiplications a row in products with weights, to cut stages of equal cost."""
+        config = self.config
+        attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
+        layer = attention + 3 * config.width * config.mlp_width
+        return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
+
+    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> LanguageModel:
         """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
-        return cut_stage(self, index, count, first=("embedding",), last=("norm", "head"))
+        return cut_stage(self, index, count, layers, first=("embedding",), last=("norm", "head"))
 
     def __call__(
         self,

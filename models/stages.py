@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -29,28 +30,106 @@ class StageCut:
         return self.index == self.count - 1
 
 
-def cut_stage(model: Model, index: int, count: int, *, first: Sequence[str], last: Sequence[str]) -> Model:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCosts:
+    """What the parts of a model cost, in any one unit; matrix products a row will do.
+
+    Attributes:
+        first: what the first stage has beside its layers.
+        layers: each layer.
+        last: what the last stage has beside its layers.
+    """
+
+    first: float
+    layers: tuple[float, ...]
+    last: float
+
+
+def even_layers(layers: int, count: int) -> tuple[int, ...]:
+    """Layers of each of `count` stages, as even as they come; stages in the middle, which have no ends, get more.
+
+    Raises ModelError for more stages than layers.
+    """
+    _check_count(layers, count)
+    least, more = divmod(layers, count)
+    start = (count - more + 1) // 2
+    return tuple(least + (start <= index < start + more) for index in range(count))
+
+
+def balanced_layers(costs: LayerCosts, count: int) -> tuple[int, ...]:
+    """Layers of each of `count` stages, such that the costliest stage costs the least; every stage has a layer.
+
+    Of equal choices the one whose earlier stages are the shortest. Raises ModelError for more stages than layers.
+    """
+    layers = len(costs.layers)
+    _check_count(layers, count)
+    sums = (0.0, *itertools.accumulate(costs.layers))
+
+    def cost(stage: int, start: int, stop: int) -> float:
+        ends = (costs.first if stage == 0 else 0.0) + (costs.last if stage == count - 1 else 0.0)
+        return sums[stop] - sums[start] + ends
+
+    # best[start]: (cost of the costliest of the stages from `stage` on, where its layers begin at `start`; its end).
+    best = {start: (cost(count - 1, start, layers), layers) for start in range(count - 1, layers)}
+    ends = [best]
+    for stage in reversed(range(count - 1)):
+        best = {
+            start: min(
+                (max(cost(stage, start, stop), ends[-1][stop][0]), stop)
+                for stop in range(start + 1, layers - (count - 1 - stage) + 1)
+            )
+            for start in ([0] if stage == 0 else range(stage, layers - (count - 1 - stage)))
+        }
+        ends.append(best)
+    borders = [0]
+    for best in reversed(ends):
+        borders.append(best[borders[-1]][1])
+    return tuple(stop - start for start, stop in itertools.pairwise(borders))
+
+
+def _check_count(layers: int, count: int) -> None:
+    if not 1 <= count <= layers:
+        raise ModelError(
+            f"1 <= stages <= layers must hold, but {count} stages are to share {layers} layers; "
+            f"choose from 1 to {layers} stages, all chunks of a device counted"
+        )
+
+
+def cut_stage(
+    model: Model,
+    index: int,
+    count: int,
+    layers: Sequence[int] | None = None,
+    *,
+    first: Sequence[str],
+    last: Sequence[str],
+) -> Model:
     """The part of `model` for pipeline stage `index` of `count`; `model` itself is left as it is.
 
-    The part has the paths of the whole model: a contiguous count-th of the rows of `model.layers`,
-    the attributes named in `first` only in the first stage and those in `last` only in the last.
-    Works on concrete weights, in a jit and under `nnx.eval_shape`.
+    The part has the paths of the whole model: a run of the rows of `model.layers`, as many as
+    `layers[index]` says (without it, as `even_layers` has it), the attributes named in `first` only in
+    the first stage and those in `last` only in the last. Works on concrete weights, in a jit and under
+    `nnx.eval_shape`.
 
-    Raises ModelError where the layers do not divide into `count` stages.
+    Raises ModelError where the layers do not add up, and for more stages than layers.
     """
-    name, layers = type(model).__name__, model.layers.count
+    name, total = type(model).__name__, model.layers.count
     if model.cut != StageCut():
         raise ModelError(f"{name}: this is stage {model.cut.index} of {model.cut.count} already; cut the whole model")
-    if count < 1 or layers % count:
+    try:
+        counts = even_layers(total, count) if layers is None else tuple(layers)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    if len(counts) != count or sum(counts) != total or min(counts) < 1:
         raise ModelError(
-            f"{name}: layers % stages = {layers} % {count} must be 0 with stages >= 1; "
-            f"choose a number of stages that divides {layers}"
+            f"{name}: {count} stages with {'+'.join(map(str, counts))} = {sum(counts)} layers do not make up its "
+            f"{total}; give {count} numbers of 1 or more that add up to {total}"
         )
     if not 0 <= index < count:
         raise ModelError(f"{name}: stage index {index} is outside 0..{count - 1}; there are {count} stages")
     part = nnx.merge(*nnx.split(model))
     part.cut = StageCut(index=index, count=count)
-    part.layers.keep(index * layers // count, (index + 1) * layers // count)
+    part.layers.keep(sum(counts[:index]), sum(counts[: index + 1]))
     for absent in (() if part.cut.first else first, () if part.cut.last else last):
         for attribute in absent:
             delattr(part, attribute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +17,7 @@ from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
 from models.parts.stack import Stack
 from models.remat import point
-from models.stages import StageCut, check_inputs, cut_stage
+from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
 # T tokens a sample = I*N · P patch side · D width of the encoder · E width of the language model
@@ -112,9 +113,23 @@ class VisionEncoder(nnx.Module):
         """The dims of the ports that run along the tokens."""
         return dict.fromkeys(("hidden", "tokens"), ("batch", "seq", "embed"))
 
-    def stage(self, index: int, count: int) -> VisionEncoder:
+    @property
+    def independent_samples(self) -> bool:
+        """No token of a sample sees another sample."""
+        return True
+
+    @property
+    def layer_costs(self) -> LayerCosts:
+        """Multiplications a token in products with weights, to cut stages of equal cost."""
+        config = self.config
+        layer = 4 * config.width**2 + 2 * config.width * config.mlp_width
+        patch = config.patch_size**2 * config.channels * config.width
+        projector = config.projector_width * (config.width + config.output_width)
+        return LayerCosts(first=patch, layers=(layer,) * config.layers, last=projector)
+
+    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> VisionEncoder:
         """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
-        return cut_stage(self, index, count, first=("patch", "positions"), last=("norm", "projector"))
+        return cut_stage(self, index, count, layers, first=("patch", "positions"), last=("norm", "projector"))
 
     def __call__(
         self, images: Float[Array, "B I H W C"] | None = None, hidden: Float[Array, "B T D"] | None = None

@@ -17,6 +17,8 @@ class Kind(enum.Enum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    BACKWARD_INPUT = "backward_input"
+    BACKWARD_WEIGHT = "backward_weight"
     TRANSFER = "transfer"
     UPDATE = "update"
 

@@ -1,12 +1,17 @@
+import dataclasses
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import LanguageModel, ModelError, VisionEncoder
+from models.stages import LayerCosts, balanced_layers, even_layers
 from tests.models.tiny_models import (
     DECODER,
     VISION,
@@ -138,9 +143,9 @@ def test_cutting_leaves_the_whole_model_as_it_was():
 
 @pytest.mark.parametrize(
     ("index", "count", "told"),
-    [(0, 3, "layers % stages = 4 % 3"), (0, 8, "layers % stages = 4 % 8"), (0, 0, "4 % 0"), (2, 2, r"index 2.*0\.\.1")],
+    [(0, 8, "1 <= stages <= layers .* 8 stages are to share 4 layers"), (0, 0, "0 stages"), (2, 2, r"index 2.*0\.\.1")],
 )
-def test_cuts_that_do_not_divide_the_layers_are_refused(index, count, told):
+def test_cuts_into_more_stages_than_layers_are_refused(index, count, told):
     for build in BUILD.values():
         with pytest.raises(ModelError, match=told):
             build().stage(index, count)
@@ -176,3 +181,52 @@ def test_chained_decoding_equals_the_whole():
     logits, cache = decode([model.stage(i, 2) for i in range(2)])
     np.testing.assert_allclose(logits, want_logits, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), cache, want_cache)
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [((1, 2), r"1\+2 = 3 layers do not make up its 4"), ((0, 4), r"0\+4"), ((1, 1, 2), r"2 stages with 1\+1\+2 = 4")],
+)
+def test_layers_that_do_not_add_up_are_refused(layers, told):
+    with pytest.raises(ModelError, match=told):
+        build_decoder().stage(0, 2, layers)
+
+
+def test_an_uneven_list_of_layers_cuts_runs_of_these_lengths():
+    assert [build_decoder().stage(index, 2, (1, 3)).layers.count for index in range(2)] == [1, 3]
+
+
+def test_even_cuts_give_stages_in_the_middle_what_is_left_over():
+    assert even_layers(4, 2) == (2, 2)
+    assert even_layers(10, 4) == (2, 3, 3, 2)
+    assert even_layers(5, 3) == (1, 2, 2)
+    assert sum(even_layers(23, 6)) == 23
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.data(),
+)
+def test_balanced_cuts_cost_no_more_than_any_other(layers, first, last, data):
+    count = data.draw(st.integers(1, len(layers)))
+    costs = LayerCosts(first=first, layers=tuple(layers), last=last)
+
+    def cost(borders):
+        ends = itertools.pairwise((0, *borders, len(layers)))
+        stages = [sum(layers[start:stop]) for start, stop in ends]
+        stages[0] += first
+        stages[-1] += last
+        return max(stages)
+
+    found = balanced_layers(costs, count)
+    assert len(found) == count and sum(found) == len(layers) and min(found) >= 1
+    least = min(cost(borders) for borders in itertools.combinations(range(1, len(layers)), count - 1))
+    assert cost(tuple(itertools.accumulate(found))[:-1]) == least
+
+
+def test_a_large_vocabulary_leaves_fewer_layers_to_the_last_stage():
+    model = build_decoder()
+    costs = dataclasses.replace(model.layer_costs, last=2.5 * model.layer_costs.layers[0])
+    assert balanced_layers(costs, 2) == (3, 1)
