@@ -155,7 +155,7 @@ def _trimmed(step: Equation | Loop, made: set[int]) -> Equation | Loop:
 
 
 def cut(equations: Equations, first: Iterable[int], later: Iterable[int]) -> tuple[Equations, Equations, list[int]]:
-    """(what the outputs `first` need, the rest of what the outputs `later` need, what crosses from one to the other)."""
+    """(what the outputs `first` need, the rest of what the outputs `later` need, what crosses between them)."""
     needed, wanted = equations.needs(first), set(later)
     ahead: list[Equation | Loop] = []
     behind: list[Equation | Loop] = []

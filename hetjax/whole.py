@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,9 +25,35 @@ from hetjax.state import StageState, TrainState
 from hetjax.weights import Arrays, take_apart
 
 
+class Run(NamedTuple):
+    """The rows start..stop-1 of a stacked array, which a stage holds."""
+
+    stage: str
+    start: int
+    stop: int
+    sharding: NamedSharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A stacked array that is no one `jax.Array`: what this process's stages hold of it, by name, and all runs."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    runs: tuple[Run, ...]
+    held: Mapping[str, jax.Array]
+
+    def run_of(self, stage: str) -> Run:
+        """The rows of a stage."""
+        return next(run for run in self.runs if run.stage == stage)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WholeArray:
     """An array of the whole module, and the stages that hold it.
+
+    Where every stage has a mesh of its own and as many rows as any other, they are the shards of one array;
+    else, with uneven stages or several chunks a device, they are `Runs`.
 
     Attributes:
         name: module and path, for messages.
@@ -47,23 +74,37 @@ class WholeArray:
 
     @property
     def aval(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of the whole array, and the sharding that makes the parts its shards."""
-        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self._sharding)
+        """Shape and dtype of the whole array, and the sharding that makes the parts its shards, if there is one."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=None if self.in_runs else self._sharding)
 
-    @functools.cached_property
+    @property
     def is_local(self) -> bool:
         """Whether a device of this process holds some of it."""
-        return bool(self._sharding.addressable_devices)
+        return any(part.sharding.addressable_devices for part in self.parts.values())
+
+    @property
+    def in_runs(self) -> bool:
+        """Whether it takes `Runs` to hold it."""
+        rows = {part.shape[0] for part in self.parts.values()} if self.stacked else {0}
+        return self.stacked and (len(rows) > 1 or len(self._by_mesh) < len(self.parts))
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The rows of each stage of a stacked array."""
+        stops = itertools.accumulate(part.shape[0] for part in self.parts.values())
+        return tuple(
+            Run(stage, stop - part.shape[0], stop, part.sharding)
+            for (stage, part), stop in zip(self.parts.items(), stops, strict=True)
+        )
+
+    @functools.cached_property
+    def _by_mesh(self) -> dict[tuple[jax.Device, ...], str]:
+        """A stage for each mesh."""
+        return {tuple(part.sharding.mesh.devices.flat): stage for stage, part in reversed(self.parts.items())}
 
     @functools.cached_property
     def _sharding(self) -> NamedSharding:
-        first, *others = [part.sharding for part in self.parts.values()]
-        rows = [part.shape[0] for part in self.parts.values()] if self.stacked else []
-        if len(set(rows)) > 1:
-            raise GraphError(
-                f"{self.name}: its stages hold {', '.join(map(str, rows))} rows; "
-                "to be one array on the devices every stage must hold the same number"
-            )
+        first, *others = [self.parts[stage].sharding for stage in reversed(self._by_mesh.values())]
         # The stages' meshes, one behind the other, are one mesh whose outermost axis is the stage.
         devices = np.stack([first.mesh.devices, *(other.mesh.devices for other in others)])
         axes = ("stage", *first.mesh.axis_names)
@@ -74,16 +115,22 @@ class WholeArray:
         within = () if within is None else (within,) if isinstance(within, str) else tuple(within)
         return NamedSharding(mesh, PartitionSpec(("stage", *within), *rest))
 
-    def join(self, parts: Mapping[str, jax.Array]) -> jax.Array:
-        """The whole array on the devices; its shards are the parts' own memory. Raises GraphError for uneven runs.
+    def join(self, parts: Mapping[str, jax.Array]) -> jax.Array | Runs:
+        """The whole array on the devices; its shards are the parts' own memory.
 
         `parts` has this process's stages; of an array that none of them holds there is no shard.
         """
-        shards = [shard.data for stage in self.parts if stage in parts for shard in parts[stage].addressable_shards]
+        if self.in_runs:
+            held = {stage: parts[stage] for stage in self.parts if stage in parts}
+            return Runs(self.shape, self.dtype, self.runs, held)
+        stages = reversed(self._by_mesh.values())
+        shards = [shard.data for stage in stages if stage in parts for shard in parts[stage].addressable_shards]
         return jax.make_array_from_single_device_arrays(self.shape, self._sharding, shards, dtype=self.dtype)
 
-    def split(self, whole: jax.Array) -> dict[str, jax.Array]:
-        """What each stage of this process holds of a whole array sharded as `aval`, in the array's own memory."""
+    def split(self, whole: jax.Array | Runs) -> dict[str, jax.Array]:
+        """What each stage of this process holds of a whole array as `join` makes it, in the array's own memory."""
+        if isinstance(whole, Runs):
+            return dict(whole.held)
         shards = {shard.device: shard.data for shard in whole.addressable_shards}
         return {
             stage: jax.make_array_from_single_device_arrays(

@@ -115,7 +115,7 @@ class Layout:
         counts = None if isinstance(self.layers, str) else list(self.layers)
         if counts is None or not all(isinstance(count, int) and count > 0 for count in counts):
             raise PlacementError(
-                f"module '{module}': layers={self.layers!r}; give even, balanced, or a list of whole numbers of 1 or more"
+                f"module '{module}': layers={self.layers!r}; give even, balanced, or a list of numbers of 1 or more"
             )
         if len(counts) != self.stage_count:
             raise PlacementError(

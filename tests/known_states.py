@@ -19,7 +19,7 @@ from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
 VISION = VisionConfig(
     image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24
 )
-DECODER = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
+DECODER = DecoderConfig(vocab_size=40, width=24, layers=4, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
 
 DISJOINT = {"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", fsdp=2, tensor=2)}
 COLOCATED_STAGES = {"vision": Layout(fsdp=4, stage=2), "llm": Layout(data=2, tensor=2, stage=2)}
@@ -49,10 +49,11 @@ def llm_on(layout: Layout, decoder=DECODER, **settings) -> hetjax.Trainer:
 def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
     """What a stage holds of an array that is drawn for the whole module; the path alone says what is stacked."""
     stacked = stage.count > 1 and "layers/" in path
-    shape = (aval.shape[0] * stage.count, *aval.shape[1:]) if stacked else aval.shape
+    layers = stage.layers or (aval.shape[:1] or (0,)) * stage.count
+    shape = (sum(layers), *aval.shape[1:]) if stacked else aval.shape
     rng = np.random.default_rng(zlib.crc32(f"{stage.module} {kind} {path}".encode()))
     whole = (100 * rng.normal(size=shape)).astype(aval.dtype)
-    return whole[stage.index * aval.shape[0] : (stage.index + 1) * aval.shape[0]] if stacked else whole
+    return whole[sum(layers[: stage.index]) :][: aval.shape[0]] if stacked else whole
 
 
 def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:

@@ -48,6 +48,33 @@ def test_a_checkpoint_restores_on_every_other_placement_bit_for_bit(tmp_path):
         checkpoints.close()
 
 
+def test_uneven_stages_and_chunks_restore_on_every_other_cut_bit_for_bit(tmp_path):
+    """Whole arrays on the disk, whatever cut wrote them: runs of 1 and 3 layers, or two runs a device."""
+    layouts = [
+        Layout(fsdp=4, tensor=2),
+        Layout(stage=2, tensor=2, fsdp=2, layers=[1, 3]),
+        Layout(stage=2, data=2, tensor=2, chunks=2),
+        Layout(stage=2, fsdp=4, layers=[3, 1]),
+        Layout(stage=4, fsdp=2),
+        Layout(devices="0-2", stage=3, layers=[1, 2, 1]),
+        Layout(devices="3"),
+    ]
+    save(tmp_path / "0", llm_on(layouts[0]), step=7)
+    for i, layout in enumerate(layouts[1:]):
+        trainer = llm_on(layout)
+        state, _ = restore(tmp_path / str(i), trainer)
+        assert_known(trainer, state)
+        checkpoints = Checkpoints(tmp_path / str(i + 1), keep=1, trainer=trainer)
+        checkpoints.save(state, {})
+        jax.tree.map(lambda array: array.delete(), state.stages)
+        checkpoints.close()
+    expected = by_path(known_state(llm_on(layouts[0]), 7).stages["llm"].params)
+    for name in ("1", "2"):
+        found = ocp.PyTreeCheckpointHandler().restore(tmp_path / name / "7" / "llm.weights")["params"]
+        for path, array in by_path(found).items():
+            assert np.array_equal(array, expected[path]), path
+
+
 def test_bfloat16_arrays_keep_their_bits(tmp_path):
     save(tmp_path, llm_on(Layout(fsdp=4, stage=2), param_dtype=jnp.bfloat16))
     trainer = llm_on(Layout(data=4, tensor=2), param_dtype=jnp.bfloat16)
@@ -263,5 +290,5 @@ def test_the_description_lists_every_array(tmp_path):
     description = json.loads(found[0].read_text())
     assert (description["format"], description["step"]) == (1, 2)
     kinds = description["modules"]["llm"]
-    assert kinds["params"]["layers/block/mlp/down/kernel"] == {"shape": [2, 48, 24], "dtype": "float32"}
+    assert kinds["params"]["layers/block/mlp/down/kernel"] == {"shape": [4, 48, 24], "dtype": "float32"}
     assert kinds["opt_state"]["0/count"] == {"shape": [], "dtype": "int32"}

@@ -95,30 +95,6 @@ def test_keeping_nothing_is_refused(tmp_path):
         Checkpoints(tmp_path, keep=0, trainer=noisy_on("0"))
 
 
-class Uneven(nnx.Module):
-    """Cut by its author into stages of two rows and one."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.weight = nnx.Param(rngs.params.normal((3, 4)))
-        self.input_ports = ("x",)
-
-    def stage(self, index, count):
-        part = nnx.merge(*nnx.split(self))
-        part.weight = nnx.Param(self.weight[...][:2] if index == 0 else self.weight[...][2:])
-        part.input_ports = ("x",) if index == 0 else ("hidden",)
-        return part
-
-    def __call__(self, x=None, hidden=None):
-        return {"loss": jnp.sum(self.weight[...])}
-
-
-def test_an_uneven_cut_is_refused_before_training(tmp_path):
-    graph = hetjax.ModuleGraph({"m": Uneven})
-    trainer = hetjax.Trainer(graph, Placement({"m": Layout(devices="0-1", stage=2)}), optimizer=optax.sgd(0.1))
-    with pytest.raises(GraphError, match=r"module 'm': weight: its stages hold 2, 1 rows"):
-        Checkpoints(tmp_path, keep=1, trainer=trainer)
-
-
 @pytest.mark.parametrize("item", ["llm.weights", "llm.opt_state", "description"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, item):
     trainer = llm_on(Layout(devices="0"))

@@ -31,6 +31,10 @@ from tests.processes import ProcessFailed, run_processes
 
 # Over four processes of two devices. Vision lies over processes 0 and 1, a stage of llm on 2 and one on 3.
 BORDERS = {"vision": Layout(devices="1-2", data=2), "llm": Layout(devices="4-7", tensor=2, stage=2)}
+# Stages of unlike length over the border of processes, so that files of both have rows of one array.
+UNEVEN = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-7", tensor=2, stage=3, layers=[1, 2, 1])}
+# Two runs of layers on each mesh, and each mesh over two processes.
+CHUNKS = {"vision": Layout(devices="0-7", data=8), "llm": Layout(tensor=2, fsdp=2, stage=2, chunks=2)}
 # Vision is on process 1 alone, llm over 2 and 3, and process 0, which puts the items together, holds nothing.
 IDLE_FIRST = {"vision": Layout(devices="3"), "llm": Layout(devices="4-7", fsdp=2, tensor=2)}
 # Over two processes of one device.
@@ -42,7 +46,8 @@ def pass_on(folder: str, from_one: str) -> dict[str, list[int]]:
     local = {}
     before = from_one
     for name, placement in {
-        "borders": BORDERS, "colocated": COLOCATED_STAGES, "reversed": REVERSED, "idle": IDLE_FIRST
+        "borders": BORDERS, "colocated": COLOCATED_STAGES, "uneven": UNEVEN, "chunks": CHUNKS, "reversed": REVERSED,
+        "idle": IDLE_FIRST,
     }.items():  # fmt: skip
         trainer = trainer_on(placement)
         state, extra = restore(before, trainer)

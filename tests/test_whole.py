@@ -114,9 +114,23 @@ def test_uneven_runs_of_rows_join_on_the_host():
     np.testing.assert_array_equal(rows[3:], arrays["m.1"])
 
 
-def test_uneven_runs_of_rows_are_refused_on_the_devices():
-    with pytest.raises(GraphError, match=r"module 'm': w: its stages hold 3, 1 rows; .*same number"):
-        _ = uneven().aval
+def test_uneven_runs_of_rows_stay_runs_on_the_devices():
+    arrays = {name: place(part, seed) for seed, (name, part) in enumerate(uneven().parts.items())}
+    runs = uneven().join(arrays)
+    assert [(run.stage, run.start, run.stop) for run in runs.runs] == [("m.0", 0, 3), ("m.1", 3, 4)]
+    assert all(uneven().split(runs)[name] is array for name, array in arrays.items())
+
+
+def test_several_stages_on_one_mesh_are_runs_and_what_all_of_them_hold_is_one_array():
+    stages = {f"m.{i}": {"w": shape(1, 2, devices=(i % 2,)), "n": shape(devices=(i % 2,))} for i in range(4)}
+    found = find_parts("m", {"w": shape(4, 2), "n": shape()}, stages)
+    assert found["w"].in_runs and not found["n"].in_runs
+    counts = {name: place(part, 0) for name, part in found["n"].parts.items()}
+    whole = found["n"].join(counts)
+    assert len(whole.addressable_shards) == 2
+    assert {name: part.sharding for name, part in found["n"].split(whole).items()} == {
+        name: part.sharding for name, part in found["n"].parts.items()
+    }
 
 
 @pytest.mark.parametrize(

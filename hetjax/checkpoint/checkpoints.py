@@ -14,7 +14,8 @@ import jax
 
 from hetjax.checkpoint.description import check_fits, describe, description_of
 from hetjax.checkpoint.folder import CheckpointFolder
-from hetjax.checkpoint.items import item_arrays, item_trees, read_item
+from hetjax.checkpoint.items import item_arrays, item_trees, place_in_item, read_item
+from hetjax.checkpoint.runs import read_runs
 from hetjax.checkpoint.write import Write, reason
 from hetjax.errors import CheckpointError, ConfigError
 from hetjax.state import TrainState
@@ -39,8 +40,7 @@ class Checkpoints:
         keep: how many to keep, at least 1.
         trainer: whose states are saved and restored.
 
-    Raises ConfigError for `keep` below 1, and GraphError when a module's stages do not make up the
-    whole module, or not in equal runs of rows.
+    Raises ConfigError for `keep` below 1, and GraphError when a module's stages do not make up the whole module.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int, trainer: Trainer):
@@ -137,14 +137,22 @@ class Checkpoints:
         self, step: int, module: str, kinds: Mapping[str, Mapping[str, WholeArray]]
     ) -> dict[str, dict[str, jax.Array]]:
         """A module's arrays of which this process holds a part, by kind and path."""
+        local = {
+            kind: {path: whole for path, whole in found.items() if whole.is_local} for kind, found in kinds.items()
+        }
         avals = {
-            kind: {path: whole.aval for path, whole in found.items() if whole.is_local} for kind, found in kinds.items()
+            kind: {path: whole.aval for path, whole in found.items() if not whole.in_runs}
+            for kind, found in local.items()
         }
         with self._reading(step):
             trees = {
                 item: read_item(self._folder.item(step, item), tree) for item, tree in item_trees(module, avals).items()
             }
-        return {kind: item_arrays(trees, module, kind) for kind in kinds}
+            arrays = {kind: item_arrays(trees, module, kind) for kind in kinds}
+            for kind, path, whole in ((k, p, w) for k, found in local.items() for p, w in found.items() if w.in_runs):
+                item, keys = place_in_item(module, kind, path)
+                arrays[kind][path] = read_runs(self._folder.item(step, item), keys, whole)
+        return arrays
 
     def _processes(self, module: str) -> list[int]:
         """The processes that run a stage of a module."""

@@ -16,6 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hetjax.checkpoint.runs import HeldRuns
+from hetjax.whole import Runs
+
 
 class _NotOrbax(logging.Filter):
     """Drops Orbax's running commentary; what fails there is raised as CheckpointError, with its cause."""
@@ -44,6 +47,13 @@ def item_arrays(trees: Mapping[str, Any], module: str, kind: str) -> dict[str, A
     return flatten_dict(tree, sep="/")
 
 
+def place_in_item(module: str, kind: str, path: str) -> tuple[str, str]:
+    """(the item that holds an array, what it is called there)."""
+    if kind == "opt_state":
+        return f"{module}.opt_state", path.replace("/", ".")
+    return f"{module}.weights", f"{kind}.{path.replace('/', '.')}"
+
+
 class Item:
     """One item of a checkpoint that is being written.
 
@@ -62,13 +72,13 @@ class Item:
             enable_write_sharding_file=len(processes) == 1,
         )
         self._handler = ocp.PyTreeCheckpointHandler(
-            type_handler_registry=ocp.type_handlers.create_type_handler_registry((_Held, arrays)),
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((_Held, arrays), (HeldRuns, arrays)),
             multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=min(processes)),
         )
 
     def copy(self, tree: Any) -> Sequence[ocp.Future]:
         """Copy this process's shards of a tree of arrays to the host, and begin to write them."""
-        held = jax.tree.map(_Held, tree)
+        held = jax.tree.map(lambda array: (HeldRuns if isinstance(array, Runs) else _Held)(array), tree)
         return asyncio.run(self._handler.async_save(self._folder, args=ocp.args.PyTreeSave(held))) or []
 
     def merge(self) -> None:
