@@ -13,10 +13,9 @@ import optax
 import pytest
 from flax import nnx
 
-import hetjax
 from hetjax.checkpoint import Checkpoints
-from hetjax.errors import CheckpointError, ConfigError, GraphError
-from meshes import Layout, Placement
+from hetjax.errors import CheckpointError, ConfigError
+from meshes import Layout
 from tests.known_states import (
     DECODER,
     ONE_DEVICE,
