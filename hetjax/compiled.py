@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +13,12 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce
 _OPERATION = re.compile(rf"=\s*(?P<result>\(.*?\)|\S+)\s+(?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _DEVICES = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")
+_HEADING = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?%?([\w.\-]+)"
+)
 _BITS = re.compile(r"\d+")
 
 
@@ -24,6 +31,7 @@ class Collective:
         result_bytes: size of its result on one device.
         pairs: (source, target) of a collective-permute.
         groups, group_size: how many groups of how many devices take part, for the other kinds.
+        times: how often one run of the program does it, loops counted.
     """
 
     kind: str
@@ -31,10 +39,11 @@ class Collective:
     pairs: tuple[tuple[int, int], ...]
     groups: int
     group_size: int
+    times: int = 1
 
     @property
     def bytes_received(self) -> int:
-        """Bytes that all its devices together receive from others; an all-reduce counts as its two halves."""
+        """Bytes that all its devices together receive from others each time; an all-reduce counts as its two halves."""
         peers, devices = self.group_size - 1, self.groups * self.group_size
         match self.kind:
             case "collective-permute":
@@ -53,11 +62,15 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """The collectives in the text of a compiled program, `compiled.as_text()`, each once, be it in a loop or not.
 
-    Raises ValueError when it cannot tell which devices take part in one.
+    Raises ValueError when it cannot tell which devices take part in one, or how often a loop runs.
     """
     devices = math.prod(int(count) for count in _DEVICES.findall(text.partition("\n")[0]))
     found = []
+    runs = _runs(text)
+    computation = ""
     for line in text.splitlines():
+        heading = _HEADING.match(line)
+        computation = heading["name"] if heading else computation
         match = _OPERATION.search(line)
         if match is None:
             continue
@@ -75,6 +88,7 @@ def collectives(text: str) -> list[Collective]:
                 pairs=_pairs(line) if permute else (),
                 groups=groups,
                 group_size=size,
+                times=runs(computation),
             )
         )
     return found
@@ -82,7 +96,36 @@ def collectives(text: str) -> list[Collective]:
 
 def bytes_received(text: str) -> int:
     """Bytes that the devices of a program together receive from others in one run of it."""
-    return sum(collective.bytes_received for collective in collectives(text))
+    return sum(collective.bytes_received * collective.times for collective in collectives(text))
+
+
+def _runs(text: str) -> Callable[[str], int]:
+    """How often a computation of the program runs: as often as what calls it, a loop's body as often as it turns."""
+    callers: dict[str, list[tuple[str, int]]] = {}
+    computation, entry = "", ""
+    for line in text.splitlines():
+        heading = _HEADING.match(line)
+        if heading:
+            computation = heading["name"]
+            entry = computation if heading["entry"] else entry
+            continue
+        body, turns = _BODY.search(line), _TURNS.search(line)
+        for called in _CALLED.findall(line):
+            times = 1
+            if body is not None and called == body[1]:
+                times = int(turns[1]) if turns else 0
+            callers.setdefault(called, []).append((computation, times))
+
+    @functools.cache
+    def runs(name: str) -> int:
+        if name == entry:
+            return 1
+        times = [runs(caller) * count for caller, count in callers.get(name, ())]
+        if not all(times):
+            raise ValueError(f"the text does not tell how often the loop with the body {name} turns")
+        return sum(times)
+
+    return runs
 
 
 def _parts(result: str) -> list[str]:

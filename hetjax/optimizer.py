@@ -94,6 +94,11 @@ class Update:
         )
         return self
 
+    @property
+    def programs(self) -> tuple[Any, ...]:
+        """What was compiled: prepare, reduce, update."""
+        return self._prepare_program, self._reduce_program, self._update_program
+
     def init(self, params: Arrays) -> Any:
         """The optimizer's state before the first step."""
         shardings = jax.tree.map(lambda aval: aval.sharding, self.opt_state)

@@ -206,6 +206,16 @@ class ForwardBackward:
         self._input_program = in_order(first, self.stage.mesh)
         self._weight_program = in_order(later.compile(), self.stage.mesh)
 
+    @property
+    def programs(self) -> tuple[Any, ...]:
+        """What was compiled: the forward, and the backward or its two parts."""
+        if not self.has_backward:
+            return (self._forward,)
+        return (
+            self._forward,
+            *((self._input_program, self._weight_program) if self.in_two_parts else (self._backward_program,)),
+        )
+
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays, Any]:

@@ -150,3 +150,33 @@ COMPILED = {
 def test_bytes_of_compiled_programs(name, dtype):
     function, in_spec, out_spec, received = COMPILED[name]
     assert bytes_received(compiled_text(function, in_spec, out_spec, dtype)) == received
+
+
+@pytest.mark.optimized
+def test_what_a_loop_sends_counts_as_often_as_it_turns():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+
+    def add(total, part):
+        return total + jax.lax.psum(part, "x"), None
+
+    def loop(parts):
+        outer = lambda total, _: (jax.lax.scan(add, total, parts)[0], None)  # noqa: E731
+        return jax.lax.scan(outer, jnp.zeros(16), None, length=3)[0]
+
+    program = jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=P(None, "x"), out_specs=P()))
+    argument = jax.ShapeDtypeStruct((5, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
+    text = program.lower(argument).compile().as_text()
+    assert sum(found.times for found in collectives(text)) == 15
+    assert bytes_received(text) == 15 * 4 * 2 * (16 * 4 // 4) * 3
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    text = """
+%body (p: f32[16]) -> f32[16] {
+  %a = f32[16]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+ENTRY %main (p: f32[16]) -> f32[16] {
+  %w = f32[16]{0} while(%p), condition=%cond, body=%body
+}"""
+    with pytest.raises(ValueError, match="how often the loop with the body body turns"):
+        bytes_received(text)

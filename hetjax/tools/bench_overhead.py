@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.progress import Progress
 from rich.table import Table
 
 from hetjax.errors import ConfigError
-from hetjax.graph import Edge, ModuleGraph
 from hetjax.tools.outcome import Outcome, stderr
 from hetjax.tools.plain_step import PlainStep
-from hetjax.tools.random_batch import random_batch
+from hetjax.tools.problem import Problem, enough_devices
 from hetjax.trainer import Trainer
 from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from models import DecoderConfig, VisionConfig
 
 MAX_GRAD_NORM = 1.0
 LOSS_RTOL = 1e-5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A model and its batch: an encoder of one image a sample, and a language model over `rows` rows."""
-
-    vision: VisionConfig
-    llm: DecoderConfig
-    samples: int
-    rows: int
-
-    def graph(self) -> ModuleGraph:
-        modules = {
-            "vision": lambda rngs: VisionEncoder(self.vision, rngs=rngs),
-            "llm": lambda rngs: LanguageModel(self.llm, rngs=rngs),
-        }
-        return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
-
-    def batch(self) -> dict[str, Any]:
-        side, rows = self.vision.image_size, (self.samples, self.rows)
-        ids = jax.ShapeDtypeStruct(rows, jnp.int32)
-        llm = {
-            "tokens": ids,
-            "labels": ids,
-            "loss_weights": jax.ShapeDtypeStruct(rows, jnp.float32),
-            "image_positions": jax.ShapeDtypeStruct((self.samples, self.vision.tokens_per_image), jnp.int32),
-        }
-        images = jax.ShapeDtypeStruct((self.samples, 1, side, side, self.vision.channels), jnp.float32)
-        return random_batch({"vision": {"images": images}, "llm": llm}, vocab_size=self.llm.vocab_size)
 
 
 PROBLEMS = {
@@ -102,7 +70,7 @@ def overhead(
     """
     problem = PROBLEMS[size]
     _check(problem, devices, microbatches, steps, warmup)
-    found = _devices(max(devices))
+    found = enough_devices(max(devices))
     cases = []
     with Progress(console=stderr(), disable=not stderr().is_terminal) as progress:
         for count in devices:
@@ -127,14 +95,6 @@ def _check(problem: Problem, devices: list[int], microbatches: list[int], steps:
                     f"a batch of {problem.samples} samples is not divisible by {count} devices * {parts} microbatches; "
                     f"choose numbers whose product divides {problem.samples}"
                 )
-
-
-def _devices(need: int) -> Sequence[jax.Device]:
-    """The machine's devices, or CPU devices where it has too few."""
-    if need > jax.config.jax_num_cpu_devices:
-        jax.config.update("jax_num_cpu_devices", need)
-    found = jax.devices()
-    return found if len(found) >= need else jax.devices("cpu")
 
 
 class _Case:

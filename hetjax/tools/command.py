@@ -12,6 +12,7 @@ import jsonargparse
 from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
 from hetjax.errors import ConfigError
 from hetjax.tools.bench_boundary import bench_boundary
+from hetjax.tools.bench_layouts import layouts
 from hetjax.tools.bench_overhead import overhead
 from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_step import step
@@ -35,6 +36,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "bench step": step,
     "bench overlap": overlap,
     "bench boundary": bench_boundary,
+    "bench layouts": layouts,
 }
 # Parameters that are no options.
 BESIDE = {"config", "command"}

@@ -1,0 +1,27 @@
+"""What one training step sends between devices, counted from its compiled programs."""
+
+from __future__ import annotations
+
+from hetjax.boundary import Transport
+from hetjax.compiled import bytes_received
+from hetjax.step import Step
+
+
+def bytes_of_step(step: Step) -> dict[str, int]:
+    """Bytes that devices receive from others in one step, by module and for the boundaries between stages.
+
+    Programs count what is in their text, loops as often as they turn; boundaries count their plans.
+    """
+    microbatches, found = step.schedule.microbatches, {}
+    for name, program in step.programs.items():
+        update = step.updates.get(name)
+        once = 0 if update is None else sum(bytes_received(each.as_text()) for each in update.programs)
+        each = sum(bytes_received(part.as_text()) for part in program.programs)
+        module = program.stage.module
+        found[module] = found.get(module, 0) + microbatches * each + once
+    ways = [way for crossing in step.crossings.values() for way in (crossing.forward, crossing.backward) if way]
+    return {**found, "boundaries": microbatches * sum(map(_of_transport, ways))}
+
+
+def _of_transport(transport: Transport) -> int:
+    return transport.plan.bytes_moved + transport.plan.bytes_gathered
