@@ -15,18 +15,24 @@ from hetjax.schedule.check import Report, check
 from hetjax.schedule.colocated import colocated
 from hetjax.schedule.gpipe import gpipe
 from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
+from hetjax.schedule.interleaved import interleaved_1f1b
 from hetjax.schedule.one_f_one_b import one_f_one_b
 from hetjax.schedule.simulate import Costs, Span, Timeline, simulate
+from hetjax.schedule.zero_bubble import zero_bubble
 
-SCHEDULES: dict[str, Callable[[StageGraph, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
+    "interleaved_1f1b": interleaved_1f1b,
+    "zero_bubble": zero_bubble,
     "colocated": colocated,
 }
 
 
-def build_schedule(name: str, graph: StageGraph, microbatches: int) -> Schedule:
+def build_schedule(name: str, graph: StageGraph, microbatches: int, costs: Costs | None = None) -> Schedule:
     """The schedule of that name for a graph.
+
+    `costs` are what "bubble_fill" chooses its order by; the other schedules do without.
 
     Raises:
         ScheduleError: an unknown name (lists the known ones), fewer than one microbatch, or a graph that
@@ -54,6 +60,8 @@ __all__ = [
     "check",
     "colocated",
     "gpipe",
+    "interleaved_1f1b",
     "one_f_one_b",
     "simulate",
+    "zero_bubble",
 ]

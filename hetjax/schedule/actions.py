@@ -5,15 +5,16 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 from hetjax.errors import ScheduleError
 from hetjax.schedule.graph import StageEdge, StageGraph
 
 
 class Kind(enum.Enum):
-    """What an action does."""
+    """What an action does; BACKWARD_INPUT and BACKWARD_WEIGHT are the two halves of a BACKWARD."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -23,15 +24,27 @@ class Kind(enum.Enum):
     UPDATE = "update"
 
 
+_LETTERS = {Kind.FORWARD: "F", Kind.BACKWARD: "B", Kind.BACKWARD_INPUT: "I", Kind.BACKWARD_WEIGHT: "W"}
+GIVES_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_INPUT})
+"""The kinds that make the gradients of a stage's inputs."""
+ENDS_MICROBATCH = frozenset({Kind.BACKWARD, Kind.BACKWARD_WEIGHT})
+"""The kinds after which a stage keeps nothing of a microbatch."""
+
+Split = Collection[tuple[str, int]]
+"""The (stage, microbatch) whose backward is split in two."""
+
+
 @dataclass(frozen=True)
 class Action:
     """One entry of a schedule: run a program of `stage`, or move the tensor of `edge`, for one microbatch.
 
-    FORWARD and BACKWARD run `stage` on `microbatch`. TRANSFER moves the tensor of `edge` away from
+    FORWARD and BACKWARD run `stage` on `microbatch`. A backward may be split: BACKWARD_INPUT makes the
+    gradients of the stage's inputs, which others wait for, and BACKWARD_WEIGHT, any time later, those of
+    its weights, which only the update reads. TRANSFER moves the tensor of `edge` away from
     `stage`: the activation from the edge's source, or with `backward=True` the gradient from the edge's
     destination back to its source. UPDATE applies the optimizer to `stage`; its `microbatch` is None.
 
-    As text: "F0", "B0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "update".
+    As text: "F0", "B0", "I0", "W0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "update".
     """
 
     kind: Kind
@@ -45,7 +58,7 @@ class Action:
             return "update"
         if self.kind is Kind.TRANSFER:
             return f"{'TB' if self.backward else 'T'}{self.microbatch}:{self.edge}"
-        return f"{'F' if self.kind is Kind.FORWARD else 'B'}{self.microbatch}"
+        return f"{_LETTERS[self.kind]}{self.microbatch}"
 
 
 def forward(stage: str, microbatch: int) -> Action:
@@ -56,6 +69,16 @@ def forward(stage: str, microbatch: int) -> Action:
 def backward(stage: str, microbatch: int) -> Action:
     """Run the backward program of a stage."""
     return Action(Kind.BACKWARD, stage, microbatch)
+
+
+def backward_input(stage: str, microbatch: int) -> Action:
+    """Make the gradients of a stage's inputs."""
+    return Action(Kind.BACKWARD_INPUT, stage, microbatch)
+
+
+def backward_weight(stage: str, microbatch: int) -> Action:
+    """Make the gradients of a stage's weights, after those of its inputs."""
+    return Action(Kind.BACKWARD_WEIGHT, stage, microbatch)
 
 
 def transfer(edge: StageEdge, microbatch: int, *, backward: bool = False) -> Action:
@@ -69,33 +92,57 @@ def update(stage: str) -> Action:
     return Action(Kind.UPDATE, stage)
 
 
-def needs(graph: StageGraph, microbatches: int, action: Action) -> tuple[Action, ...]:
-    """The actions whose results an action reads.
+def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = ()) -> tuple[Action, ...]:
+    """The actions whose results an action reads, where the backwards in `split` are in two parts.
 
     An update reads the gradients of every stage, because gradients are clipped by their norm over all modules.
     """
+    stage, index = action.stage, action.microbatch
     match action.kind:
         case Kind.FORWARD:
-            return tuple(transfer(edge, action.microbatch) for edge in graph.inputs(action.stage))
-        case Kind.BACKWARD:
-            outputs = (edge for edge in graph.outputs(action.stage) if edge.backward)
-            gradients = (transfer(edge, action.microbatch, backward=True) for edge in outputs)
-            return (forward(action.stage, action.microbatch), *gradients)
+            return tuple(transfer(edge, index) for edge in graph.inputs(stage))
+        case Kind.BACKWARD | Kind.BACKWARD_INPUT:
+            outputs = (edge for edge in graph.outputs(stage) if edge.backward)
+            return (forward(stage, index), *(transfer(edge, index, backward=True) for edge in outputs))
+        case Kind.BACKWARD_WEIGHT:
+            return (backward_input(stage, index),)
         case Kind.TRANSFER:
-            return ((backward if action.backward else forward)(action.stage, action.microbatch),)
+            if not action.backward:
+                return (forward(stage, index),)
+            return ((backward_input if (stage, index) in split else backward)(stage, index),)
         case Kind.UPDATE:
-            stages = (stage.name for stage in graph.stages if stage.backward)
-            return tuple(backward(stage, index) for stage in stages for index in range(microbatches))
+            stages = (node.name for node in graph.stages if node.backward)
+            return tuple(
+                (backward_weight if (name, index) in split else backward)(name, index)
+                for name in stages
+                for index in range(microbatches)
+            )
 
 
 def sends(graph: StageGraph, action: Action) -> tuple[Action, ...]:
     """The transfers of what an action produces: outputs after a forward, input gradients after a backward."""
     if action.kind is Kind.FORWARD:
         return tuple(transfer(edge, action.microbatch) for edge in graph.outputs(action.stage))
-    if action.kind is Kind.BACKWARD:
+    if action.kind in GIVES_GRADIENT:
         inputs = (edge for edge in graph.inputs(action.stage) if edge.backward)
         return tuple(transfer(edge, action.microbatch, backward=True) for edge in inputs)
     return ()
+
+
+def split_backwards(actions: Sequence[Action]) -> frozenset[tuple[str, int]]:
+    """The (stage, microbatch) whose backward comes in two parts."""
+    return frozenset((a.stage, a.microbatch) for a in actions if a.kind is Kind.BACKWARD_INPUT)
+
+
+def pieces(graph: StageGraph, action: Action) -> tuple[tuple[Hashable, ...], ...]:
+    """The devices of a program in groups that start together: all in one, or each alone on an independent stage.
+
+    Of an update they start together everywhere, because it adds up what the devices hold.
+    """
+    devices = graph.occupies(action.stage)
+    if graph.stage(action.stage).independent and action.kind not in (Kind.TRANSFER, Kind.UPDATE):
+        return tuple((device,) for device in devices)
+    return (devices,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +158,15 @@ class Schedule:
         """The programs that a stage runs, in order; transfers are left out."""
         name = self.graph.stage(stage).name
         return tuple(action for action in self.actions if action.stage == name and action.kind is not Kind.TRANSFER)
+
+    @cached_property
+    def split(self) -> frozenset[tuple[str, int]]:
+        """The (stage, microbatch) whose backward comes in two parts."""
+        return split_backwards(self.actions)
+
+    def needs(self, action: Action) -> tuple[Action, ...]:
+        """The actions whose results an action reads."""
+        return needs(self.graph, self.microbatches, action, self.split)
 
     def digest(self) -> str:
         """A sha256, equal exactly where name, graph, microbatches and total order are equal.

@@ -18,12 +18,13 @@ from hetjax.errors import ScheduleError
 
 @dataclass(frozen=True, kw_only=True)
 class StageNode:
-    """One pipeline stage of a module, on its own mesh.
+    """One pipeline stage of a module, on a mesh: one of its own, or one that several stages of the module share.
 
     `devices` are the global ids of the devices of its mesh; stages that share a device never run at the
-    same time. An empty tuple means a mesh shared with no other stage. `backward=False` marks a stage
+    same time. An empty tuple means one device that no other stage has. `backward=False` marks a stage
     that is frozen and has nothing trainable upstream, so it has no backward program; `update=False`
-    marks frozen weights.
+    marks frozen weights. `independent=True` says that no collective runs inside its programs, so that
+    each device can run its *piece* of them whenever it is free.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StageNode:
     backward: bool = True
     update: bool = True
     devices: tuple[int, ...] = ()
+    independent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,10 @@ class StageGraph:
     def depth(self, stage: str) -> int:
         """The number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
         return self._depths[self.stage(stage).name]
+
+    def splits(self, stage: str) -> bool:
+        """Whether a stage's backward has two parts: it trains, and it gives a gradient to an input."""
+        return self.stage(stage).update and any(edge.backward for edge in self.inputs(stage))
 
     def occupies(self, stage: str) -> tuple[Hashable, ...]:
         """What a stage keeps busy while it runs: its devices, or its own name where none are given."""

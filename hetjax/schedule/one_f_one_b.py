@@ -34,8 +34,7 @@ def one_f_one_b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedu
     """
     graph = require_graph(stages, microbatches)
     local = {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in graph.stages}
-    ahead = {stage.name: graph.depth(stage.name) + 1 for stage in graph.stages if not stage.backward}
-    order = total_order(graph, microbatches, local, ahead=ahead)
+    order = total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
     return Schedule(name="1f1b", graph=graph, microbatches=microbatches, actions=order)
 
 
@@ -50,3 +49,8 @@ def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, 
         order.append(action)
         order += ahead[warm_up + index : warm_up + index + 1]
     return tuple(order)
+
+
+def forwards_ahead(graph: StageGraph) -> dict[str, int]:
+    """How far stages without backward may run ahead of their readers: as far as one that has a backward would."""
+    return {stage.name: graph.depth(stage.name) + 1 for stage in graph.stages if not stage.backward}

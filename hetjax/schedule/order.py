@@ -2,8 +2,8 @@
 
 The order comes from list scheduling with unit costs: time goes in steps, in each step every free mesh
 starts the next program of one of its stages if its needs are met, and the actions of a step follow
-those of the step before. When stages on shared devices compete, a backward goes before a forward (it
-frees memory) and the stage nearer to the loss goes first.
+those of the step before. When local orders compete for shared devices, what makes gradients for others goes
+first, then forwards, then gradients of weights; among equals, the stage nearer to the loss goes first.
 
 A transfer is dispatched at the start of the step after its producer's, before the programs of that step.
 That is as early as it can start without holding anybody up: the part of a boundary that runs on the
@@ -19,10 +19,12 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, forward, needs, sends, update
+from hetjax.schedule.actions import Action, Kind, Split, forward, needs, sends, split_backwards, update
 from hetjax.schedule.graph import StageGraph
 
 LocalOrders = Mapping[str, Sequence[Action]]
+
+_URGENCY = {Kind.BACKWARD: 0, Kind.BACKWARD_INPUT: 0, Kind.FORWARD: 1, Kind.BACKWARD_WEIGHT: 2}
 
 
 def total_order(
@@ -31,9 +33,10 @@ def total_order(
     *phases: LocalOrders,
     ahead: Mapping[str, int] | None = None,
 ) -> tuple[Action, ...]:
-    """Merge local orders of FORWARD and BACKWARD into one order with every TRANSFER, and every UPDATE last.
+    """Merge local orders of programs into one order with every TRANSFER, and every UPDATE last.
 
-    Each phase maps a stage's name to its actions; a phase starts when all before it are through. `ahead`
+    Each phase maps a name, that of a stage or of stages that take turns on one mesh, to their actions in
+    order; a phase starts when all before it are through. `ahead`
     bounds, for the stages that it names, how many microbatches their forwards may run ahead of the
     stages that read them. The result depends on nothing but the arguments.
 
@@ -43,21 +46,19 @@ def total_order(
     order: list[Action] = []
     done: set[Action] = set()
     arriving: list[Action] = []
+    split = split_backwards([action for phase in phases for own in phase.values() for action in own])
     for phase in phases:
-        waiting = {stage.name: deque(phase.get(stage.name, ())) for stage in graph.stages}
+        waiting = {name: deque(own) for name, own in phase.items()}
         while any(waiting.values()):
             order += arriving
             done.update(arriving)
-            lacks = {
-                queue[0]: _lacking(graph, microbatches, queue[0], done, ahead or {})
-                for queue in waiting.values()
-                if queue
-            }
+            heads = {queue[0]: name for name, queue in waiting.items() if queue}
+            lacks = {head: _lacking(graph, microbatches, head, done, ahead or {}, split) for head in heads}
             started = _start(graph, [action for action, lack in lacks.items() if not lack])
             if not started:
                 raise ScheduleError(_deadlock(lacks))
             for action in started:
-                waiting[action.stage].popleft()
+                waiting[heads[action]].popleft()
             order += started
             done.update(started)
             arriving = [sent for action in started for sent in sends(graph, action)]
@@ -66,10 +67,10 @@ def total_order(
 
 
 def _lacking(
-    graph: StageGraph, microbatches: int, action: Action, done: set[Action], ahead: Mapping[str, int]
+    graph: StageGraph, microbatches: int, action: Action, done: set[Action], ahead: Mapping[str, int], split: Split
 ) -> list[Action]:
     """What has to be done before an action may start."""
-    required = list(needs(graph, microbatches, action))
+    required = list(needs(graph, microbatches, action, split))
     if action.kind is Kind.FORWARD and action.stage in ahead:
         earlier = action.microbatch - ahead[action.stage]
         if earlier >= 0:
@@ -81,7 +82,7 @@ def _start(graph: StageGraph, ready: list[Action]) -> list[Action]:
     """Of the actions that could start now, those that find their devices free."""
     taken: set[Hashable] = set()
     started = []
-    for action in sorted(ready, key=lambda a: (a.kind is Kind.FORWARD, graph.depth(a.stage))):
+    for action in sorted(ready, key=lambda a: (_URGENCY[a.kind], graph.depth(a.stage))):
         occupied = set(graph.occupies(action.stage))
         if not occupied & taken:
             taken |= occupied

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, needs
+from hetjax.schedule.actions import Action, Kind, Schedule, pieces
 from hetjax.schedule.graph import StageGraph
 
 
@@ -16,13 +16,15 @@ from hetjax.schedule.graph import StageGraph
 class Costs:
     """Seconds that an action takes, by its kind (or any other unit of time, used throughout).
 
-    `of` holds the exceptions: `(stage, Kind.FORWARD)`, `(stage, Kind.BACKWARD)`, `(stage, Kind.UPDATE)`,
-    and `(edge, Kind.TRANSFER)` for one edge in both directions. The defaults are in units of a
-    forward: a backward computes two gradients, so it takes twice as long.
+    `of` holds the exceptions: `(stage, kind)` for a program of one stage, and `(edge, Kind.TRANSFER)` for
+    one edge in both directions. The defaults are in units of a forward: a backward computes two gradients,
+    that of the inputs and that of the weights, so it takes twice as long, and each of its parts once.
     """
 
     forward: float = 1.0
     backward: float = 2.0
+    backward_input: float = 1.0
+    backward_weight: float = 1.0
     update: float = 0.1
     transfer: float = 0.0
     of: Mapping[tuple[str, Kind], float] = field(default_factory=dict)
@@ -41,10 +43,15 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """When one action ran, in seconds from the start of the step."""
+    """When one action ran, in seconds from the start of the step.
+
+    `devices` are those that ran it then: all of its stage, or on an independent stage those whose pieces
+    ran at the same time, with a span for each such group. A transfer has none.
+    """
 
     action: Action
     stage: str
+    devices: tuple[Hashable, ...] = ()
     start: float
     end: float
 
@@ -69,29 +76,32 @@ class Timeline:
         """
         graph = self.schedule.graph
         stages = [stage] if stage is not None else [node.name for node in graph.stages]
-        devices = {device for name in stages for device in graph.occupies(name)}
+        return self.idle_share_of({device for name in stages for device in graph.occupies(name)})
+
+    def idle_share_of(self, devices: Collection[Hashable]) -> float:
+        """The share of the makespan in which these devices run no program."""
         if not self.makespan:
             return 0.0
-        return 1 - sum(self._busy[device] for device in devices) / (len(devices) * self.makespan)
+        return 1 - math.fsum(self._busy[device] for device in devices) / (len(devices) * self.makespan)
 
     @cached_property
     def _busy(self) -> dict[Hashable, float]:
         graph = self.schedule.graph
         busy = {device: 0.0 for stage in graph.stages for device in graph.occupies(stage.name)}
         for span in self.spans:
-            if span.action.kind is not Kind.TRANSFER:
-                for device in graph.occupies(span.stage):
-                    busy[device] += span.end - span.start
+            for device in span.devices:
+                busy[device] += span.end - span.start
         return busy
 
 
 def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy: bool = False) -> Timeline:
     """Run a schedule on paper.
 
-    A device takes up its actions in dispatch order, one at a time, each as soon as its needs are met. A
-    transfer starts when its tensor is made and the one before it on the same edge and direction is
-    through; with `transfers_occupy` it also keeps the devices at both ends busy, in dispatch order, as a
-    collective over both meshes does.
+    A device takes up its actions in dispatch order, one at a time, each as soon as its needs are met. The
+    devices of a stage start a program together, or each its own piece on an independent stage; the
+    action ends with its last piece. A transfer starts when its tensor is made and the one before it on the
+    same edge and direction is through; with `transfers_occupy` it also keeps the devices at both ends
+    busy, in dispatch order, as a collective over both meshes does.
 
     Raises:
         ScheduleError: a cost for a stage or edge that is not in the graph, or an action dispatched before
@@ -104,28 +114,33 @@ def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy
     free: dict[Hashable, float] = {}
     spans = []
     for action in schedule.actions:
-        required = needs(graph, schedule.microbatches, action)
+        required = schedule.needs(action)
         for need in required:
             if need not in ended:
                 raise ScheduleError(f"{action} of {action.stage!r} is dispatched before {need} of {need.stage!r}")
-        lanes = _lanes(graph, action, transfers_occupy)
-        start = max([0.0, *(ended[need] for need in required), *(free.get(lane, 0.0) for lane in lanes)])
-        end = start + costs.seconds(action)
-        ended[action] = end
-        free.update(dict.fromkeys(lanes, end))
-        spans.append(Span(action=action, stage=action.stage, start=start, end=end))
+        ready = max([0.0, *(ended[need] for need in required)])
+        starts: dict[float, list[Hashable]] = {}
+        for lanes in _lanes(graph, action, transfers_occupy):
+            start = max(ready, *(free.get(lane, 0.0) for lane in lanes))
+            free.update(dict.fromkeys(lanes, start + costs.seconds(action)))
+            starts.setdefault(start, []).extend(lanes)
+        ended[action] = max(starts) + costs.seconds(action)
+        for start, lanes in starts.items():
+            devices = () if action.kind is Kind.TRANSFER else tuple(lanes)
+            end = start + costs.seconds(action)
+            spans.append(Span(action=action, stage=action.stage, devices=devices, start=start, end=end))
     return Timeline(schedule=schedule, spans=tuple(spans))
 
 
-def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[Hashable, ...]:
-    """What runs one action at a time and takes part in this one."""
+def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[tuple[Hashable, ...], ...]:
+    """What runs one action at a time and takes part in this one, in groups that start together."""
     if action.kind is not Kind.TRANSFER:
-        return graph.occupies(action.stage)
+        return pieces(graph, action)
     edge = graph.edge(action.edge)
     link = ("link", edge.name, action.backward)
     if not transfers_occupy:
-        return (link,)
-    return (link, *graph.occupies(edge.source), *graph.occupies(edge.destination))
+        return ((link,),)
+    return ((link, *graph.occupies(edge.source), *graph.occupies(edge.destination)),)
 
 
 def _check_costs(graph: StageGraph, costs: Costs) -> None:

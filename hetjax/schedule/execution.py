@@ -1,0 +1,102 @@
+"""What exists at one moment of a step that is walked action by action."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from hetjax.schedule.actions import ENDS_MICROBATCH, GIVES_GRADIENT, Action, Kind, Schedule
+
+Queue = tuple[str, bool]  # an edge's name, and whether it is the queue of its gradients
+
+
+@dataclass
+class Execution:
+    """What exists at one moment of a step: live forwards, tensors made and not sent, tensors sent and not read."""
+
+    schedule: Schedule
+    live: dict[str, set[int]] = field(default_factory=dict)
+    made: set[tuple[Queue, int]] = field(default_factory=set)
+    queues: dict[Queue, set[int]] = field(default_factory=dict)
+    returned: dict[str, set[int]] = field(default_factory=dict)
+    backwards: Counter[str] = field(default_factory=Counter)
+    pieces_run: dict[Action, int] = field(default_factory=dict)
+    peak_live: dict[str, int] = field(default_factory=dict)
+    peak_queued: Counter[Queue] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.live = {stage.name: set() for stage in self.schedule.graph.stages}
+        self.returned = {stage.name: set() for stage in self.schedule.graph.stages}
+        self.peak_live = {stage.name: 0 for stage in self.schedule.graph.stages}
+
+    def queued(self, edge: str, backward: bool) -> set[int]:
+        return self.queues.setdefault((edge, backward), set())
+
+    def edge_peaks(self) -> dict[str, int]:
+        return {
+            e.name: max(self.peak_queued[e.name, False], self.peak_queued[e.name, True])
+            for e in self.schedule.graph.edges
+        }
+
+    def lacking(self, action: Action) -> list[str]:
+        """What an action needs and does not find, in words."""
+        stage, index = action.stage, action.microbatch
+        if action.kind is Kind.TRANSFER:
+            made = ((action.edge, action.backward), index) in self.made
+            letter = "F" if not action.backward else "I" if (stage, index) in self.schedule.split else "B"
+            return [] if made else [f"{letter}{index} of stage {stage!r}"]
+        if action.kind is Kind.UPDATE:
+            left = {
+                s.name: self.schedule.microbatches - self.backwards[s.name]
+                for s in self.schedule.graph.stages
+                if s.backward
+            }
+            return [f"{count} more backwards of stage {name!r}" for name, count in left.items() if count]
+        reads = self._reads(action)
+        unsent = [queue for queue in reads if index not in self.queued(*queue)]
+        lacking = [f"{'TB' if backward else 'T'}{index}:{edge}" for edge, backward in unsent]
+        if action.kind in GIVES_GRADIENT and index not in self.live[stage]:
+            lacking.insert(0, f"F{index} of stage {stage!r}")
+        if action.kind is Kind.BACKWARD_WEIGHT and index not in self.returned[stage]:
+            lacking.append(f"I{index} of stage {stage!r}")
+        return lacking
+
+    def run_piece(self, action: Action, devices: tuple[Hashable, ...]) -> None:
+        """Run an action on some of its devices; with the last of them it is done."""
+        run = self.pieces_run.pop(action, 0) + len(devices)
+        if run == len(self.schedule.graph.occupies(action.stage)):
+            self.run(action)
+        else:
+            self.pieces_run[action] = run
+
+    def run(self, action: Action) -> None:
+        """Take what an action reads, and put what it makes."""
+        stage, index = action.stage, action.microbatch
+        if action.kind is Kind.TRANSFER:
+            key = (action.edge, action.backward)
+            self.made.remove((key, index))
+            self.queued(*key).add(index)
+            self.peak_queued[key] = max(self.peak_queued[key], len(self.queued(*key)))
+            return
+        for edge, backward in self._reads(action):
+            self.queued(edge, backward).remove(index)
+        if action.kind is Kind.FORWARD:
+            self.made |= {((edge.name, False), index) for edge in self.schedule.graph.outputs(stage)}
+            if self.schedule.graph.stage(stage).backward:
+                self.live[stage].add(index)
+                self.peak_live[stage] = max(self.peak_live[stage], len(self.live[stage]))
+        if action.kind in GIVES_GRADIENT:
+            self.made |= {((edge.name, True), index) for edge in self.schedule.graph.inputs(stage) if edge.backward}
+            self.returned[stage].add(index)
+        if action.kind in ENDS_MICROBATCH:
+            self.live[stage].remove(index)
+            self.backwards[stage] += 1
+
+    def _reads(self, action: Action) -> list[Queue]:
+        """The queues that a forward or a backward takes its microbatch from."""
+        if action.kind is Kind.FORWARD:
+            return [(edge.name, False) for edge in self.schedule.graph.inputs(action.stage)]
+        if action.kind in GIVES_GRADIENT:
+            return [(edge.name, True) for edge in self.schedule.graph.outputs(action.stage) if edge.backward]
+        return []
