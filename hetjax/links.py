@@ -89,6 +89,7 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 backward=_learns(stage, links),
                 update=stage.trains,
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
+                independent=stage.independent_devices,
             )
             for stage in stages
         ),

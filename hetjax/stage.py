@@ -96,6 +96,12 @@ class Stage:
         """
         return self.layout.data if self.independent_samples and not self.buffers else 1
 
+    @property
+    def independent_devices(self) -> bool:
+        """Whether no collective runs in its forward and backward: the batch alone is split, and over `data` alone."""
+        shares_nothing = self.independent_samples and not self.buffers
+        return shares_nothing and self.mesh.size == self.layout.data
+
     @functools.cached_property
     def gradients(self) -> Shapes:
         """The sums of gradients as microbatches add to them, with a leading dim where shards keep their own."""

@@ -20,7 +20,7 @@ from hetjax.host import to_devices, to_every_process
 from hetjax.initialize import initialize
 from hetjax.links import make_links, stage_graph
 from hetjax.optimizer import Update
-from hetjax.schedule import Schedule, build_schedule
+from hetjax.schedule import Costs, Schedule, build_schedule
 from hetjax.schedule.check import check
 from hetjax.stage import Stage, cut_graph
 from hetjax.state import TrainState
@@ -44,7 +44,8 @@ class Trainer:
         optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so what it
             computes over several weights or over whole ones (a norm in the chain, a factored moment) would depend
             on the placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
-        schedule: "gpipe", "1f1b" or "colocated".
+        schedule: "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated" or "bubble_fill".
+        schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill").
         microbatches: parts that a batch is cut into.
         frozen: modules that do not train: they get no optimizer state, a backward program only where a
             gradient passes through them, and their running statistics stay as they are.
@@ -70,6 +71,7 @@ class Trainer:
         *,
         optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
         schedule: str = "1f1b",
+        schedule_costs: Costs | None = None,
         microbatches: int = 1,
         frozen: Collection[str] = (),
         learning_rate_scale: Mapping[str, float] | None = None,
@@ -99,7 +101,9 @@ class Trainer:
             remat=_checked_remat(remat or {}, graph),
         )
         self.links = make_links(graph, self.stages)
-        self.schedule: Schedule = build_schedule(schedule, stage_graph(self.stages, self.links), microbatches)
+        self.schedule: Schedule = build_schedule(
+            schedule, stage_graph(self.stages, self.links), microbatches, schedule_costs
+        )
         self.report = check(self.schedule)
         scales = dict(learning_rate_scale or {})
         _check_modules(scales, graph, "learning_rate_scale")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -22,9 +23,10 @@ LLM = DecoderConfig(vocab_size=VOCABULARY, width=24, layers=2, heads=4, kv_heads
 
 
 @functools.cache
-def make_graph() -> ModuleGraph:
+def make_graph(layers: int = 2) -> ModuleGraph:
     """An encoder into a language model, with weights: made once, since making random numbers compiles slowly."""
-    modules = {"vision": VisionEncoder(VISION, rngs=nnx.Rngs(1)), "llm": LanguageModel(LLM, rngs=nnx.Rngs(2))}
+    llm = dataclasses.replace(LLM, layers=layers)
+    modules = {"vision": VisionEncoder(VISION, rngs=nnx.Rngs(1)), "llm": LanguageModel(llm, rngs=nnx.Rngs(2))}
     return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
 
 

@@ -21,14 +21,16 @@ SAMPLE = covering_sample(ALL)
 
 
 @functools.cache
-def expected(dtype: str):
+def expected(dtype: str, layers: int = 2):
     optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
-    return train_on_one_device(make_graph(), make_batch(), optimizer, steps=STEPS, dtype=dtype)
+    return train_on_one_device(make_graph(layers), make_batch(), optimizer, steps=STEPS, dtype=dtype)
 
 
-def make_trainer(layouts: tuple[Layout, Layout], dtype: str, schedule: str, microbatches: int) -> Trainer:
+def make_trainer(
+    layouts: tuple[Layout, Layout], dtype: str, schedule: str, microbatches: int, *, layers: int = 2, **options
+) -> Trainer:
     return Trainer(
-        make_graph(),
+        make_graph(layers),
         Placement(dict(zip(("vision", "llm"), layouts, strict=True))),
         optimizer=make_optimizer(),
         schedule=schedule,
@@ -36,15 +38,16 @@ def make_trainer(layouts: tuple[Layout, Layout], dtype: str, schedule: str, micr
         max_grad_norm=MAX_GRAD_NORM,
         param_dtype=dtype,
         compute_dtype=dtype,
+        **options,
     )
 
 
-def largest_errors(trainer: Trainer, dtype: str, batch=None) -> dict[str, float]:
+def largest_errors(trainer: Trainer, dtype: str, batch=None, layers: int = 2) -> dict[str, float]:
     """The largest relative error over three steps: of the losses, of any gradient, of any weight."""
     batch = make_batch() if batch is None else batch
     state = trainer.init()
     errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
-    for loss, gradients, weights in expected(dtype):
+    for loss, gradients, weights in expected(dtype, layers):
         _, actual_gradients = trainer.loss_and_gradients(state, batch)
         state, metrics = trainer.step(state, batch)
         actual_weights = trainer.weights(state)

@@ -27,8 +27,8 @@ def shard_errors(trainer: Trainer, dtype: str) -> dict[str, float]:
     batch, state = make_batch(), trainer.init()
     errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
     for loss, gradients, weights in expected(dtype):
-        found, _, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
-        errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, found, gradients))
+        flight, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
+        errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, flight.gradients, gradients))
         state, metrics = trainer.step(state, batch)
         params = {name: stage.params for name, stage in state.stages.items()}
         errors["weight"] = max(errors["weight"], largest_shard_error(trainer, params, weights))
