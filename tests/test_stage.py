@@ -15,7 +15,10 @@ from hetjax.links import make_links, stage_graph
 from hetjax.stage import cut_graph, cut_module
 from hetjax.weights import take_apart
 from meshes import Layout, Placement, PlacementError
+from models import LanguageModel, ModelError
 from models.dims import constrain
+from tests.parity.problem import LLM
+from tests.parity.problem import make_graph as make_parity_graph
 from tests.small_modules import IN, WIDTH, Encoder, Head, Middle, Noisy, Tower, Vote
 
 
@@ -153,6 +156,42 @@ def test_a_module_that_cannot_be_cut_is_refused_with_the_way_out():
     message = "module 'encoder': its layout has stage=2, but Encoder has no method stage"
     with pytest.raises(GraphError, match=message):
         cut_module(Encoder(nnx.Rngs(0)), "encoder", 0, 2)
+
+
+def test_a_cut_by_layers_asks_for_what_the_module_lacks():
+    with pytest.raises(GraphError, match=r"module 'tower': .* layers=balanced, but Tower has no property layer_costs"):
+        cut(make_graph(), {**LAYOUTS, "tower": Layout(devices="4-7", stage=2, tensor=2, layers="balanced")})
+    message = r"module 'tower': .* lists the layers .* stage\(index, count\) of Tower takes no parameter layers"
+    with pytest.raises(GraphError, match=message):
+        cut(make_graph(), {**LAYOUTS, "tower": Layout(devices="4-7", stage=2, tensor=2, layers=[1, 3])})
+
+
+def test_chunks_go_round_the_meshes_of_a_module():
+    _, *tower = cut(make_graph(), {**LAYOUTS, "tower": Layout(devices="4-7", stage=2, tensor=2, chunks=2)})
+    assert [stage.name for stage in tower] == ["tower.0", "tower.1", "tower.2", "tower.3"]
+    assert [[device.id for device in stage.mesh.devices.flat] for stage in tower] == [[4, 5], [6, 7]] * 2
+    assert {stage.params["layers/kernel"].shape[0] for stage in tower} == {1}
+
+
+def test_more_stages_than_layers_are_refused_with_both_numbers():
+    graph = ModuleGraph({"llm": lambda rngs: LanguageModel(LLM, rngs=rngs)})
+    for layout in (Layout(devices="0-3", stage=4), Layout(devices="0-1", stage=2, chunks=2, layers="balanced")):
+        with pytest.raises((ModelError, GraphError), match="4 stages are to share 2 layers; choose from 1 to 2"):
+            cut(graph, {"llm": layout})
+
+
+def test_independent_devices_are_those_of_a_layout_with_nothing_but_data():
+    graph = make_parity_graph()
+
+    def found(**degrees):
+        vision, _ = cut(graph, {"vision": Layout(devices="0-3", **degrees), "llm": Layout(devices="4")})
+        return vision.gradient_shards, vision.independent_devices
+
+    assert found(data=4) == (4, True)
+    assert found(data=2, tensor=2) == (2, False)
+    assert found(fsdp=4) == (1, False)
+    encoder, *_ = cut(make_graph(), LAYOUTS)
+    assert not encoder.independent_samples and encoder.gradient_shards == 1
 
 
 def test_a_module_is_cut_with_weights_as_with_shapes():

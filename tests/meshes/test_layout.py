@@ -130,3 +130,25 @@ def test_axes_of_an_activation_dim_leave_out_those_of_degree_one():
     assert layout.activation_axes("batch") == ("data", "expert")
     assert layout.activation_axes("seq") == layout.activation_axes("frames") == ("context",)
     assert layout.activation_axes("heads") == layout.activation_axes("mlp") == layout.activation_axes("embed") == ()
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        (dict(chunks=0), "module 'llm': chunks=0; a degree is a whole number of 1 or more"),
+        (dict(layers="fair"), "module 'llm': layers='fair'; give even, balanced, or a list of numbers of 1 or more"),
+        (dict(stage=2, layers=[4, 0]), "module 'llm': layers=[4, 0]; give even, balanced, or a list of numbers"),
+        (
+            dict(stage=2, chunks=2, layers=[2, 2]),
+            "module 'llm': layers=[2, 2] are 2 numbers, but stage*chunks = 2*2 = 4; give a number for each",
+        ),
+    ],
+)
+def test_layers_and_chunks_that_do_not_fit_are_refused(layout, told):
+    assert refusal(Layout(**layout).validate, "llm").startswith(told)
+
+
+def test_chunks_take_no_devices():
+    layout = Layout(devices="0-3", stage=2, tensor=2, chunks=3, layers=[1, 2, 3, 3, 2, 1])
+    layout.validate("llm")
+    assert (layout.device_count, layout.stage_count) == (4, 6)
