@@ -1,8 +1,9 @@
 """Schedules: which stage runs which microbatch when, as plain data that is checked before it runs.
 
-`graph` says what is scheduled, `actions` what a schedule is, `order` turns the orders on the stages into
-one; each schedule has its file. `check` tells whether a schedule is legal, `simulate` how long it
-takes, `draw` and `trace` show it. Nothing here imports JAX.
+`graph` says what is scheduled, `actions` what a schedule is, `order` turns the orders on the meshes into
+one; each schedule has its file (`bubble_fill` searches, with `filling` and `greedy`). `check` tells whether
+a schedule is legal, walking an `execution`; `simulate` tells how long it takes, `draw` and `trace` show it
+in `lanes`. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 from hetjax.errors import ScheduleError
 from hetjax.schedule.actions import Action, Kind, Schedule
+from hetjax.schedule.bubble_fill import bubble_fill
 from hetjax.schedule.check import Report, check
 from hetjax.schedule.colocated import colocated
 from hetjax.schedule.gpipe import gpipe
@@ -26,6 +28,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "interleaved_1f1b": interleaved_1f1b,
     "zero_bubble": zero_bubble,
     "colocated": colocated,
+    "bubble_fill": bubble_fill,
 }
 
 
@@ -36,10 +39,12 @@ def build_schedule(name: str, graph: StageGraph, microbatches: int, costs: Costs
 
     Raises:
         ScheduleError: an unknown name (lists the known ones), fewer than one microbatch, or a graph that
-            the schedule does not fit.
+            the schedule or the costs do not fit.
     """
     if name not in SCHEDULES:
         raise ScheduleError(f"unknown schedule {name!r}; the known ones are {', '.join(SCHEDULES)}")
+    if name == "bubble_fill":
+        return bubble_fill(graph, microbatches, costs)
     return SCHEDULES[name](graph, microbatches)
 
 
@@ -56,6 +61,7 @@ __all__ = [
     "StageGraph",
     "StageNode",
     "Timeline",
+    "bubble_fill",
     "build_schedule",
     "check",
     "colocated",

@@ -1,7 +1,8 @@
-"""A picture of a timeline: one lane a mesh, one box a program, one arrow a transfer."""
+"""A picture of a timeline: one lane a mesh or a group of devices, one box a program, one arrow a transfer."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -9,15 +10,18 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 from hetjax.schedule.actions import Kind
 from hetjax.schedule.graph import StageGraph
+from hetjax.schedule.lanes import Lane, lanes
 from hetjax.schedule.simulate import Span, Timeline
 
-# A hue a module: light for its forwards, deep for its backwards. Further modules start over.
+# A hue a module: light for its forwards, deep for its backwards; `_shades` makes those of the two parts of a
+# backward. Further modules start over.
 _HUES = (
     ("#a9cbee", "#2f6db3"),
     ("#f9cf9c", "#cf7412"),
@@ -28,6 +32,12 @@ _HUES = (
     ("#efc3dc", "#ad4585"),
     ("#dfd9a5", "#857a1c"),
 )
+_LABELS = {
+    Kind.FORWARD: "forward",
+    Kind.BACKWARD: "backward",
+    Kind.BACKWARD_INPUT: "backward, inputs",
+    Kind.BACKWARD_WEIGHT: "backward, weights",
+}
 _UPDATE = "#5b626b"
 _INK = "#23282e"
 _ARROWS = {False: "#4a525b", True: "#b9403c"}
@@ -43,34 +53,35 @@ def draw(
 ) -> None:
     """Write a picture of a timeline to `path`; the suffix chooses the format (.png, .svg, .pdf).
 
-    A box holds its microbatch's number, light for a forward and deep for a backward, in its module's hue;
-    an arrow leads from where a tensor was made to where it goes. Each lane tells its stages, its
-    devices and the share of the step in which they idle. `unit="ms"` takes the timeline to be in seconds.
+    A box holds its microbatch's number, in its module's hue: light for a forward and deep for a backward; of a
+    backward in two parts, the one for the inputs is darker still and the one for the weights half as deep. A
+    lane that holds several stages of one module has a row for each. An arrow leads from where a tensor was
+    made to where it goes. Each lane tells its stages, its devices and the share of the step in which they
+    idle. `unit="ms"` takes the timeline to be in seconds.
     """
     schedule = timeline.schedule
-    meshes = schedule.graph.meshes
+    rows = lanes(timeline)
     scale = 1e3 if unit == "ms" else 1.0
-    figure = Figure(figsize=(13, 1.9 + 0.72 * len(meshes)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(13, 1.9 + 0.72 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     span = timeline.makespan * scale or 1.0
     axes.set_xlim(-0.004 * span, 1.004 * span)
-    axes.set_ylim(len(meshes) - 0.45, -0.55)
-    lane_of = {stage.name: lane for lane, mesh in enumerate(meshes) for stage in mesh}
-    hues = _hues(schedule.graph)
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    shades = _shades(schedule.graph)
     points = figure.get_figwidth() * 0.85 * 72 / span  # on paper for one unit of time, about
-    directions = _draw_arrows(axes, timeline, lane_of, scale, points)
+    directions = _draw_arrows(axes, timeline, rows, scale, points)
     digits = len(str(schedule.microbatches - 1))
-    for item in timeline.spans:
-        if item.action.kind is not Kind.TRANSFER:
+    for lane, row in enumerate(rows):
+        for item in filter(row.shows, timeline.spans):
             module = schedule.graph.stage(item.stage).module
-            _draw_box(axes, item, lane_of[item.stage], hues[module], scale, points, digits)
-    _dress(axes, timeline, unit)
+            _draw_box(axes, item, _band(row, item.stage, lane), shades[module], scale, points, digits)
+    _dress(axes, timeline, rows, unit)
     name = title or f"{schedule.name}, {schedule.microbatches} microbatches"
     axes.set_title(name, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
     total = f"makespan {timeline.makespan * scale:.4g} {unit} · idle {timeline.idle_share():.1%}"
     axes.set_title(total, loc="right", fontsize=10, color=_INK, pad=12)
-    _draw_legend(figure, timeline, hues, directions)
+    _draw_legend(figure, timeline, shades, directions)
     figure.savefig(path)
 
 
@@ -85,50 +96,83 @@ def device_ranges(devices: Sequence[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _hues(graph: StageGraph) -> dict[str, tuple[str, str]]:
-    modules = dict.fromkeys(stage.module for stage in graph.stages)
-    return {module: _HUES[index % len(_HUES)] for index, module in enumerate(modules)}
+def _shades(graph: StageGraph) -> dict[str, dict[Kind, str]]:
+    """The colour of each kind of program, by module."""
+    found = {}
+    for index, module in enumerate(dict.fromkeys(stage.module for stage in graph.stages)):
+        light, deep = _HUES[index % len(_HUES)]
+        found[module] = {
+            Kind.FORWARD: light,
+            Kind.BACKWARD: deep,
+            Kind.BACKWARD_INPUT: _blend(deep, "#000000", 0.35),
+            Kind.BACKWARD_WEIGHT: _blend(light, deep, 0.5),
+            Kind.UPDATE: _UPDATE,
+        }
+    return found
+
+
+def _blend(one: str, other: str, share: float) -> str:
+    """A colour between two, with a share of the other."""
+    parts = zip(to_rgb(one), to_rgb(other), strict=True)
+    return to_hex([(1 - share) * a + share * b for a, b in parts])
+
+
+def _band(lane: Lane, stage: str, place: int) -> tuple[float, float]:
+    """The middle and the height of the boxes of a stage: several stages of one module share a lane's height."""
+    module = next(node.module for node in lane.stages if node.name == stage)
+    names = [node.name for node in lane.stages if node.module == module]
+    height = _BOX / len(names)
+    return place - _BOX / 2 + height * (names.index(stage) + 0.5), height
 
 
 def _draw_box(
-    axes: Axes, span: Span, lane: int, hue: tuple[str, str], scale: float, points: float, digits: int
+    axes: Axes,
+    span: Span,
+    band: tuple[float, float],
+    shades: dict[Kind, str],
+    scale: float,
+    points: float,
+    digits: int,
 ) -> None:
     start, length = span.start * scale, (span.end - span.start) * scale
-    light, deep = hue
-    face, text = {Kind.FORWARD: (light, _INK), Kind.BACKWARD: (deep, "white"), Kind.UPDATE: (_UPDATE, "white")}[
-        span.action.kind
-    ]
+    middle, height = band
+    kind = span.action.kind
+    face, text = shades[kind], _INK if kind in (Kind.FORWARD, Kind.BACKWARD_WEIGHT) else "white"
     gap = min(0.06 * length, 1.2 / points)
     box = FancyBboxPatch(
-        (start + gap / 2, lane - _BOX / 2),
+        (start + gap / 2, middle - height / 2),
         length - gap,
-        _BOX,
+        height,
         boxstyle="square,pad=0",
         facecolor=face,
-        edgecolor=deep if span.action.kind is Kind.FORWARD else face,
+        edgecolor=shades[Kind.BACKWARD] if kind is Kind.FORWARD else face,
         linewidth=0.6,
         zorder=3,
     )
     axes.add_patch(box)
-    size = min(11.0, length * points / (0.8 * digits))  # by the longest number, so that boxes of a width look alike
+    size = min(
+        11.0, 24 * height, length * points / (0.8 * digits)
+    )  # by the longest number, so that boxes of a width look alike
     if span.action.microbatch is not None and size >= 4:  # smaller would not be read
         centre, label = start + length / 2, str(span.action.microbatch)
-        axes.text(centre, lane, label, ha="center", va="center_baseline", fontsize=size, color=text, zorder=4)
+        axes.text(centre, middle, label, ha="center", va="center_baseline", fontsize=size, color=text, zorder=4)
 
 
-def _draw_arrows(axes: Axes, timeline: Timeline, lane_of: dict[str, int], scale: float, points: float) -> set[bool]:
-    """Draw the transfers between lanes; returns which directions there were."""
+def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: float, points: float) -> set[bool]:
+    """Draw the transfers between stages that share no lane; returns which directions there were."""
     graph = timeline.schedule.graph
+    lanes_of = {stage.name: [lane for lane, row in enumerate(rows) if stage in row.stages] for stage in graph.stages}
     drawn: set[bool] = set()
     for span in timeline.spans:
         if span.action.kind is not Kind.TRANSFER:
             continue
         edge = graph.edge(span.action.edge)
-        here, there = lane_of[edge.source], lane_of[edge.destination]
-        if span.action.backward:
-            here, there = there, here
+        ends = itertools.product(lanes_of[edge.source], lanes_of[edge.destination])
+        here, there = min(ends, key=lambda pair: abs(pair[0] - pair[1]))
         if here == there:
             continue
+        if span.action.backward:
+            here, there = there, here
         down = 1 if there > here else -1
         aside = (-1.8 if span.action.backward else 1.8) / points  # lets both directions be seen at one moment
         arrow = FancyArrowPatch(
@@ -146,16 +190,15 @@ def _draw_arrows(axes: Axes, timeline: Timeline, lane_of: dict[str, int], scale:
     return drawn
 
 
-def _dress(axes: Axes, timeline: Timeline, unit: str) -> None:
+def _dress(axes: Axes, timeline: Timeline, rows: Sequence[Lane], unit: str) -> None:
     """Lanes, their labels and the time axis."""
-    meshes = timeline.schedule.graph.meshes
-    for lane in range(len(meshes)):
+    for lane in range(len(rows)):
         axes.axhspan(lane - _BOX / 2, lane + _BOX / 2, color="#f1f3f5", zorder=0)
     axes.set_yticks([])
-    for lane, mesh in enumerate(meshes):
-        where = f"devices {device_ranges(mesh[0].devices)} · " if mesh[0].devices else ""
-        idle = f"{where}idle {timeline.idle_share(mesh[0].name):.0%}"
-        names = ", ".join(stage.name for stage in mesh)
+    for lane, row in enumerate(rows):
+        where = f"devices {device_ranges(row.device_ids)} · " if row.device_ids else ""
+        idle = f"{where}idle {timeline.idle_share_of(row.devices):.0%}"
+        names = str(row)
         for text, below, look in ((names, 6, {"fontsize": 10.5, "fontweight": "bold"}), (idle, -7, {"fontsize": 8.5})):
             axes.annotate(
                 text,
@@ -176,12 +219,12 @@ def _dress(axes: Axes, timeline: Timeline, unit: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _draw_legend(figure: Figure, timeline: Timeline, hues: dict[str, tuple[str, str]], directions: set[bool]) -> None:
+def _draw_legend(figure: Figure, timeline: Timeline, shades: dict[str, dict[Kind, str]], directions: set[bool]) -> None:
     present = {(timeline.schedule.graph.stage(span.stage).module, span.action.kind) for span in timeline.spans}
     handles = [
-        Patch(facecolor=hues[module][kind is Kind.BACKWARD], edgecolor=hues[module][1], label=f"{module} {kind.value}")
-        for module in hues
-        for kind in (Kind.FORWARD, Kind.BACKWARD)
+        Patch(facecolor=shades[module][kind], edgecolor=shades[module][Kind.BACKWARD], label=f"{module} {label}")
+        for module in shades
+        for kind, label in _LABELS.items()
         if (module, kind) in present
     ]
     kinds = {kind for _, kind in present}

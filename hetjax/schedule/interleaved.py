@@ -68,8 +68,8 @@ def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]
         wanted = found[index % len(found)]
         if len(own) % len(found) or stage not in wanted:
             raise ScheduleError(
-                f"interleaved_1f1b: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes, which has to "
-                f"be v*p of them, stage k on mesh k mod p; stage {stage.name!r} is on devices "
+                f"interleaved_1f1b: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes; it takes "
+                f"v*p of them, stage k on mesh k mod p, but stage {stage.name!r} is on devices "
                 f"{graph.occupies(stage.name)}; deal the stages out in turn or use '1f1b'"
             )
     return found

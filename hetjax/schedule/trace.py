@@ -7,26 +7,33 @@ import os
 from pathlib import Path
 
 from hetjax.schedule.actions import Kind
+from hetjax.schedule.lanes import lanes
 from hetjax.schedule.simulate import Span, Timeline
 
 
 def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
     """Write a timeline, taken to be in seconds, as Chrome trace events (JSON; open it at ui.perfetto.dev).
 
-    A process is a mesh; its first thread runs the programs, and each edge that leaves it has a thread for
-    its transfers. Every span is one complete event ("X") with times in microseconds.
+    A process is a lane: a mesh, or devices that act alike. Its first thread runs the programs, and each edge
+    that leaves a stage whose first lane it is has a thread for its transfers. Every span is one complete
+    event ("X") in each of its lanes, with times in microseconds.
     """
     graph = timeline.schedule.graph
-    processes = {stage.name: pid for pid, mesh in enumerate(graph.meshes) for stage in mesh}
+    rows = lanes(timeline)
     threads = {edge.name: tid for tid, edge in enumerate(graph.edges, start=1)}
+    first = {stage.name: next(pid for pid, row in enumerate(rows) if stage in row.stages) for stage in graph.stages}
     events = []
-    for pid, mesh in enumerate(graph.meshes):
-        where = f" on devices {', '.join(map(str, mesh[0].devices))}" if mesh[0].devices else ""
-        events.append(_metadata("process_name", pid, 0, ", ".join(stage.name for stage in mesh) + where))
+    for pid, row in enumerate(rows):
+        where = f" on devices {', '.join(map(str, row.device_ids))}" if row.device_ids else ""
+        events.append(_metadata("process_name", pid, 0, f"{row}{where}"))
         events.append(_metadata("thread_name", pid, 0, "programs"))
-    for pid, edge in sorted({(processes[s.stage], s.action.edge) for s in timeline.spans if s.action.edge}):
+    for pid, edge in sorted({(first[s.stage], s.action.edge) for s in timeline.spans if s.action.edge}):
         events.append(_metadata("thread_name", pid, threads[edge], f"transfers {edge}"))
-    events += [_complete(span, processes[span.stage], threads.get(span.action.edge, 0)) for span in timeline.spans]
+    for span in timeline.spans:
+        if span.action.kind is Kind.TRANSFER:
+            events.append(_complete(span, first[span.stage], threads[span.action.edge]))
+        else:
+            events += [_complete(span, pid, 0) for pid, row in enumerate(rows) if row.shows(span)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1)
     Path(path).write_text(text, encoding="utf-8")
 
