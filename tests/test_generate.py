@@ -20,7 +20,7 @@ B, S, R = 5, 12, 6
 VISION = VisionConfig(
     image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24
 )
-DECODER = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
+DECODER = DecoderConfig(vocab_size=40, width=24, layers=5, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
 
 
 def filled(build):
@@ -42,7 +42,10 @@ PLACEMENTS = {
         "vision": Layout(devices="0-3", data=4),
         "llm": Layout(devices="4-7", data=2, tensor=2),
     },
-    "colocated, two stages": {"vision": Layout(data=8), "llm": Layout(data=2, tensor=2, stage=2)},
+    "colocated, two chunks on each of two meshes": {
+        "vision": Layout(data=8),
+        "llm": Layout(data=2, tensor=2, stage=2, chunks=2, layers=[1, 2, 1, 1]),
+    },
     "homogeneous": {"vision": Layout(data=4, tensor=2), "llm": Layout(data=4, tensor=2)},
     "overlapping, context": {
         "vision": Layout(devices="0-3", data=2, tensor=2),
@@ -145,7 +148,10 @@ def reads(monkeypatch):
 
 
 def test_nothing_is_read_on_the_host_before_the_end(monkeypatch):
-    generator, state = generator_on("colocated, two stages"), state_on("colocated, two stages")
+    generator, state = (
+        generator_on("colocated, two chunks on each of two meshes"),
+        state_on("colocated, two chunks on each of two meshes"),
+    )
     generator.generate(state, BATCH, LENGTHS)  # what is made once is made
     with count_waits(monkeypatch) as waits:
         answers = generator.dispatch(generator.prepare(state), BATCH, LENGTHS)
