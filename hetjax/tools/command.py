@@ -15,6 +15,7 @@ from hetjax.tools.bench_boundary import bench_boundary
 from hetjax.tools.bench_layouts import layouts
 from hetjax.tools.bench_overhead import overhead
 from hetjax.tools.bench_overlap import overlap
+from hetjax.tools.bench_schedules import schedules
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.demo_data import digits
@@ -37,6 +38,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "bench overlap": overlap,
     "bench boundary": bench_boundary,
     "bench layouts": layouts,
+    "bench schedules": schedules,
 }
 # Parameters that are no options.
 BESIDE = {"config", "command"}
@@ -53,7 +55,8 @@ def run_tool(arguments: Sequence[str]) -> tuple[Outcome, bool]:
     try:
         values = command.parser.parse_args(arguments)
         name, parser, values = command.chosen(values)
-        options = {key: values[key.rstrip("_")] for key in _parameters(TOOLS[name]) - BESIDE}
+        made = parser.instantiate(values)
+        options = {key: made[key.rstrip("_")] for key in _parameters(TOOLS[name]) - BESIDE}
         if "command" in _parameters(TOOLS[name]):
             options["command"] = behind
         elif behind:

@@ -8,10 +8,12 @@ from rich.table import Table
 
 from hetjax.build import batch_shapes, build_trainer, use_devices
 from hetjax.config import TrainConfig
+from hetjax.errors import ConfigError
 from hetjax.schedule import Costs, Kind, Timeline, simulate
 from hetjax.schedule.trace import write_trace
 from hetjax.stopwatch import Stopwatch
 from hetjax.tools.flops import backward_factor, forward_flops
+from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.outcome import Outcome, busy
 from hetjax.tools.pictures import PICTURES, output_path
 from hetjax.tools.random_batch import random_batch
@@ -21,22 +23,37 @@ WARMUP, TIMED = 2, 3  # steps
 
 
 def timeline(
-    *, config: TrainConfig, out: str = "timeline.png", trace: str | None = None, measured: bool = False
+    *,
+    config: TrainConfig,
+    out: str = "timeline.png",
+    trace: str | None = None,
+    measured: bool = False,
+    costs: GivenCosts | None = None,
 ) -> Outcome:
     """Draw a run's schedule: a lane for each mesh, a box for each program, an arrow for each transfer.
 
-    Program lengths are estimated from the FLOPs of their matrix products, or measured on this machine.
+    Program lengths are estimated from the FLOPs of their matrix products, measured on this machine, or given.
 
     Args:
         out: Picture (.png, .svg, .pdf), or a trace for ui.perfetto.dev (.json).
         trace: Trace to write beside a picture, ending in .json.
         measured: Whether to run a few steps on random data and take the times of their programs.
+        costs: What programs and transfers take, instead of an estimate; those not given are as in a pipeline of
+            equal stages.
     """
+    if measured and costs is not None:
+        raise ConfigError("measured is true and costs are given; leave one of them out")
     path = output_path(out, (*PICTURES, ".json"))
     trace_path = None if trace is None else output_path(trace, (".json",))
     use_devices(config)
     trainer = build_trainer(config)
-    found = simulate(trainer.schedule, _measure(trainer, config) if measured else _estimate(trainer, config))
+    if costs is not None:
+        taken, unit = costs.costs(), "unit of the given costs"
+    elif measured:
+        taken, unit = _measure(trainer, config), "seconds"
+    else:
+        taken, unit = _estimate(trainer, config), "longest forward"
+    found = simulate(trainer.schedule, taken)
     if path.suffix == ".json":
         write_trace(found, path)
     else:
@@ -46,7 +63,7 @@ def timeline(
         draw(found, path, title=title, unit="ms" if measured else "units")
     if trace_path is not None:
         write_trace(found, trace_path)
-    numbers = _numbers(trainer, found, measured)
+    numbers = _numbers(trainer, found, unit)
     written = [name for name in (out, trace) if name]
     return Outcome(numbers={**numbers, "written": written}, shown=(_table(numbers), f"wrote {', '.join(written)}"))
 
@@ -54,12 +71,15 @@ def timeline(
 def _estimate(trainer: Trainer, config: TrainConfig) -> Costs:
     """FLOPs of each program over the devices that share it, in units of the longest forward.
 
-    Devices count as equally fast, transfers as immediate; an update takes a tenth of a unit.
+    Devices count as equally fast, transfers as immediate; each part of a backward takes one forward, an update a
+    tenth of a unit.
     """
     step, _ = trainer.trace(batch_shapes(config))
     per_device = {name: flops / step.stages[name].mesh.size for name, flops in forward_flops(step).items()}
     unit = max(per_device.values()) or 1.0
     of = {(name, Kind.FORWARD): flops / unit for name, flops in per_device.items()}
+    for part in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT):
+        of |= {(name, part): flops / unit for name, flops in per_device.items()}
     of |= {(name, Kind.BACKWARD): backward_factor(step, name) * flops / unit for name, flops in per_device.items()}
     return Costs(of=of)
 
@@ -80,12 +100,12 @@ def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     return stopwatch.costs()
 
 
-def _numbers(trainer: Trainer, found: Timeline, measured: bool) -> dict[str, Any]:
+def _numbers(trainer: Trainer, found: Timeline, unit: str) -> dict[str, Any]:
     schedule = found.schedule
     return {
         "schedule": schedule.name,
         "microbatches": schedule.microbatches,
-        "unit": "seconds" if measured else "longest forward",
+        "unit": unit,
         "makespan": found.makespan,
         "idle_share": found.idle_share(),
         "peak_live_microbatches": max(trainer.report.peak_live.values()),
@@ -113,12 +133,21 @@ def _table(numbers: dict[str, Any]) -> Table:
     def told(length: float | None) -> str:
         return "none" if length is None else f"{1000 * length:.3g} ms" if seconds else f"{length:.3g}"
 
-    total = f"makespan {told(numbers['makespan'])}{'' if seconds else ' longest forwards'}"
+    units = {"seconds": "", "longest forward": " longest forwards"}.get(numbers["unit"], " units")
+    total = f"makespan {told(numbers['makespan'])}{units}"
     title = f"{numbers['schedule']}, {numbers['microbatches']} microbatches: {total}, idle {numbers['idle_share']:.1%}"
     table = Table(title=title, title_justify="left")
     for heading in ("stage", "forward", "backward", "update", "idle", "peak live microbatches"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for name, row in numbers["stages"].items():
-        lengths = [told(row[kind]) for kind in ("forward", "backward", "update")]
-        table.add_row(name, *lengths, f"{row['idle_share']:.1%}", str(row["peak_live_microbatches"]))
+        parts = [told(row[kind]) for kind in ("backward_input", "backward_weight") if row[kind] is not None]
+        back = " + ".join(parts) or told(row["backward"])
+        table.add_row(
+            name,
+            told(row["forward"]),
+            back,
+            told(row["update"]),
+            f"{row['idle_share']:.1%}",
+            str(row["peak_live_microbatches"]),
+        )
     return table
