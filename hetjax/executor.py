@@ -95,6 +95,9 @@ class Executor:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
         gradients, buffers, loss = self.gradients(state, inputs, scale, observe, announce)
+        for name, end in self.step.ends.items():
+            if name in buffers:
+                buffers[name] = end(state.stages[name].params, buffers[name])
         square_sum = self._square_sum(gradients)
         stages = {name: dataclasses.replace(stage, buffers=buffers[name]) for name, stage in state.stages.items()}
         for place, action in self._updates:

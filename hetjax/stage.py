@@ -40,6 +40,7 @@ class Stage:
         trains: whether its weights are updated; a module without any has nothing to train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, as `models.remat` has it.
+        ends_steps: whether the part has a method `end_of_step`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     trains: bool
     compute_dtype: Any
     remat: Remat = "none"
+    ends_steps: bool = False
 
     @functools.cached_property
     def is_local(self) -> bool:
@@ -179,6 +181,7 @@ def cut_graph(
                     trains=trains,
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
+                    ends_steps=hasattr(part, "end_of_step"),
                 )
             )
     return tuple(stages)

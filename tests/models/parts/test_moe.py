@@ -81,7 +81,9 @@ def loop_over_experts(model: MoE, x):
         weights = jnp.where(jnp.cumsum(chosen, axis=1) <= most, weights, 0)
     y = jnp.zeros_like(x)
     for e in range(config.count):
-        y += weights[..., e, None] * expert(x, None if model.gate is None else model.gate[e], model.up[e], model.down[e])
+        y += weights[..., e, None] * expert(
+            x, None if model.gate is None else model.gate[e], model.up[e], model.down[e]
+        )
     if model.shared is not None:
         gate = None if model.gate is None else model.shared.gate.kernel[...]
         y += expert(x, gate, model.shared.up.kernel[...], model.shared.down.kernel[...])

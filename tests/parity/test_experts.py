@@ -1,0 +1,112 @@
+"""A language model of experts behind a vision encoder, in every kind of layout, against one device without any mesh.
+
+Which experts a token goes to is a comparison: where two scores are closer than rounding, another order of
+summation may choose another expert, and all numbers differ. `test_no_choice_is_close` shows that this model and batch
+have no such tie within float32.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from hetjax import Edge, ModuleGraph, Trainer
+from hetjax.compiled import collectives
+from meshes import Layout, Placement, PlacementError
+from models import LanguageModel, MoEConfig, VisionEncoder
+from tests.parity import problem
+from tests.parity.oracle import relative_error, steps_on_one_device
+from tests.parity.test_parity import TOLERANCE
+
+STEPS = 3
+BIAS, COUNTS = "layers/block/mlp/router/bias", "layers/block/mlp/router/counts"
+EXPERTS = MoEConfig(
+    count=8, top_k=3, activation="relu2", shared_width=16, scores="sigmoid", factor=2.5, bias_rate=0.02,
+    balance_loss=0.05,
+)  # fmt: skip
+LLM = dataclasses.replace(problem.LLM, mlp_width=16, experts=EXPERTS)
+MODELS = {"sigmoid": LLM, "softmax": dataclasses.replace(LLM, experts=MoEConfig(count=8, top_k=2))}
+# {name: (vision layout, llm layout)}; all devices are shared.
+LAYOUTS = {
+    "expert4-tensor2": (Layout(data=4, tensor=2), Layout(expert=4, tensor=2)),
+    "expert2-context2-tensor2": (Layout(data=8), Layout(expert=2, context=2, tensor=2)),
+    "stage2-expert2-tensor2": (Layout(data=4, tensor=2), Layout(stage=2, expert=2, tensor=2)),
+    "expert8": (Layout(data=8), Layout(expert=8)),
+    "data2-expert2-fsdp2": (Layout(data=8), Layout(data=2, expert=2, fsdp=2)),
+    "data4-tensor2": (Layout(data=8), Layout(data=4, tensor=2)),
+}
+QUICK = [("expert4-tensor2", 1), ("stage2-expert2-tensor2", 4), ("expert2-context2-tensor2", 4)]
+
+
+@functools.cache
+def make_graph(model: str) -> ModuleGraph:
+    modules = {
+        "vision": VisionEncoder(problem.VISION, rngs=nnx.Rngs(1)),
+        "llm": LanguageModel(MODELS[model], rngs=nnx.Rngs(2)),
+    }
+    return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
+
+
+@functools.cache
+def expected(model: str, dtype: str):
+    optimizer = optax.chain(optax.clip_by_global_norm(problem.MAX_GRAD_NORM), problem.make_optimizer())
+    return steps_on_one_device(make_graph(model), problem.make_batch(), optimizer, steps=STEPS, dtype=dtype)
+
+
+def make_trainer(layouts, dtype: str, microbatches: int, model: str = "sigmoid", **options) -> Trainer:
+    return Trainer(
+        make_graph(model),
+        Placement(dict(zip(("vision", "llm"), layouts, strict=True))),
+        optimizer=problem.make_optimizer(),
+        schedule="1f1b",
+        microbatches=microbatches,
+        max_grad_norm=problem.MAX_GRAD_NORM,
+        param_dtype=dtype,
+        compute_dtype=dtype,
+        **options,
+    )
+
+
+def buffer(trainer: Trainer, state, path: str) -> np.ndarray:
+    """A buffer of the language model, its stages joined."""
+    parts = [state.stages[stage.name].buffers[path] for stage in trainer.stages if stage.module == "llm"]
+    return np.concatenate(jax.device_get(parts))
+
+
+def check(trainer: Trainer, dtype: str, model: str = "sigmoid") -> None:
+    batch, state = problem.make_batch(), trainer.init()
+    for loss, gradients, weights, buffers in expected(model, dtype):
+        _, actual_gradients = trainer.loss_and_gradients(state, batch)
+        state, metrics = trainer.step(state, batch)
+        errors = {"loss": relative_error(metrics["loss"], loss)}
+        for what, actual, wanted in (
+            ("gradient", actual_gradients, gradients),
+            ("weight", trainer.weights(state), weights),
+        ):
+            for module, path in ((m, p) for m in wanted for p in wanted[m]):
+                errors[what, module, path] = relative_error(actual[module][path], wanted[module][path])
+        worst = max(errors, key=errors.get)
+        assert errors[worst] <= TOLERANCE[dtype], (worst, errors[worst])
+        if BIAS in buffers["llm"]:
+            np.testing.assert_array_equal(buffer(trainer, state, BIAS), buffers["llm"][BIAS])
+            assert not buffer(trainer, state, COUNTS).any()
+
+
+@pytest.mark.parametrize(("name", "microbatches"), QUICK)
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_experts_equal_one_device(name, microbatches, dtype):
+    check(make_trainer(LAYOUTS[name], dtype, microbatches), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
+def test_all_layouts_of_experts_equal_one_device(name, microbatches, model, dtype):
+    check(make_trainer(LAYOUTS[name], dtype, microbatches, model), dtype, model)
