@@ -19,11 +19,12 @@ from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.compiled import collectives
 from meshes import Layout, Placement, PlacementError
 from models import LanguageModel, MoEConfig, VisionEncoder
+from models.parts import router
 from tests.parity import problem
 from tests.parity.oracle import relative_error, steps_on_one_device
 from tests.parity.test_parity import TOLERANCE
 
-STEPS = 3
+STEPS, BIAS_ENTRIES = 3, 2 * 8
 BIAS, COUNTS = "layers/block/mlp/router/bias", "layers/block/mlp/router/counts"
 EXPERTS = MoEConfig(
     count=8, top_k=3, activation="relu2", shared_width=16, scores="sigmoid", factor=2.5, bias_rate=0.02,
@@ -94,6 +95,7 @@ def check(trainer: Trainer, dtype: str, model: str = "sigmoid") -> None:
         assert errors[worst] <= TOLERANCE[dtype], (worst, errors[worst])
         if BIAS in buffers["llm"]:
             np.testing.assert_array_equal(buffer(trainer, state, BIAS), buffers["llm"][BIAS])
+            assert np.count_nonzero(buffers["llm"][BIAS]) > BIAS_ENTRIES // 2, "the bias has moved"
             assert not buffer(trainer, state, COUNTS).any()
 
 
@@ -110,3 +112,83 @@ def test_experts_equal_one_device(name, microbatches, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
 def test_all_layouts_of_experts_equal_one_device(name, microbatches, model, dtype):
     check(make_trainer(LAYOUTS[name], dtype, microbatches, model), dtype, model)
+
+
+def test_no_choice_is_close(monkeypatch):
+    """Between the last expert chosen and the first not chosen lies more than float32 rounds, in all layers and steps."""
+    gaps, best = [], router._best
+
+    def watched(count, preference):
+        ordered = -jnp.sort(-preference, axis=-1)
+        jax.debug.callback(lambda gap: gaps.append(gap.min()), ordered[..., count - 1] - ordered[..., count])
+        return best(count, preference)
+
+    monkeypatch.setattr(router, "_best", watched)
+    for model in MODELS:
+        optimizer = optax.chain(optax.clip_by_global_norm(problem.MAX_GRAD_NORM), problem.make_optimizer())
+        steps_on_one_device(make_graph(model), problem.make_batch(), optimizer, steps=STEPS, dtype="float32")
+        jax.effects_barrier()
+        assert len(gaps) == STEPS * MODELS[model].layers
+        assert min(gaps) > 2e-6, min(gaps)
+        gaps.clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_rows_travel_twice_each_way_and_no_weight_travels(dtype):
+    trainer = make_trainer(LAYOUTS["expert4-tensor2"], dtype, 1)
+    trainer.compile(problem.make_batch())
+    program = trainer.compiled.programs["llm"]
+    for text, numbers in ((program._forward.as_text(), 2), (program._backward_program.as_text(), 1)):
+        found = collectives(text)
+        rows = problem.SAMPLES // 4 * problem.ROWS
+        width, k = 4 * LLM.width, 4 * EXPERTS.top_k
+        # Room for all own rows at each of 4 peers; and numbers and weights of the experts that they ask for.
+        sizes = sorted(each.result_bytes for each in found if each.kind == "all-to-all")
+        assert sizes == sorted([4 * rows * width] * 2 + [4 * rows * k] * numbers)
+        assert {each.kind for each in found} == {"all-to-all", "all-reduce"}
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_fsdp_gathers_weights_and_no_activation(dtype):
+    trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
+    trainer.compile(problem.make_batch())
+    program = trainer.compiled.programs["llm"]
+    weights = {
+        4 * aval.size // 2 ** ("mlp/up" in path or "mlp/down" in path) for path, aval in program_weights(program)
+    }
+    for text in (program._forward.as_text(), program._backward_program.as_text()):
+        assert {each.result_bytes for each in collectives(text) if each.kind == "all-gather"} <= weights
+
+
+def program_weights(program):
+    """Every weight, and every layer of it."""
+    for path, aval in program.stage.params.items():
+        yield path, aval
+        yield path, jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+@pytest.mark.parametrize("name", ["expert4-tensor2", "data4-tensor2"])
+def test_residuals_contain_no_weight_of_an_expert(name, dtype):
+    trainer = make_trainer(LAYOUTS[name], dtype, 2)
+    trainer.compile(problem.make_batch())
+    program = trainer.compiled.programs["llm"]
+    weights = {aval.shape for _, aval in program_weights(program) if len(aval.shape) > 1}
+    assert {(2, 8, 24, 16), (8, 16, 24), (24, 8)} <= weights
+    kept = {aval.shape for aval in program.residual_shapes}
+    assert kept and not kept & weights
+
+
+def test_experts_that_do_not_divide_are_refused_with_the_equation():
+    with pytest.raises(PlacementError) as caught:
+        make_trainer((Layout(devices="0"), Layout(devices="0-2", expert=3)), "float32", 1)
+    assert "dim 'experts' of size 8 is not divisible by expert=3 (8 % 3 = 2)" in str(caught.value)
+    assert "module 'llm': weight layers/block/mlp/" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_a_frozen_language_model_keeps_its_bias(dtype):
+    trainer = make_trainer(LAYOUTS["expert4-tensor2"], dtype, 2, frozen=("llm",))
+    state, _ = trainer.step(trainer.init(), problem.make_batch())
+    assert not buffer(trainer, state, BIAS).any() and not buffer(trainer, state, COUNTS).any()
+    assert trainer.compiled.ends == {}
