@@ -105,6 +105,9 @@ class Executor:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
         flight, loss = self.gradients(state, inputs, scale, observe, announce)
+        for name, end in self.step.ends.items():
+            if name in flight.buffers:
+                flight.buffers[name] = end(state.stages[name].params, flight.buffers[name])
         square_sum = self._square_sum(flight)
         stages = {
             name: dataclasses.replace(stage, buffers=flight.buffers[name]) for name, stage in state.stages.items()

@@ -53,7 +53,9 @@ class ModuleGraph:
         input_ports: names of the inputs it takes (default: the parameters of `__call__`);
         optional_ports: those of them that may be left out (default: parameters with a default value);
         port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
-        stage(index, count): the module's part for one pipeline stage.
+        stage(index, count): the module's part for one pipeline stage;
+        end_of_step(): called once a training step, after the last microbatch, on each part of a module that trains;
+            it may set variables that are not `nnx.Param`, and read any.
 
     Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
     cycle, or more than one module at the end.

@@ -47,6 +47,7 @@ class Stage:
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, as `models.remat` has it.
         independent_samples: whether no sample's outputs depend on another sample of the batch.
+        ends_steps: whether the part has a method `end_of_step`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stage:
     compute_dtype: Any
     remat: Remat = "none"
     independent_samples: bool = False
+    ends_steps: bool = False
 
     @functools.cached_property
     def is_local(self) -> bool:
@@ -227,6 +229,7 @@ def cut_graph(
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
                     independent_samples=getattr(part, "independent_samples", False),
+                    ends_steps=hasattr(part, "end_of_step"),
                 )
             )
     return tuple(stages)

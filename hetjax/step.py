@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hetjax.boundary import Transport
+from hetjax.end_of_step import EndOfStep
 from hetjax.errors import GraphError
 from hetjax.host import ToEveryProcess
 from hetjax.links import Link
@@ -35,7 +36,7 @@ class Step:
     """The parts of a step, keyed by stage and link name.
 
     Attributes:
-        stages, schedule, programs, crossings, updates: what their types say.
+        stages, schedule, programs, crossings, updates, ends: what their types say.
         inputs: what each stage takes of one microbatch of the batch.
         norm_in, norm_out: carry a stage's sum of squares to the last stage, and the total back.
         scale: loss weights of the microbatches -> one over their sum, on the last stage's mesh.
@@ -50,6 +51,7 @@ class Step:
     programs: Mapping[str, ForwardBackward]
     crossings: Mapping[str, Crossing]
     updates: Mapping[str, Update]
+    ends: Mapping[str, EndOfStep]
     norm_in: Mapping[str, Transport]
     norm_out: Mapping[str, Transport]
     scale: Callable[[tuple[jax.Array, ...]], jax.Array]
@@ -109,6 +111,7 @@ def trace_step(
         programs=programs,
         crossings=crossings,
         updates=updates,
+        ends={stage.name: EndOfStep(stage) for stage in stages if EndOfStep.applies(stage)},
         norm_in=norm_in,
         norm_out=norm_out,
         scale=on_sink(functools.partial(_scale, dtype=sink.outputs[LOSS].dtype)),
@@ -172,6 +175,9 @@ def _tasks(step: Step) -> dict[str, Callable[[], object]]:
             tasks[f"{name} update"] = update.compile
         if step.norm_in[name].is_local:
             tasks[f"{name} norm"] = _both(step.norm_in[name], step.norm_out[name])
+    for name, end in step.ends.items():
+        if end.stage.is_local:
+            tasks[f"{name} end of step"] = end.compile
     for name, transport in step.tell.items():
         tasks[f"{name} to every process"] = transport.compile
     for name, crossing in step.crossings.items():

@@ -2,6 +2,7 @@
 
 from models.decoder import DecoderConfig, LanguageModel
 from models.errors import ModelError
+from models.parts.moe import MoEConfig
 from models.vit import VisionConfig, VisionEncoder
 
-__all__ = ["DecoderConfig", "LanguageModel", "ModelError", "VisionConfig", "VisionEncoder"]
+__all__ = ["DecoderConfig", "LanguageModel", "MoEConfig", "ModelError", "VisionConfig", "VisionEncoder"]

@@ -1,7 +1,7 @@
 """Decoder-only language model over a fused sequence of text and encoder tokens.
 
 RMSNorm, rotary positions, grouped-query attention and SwiGLU, with an untied head: the layer of
-Llama (Touvron et al. 2023).
+Llama (Touvron et al. 2023). A mixture of experts may stand in the place of SwiGLU, in all layers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from models.parts.attention import Attention, Cache
 from models.parts.linear import Linear
 from models.parts.loss import cross_entropy
 from models.parts.mlp import SwiGLU
+from models.parts.moe import MoE, MoEConfig
 from models.parts.norms import RMSNorm
 from models.parts.rope import rope_table
 from models.parts.scatter import scatter_tokens
@@ -54,15 +55,17 @@ class DecoderConfig:
     head_dim: int
     """Width of one head; even, for the rotation works on pairs."""
     mlp_width: int
-    """Hidden width of each layer's MLP."""
+    """Hidden width of each layer's MLP, or of each of its experts."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in every RMSNorm."""
+    experts: MoEConfig | None = None
+    """A mixture of experts in the place of every layer's MLP; null for none."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
+            if field.name != "experts" and getattr(self, field.name) <= 0:
                 raise ModelError(f"DecoderConfig: {field.name} = {getattr(self, field.name)} must be positive")
         if self.heads % self.kv_heads:
             raise ModelError(
@@ -73,21 +76,38 @@ class DecoderConfig:
 
 
 class DecoderBlock(nnx.Module):
-    """Pre-norm causal attention and SwiGLU, each added to the residual stream."""
+    """Pre-norm causal attention and SwiGLU or a mixture of experts, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         self.attention = Attention(config.width, config.heads, config.kv_heads, config.head_dim, rngs=rngs)
         self.mlp_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
+        if config.experts is None:
+            self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
+        else:
+            self.mlp = MoE(config.width, config.mlp_width, config.experts, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B S D"], cache: Cache | None = None, **where: Any
-    ) -> tuple[Float[Array, "B S D"], Cache | None]:
-        """`where` says which rows x has, as `Attention` takes it."""
+    ) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, " B"] | None]:
+        """(x after the layer, cache, balance loss of each sequence); `where` says which rows x has, as for `Attention`.
+
+        Without a cache this is training, where experts are counted and may drop rows.
+        """
+        training, balance = cache is None, None
         attended, cache = self.attention(self.attention_norm(x), cache=cache, **where)
         x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
-        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), "batch", "seq", "embed"), cache
+        new = self.mlp_norm(x)
+        if isinstance(self.mlp, MoE):
+            new, balance = self.mlp(new, order=where.get("order"), training=training)
+        else:
+            new = self.mlp(new)
+        return constrain(x + point(new, "mlp"), "batch", "seq", "embed"), cache, balance
+
+    def end_of_step(self) -> None:
+        """Move what balances the experts."""
+        if isinstance(self.mlp, MoE):
+            self.mlp.end_of_step()
 
 
 class LanguageModel(nnx.Module):
@@ -105,7 +125,8 @@ class LanguageModel(nnx.Module):
     @property
     def input_ports(self) -> tuple[str, ...]:
         """Every input that this stage takes, in order."""
-        return (EMBED_PORTS if self.cut.first else ("hidden",)) + ("segments",) + (LOSS_PORTS if self.cut.last else ())
+        entry = EMBED_PORTS if self.cut.first else ("hidden", "balance") if self._balances else ("hidden",)
+        return entry + ("segments",) + (LOSS_PORTS if self.cut.last else ())
 
     @property
     def optional_ports(self) -> tuple[str, ...]:
@@ -122,15 +143,16 @@ class LanguageModel(nnx.Module):
 
     @property
     def independent_samples(self) -> bool:
-        """No row of a sample sees another sample."""
-        return True
+        """No row of a sample sees another sample; rows of all samples meet at the experts, where there are some."""
+        return self.config.experts is None
 
     @property
     def layer_costs(self) -> LayerCosts:
         """Multiplications a row in products with weights, to cut stages of equal cost."""
         config = self.config
         attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
-        layer = attention + 3 * config.width * config.mlp_width
+        mlp = 3 * config.width * config.mlp_width if config.experts is None else config.experts.cost(config)
+        layer = attention + mlp
         return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> LanguageModel:
@@ -147,6 +169,7 @@ class LanguageModel(nnx.Module):
         audio_tokens: Float[Array, "B M D"] | None = None,
         audio_positions: Int[Array, "B M"] | None = None,
         hidden: Float[Array, "B S D"] | None = None,
+        balance: Float[Array, " B"] | None = None,
         segments: Int[Array, "B S"] | None = None,
     ) -> dict[str, Array]:
         """The summed loss of a batch, or the hidden state that the next stage takes.
@@ -161,13 +184,16 @@ class LanguageModel(nnx.Module):
         `hidden` alone are in the order of `models.parts.zigzag`, the same in every stage.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
-        whole model and the last stage, {"hidden": [B, S, D]} from other stages. Raises ModelError when an
+        whole model and the last stage, {"hidden": [B, S, D]} from other stages. With a sequence-balance loss of
+        experts, each sequence's own, summed over layers, counts as often as the sequence has loss tokens: in the
+        mean over the tokens of a batch it is the mean over its sequences, weighted by their tokens. Stages
+        pass what is known of it as `balance`. Raises ModelError when an
         input that `input_ports` lists is missing (unless optional), or one that it does not list is given.
         """
         given = dict(
             tokens=tokens, labels=labels, loss_weights=loss_weights, image_tokens=image_tokens,
             image_positions=image_positions, audio_tokens=audio_tokens, audio_positions=audio_positions, hidden=hidden,
-            segments=segments,
+            balance=balance, segments=segments,
         )  # fmt: skip
         check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
         order = causal_order((tokens if self.cut.first else hidden).shape[1])
@@ -178,10 +204,24 @@ class LanguageModel(nnx.Module):
         image_rows, audio_rows = order.places(image_positions), order.places(audio_positions)
         x = self._embed(order.arrange(tokens), image_tokens, image_rows, audio_tokens, audio_rows, hidden)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        x, _ = self.layers.scan(lambda block, x, _: block(x, order=order, segments=segments, rope=rope), x)
+        step = lambda block, x, _: block(x, order=order, segments=segments, rope=rope)[::2]  # noqa: E731
+        x, of_layers = self.layers.scan(step, x)
+        if self._balances:
+            balance = of_layers.sum(axis=0) + (0 if balance is None else balance)
         if not self.cut.last:
-            return {"hidden": x}
-        return {"loss": cross_entropy(self._logits(x), order.arrange(labels), order.arrange(loss_weights))}
+            return {"hidden": x, "balance": balance} if self._balances else {"hidden": x}
+        loss = cross_entropy(self._logits(x), order.arrange(labels), order.arrange(loss_weights))
+        if self._balances:
+            loss += jnp.sum(balance * loss_weights.sum(axis=1, dtype=balance.dtype))
+        return {"loss": loss}
+
+    def end_of_step(self) -> None:
+        """To be called after the last microbatch of a training step: moves what balances the experts."""
+        self.layers.end_of_step()
+
+    @property
+    def _balances(self) -> bool:
+        return self.config.experts is not None and self.config.experts.balance_loss > 0
 
     def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
         """Empty keys and values of this stage's layers, each [L, batch, length, G, K]."""
@@ -200,6 +240,7 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "B S"],
         tokens: Int[Array, "B S"] | None = None,
         hidden: Float[Array, "B S D"] | None = None,
+        balance: Float[Array, " B"] | None = None,
         image_tokens: Float[Array, "B N D"] | None = None,
         image_positions: Int[Array, "B N"] | None = None,
         audio_tokens: Float[Array, "B M D"] | None = None,
@@ -214,20 +255,22 @@ class LanguageModel(nnx.Module):
         `audio_positions` are rows of this call, as in `__call__`.
 
         The first stage takes `tokens` and encoder tokens, others `hidden`. The last stage returns
-        {"logits": [B, V]} of row `last[b]` of each sample, or of row S-1 without `last`; others {"hidden"}.
+        {"logits": [B, V]} of row `last[b]` of each sample, or of row S-1 without `last`; others {"hidden"}, and
+        `balance` where stages pass it in training: it is zero. Experts drop no row and count none.
         """
         given = dict(
             tokens=tokens, image_tokens=image_tokens, image_positions=image_positions, audio_tokens=audio_tokens,
-            audio_positions=audio_positions, hidden=hidden,
+            audio_positions=audio_positions, hidden=hidden, balance=balance,
         )  # fmt: skip
         check_inputs(self, ["tokens" if self.cut.first else "hidden"], given)
         x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         x, cache = self.layers.scan(
-            lambda block, x, layer_cache: block(x, layer_cache, positions=positions, rope=rope), x, cache
+            lambda block, x, layer_cache: block(x, layer_cache, positions=positions, rope=rope)[:2], x, cache
         )
         if not self.cut.last:
-            return {"hidden": x}, cache
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            return {"hidden": x, **({"balance": jnp.zeros(x.shape[0], wide)} if self._balances else {})}, cache
         row = jnp.full(x.shape[0], x.shape[1] - 1) if last is None else last
         x = jnp.take_along_axis(x, row[:, None, None], axis=1)
         return {"logits": self._logits(x)[:, 0]}, cache

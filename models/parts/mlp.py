@@ -1,4 +1,4 @@
-"""The two-layer networks between attentions: SwiGLU and GELU.
+"""The two-layer networks between attentions: SwiGLU, squared ReLU and GELU.
 
 The backward pass keeps the inputs of the nonlinearity and computes it again: it is elementwise.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -27,6 +28,11 @@ def _gelu(x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
     return jax.nn.gelu(x, approximate=False)
 
 
+@partial(jax.checkpoint, prevent_cse=False)
+def _relu2(x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    return jnp.square(jax.nn.relu(x))
+
+
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020)."""
 
@@ -39,6 +45,17 @@ class SwiGLU(nnx.Module):
         gate = constrain(self.gate(x), "batch", "seq", "mlp")
         up = constrain(self.up(x), "batch", "seq", "mlp")
         return self.down(_swiglu(gate, up))
+
+
+class ReLU2MLP(nnx.Module):
+    """down(relu(up(x))²), without biases (So et al. 2021)."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
+        self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        return self.down(_relu2(constrain(self.up(x), "batch", "seq", "mlp")))
 
 
 class GeluMLP(nnx.Module):

@@ -29,17 +29,52 @@ class Stack(nnx.Module):
 
         `each` is a pytree whose leaves lead with the layers dim. Returns the last carry and the outs, stacked.
         The backward computes again what the setting of `models.remat` in force does not keep of a layer.
+        Variables that a layer sets, and that are not nnx.Param, are set here for all layers; others stay untouched.
         """
         definition, weights = nnx.split(self.block)
 
         def body(carry, layer):
             layer_weights, own = layer
-            return step(nnx.merge(definition, layer_weights), carry, own)
+            block, before = nnx.merge(definition, layer_weights), _values(layer_weights)
+            carry, out = step(block, carry, own)
+            return carry, (out, _set_since(before, block))
 
-        return jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)
+        carry, (out, changed) = jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)
+        self._take(changed)
+        return carry, out
+
+    def end_of_step(self) -> None:
+        """Call the layers' own `end_of_step`, which may set variables that are not nnx.Param."""
+        definition, weights = nnx.split(self.block)
+
+        def end(layer_weights):
+            block, before = nnx.merge(definition, layer_weights), _values(layer_weights)
+            block.end_of_step()
+            return _set_since(before, block)
+
+        self._take(jax.vmap(end)(weights))
+
+    def _take(self, changed: nnx.State) -> None:
+        if jax.tree.leaves(changed):
+            nnx.update(self.block, changed)
 
     def keep(self, start: int, stop: int) -> None:
         """Drop all layers but start..stop-1."""
         definition, weights = nnx.split(self.block)
         self.block = nnx.merge(definition, jax.tree.map(lambda weight: weight[start:stop], weights))
         self.count = stop - start
+
+
+def _values(state: nnx.State) -> dict[Any, jax.Array]:
+    return {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def _set_since(before: dict[Any, jax.Array], layer: nnx.Module) -> nnx.State:
+    """The variables of a layer, but for nnx.Param, that hold another array than `before`."""
+    return nnx.from_flat_state(
+        [
+            (path, variable)
+            for path, variable in nnx.to_flat_state(nnx.state(layer))
+            if not isinstance(variable, nnx.Param) and variable.get_value() is not before[path]
+        ]
+    )
