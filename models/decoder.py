@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import constrain, named
+from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
 from models.parts.attention import Attention, Cache
+from models.parts.embedding import look_up
 from models.parts.linear import Linear
 from models.parts.loss import cross_entropy
 from models.parts.mlp import SwiGLU
 from models.parts.norms import RMSNorm
+from models.parts.project import project
 from models.parts.rope import rope_table
 from models.parts.scatter import scatter_tokens
 from models.parts.segments import positions_in_segments
@@ -85,8 +87,8 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """`where` says which rows x has, as `Attention` takes it."""
         attended, cache = self.attention(self.attention_norm(x), cache=cache, **where)
-        x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
-        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), "batch", "seq", "embed"), cache
+        x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
+        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed"), cache
 
 
 class LanguageModel(nnx.Module):
@@ -115,8 +117,8 @@ class LanguageModel(nnx.Module):
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the sequence."""
         return {
-            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ("batch", "seq")),
-            "hidden": ("batch", "seq", "embed"),
+            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ROWS),
+            "hidden": (*RESIDUAL, "embed"),
         }
 
     def stage(self, index: int, count: int) -> LanguageModel:
@@ -223,7 +225,7 @@ class LanguageModel(nnx.Module):
             return hidden
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ModelError(f"LanguageModel: tokens are {tokens.dtype}; give integers")
-        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "seq", "embed")
+        x = constrain(look_up(self.embedding[...], tokens), *RESIDUAL, "embed")
         for kind, new, rows in (("image", image_tokens, image_positions), ("audio", audio_tokens, audio_positions)):
             if (new is None) != (rows is None):
                 raise ModelError(f"LanguageModel: give both of {kind}_tokens and {kind}_positions, or neither")
@@ -233,8 +235,8 @@ class LanguageModel(nnx.Module):
                         f"LanguageModel: {new.shape[1]} {kind}_tokens a sample, but {rows.shape[1]} {kind}_positions; "
                         "each encoder token needs the row that it takes"
                     )
-                x = constrain(scatter_tokens(x, new, rows), "batch", "seq", "embed")
+                x = constrain(scatter_tokens(x, new, rows), *RESIDUAL, "embed")
         return x
 
     def _logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        return constrain(self.head(self.norm(x)), "batch", "seq", "vocab")
+        return project(self.norm(x), self.head, given=RESIDUAL, wanted=ROWS)[0]
