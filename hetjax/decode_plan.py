@@ -88,7 +88,7 @@ def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequ
     return tuple(
         dataclasses.replace(
             stage,
-            layout=dataclasses.replace(stage.layout, context=1),
+            layout=dataclasses.replace(stage.layout, context=1, sequence_parallel=False),
             inputs=tuple(port for port in stage.inputs if port in takes),
         )
         if stage.module == graph.sink

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -82,12 +82,17 @@ class Stage:
     @functools.cached_property
     def compute_params(self) -> Shapes:
         """The weights as programs see them."""
-        return {path: _cast_shape(shape, self.compute_dtype) for path, shape in self.params.items()}
+        whole = _placed(self.params, self.skeleton, self.layout.compute_spec, self.mesh, self.module, None)
+        return {path: _cast_shape(shape, self.compute_dtype) for path, shape in whole.items()}
 
     @functools.cached_property
     def cast_params(self) -> Shapes:
-        """Those weights that programs see in another dtype than they are kept in."""
-        return {path: aval for path, aval in self.compute_params.items() if aval.dtype != self.params[path].dtype}
+        """Those weights that programs see in another dtype, or in other parts, than they are kept in."""
+        return {
+            path: aval
+            for path, aval in self.compute_params.items()
+            if (aval.dtype, aval.sharding) != (self.params[path].dtype, self.params[path].sharding)
+        }
 
     @property
     def gradient_shards(self) -> int:
@@ -147,7 +152,11 @@ class Stage:
         if self.mesh.size == 1:
             return layout_in_force(lambda x, dims: x)
         splits = Splits(
-            mesh=self.mesh, axes_of=self.layout.activation_axes, context_attention=self.layout.context_attention
+            mesh=self.mesh,
+            axes_of=self.layout.activation_axes,
+            weight_axes_of=self.layout.compute_axes,
+            gradient_axes_of=self.layout.weight_axes if self.trains else self.layout.compute_axes,
+            context_attention=self.layout.context_attention,
         )
         return layout_in_force(constraint, splits)
 
@@ -210,6 +219,7 @@ def cut_graph(
             trains = module in trained
             # A frozen module needs no master copy: its weights are kept as they are computed with.
             dtype = param_dtype if trains else (compute_dtype or param_dtype)
+            spec = layout.weight_spec if trains else layout.compute_spec
             stages.append(
                 Stage(
                     name=module if layout.stage_count == 1 else f"{module}.{index}",
@@ -220,8 +230,8 @@ def cut_graph(
                     layout=layout,
                     mesh=mesh,
                     skeleton=skeleton,
-                    params=_placed(params, skeleton, layout, mesh, module, dtype),
-                    buffers=_placed(buffers, skeleton, layout, mesh, module, None),
+                    params=_placed(params, skeleton, spec, mesh, module, dtype),
+                    buffers=_placed(buffers, skeleton, layout.weight_spec, mesh, module, None),
                     inputs=input_ports(part),
                     optional=optional_ports(part),
                     port_dims=dict(getattr(part, "port_dims", {})),
@@ -293,12 +303,17 @@ def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Ite
 
 
 def _placed(
-    arrays: Mapping[str, Any], skeleton: Skeleton, layout: Layout, mesh: Mesh, module: str, dtype: Any
+    arrays: Mapping[str, Any],
+    skeleton: Skeleton,
+    spec_of: Callable[..., PartitionSpec],
+    mesh: Mesh,
+    module: str,
+    dtype: Any,
 ) -> Shapes:
     placed = {}
     for path, array in arrays.items():
         dims = skeleton.dims.get(path, (None,) * len(array.shape))
-        spec = layout.weight_spec(dims, array.shape, name=f"module '{module}': weight {path} of shape {array.shape}")
+        spec = spec_of(dims, array.shape, name=f"module '{module}': weight {path} of shape {array.shape}")
         shape = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
         placed[path] = _cast_shape(shape, dtype)
     return placed

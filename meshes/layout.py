@@ -20,6 +20,8 @@ BATCH_AXES = ("data", "fsdp", "expert")
 
 ContextAttention = Literal["ring", "all_gather"]
 
+Zero = Literal[1, 3]
+
 _SHARED_AXES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -28,7 +30,8 @@ _SHARED_AXES: dict[str, tuple[str, ...]] = {
     "experts": ("expert",),
 }
 _WEIGHT_AXES = {**_SHARED_AXES, "embed": ("fsdp",)}
-_ACTIVATION_AXES = {**_SHARED_AXES, "batch": BATCH_AXES, "seq": ("context",)}
+_ACTIVATION_AXES = {**_SHARED_AXES, "batch": BATCH_AXES, "seq": ("context",), "residual_seq": ("context",)}
+_SEQUENCE_PARALLEL_AXES = {**_ACTIVATION_AXES, "residual_seq": ("context", "tensor")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,14 @@ class Layout:
         devices: device range ("0-3", "0,2,5-7", "all") or a list of device numbers.
         data: copies of the module, each fed with its own part of the batch.
         fsdp: splits the batch, and weights and optimizer state too.
+        zero: what `fsdp` splits, by the stages of ZeRO (Rajbhandari et al. 2020): 3 all weights, each gathered where
+            it is used; 1 master weights and optimizer state alone, gathered once a step to compute with.
         expert: splits the batch, and the experts of a mixture.
         context: splits the sequence.
         context_attention: how attention sees the keys of other context shards: they travel round a
             "ring" while earlier ones are attended to, or are gathered before ("all_gather").
         tensor: splits heads, hidden and vocabulary.
+        sequence_parallel: whether `tensor` splits the sequence too, between attentions and MLPs.
         stage: pipeline stages, each on a mesh of its own.
         chunks: stages on each of these meshes: the layers are cut into stage*chunks runs, and run k goes to mesh
             k mod stage, for schedules that interleave them.
@@ -59,10 +65,12 @@ class Layout:
     devices: Devices = "all"
     data: int = 1
     fsdp: int = 1
+    zero: Zero = 3
     expert: int = 1
     context: int = 1
     context_attention: ContextAttention = "ring"
     tensor: int = 1
+    sequence_parallel: bool = True
     stage: int = 1
     chunks: int = 1
     layers: Literal["even", "balanced"] | Sequence[int] = "even"
@@ -100,11 +108,10 @@ class Layout:
                     f"module '{module}': rules put dim '{dim}' on axis '{axis}'; the axes are {', '.join(AXES)}"
                 )
         self._check_layers(module)
-        forms = get_args(ContextAttention)
-        if self.context_attention not in forms:
-            raise PlacementError(
-                f"module '{module}': context_attention={self.context_attention!r}; choose one of {', '.join(forms)}"
-            )
+        for name, forms in (("context_attention", get_args(ContextAttention)), ("zero", get_args(Zero))):
+            if getattr(self, name) not in forms:
+                told = f"module '{module}': {name}={getattr(self, name)!r}"
+                raise PlacementError(f"{told}; choose one of {', '.join(map(str, forms))}")
         listed = parse_devices(self.devices, module=module)
         if listed is not None:
             self.check_device_count(module, len(listed))
@@ -138,13 +145,33 @@ class Layout:
         """The partition of a weight whose dims carry these names. `name` is for the error message."""
         return self._spec(_WEIGHT_AXES, dims, shape, name)
 
+    def compute_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
+        """The partition of the same weight as programs are given it."""
+        return self._spec(self._compute_table, dims, shape, name)
+
     def activation_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
         """The partition of an activation whose dims carry these names. `name` is for the error message."""
-        return self._spec(_ACTIVATION_AXES, dims, shape, name)
+        return self._spec(self._activation_table, dims, shape, name)
 
     def activation_axes(self, dim: str) -> tuple[str, ...]:
         """The axes that an activation's dim rides on, those of degree 1 left out."""
-        return self._axes(_ACTIVATION_AXES, dim)
+        return self._axes(self._activation_table, dim)
+
+    def weight_axes(self, dim: str) -> tuple[str, ...]:
+        """The same of a weight's dim."""
+        return self._axes(_WEIGHT_AXES, dim)
+
+    def compute_axes(self, dim: str) -> tuple[str, ...]:
+        """The same of a weight's dim as programs are given it."""
+        return self._axes(self._compute_table, dim)
+
+    @property
+    def _activation_table(self) -> Mapping[str, tuple[str, ...]]:
+        return _SEQUENCE_PARALLEL_AXES if self.sequence_parallel else _ACTIVATION_AXES
+
+    @property
+    def _compute_table(self) -> Mapping[str, tuple[str, ...]]:
+        return _WEIGHT_AXES if self.zero == 3 else _SHARED_AXES
 
     def _axes(self, table: Mapping[str, tuple[str, ...]], dim: str | None) -> tuple[str, ...]:
         axes = (self.rules[dim],) if dim in self.rules else table.get(dim or "", ())

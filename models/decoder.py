@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import constrain, named
+from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
 from models.parts.attention import Attention, Cache
+from models.parts.embedding import look_up
 from models.parts.linear import Linear
 from models.parts.loss import cross_entropy
 from models.parts.mlp import SwiGLU
 from models.parts.moe import MoE, MoEConfig
 from models.parts.norms import RMSNorm
+from models.parts.project import project
 from models.parts.rope import rope_table
 from models.parts.scatter import scatter_tokens
 from models.parts.segments import positions_in_segments
@@ -96,13 +98,13 @@ class DecoderBlock(nnx.Module):
         """
         training, balance = cache is None, None
         attended, cache = self.attention(self.attention_norm(x), cache=cache, **where)
-        x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
+        x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
         new = self.mlp_norm(x)
         if isinstance(self.mlp, MoE):
             new, balance = self.mlp(new, order=where.get("order"), training=training)
         else:
             new = self.mlp(new)
-        return constrain(x + point(new, "mlp"), "batch", "seq", "embed"), cache, balance
+        return constrain(x + point(new, "mlp"), *RESIDUAL, "embed"), cache, balance
 
     def end_of_step(self) -> None:
         """Move what balances the experts."""
@@ -137,8 +139,8 @@ class LanguageModel(nnx.Module):
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the sequence."""
         return {
-            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ("batch", "seq")),
-            "hidden": ("batch", "seq", "embed"),
+            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ROWS),
+            "hidden": (*RESIDUAL, "embed"),
         }
 
     @property
@@ -151,7 +153,9 @@ class LanguageModel(nnx.Module):
         """Multiplications a row in products with weights, to cut stages of equal cost."""
         config = self.config
         attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
-        mlp = 3 * config.width * config.mlp_width if config.experts is None else config.experts.cost(config)
+        mlp = 3 * config.width * config.mlp_width
+        if config.experts is not None:
+            mlp = config.experts.multiplications(config.width, config.mlp_width)
         layer = attention + mlp
         return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
 
@@ -280,7 +284,7 @@ class LanguageModel(nnx.Module):
             return hidden
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ModelError(f"LanguageModel: tokens are {tokens.dtype}; give integers")
-        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "batch", "seq", "embed")
+        x = constrain(look_up(self.embedding[...], tokens), *RESIDUAL, "embed")
         for kind, new, rows in (("image", image_tokens, image_positions), ("audio", audio_tokens, audio_positions)):
             if (new is None) != (rows is None):
                 raise ModelError(f"LanguageModel: give both of {kind}_tokens and {kind}_positions, or neither")
@@ -290,8 +294,8 @@ class LanguageModel(nnx.Module):
                         f"LanguageModel: {new.shape[1]} {kind}_tokens a sample, but {rows.shape[1]} {kind}_positions; "
                         "each encoder token needs the row that it takes"
                     )
-                x = constrain(scatter_tokens(x, new, rows), "batch", "seq", "embed")
+                x = constrain(scatter_tokens(x, new, rows), *RESIDUAL, "embed")
         return x
 
     def _logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        return constrain(self.head(self.norm(x)), "batch", "seq", "vocab")
+        return project(self.norm(x), self.head, given=RESIDUAL, wanted=ROWS)[0]

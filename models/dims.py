@@ -6,8 +6,12 @@ and activations pass through `constrain`, which does nothing until a layout is p
 A part whose communication is ours to choose (a ring, an exchange) asks with `split_of` which mesh
 axes a dim rides on, and runs by `jax.shard_map` over them.
 
-Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch
-Activation dims:  batch · seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts
+Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch · width
+Activation dims:  batch · seq · residual_seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts
+
+`width` is that of vectors: norm scales and biases as wide as the residual stream, and learned positions. `residual_seq`
+is the sequence between attentions and MLPs, where rows have nothing to do with each other; it may be split further than
+`seq`, the sequence inside of both.
 """
 
 from __future__ import annotations
@@ -23,6 +27,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 Dims = tuple[str | None, ...]
+
+#: Rows of an activation inside attention and MLP, and between them.
+ROWS: Dims = ("batch", "seq")
+RESIDUAL: Dims = ("batch", "residual_seq")
+
 Constraint = Callable[[jax.Array, Dims], jax.Array]
 
 
@@ -45,11 +54,15 @@ class Splits:
     Attributes:
         mesh: the mesh that the model runs on.
         axes_of: the axes that an activation's dim rides on, those of degree 1 left out.
+        weight_axes_of, gradient_axes_of: the axes that a dim rides on in the weights that programs are given, and in
+            their gradients; without, the compiler chooses the communication of linear maps.
         context_attention: how attention over a split sequence sees all keys, "ring" or "all_gather".
     """
 
     mesh: Mesh
     axes_of: Callable[[str], tuple[str, ...]]
+    weight_axes_of: Callable[[str], tuple[str, ...]] | None = None
+    gradient_axes_of: Callable[[str], tuple[str, ...]] | None = None
     context_attention: str = "ring"
 
 

@@ -20,6 +20,9 @@ from models.errors import ModelError
 POINTS = ("attention", "mlp")
 """Names of the points in this package's layers: what attention and MLP add to the residual stream."""
 
+PRODUCT = "product"
+"""Name of what `models.parts.project` makes where a layout splits it: matrix products with weights."""
+
 Remat = str | tuple[str, ...]
 """What is kept of a layer: "none" is computed again, "full" all but its input, "dots" all but matrix products with
 weights, or names of points: all but those and the layer's input."""
@@ -85,5 +88,7 @@ def _policy(remat: Remat) -> Callable[..., Any]:
     if remat == "full":
         return policies.nothing_saveable
     if remat == "dots":
-        return policies.dots_with_no_batch_dims_saveable
+        # Products that a layout splits are functions with a backward of their own, known by name.
+        named = policies.save_only_these_names(PRODUCT)
+        return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
     return policies.save_only_these_names(*remat)

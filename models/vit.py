@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import constrain, named
+from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
 from models.parts.attention import Attention
 from models.parts.linear import Linear
 from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
+from models.parts.project import project
 from models.parts.stack import Stack
 from models.remat import point
 from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
@@ -74,8 +75,8 @@ class VisionBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "images N D"]) -> Float[Array, "images N D"]:
         attended, _ = self.attention(self.attention_norm(x))
-        x = constrain(x + point(attended, "attention"), "batch", "seq", "embed")
-        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), "batch", "seq", "embed")
+        x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
+        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")
 
 
 class VisionEncoder(nnx.Module):
@@ -90,7 +91,7 @@ class VisionEncoder(nnx.Module):
         self.patch = Linear(
             {"patch": config.patch_size**2 * config.channels}, {"embed": config.width}, bias=True, rngs=rngs
         )
-        positions = named(nnx.initializers.normal(0.02), None, "embed")
+        positions = named(nnx.initializers.normal(0.02), None, "width")
         self.positions = nnx.Param(positions(rngs.params(), (config.tokens_per_image, config.width), jnp.float32))
         self.layers = Stack(lambda layer_rngs: VisionBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
@@ -111,7 +112,7 @@ class VisionEncoder(nnx.Module):
     @property
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the tokens."""
-        return dict.fromkeys(("hidden", "tokens"), ("batch", "seq", "embed"))
+        return {"hidden": ("batch", None, "residual_seq", "embed"), "tokens": (*ROWS, "embed")}
 
     @property
     def independent_samples(self) -> bool:
@@ -132,18 +133,18 @@ class VisionEncoder(nnx.Module):
         return cut_stage(self, index, count, layers, first=("patch", "positions"), last=("norm", "projector"))
 
     def __call__(
-        self, images: Float[Array, "B I H W C"] | None = None, hidden: Float[Array, "B T D"] | None = None
-    ) -> dict[str, Float[Array, "B T E"]]:
-        """The whole encoder, or its last stage, returns {"tokens"}; other stages return {"hidden"} of width D."""
+        self, images: Float[Array, "B I H W C"] | None = None, hidden: Float[Array, "B I N D"] | None = None
+    ) -> dict[str, Float[Array, "B ..."]]:
+        """The whole encoder, or its last stage, returns {"tokens": [B, T, E]}, others {"hidden": [B, I, N, D]}."""
         check_inputs(self, self.input_ports, {"images": images, "hidden": hidden})
         batch = (images if self.cut.first else hidden).shape[0]
-        x = self._embed(images) if self.cut.first else hidden.reshape(-1, self.tokens_per_image, self.config.width)
-        x, _ = self.layers.scan(lambda block, x, _: (block(x), None), constrain(x, "batch", "seq", "embed"))
-        if self.cut.last:
-            # Still by image: where the layout splits the tokens of each, they are the ones to be projected in place.
-            x = constrain(self.projector(self.norm(x)), "batch", "seq", "embed")
-        x = constrain(x.reshape(batch, -1, x.shape[-1]), "batch", "seq", "embed")
-        return {"tokens" if self.cut.last else "hidden": x}
+        x = self._embed(images) if self.cut.first else hidden.reshape(-1, *hidden.shape[2:])
+        x, _ = self.layers.scan(lambda block, x, _: (block(x), None), constrain(x, *RESIDUAL, "embed"))
+        if not self.cut.last:
+            # Still by image: where the layout splits the tokens of each, the next stage does so too.
+            return {"hidden": x.reshape(batch, -1, *x.shape[1:])}
+        x = constrain(self.projector(self.norm(x), wanted=ROWS), *ROWS, "embed")
+        return {"tokens": constrain(x.reshape(batch, -1, x.shape[-1]), *ROWS, "embed")}
 
     def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "images N D"]:
         side, patch = self.config.image_size, self.config.patch_size
@@ -155,5 +156,5 @@ class VisionEncoder(nnx.Module):
         batch, count, grid = *images.shape[:2], side // patch
         patches = images.astype(self.patch.dtype).reshape(batch * count, grid, patch, grid, patch, -1)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * count, self.tokens_per_image, -1)
-        patches = constrain(patches, "batch", "seq", "patch")
-        return self.patch(patches) + self.positions[...]
+        patches = constrain(patches, *RESIDUAL, "patch")
+        return project(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)[0] + self.positions[...]

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import constrain, split_of, splits_in_force
+from models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
 from models.errors import LayoutError
 from models.parts.linear import Linear
+from models.parts.project import project
 from models.parts.ring import attend_across
 from models.parts.rope import RopeTable, rotate
 from models.parts.zigzag import SequenceOrder
@@ -95,16 +96,15 @@ class Attention(nnx.Module):
         and values go to the slots at `positions` (one row a sample; slots past its end are dropped) and
         all its slots are attended.
         """
-        query = constrain(self.query(x), "batch", "seq", "heads", "head_dim")
-        key = constrain(self.key(x), "batch", "seq", "kv_heads", "head_dim")
-        value = constrain(self.value(x), "batch", "seq", "kv_heads", "head_dim")
+        query, key, value = project(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
             cache = Cache(_write(cache.key, positions, key), _write(cache.value, positions, value))
             key, value = cache
         attended = self._attend(query, key, value, positions, order, segments)
-        return self.output(constrain(attended, "batch", "seq", "heads", "head_dim")), cache
+        attended = constrain(attended, *ROWS, "heads", "head_dim")
+        return project(attended, self.output, given=ROWS, wanted=RESIDUAL)[0], cache
 
     def _attend(self, query, key, value, positions, order, segments):
         splits, split = splits_in_force(), split_of("seq")

@@ -24,22 +24,31 @@ class Linear(nnx.Module):
 
     The kernel has shape (*ins, *outs) and enters the contraction as it is stored, so that a backward
     pass keeps a reference to the weight and no copy. Initialized from a truncated normal of variance
-    1 / (product of ins), in float32; the computation follows the dtype of `x` and kernel.
+    1 / (product of ins), in float32; the computation follows the dtype of `x` and kernel. Where a layout splits
+    dims, `models.parts.project` runs it; called, all communication is the compiler's choice.
     """
 
     def __init__(self, ins: Mapping[str, int], outs: Mapping[str, int], *, bias: bool = False, rngs: nnx.Rngs):
         shape = (*ins.values(), *outs.values())
-        self.contracted = len(ins)
+        self.ins, self.outs = tuple(ins), tuple(outs)
         init = named(fan_in_normal(math.prod(ins.values())), *ins, *outs)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
         if not bias:
             self.bias = None
         else:
-            zeros = named(nnx.initializers.zeros_init(), *outs)
+            # A vector: small, so that it stays whole where its dim would split it over devices that hold other rows.
+            zeros = named(nnx.initializers.zeros_init(), *("width" if dim == "embed" else dim for dim in outs))
             self.bias = nnx.Param(zeros(rngs.params(), tuple(outs.values()), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
-        y = jnp.tensordot(x, self.kernel[...], axes=self.contracted)
+        return self.shift(self.multiply(x))
+
+    def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
+        """`x @ kernel`."""
+        return jnp.tensordot(x, self.kernel[...], axes=len(self.ins))
+
+    def shift(self, y: Float[Array, "*batch *outs"]) -> Float[Array, "*batch *outs"]:
+        """`y + bias`, if there is one."""
         return y if self.bias is None else y + self.bias[...]
 
     @property

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import constrain
+from models.dims import RESIDUAL, ROWS, Dims
 from models.parts.linear import Linear
+from models.parts.project import project
 
 # B batch · S sequence · D width in · E width out · F hidden width
 
@@ -42,9 +43,8 @@ class SwiGLU(nnx.Module):
         self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        gate = constrain(self.gate(x), "batch", "seq", "mlp")
-        up = constrain(self.up(x), "batch", "seq", "mlp")
-        return self.down(_swiglu(gate, up))
+        gate, up = project(x, self.gate, self.up, given=RESIDUAL, wanted=ROWS)
+        return project(_swiglu(gate, up), self.down, given=ROWS, wanted=RESIDUAL)[0]
 
 
 class ReLU2MLP(nnx.Module):
@@ -55,7 +55,8 @@ class ReLU2MLP(nnx.Module):
         self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return self.down(_relu2(constrain(self.up(x), "batch", "seq", "mlp")))
+        (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
+        return project(_relu2(up), self.down, given=ROWS, wanted=RESIDUAL)[0]
 
 
 class GeluMLP(nnx.Module):
@@ -65,5 +66,7 @@ class GeluMLP(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, bias=True, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width}, bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
-        return self.down(_gelu(constrain(self.up(x), "batch", "seq", "mlp")))
+    def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
+        """`wanted` names the rows of the result; those of x are rows of the residual stream."""
+        (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
+        return project(_gelu(up), self.down, given=ROWS, wanted=wanted)[0]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import named
+from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
 from models.parts.expert_parallel import mix_experts
 from models.parts.experts import Activation, Kernels
@@ -76,6 +76,11 @@ class MoEConfig:
             return None
         return min(rows, math.ceil(self.capacity_factor * rows * self.top_k / self.count))
 
+    def multiplications(self, width: int, hidden: int) -> int:
+        """What one token takes in products with weights: its experts, the shared one, the router."""
+        kernels = 3 if self.activation == "swiglu" else 2
+        return width * (kernels * (self.top_k * hidden + self.shared_width) + self.count)
+
 
 class MoE(nnx.Module):
     """A router, `config.count` experts of hidden width `hidden`, and the shared expert; without biases."""
@@ -109,13 +114,15 @@ class MoE(nnx.Module):
         In training, choices are counted for the router's bias, and rows beyond an expert's capacity are dropped:
         they get nothing from it. `order` tells which rows of the sequence those of `x` are.
         """
-        routing = self.router(x, training=training)
+        rows = constrain(x, *ROWS, "embed")
+        routing = self.router(rows, training=training)
         experts, capacity = routing.experts, self.config.capacity(x.shape[1]) if training else None
         if capacity is not None:
             experts = within_capacity(experts, self.config.count, capacity, order)
         first = (self.up[...],) if self.gate is None else (self.gate[...], self.up[...])
         kernels = Kernels(first, self.down[...])
-        y = mix_experts(x, experts, routing.weights, kernels, self.config.activation, capacity)
+        y = mix_experts(rows, experts, routing.weights, kernels, self.config.activation, capacity)
+        y = constrain(y, *RESIDUAL, "embed")
         return y if self.shared is None else y + self.shared(x), routing.balance
 
     def end_of_step(self) -> None:

@@ -42,7 +42,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = nnx.Param(named(nnx.initializers.ones_init(), "embed")(rngs.params(), (width,), jnp.float32))
+        self.scale = nnx.Param(named(nnx.initializers.ones_init(), "width")(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         return _rms_norm(x, self.scale[...], self.epsilon)
@@ -53,8 +53,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
         self.epsilon = epsilon
-        self.scale = nnx.Param(named(nnx.initializers.ones_init(), "embed")(rngs.params(), (width,), jnp.float32))
-        self.bias = nnx.Param(named(nnx.initializers.zeros_init(), "embed")(rngs.params(), (width,), jnp.float32))
+        self.scale = nnx.Param(named(nnx.initializers.ones_init(), "width")(rngs.params(), (width,), jnp.float32))
+        self.bias = nnx.Param(named(nnx.initializers.zeros_init(), "width")(rngs.params(), (width,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)

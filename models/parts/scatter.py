@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 # B batch · S fused sequence · N encoder tokens · D width
@@ -17,6 +18,10 @@ def scatter_tokens(
     padding and is dropped. The result has the dtype of `text`. An overwritten row of `text` and a
     dropped token get a gradient of zero.
     """
+    # Padding goes to places of its own, so that none is named twice: else the gradient would have to find out which of
+    # two tokens won, by a sum over all devices that hold rows.
+    rows, count = text.shape[1], tokens.shape[1]
+    places = jnp.where(positions < rows, positions, rows + jnp.arange(count, dtype=jnp.int32))
     # One scatter a sample keeps the batch dim free of indices, so that it stays sharded.
-    fill = jax.vmap(lambda rows, new, position: rows.at[position].set(new, mode="drop"))
-    return fill(text, tokens.astype(text.dtype), positions)
+    fill = jax.vmap(lambda rows, new, place: rows.at[place].set(new, mode="drop", unique_indices=True))
+    return fill(text, tokens.astype(text.dtype), places)

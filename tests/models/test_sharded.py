@@ -61,7 +61,9 @@ def test_value_and_gradients_equal_one_device(float64, mesh, name):
     assert relative_error(got, want) < 1e-10
     for path, gradient in flat(want_gradients).items():
         assert relative_error(flat(gradients)[path], gradient) < 1e-10, path
-    assert {("batch", "seq", "embed"), ("batch", "seq", "mlp"), ("batch", "seq", "heads", "head_dim")} <= set(seen)
+    assert {("batch", "residual_seq", "embed"), ("batch", "seq", "mlp"), ("batch", "seq", "heads", "head_dim")} <= set(
+        seen
+    )
     assert (("batch", "seq", "vocab") in seen) == (name == "decoder")
 
 

@@ -22,7 +22,7 @@ MODELS = {
     "decoder": (build_decoder, lambda dtype: decoder_batch(dtype)),
     "vision": (build_vision, lambda dtype: {"images": image_batch(dtype)}),
 }
-NAMES = {"layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "patch", None}
+NAMES = {"layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "patch", "width", None}
 
 
 @pytest.fixture(params=MODELS)

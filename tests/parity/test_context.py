@@ -23,7 +23,7 @@ FORMS = ("ring", "all_gather")
 
 # {name: (vision layout, llm layout)}; all devices are shared.
 LAYOUTS = {
-    "llm-context4-tensor2": (Layout(data=8), Layout(context=4, tensor=2)),
+    "llm-context4-tensor2": (Layout(data=8), Layout(context=4, tensor=2, sequence_parallel=False)),
     "llm-stage2-context2-tensor2": (Layout(data=8), Layout(stage=2, context=2, tensor=2)),
     "vision-context2": (Layout(data=2, context=2, tensor=2), Layout(data=2, context=4)),
     "vision-stage2-context2-llm-fsdp": (Layout(stage=2, data=2, context=2), Layout(fsdp=2, context=2, tensor=2)),
@@ -105,7 +105,16 @@ def check_moves(trainer: Trainer, form: str, packed: bool) -> None:
             gathered = max((each.result_bytes for each in found if each.kind == "all-gather"), default=0)
             ids = trainer.compiled.inputs[stage.name]
             per_device = max((x.size * 8 // stage.layout.batch_degree for x in ids.values() if x.ndim == 2), default=0)
+            if stage.layout.tensor > 1 and stage.layout.sequence_parallel:
+                # Rows of one context shard, whole over tensor; over context it would be more than that.
+                rows = SAMPLES * ROWS // program_batches(trainer, stage) // stage.layout.context
+                per_device = max(per_device, rows * problem.LLM.width * 8)
             assert form == "all_gather" or gathered <= per_device, (stage.name, gathered)
+
+
+def program_batches(trainer: Trainer, stage) -> int:
+    """Into how many parts microbatches and devices split the batch."""
+    return trainer.schedule.microbatches * stage.layout.batch_degree
 
 
 def rows_of(name: str) -> int:
