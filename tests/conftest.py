@@ -9,8 +9,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
-    """Compile fast rather than well: numbers are checked here, not speed. Slow tests compile as a user's run does."""
-    quick = "slow" not in request.keywords and "optimized" not in request.keywords
+    """Compile fast rather than well: numbers are checked here, not speed. Slow tests compile as a user's run does,
+    but for those marked quick."""
+    quick = not {"slow", "optimized"}.intersection(request.keywords) or "quick" in request.keywords
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
