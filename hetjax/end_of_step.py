@@ -42,8 +42,8 @@ class EndOfStep:
         changed = sorted(path for path, array in after_params.items() if array is not params[path])
         if changed:
             raise GraphError(
-                f"module '{self.stage.module}': its end_of_step set weights ({', '.join(changed)}), which the optimizer "
-                "alone changes; make them nnx.Variable of another kind than nnx.Param"
+                f"module '{self.stage.module}': its end_of_step set weights ({', '.join(changed)}), which the "
+                "optimizer alone changes; make them nnx.Variable of another kind than nnx.Param"
             )
         return after
 

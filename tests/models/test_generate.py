@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from models import MoEConfig
 from models.generate import generate
 from tests.models.tiny_models import DECODER, build_decoder
 
@@ -29,16 +31,20 @@ def most_likely_next(model):
 
         def loss(label):
             labels = jnp.full(tokens.shape, label)
-            return nnx.merge(definition, weights)(tokens=tokens, labels=labels, loss_weights=at_last, **images)["loss"]
+            model = nnx.merge(definition, weights, copy=True)
+            return model(tokens=tokens, labels=labels, loss_weights=at_last, **images)["loss"]
 
-        return jnp.argmin(jax.vmap(loss)(jnp.arange(DECODER.vocab_size)))
+        return jnp.argmin(jax.lax.map(loss, jnp.arange(DECODER.vocab_size)))
 
     return partial(best, weights)
 
 
-@pytest.mark.parametrize("images", [IMAGES, {}], ids=["images", "text"])
-def test_every_token_equals_a_full_recomputation(images):
-    model = build_decoder()
+EXPERTS = dataclasses.replace(DECODER, experts=MoEConfig(count=4, top_k=2, bias_rate=0.1, balance_loss=0.1))
+
+
+@pytest.mark.parametrize(("config", "images"), [(DECODER, IMAGES), (DECODER, {}), (EXPERTS, IMAGES)])
+def test_every_token_equals_a_full_recomputation(config, images):
+    model = build_decoder(config)
     got = np.asarray(RUN(model, PROMPTS, LENGTHS, **images, max_new_tokens=NEW, stop_token=-1))
     assert got.shape == (3, NEW)
     best = most_likely_next(model)

@@ -115,7 +115,7 @@ def test_all_layouts_of_experts_equal_one_device(name, microbatches, model, dtyp
 
 
 def test_no_choice_is_close(monkeypatch):
-    """Between the last expert chosen and the first not chosen lies more than float32 rounds, in all layers and steps."""
+    """Between the last chosen expert and the next one lies more than float32 rounds, in every layer and step."""
     gaps, best = [], router._best
 
     def watched(count, preference):

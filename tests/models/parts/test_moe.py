@@ -156,3 +156,116 @@ def test_one_device_equals_a_loop_over_experts(float64, name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_equal_a_loop_over_experts(float64, layout, name):
     assert compare(CONFIGS[name], splits(LAYOUTS[layout])) < 1e-12
+
+
+def test_float32_equals_a_loop_over_experts(float64):
+    assert compare(NEMOTRON, splits(LAYOUTS["expert4-tensor2"]), dtype="float32") < 1e-5
+
+
+def test_bfloat16_stays_and_scores_are_float32():
+    model, x = model_of(NEMOTRON, "bfloat16"), inputs("bfloat16")[0]
+    y, balance = jax.eval_shape(lambda x: nnx.merge(*nnx.split(model), copy=True)(x), x)
+    assert (y.dtype, balance.dtype) == (jnp.bfloat16, jnp.float32)
+    assert jax.eval_shape(lambda x: model.router(x, training=False), x).weights.dtype == jnp.float32
+
+
+def loss_and_gradients(split: Splits, model, arrays):
+    with in_force(split):
+        return value_and_gradients(lambda model, x: model(x), model, arrays)
+
+
+def test_no_row_reaches_an_expert_beyond_its_capacity(float64):
+    """With a capacity of one row a sequence, a token's result may only change by what the rows ahead of it chose."""
+    config = dataclasses.replace(PLAIN, capacity_factor=0.5)
+    assert [config.capacity(rows) for rows in (4, 16, 17)] == [1, 3, 4]
+    model, x = model_of(config), inputs()[0]
+    y, _ = model(x)
+    free, _ = model_of(PLAIN)(x)
+    generated, _ = model(x, training=False)
+    np.testing.assert_allclose(y[:, 0], free[:, 0], rtol=1e-9)
+    assert (np.abs(y[:, 1:] - free[:, 1:]).max(axis=-1) > 1e-3).sum() > BATCH
+    np.testing.assert_array_equal(generated, free)
+
+
+def test_a_capacity_makes_the_room_for_rows_smaller():
+    text = lambda config: (  # noqa: E731
+        jax.jit(lambda *args: loss_and_gradients(splits({"expert": 4}), *args))
+        .lower(model_of(config, "float32"), inputs("float32"))
+        .compile()
+        .as_text()
+    )
+    largest = [
+        max(each.result_bytes for each in collectives(text(config)) if each.kind == "all-to-all")
+        for config in (PLAIN, dataclasses.replace(PLAIN, capacity_factor=0.5))
+    ]
+    rows = BATCH // 4 * SEQ
+    # 4 peers, each with room for all 8 own rows; with one row a sequence and expert, for 2 sequences * 2 experts.
+    assert largest == [4 * rows * WIDTH * 4, 4 * 4 * WIDTH * 4]
+
+
+@pytest.fixture
+def ragged(monkeypatch):
+    """Programs as of a backend with `ragged_all_to_all`, which is put together here as its documentation says."""
+    calls = []
+
+    def emulated(operand, output, starts, sent, there, got, *, axis_name):
+        calls.append(operand.shape)
+        me, row = jax.lax.axis_index(axis_name), jnp.arange(output.shape[0])
+        rows, starts, sent, there = (jax.lax.all_gather(x, axis_name) for x in (operand, starts, sent, there))
+        for peer in range(rows.shape[0]):
+            offset = row - there[peer, me]
+            arrives = (offset >= 0) & (offset < sent[peer, me])
+            new = rows[peer, jnp.clip(starts[peer, me] + offset, 0, rows.shape[1] - 1)]
+            output = jnp.where((arrives & (sent[peer, me] == got[peer]))[:, None], new, output)
+        return output
+
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", emulated)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["nemotron", "one expert", "capacity"])
+def test_ragged_exchange_equals_a_loop_over_experts(float64, ragged, name):
+    assert compare(CONFIGS[name], splits(LAYOUTS["expert4-tensor2"])) < 1e-12
+    assert len(ragged) == 4
+
+
+@pytest.mark.parametrize(("platform", "dense", "ragged"), [("cpu", 7, 0), ("cuda", 3, 4), ("tpu", 3, 4)])
+def test_each_platform_gets_the_exchange_that_it_has(platform, dense, ragged):
+    """Rows travel four times, forward and backward; numbers, weights and gradients of weights always travel dense."""
+    traced = jax.jit(lambda *args: loss_and_gradients(splits({"expert": 4}), *args)).trace(
+        model_of(PLAIN, "float32"), inputs("float32")
+    )
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("@ragged_all_to_all") == ragged
+    assert text.count("stablehlo.all_to_all") == dense
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(top_k=9), "top_k <= count must hold, but 9 > 8: a token takes each expert once at most"),
+        (dict(top_k=0), "top_k = 0 must be 1 or more"),
+        (dict(capacity_factor=0.0), "capacity_factor = 0.0 must be positive"),
+        (dict(bias_rate=-1.0), "bias_rate = -1.0 must be 0 or more"),
+        (dict(scores="tanh"), "scores = 'tanh'; choose softmax or sigmoid"),
+    ],
+)
+def test_senseless_configs_are_refused(change, message):
+    with pytest.raises(ModelError, match=message):
+        dataclasses.replace(PLAIN, **change)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"experts": ("expert",)}, r"experts % expert = 6 % 4 = 2 must be 0"),
+        ({"experts": ("tensor",), "mlp": ()}, r"experts ride on tensor, which splits neither batch \(data\*expert\)"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(axes, message):
+    split = splits({"expert": 4, "tensor": 2} if "mlp" not in axes else {"data": 2, "expert": 2, "tensor": 2})
+    split = dataclasses.replace(split, axes_of=lambda dim: axes.get(dim, AXES.get(dim, ()) if dim == "batch" else ()))
+    config = dataclasses.replace(PLAIN, count=6)
+    with pytest.raises(LayoutError, match=message), layout_in_force(lambda x, dims: x, split):
+        model_of(config, "float32")(inputs("float32")[0])

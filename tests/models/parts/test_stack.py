@@ -57,3 +57,48 @@ def run_layers(stack, x, indices):
 def test_a_layer_is_the_same_in_a_deeper_stack():
     shallow, deep = build(2), build(6)
     np.testing.assert_array_equal(shallow.block.up.kernel[...], deep.block.up.kernel[...][:2])
+
+
+class Tally(nnx.Variable):
+    """State that does not train."""
+
+
+class Counting(nnx.Module):
+    """Adds to x, and up what it was given; `untouched` is never set."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jax.random.normal(rngs.params(), (3,)))
+        self.seen, self.untouched = Tally(jnp.zeros(3)), Tally(jnp.ones(2))
+
+    def __call__(self, x):
+        self.seen[...] = self.seen[...] + x
+        return x + self.scale[...]
+
+    def end_of_step(self):
+        self.seen[...] = -self.seen[...]
+
+
+def test_variables_that_layers_set_come_out_for_every_layer():
+    @jax.jit
+    def run_and_end(state, x):
+        stack = nnx.merge(definition, state)
+        before = stack.block.untouched[...], stack.block.scale[...]
+        x, _ = stack.scan(lambda block, x, _: (block(x), None), x)
+        assert (stack.block.untouched[...] is before[0]) and (stack.block.scale[...] is before[1])
+        seen = stack.block.seen[...]
+        stack.end_of_step()
+        return x, seen, stack.block.seen[...]
+
+    stack = Stack(Counting, 4, rngs=nnx.Rngs(3))
+    definition, state = nnx.split(stack)
+    x = jnp.array([1.0, 2.0, 3.0])
+    out, seen, ended = run_and_end(state, x)
+    want = x + np.concatenate([np.zeros((1, 3)), np.cumsum(stack.block.scale[...], axis=0)])
+    np.testing.assert_allclose(out, want[4], rtol=1e-6)
+    np.testing.assert_allclose(seen, want[:4], rtol=1e-6)
+    np.testing.assert_array_equal(ended, -seen)
+
+
+def test_a_stack_whose_layers_set_nothing_runs_in_a_function_that_closes_over_it():
+    stack = build()
+    assert jax.jit(lambda x: run(stack, x)[0])(jnp.ones((1, 2, 8))).shape == (1, 2, 8)
