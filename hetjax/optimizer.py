@@ -53,7 +53,11 @@ class Update:
 
     def _prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """The weights to compute with, where they differ from the master weights, and gradients of zero."""
-        compute = {path: params[path].astype(aval.dtype) for path, aval in self.stage.cast_params.items()}
+        compute = {
+            # Cast before parts of it are gathered: fewer bytes move.
+            path: jax.lax.with_sharding_constraint(params[path].astype(aval.dtype), self.stage.params[path].sharding)
+            for path, aval in self.stage.cast_params.items()
+        }
         return compute, {path: jnp.zeros(aval.shape, aval.dtype) for path, aval in self.stage.gradients.items()}
 
     def _reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:

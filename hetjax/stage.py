@@ -149,8 +149,9 @@ class Stage:
         def constraint(x: jax.Array, dims: Dims) -> jax.Array:
             return jax.lax.with_sharding_constraint(x, self.activation_sharding(dims, x.shape))
 
+        device = self.mesh.devices.flat[0]
         if self.mesh.size == 1:
-            return layout_in_force(lambda x, dims: x)
+            return layout_in_force(lambda x, dims: x, device=device)
         splits = Splits(
             mesh=self.mesh,
             axes_of=self.layout.activation_axes,
@@ -158,7 +159,7 @@ class Stage:
             gradient_axes_of=self.layout.weight_axes if self.trains else self.layout.compute_axes,
             context_attention=self.layout.context_attention,
         )
-        return layout_in_force(constraint, splits)
+        return layout_in_force(constraint, splits, device)
 
     def call(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
         """Run the part: (outputs by port, buffers after the call). Pure; to be traced.

@@ -199,9 +199,10 @@ class Layout:
             degree = math.prod(getattr(self, axis) for axis in axes)
             if size % degree:
                 product = "*".join(f"{axis}={getattr(self, axis)}" for axis in axes)
+                also = ", or set sequence_parallel=False" if dim == "residual_seq" and "tensor" in axes else ""
                 raise PlacementError(
                     f"{name}: dim '{dim}' of size {size} is not divisible by {product} ({size} % {degree} = "
-                    f"{size % degree}); change the size or the degree"
+                    f"{size % degree}); change the size or the degree{also}"
                 )
             entries.append(axes or None)
         return PartitionSpec(*entries)

@@ -68,6 +68,7 @@ class Splits:
 
 _constraint: contextvars.ContextVar[Constraint | None] = contextvars.ContextVar("constraint", default=None)
 _splits: contextvars.ContextVar[Splits | None] = contextvars.ContextVar("splits", default=None)
+_device: contextvars.ContextVar[jax.Device | None] = contextvars.ContextVar("device", default=None)
 
 
 def named(init: Callable[..., jax.Array], *dims: str | None) -> Callable[..., jax.Array]:
@@ -98,12 +99,23 @@ def split_of(dim: str) -> Split | None:
     return Split(mesh=splits.mesh, axes=axes) if axes else None
 
 
+def device_in_force() -> jax.Device:
+    """A device like those that the model is traced for: of the layout in force, or the default one."""
+    return _device.get() or jax.local_devices()[0]
+
+
 @contextlib.contextmanager
-def layout_in_force(constraint: Constraint, splits: Splits | None = None) -> Iterator[None]:
-    """Apply `constraint(x, dims)` at every `constrain` call traced inside the block; answer `split_of` by `splits`."""
-    tokens = _constraint.set(constraint), _splits.set(splits)
+def layout_in_force(
+    constraint: Constraint, splits: Splits | None = None, device: jax.Device | None = None
+) -> Iterator[None]:
+    """Apply `constraint(x, dims)` at every `constrain` call traced inside the block; answer `split_of` by `splits`.
+
+    `device` stands for all that the layout covers, which are of one kind.
+    """
+    tokens = _constraint.set(constraint), _splits.set(splits), _device.set(device)
     try:
         yield
     finally:
         _constraint.reset(tokens[0])
         _splits.reset(tokens[1])
+        _device.reset(tokens[2])

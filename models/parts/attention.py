@@ -1,6 +1,7 @@
 """Multi-head attention with grouped keys and values (Ainslie et al. 2023) and an optional cache of both.
 
-Where the layout in force splits the sequence, keys and values travel between devices (`models.parts.ring`).
+Where the layout in force splits the sequence, keys and values travel between devices (`models.parts.ring`); else GPUs
+that can run a fused kernel (`models.parts.fused`), but for generation, which attends to a cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
 from models.errors import LayoutError
+from models.parts.fused import fused_attention, is_fusable
 from models.parts.linear import Linear
 from models.parts.project import project
 from models.parts.ring import attend_across
@@ -116,6 +118,8 @@ class Attention(nnx.Module):
             )
         if positions is None and shards > 1:
             return attend_across(splits, query, key, value, segments, causal=order is not None)
+        if positions is None and is_fusable(query, segments):
+            return fused_attention(query, key, value, segments, causal=order is not None)
         if order is not None:
             positions = jnp.asarray(order.rows)[None]
         return attend(query, key, value, positions, segments)

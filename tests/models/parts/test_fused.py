@@ -1,0 +1,125 @@
+"""The fused kernel, as far as a machine without GPUs can tell: where it is chosen, and what is lowered for CUDA."""
+
+import types
+from functools import partial
+
+import jax
+import jax._src.cudnn.fused_attention_stablehlo as cudnn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from models.dims import Splits, layout_in_force
+from models.parts.attention import Attention, Cache, attend
+from models.parts.fused import fused_attention, is_fusable
+from models.parts.zigzag import causal_order
+
+# B batch · S sequence · H heads · G groups · K head width
+B, S, H, G, K = 4, 16, 4, 2, 8
+
+
+def gpu(capability="9.0", platform="gpu"):
+    return types.SimpleNamespace(platform=platform, compute_capability=capability)
+
+
+@pytest.fixture
+def cudnn_installed(monkeypatch):
+    """Lowering for CUDA asks which cuDNN is installed; a machine without GPUs has none."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
+
+
+@pytest.fixture
+def splits():
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+    axes = {"batch": ("data",), "heads": ("tensor",), "kv_heads": ("tensor",)}
+    return Splits(mesh=mesh, axes_of=lambda dim: axes.get(dim, ()))
+
+
+def arrays(dtype=jnp.bfloat16, length=S, width=K):
+    shapes = (B, length, H, width), (B, length, G, width), (B, length, G, width)
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+
+
+def fusable(device, dtype=jnp.bfloat16, length=S, width=K, segments=False) -> bool:
+    with layout_in_force(lambda x, dims: x, device=device):
+        return is_fusable(arrays(dtype, length, width)[0], np.zeros((B, length), np.int32) if segments else None)
+
+
+def test_16_bits_on_devices_that_have_the_kernel_are_fused_and_nothing_else():
+    assert all(fusable(gpu(), dtype) for dtype in (jnp.bfloat16, jnp.float16))
+    assert not any(fusable(gpu(), dtype) for dtype in (jnp.float32, jnp.float64))
+    assert not any(map(fusable, (gpu("7.5"), gpu("gfx90a"), gpu(platform="cpu"), jax.devices()[0])))
+
+
+def test_heads_and_lengths_that_the_kernel_does_not_take_are_not_fused():
+    assert fusable(gpu(), width=256)
+    assert not fusable(gpu("8.0"), width=256)
+    assert not fusable(gpu(), width=12)
+    assert fusable(gpu(), length=15)
+    assert not fusable(gpu(), length=15, segments=True)
+
+
+def lowered(function, *avals) -> str:
+    return jax.jit(function).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_forward_and_backward_are_lowered_to_the_kernel_and_stay_partitioned(
+    cudnn_installed, splits, causal, packed, sharded
+):
+    avals = arrays()
+    if sharded:
+        of_heads = NamedSharding(splits.mesh, P("data", None, "tensor"))
+        avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=of_heads) for aval in avals]
+
+    def backward(query, key, value):
+        segments = jnp.arange(B * S, dtype=jnp.int32).reshape(B, S) // 4 if packed else None
+        with layout_in_force(lambda x, dims: x, splits if sharded else None, gpu()):
+            attended, vjp = jax.vjp(partial(fused_attention, segments=segments, causal=causal), query, key, value)
+        return vjp(attended)
+
+    text = lowered(backward, *avals)
+    calls = [line for line in text.splitlines() if "custom_call @__cudnn" in line]
+    assert ["Backward" in call for call in calls] == [False, True]
+    assert all(("CAUSAL" in call) == causal for call in calls)
+    assert all(("Bias" in call) == packed for call in calls)
+    heads = f"{B // 2}x{S}x{H // 2}x{K}" if sharded else f"{B}x{S}x{H}x{K}"
+    assert all(f"tensor<{heads}xbf16>" in call for call in calls)
+
+
+@pytest.mark.parametrize("form", ["causal", "all", "cache"])
+def test_attention_takes_the_kernel_in_training_and_not_with_a_cache(cudnn_installed, form):
+    definition, weights = nnx.split(Attention(8, H, G, K, rngs=nnx.Rngs(0)))
+    weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, jnp.bfloat16), weights)
+
+    def run(weights, x):
+        attention = nnx.merge(definition, weights)
+        with layout_in_force(lambda x, dims: x, device=gpu()):
+            if form == "cache":
+                positions = jnp.broadcast_to(jnp.arange(S), (B, S))
+                slots = Cache(*[jnp.zeros((B, S, G, K), jnp.bfloat16)] * 2)
+                return attention(x, positions=positions, cache=slots)[0]
+            return attention(x, order=causal_order(S) if form == "causal" else None)[0]
+
+    text = lowered(run, weights, jax.ShapeDtypeStruct((B, S, 8), jnp.bfloat16))
+    assert ("custom_call @__cudnn" in text) == (form != "cache")
+    assert ("CAUSAL" in text) == (form == "causal")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_call_without_the_kernel_equals_attend(monkeypatch, causal, packed):
+    """What is asked of the kernel is what `attend` computes: JAX runs the same call by plain operations."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: plain(*a, **k))
+    random = np.random.default_rng(0)
+    query, key, value = (random.normal(size=aval.shape).astype(np.float32) for aval in arrays())
+    segments = np.sort(random.integers(0, 3, (B, S)), axis=1) if packed else None
+    got = fused_attention(query, key, value, segments, causal=causal)
+    want = attend(query, key, value, jnp.arange(S)[None] if causal else None, segments)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

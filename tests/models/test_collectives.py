@@ -1,0 +1,148 @@
+"""What blocks send between devices, read from what was compiled: which operations, how many, of how many bytes."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from hetjax.compiled import bytes_received, collectives
+from hetjax.weights import take_apart
+from meshes import AXES, Layout
+from models import DecoderConfig, VisionConfig
+from models.decoder import DecoderBlock
+from models.dims import RESIDUAL, Splits, layout_in_force
+from models.parts.rope import rope_table
+from models.parts.stack import Stack
+from models.parts.zigzag import causal_order
+from models.vit import VisionBlock
+
+pytestmark = pytest.mark.optimized
+
+# Unlike sizes, so that bytes tell which array moves. D width
+B, S, D = 4, 24, 32
+DECODER = DecoderConfig(vocab_size=8, width=D, layers=3, heads=8, kv_heads=4, head_dim=6, mlp_width=40)
+VISION = VisionConfig(
+    image_size=8, patch_size=4, width=D, layers=3, heads=4, mlp_width=40, projector_width=8, output_width=8
+)
+LAYOUTS = {"tensor2": {"tensor": 2}, "tensor4": {"tensor": 4}, "data2-tensor4": {"data": 2, "tensor": 4}}
+ACTIVATION = B * S * D * 4
+
+
+def decoder(block, x):
+    order = causal_order(S)
+    rope = rope_table(jnp.asarray(order.rows)[None], DECODER.head_dim, DECODER.rope_theta, x.dtype)
+    return block(x, order=order, rope=rope)[0]
+
+
+def vision(block, x):
+    return block(x)
+
+
+def make(kind: str):
+    """(module, the function that runs it)."""
+    config, block, call = {
+        "decoder": (DECODER, DecoderBlock, decoder),
+        "vision": (VISION, VisionBlock, vision),
+        "stack": (DECODER, DecoderBlock, decoder),
+    }[kind]
+    if kind != "stack":
+        return block(config, rngs=nnx.Rngs(0)), call
+    stack = Stack(lambda rngs: block(config, rngs=rngs), config.layers, rngs=nnx.Rngs(0))
+    return stack, lambda stack, x: stack.scan(lambda block, x, _: (call(block, x), None), x)[0]
+
+
+def compiled(kind: str, layout: Layout) -> tuple[str, str]:
+    """The texts of the forward and the backward program; the backward takes what the forward kept."""
+    mesh = Mesh(
+        np.array(jax.devices()[: layout.device_count]).reshape(layout.mesh_shape),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
+    module, call = make(kind)
+    skeleton, params, buffers = take_apart(module)
+
+    def weight(path):
+        return NamedSharding(mesh, layout.weight_spec(skeleton.dims[path], params[path].shape, name=path))
+
+    def activation(x, dims):
+        return NamedSharding(mesh, layout.activation_spec(dims, x.shape, name="x"))
+
+    splits = Splits(
+        mesh=mesh,
+        axes_of=layout.activation_axes,
+        weight_axes_of=layout.compute_axes,
+        gradient_axes_of=layout.weight_axes,
+    )
+    x = jnp.ones((B, S, D))
+    x = jax.device_put(x, activation(x, (*RESIDUAL, "embed")))
+    weights = {path: weight(path) for path in params}
+    params = jax.device_put(params, weights)
+
+    def forward(params, x):
+        with layout_in_force(lambda x, dims: jax.lax.with_sharding_constraint(x, activation(x, dims)), splits):
+            return jax.vjp(lambda params, x: call(skeleton.assemble(params, buffers), x), params, x)
+
+    program = jax.jit(forward, out_shardings=(x.sharding, None)).lower(params, x).compile()
+    y, vjp = program(params, x)
+    backward = jax.jit(lambda vjp, y: vjp(y), out_shardings=(weights, x.sharding)).lower(vjp, y).compile()
+    return program.as_text(), backward.as_text()
+
+
+def counted(text: str, devices: int | None = None) -> Counter:
+    """{(kind, bytes of the result): how many}, of collectives among so many devices."""
+    return Counter((c.kind, c.result_bytes) for c in collectives(text) if devices in (None, c.group_size))
+
+
+@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("kind", ["decoder", "vision", "stack"])
+def test_a_block_has_two_all_reduces_each_way_and_gathers_nothing(kind, degrees):
+    layout = Layout(**degrees, sequence_parallel=False)
+    forward, backward = compiled(kind, layout)
+    two = Counter({("all-reduce", ACTIVATION // layout.data): 2})
+    assert counted(forward) == two
+    assert counted(backward, layout.tensor) == two
+    # Over data the gradients of weights are summed.
+    rest = counted(backward) - two
+    assert {what for what, _ in rest} == ({"all-reduce"} if layout.data > 1 else set())
+
+
+@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("kind", ["decoder", "vision", "stack"])
+def test_with_sequence_parallelism_it_has_two_gathers_and_two_scatters_and_no_all_reduce(kind, degrees):
+    layout = Layout(**degrees)
+    forward, backward = compiled(kind, layout)
+    rows = ACTIVATION // layout.data
+    scatters = {("reduce-scatter", rows // layout.tensor): 2}
+    assert counted(forward) == Counter({("all-gather", rows): 2, **scatters})
+    # The rows of two gradients, and once more those that the forward gathered and did not keep.
+    moved = Counter({("all-gather", rows): 4, **scatters})
+    found = counted(backward)
+    assert found & moved == moved
+    # What is left are gradients, summed: of vectors over all rows, of kernels over data.
+    rest = found - moved
+    assert {what for what, _ in rest} == {"all-reduce"}
+    if layout.data == 1:
+        # Two norms; in the encoder each has a bias, and so have the two maps back to the residual stream.
+        vectors = 6 if kind == "vision" else 2
+        assert sum(size * count for (_, size), count in rest.items()) == vectors * D * 4
+
+
+@pytest.mark.parametrize("kind", ["decoder", "vision"])
+def test_both_forms_move_the_same_bytes_forward(kind):
+    both = [compiled(kind, Layout(tensor=4, sequence_parallel=on))[0] for on in (True, False)]
+    assert len({bytes_received(text) for text in both}) == 1
+    assert bytes_received(both[0]) == 2 * 2 * 3 * ACTIVATION
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_the_rows_kept_for_the_backward_shrink_with_sequence_parallelism(sequence_parallel):
+    """Inputs of norms and of products are kept in rows: 4 in a block, of a t-th of the sequence each."""
+    layout = Layout(tensor=4, sequence_parallel=sequence_parallel)
+    forward, _ = compiled("stack", layout)
+    kept = forward.partition("\n")[0].partition("->")[2]
+    rows = S // 4 if sequence_parallel else S
+    assert kept.count(f"f32[3,{B},{rows},{D}]") == 4, kept

@@ -1,0 +1,145 @@
+"""What `fsdp` gathers and scatters, read from the programs that a trainer compiled."""
+
+import math
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from hetjax import Trainer
+from hetjax.compiled import collectives
+from meshes import Layout, Placement
+from tests.parity import problem
+
+pytestmark = pytest.mark.optimized
+
+LAYOUTS = {
+    "fsdp2": {"fsdp": 2},
+    "data2-fsdp2": {"data": 2, "fsdp": 2},
+    "data2-fsdp4": {"data": 2, "fsdp": 4},
+    "fsdp2-tensor2": {"fsdp": 2, "tensor": 2, "sequence_parallel": False},
+}
+# Weights whose gradient needs no values of their own: looked up, or multiplied with what has no gradient.
+NOT_GATHERED_AGAIN = ("embedding", "patch/kernel")
+
+
+def make_trainer(layout: Layout, **options) -> Trainer:
+    """Both modules in one layout."""
+    trainer = Trainer(
+        problem.make_graph(),
+        Placement(dict.fromkeys(("vision", "llm"), layout)),
+        optimizer=problem.make_optimizer(),
+        microbatches=2,
+        **options,
+    )
+    trainer.compile(problem.make_batch())
+    return trainer
+
+
+def layout_of(degrees: dict, zero: int) -> Layout:
+    layout = Layout(**degrees, zero=zero)
+    return Layout(**degrees, zero=zero, devices=f"0-{layout.device_count - 1}")
+
+
+def bytes_of_parts(stage, *, per_layer: bool) -> dict[str, int]:
+    """By path of the weights that fsdp splits: bytes whole over fsdp on one device, of one layer or of all."""
+    found = {}
+    for path, aval in stage.params.items():
+        entries = [(entry,) if isinstance(entry, str) else entry or () for entry in aval.sharding.spec]
+        split = [axis for entry in entries for axis in entry]
+        if "fsdp" in split:
+            layers = aval.shape[0] if per_layer and path.startswith("layers/") else 1
+            found[path] = math.prod(aval.shape) * 4 // layers // (stage.layout.tensor if "tensor" in split else 1)
+    return found
+
+
+def results(text: str, kind: str) -> Counter:
+    return Counter(each.result_bytes for each in collectives(text) if each.kind == kind)
+
+
+@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
+def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_gradient(degrees):
+    trainer = make_trainer(layout_of(degrees, 3))
+    for stage in trainer.stages:
+        program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
+        parts = bytes_of_parts(stage, per_layer=True)
+        assert len(parts) == 9
+        assert results(program._forward.as_text(), "all-gather") == Counter(parts.values())
+        backward = program._backward_program.as_text()
+        again = [size for path, size in parts.items() if path not in NOT_GATHERED_AGAIN]
+        assert results(backward, "all-gather") == Counter(again)
+        assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
+        prepare = trainer.compiled.updates[stage.name]._prepare_program.as_text()
+        assert not collectives(prepare)
+
+
+@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
+def test_zero_1_gathers_each_weight_once_a_step_and_scatters_each_gradient(degrees):
+    trainer = make_trainer(layout_of(degrees, 1))
+    for stage in trainer.stages:
+        program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
+        parts = bytes_of_parts(stage, per_layer=True)
+        assert not results(program._forward.as_text(), "all-gather")
+        backward = program._backward_program.as_text()
+        assert not results(backward, "all-gather")
+        assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
+        prepare = results(trainer.compiled.updates[stage.name]._prepare_program.as_text(), "all-gather")
+        assert prepare == Counter(bytes_of_parts(stage, per_layer=False).values())
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(zero):
+    """Over data a device sums its own part of each gradient, not what fsdp has still to scatter."""
+    layout = layout_of({"data": 2, "fsdp": 4}, zero)
+    for stage in (trainer := make_trainer(layout)).stages:
+        text = trainer.compiled.programs[stage.name]._backward_program.as_text()
+        over_data = [c for c in collectives(text) if c.kind == "all-reduce" and c.group_size == layout.data]
+        parts = bytes_of_parts(stage, per_layer=True)
+        assert sum(each.result_bytes for each in over_data) == sum(parts.values()) // layout.fsdp
+
+
+def test_nothing_gathered_is_kept_for_the_backward():
+    kept = []
+    for degrees in ({"data": 2}, {"fsdp": 2}):
+        programs = make_trainer(layout_of(degrees, 3)).compiled.programs
+        kept.append({name: sum(math.prod(r.shape) for r in p.residual_shapes) for name, p in programs.items()})
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_master_weights_and_optimizer_state_are_split_and_zero_1_adds_whole_weights_to_compute_with(zero):
+    trainer = make_trainer(layout_of({"fsdp": 2}, zero))
+    state = trainer.init().stages["llm"]
+    stage = next(stage for stage in trainer.stages if stage.name == "llm")
+    split = bytes_of_parts(stage, per_layer=False)
+    held = {path: state.params[path].addressable_shards[0].data.nbytes for path in split}
+    assert held == {path: size // 2 for path, size in split.items()}
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(leaf.addressable_shards[0].data.nbytes for leaf in moments) == 2 * sum(
+        param.addressable_shards[0].data.nbytes for param in state.params.values()
+    )
+    assert set(stage.cast_params) == (set(split) if zero == 1 else set())
+    compute, gradients = trainer.compiled.updates["llm"].prepare(state.params)
+    for path, size in split.items():
+        assert compute[path].addressable_shards[0].data.nbytes == (size if zero == 1 else size // 2)
+        assert gradients[path].addressable_shards[0].data.nbytes == size // 2
+
+
+def test_a_frozen_module_is_held_as_it_is_computed_with():
+    trainer = make_trainer(layout_of({"fsdp": 2}, 1), frozen=["vision"])
+    vision = next(stage for stage in trainer.stages if stage.name == "vision")
+    assert not vision.cast_params
+    assert all(aval.sharding.is_fully_replicated for aval in vision.params.values())
+    _, metrics = trainer.step(trainer.init(), problem.make_batch())
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_weights_are_cast_before_they_are_gathered():
+    """Read before compilation: CPU programs widen bfloat16 in collectives."""
+    trainer = make_trainer(layout_of({"fsdp": 2}, 1), compute_dtype="bfloat16")
+    update = trainer.compiled.updates["llm"]
+    text = jax.jit(update._prepare).lower(update.stage.params).as_text()
+    pinned = [line for line in text.splitlines() if "sharding_constraint" in line]
+    assert len(pinned) == len(update.stage.cast_params)
+    assert all("bf16>" in line for line in pinned)
