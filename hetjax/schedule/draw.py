@@ -196,7 +196,8 @@ def _dress(axes: Axes, timeline: Timeline, rows: Sequence[Lane], unit: str) -> N
         axes.axhspan(lane - _BOX / 2, lane + _BOX / 2, color="#f1f3f5", zorder=0)
     axes.set_yticks([])
     for lane, row in enumerate(rows):
-        where = f"devices {device_ranges(row.device_ids)} · " if row.device_ids else ""
+        noun = "device" if len(row.device_ids) == 1 else "devices"
+        where = f"{noun} {device_ranges(row.device_ids)} · " if row.device_ids else ""
         idle = f"{where}idle {timeline.idle_share_of(row.devices):.0%}"
         names = str(row)
         for text, below, look in ((names, 6, {"fontsize": 10.5, "fontweight": "bold"}), (idle, -7, {"fontsize": 8.5})):

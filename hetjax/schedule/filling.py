@@ -18,7 +18,7 @@ from hetjax.schedule.graph import StageGraph
 from hetjax.schedule.simulate import Costs
 
 Order = list[int]  # streams
-EVALUATIONS = 4000  # orders that `improve` judges at most
+_RUNS = 1_000_000  # of programs on paper, in all orders that `improve` judges: a second or so
 _NEVER = (math.inf, math.inf)
 
 
@@ -110,7 +110,7 @@ class Filling:
 
     def improve(self, order: Order) -> Order:
         """Move one encoder program at a time, as long as that makes the order better by what `judge` tells."""
-        best, left = self.judge(order), EVALUATIONS
+        best, left = self.judge(order), _RUNS // len(order)
         steps = [1 << power for power in reversed(range(len(order).bit_length() - 1))]
         better = True
         while better and left > 0:

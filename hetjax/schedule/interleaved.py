@@ -88,7 +88,7 @@ def _chunked(
     count, chunks = len(meshes), len(meshes[0])
     turns = _turns(count, microbatches)
     orders = {}
-    # As late as possible, but never behind what reads the module.
+    # The shortest warm-up with which the module is ahead of what reads it.
     for extra in range(chunks * microbatches + 1):
         for rank, mesh in enumerate(meshes):
             ahead = [(chunk, index) for turn in turns for chunk in mesh for index in turn]

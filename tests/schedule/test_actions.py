@@ -6,12 +6,15 @@ import sys
 import pytest
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule import Action, Kind, StageGraph, gpipe, one_f_one_b
+from hetjax.schedule import Action, Kind, StageGraph, gpipe, one_f_one_b, zero_bubble
+from hetjax.schedule.actions import backward, backward_input, backward_weight, forward, pieces, transfer, update
 
 
 def test_actions_print_as_short_words():
     assert str(Action(Kind.FORWARD, "llm", 3)) == "F3"
     assert str(Action(Kind.BACKWARD, "llm", 12)) == "B12"
+    assert str(backward_input("llm", 2)) == "I2"
+    assert str(backward_weight("llm", 2)) == "W2"
     assert str(Action(Kind.UPDATE, "llm")) == "update"
     assert str(Action(Kind.TRANSFER, "vision", 0, edge="vision->llm")) == "T0:vision->llm"
     assert str(Action(Kind.TRANSFER, "llm", 0, edge="vision->llm", backward=True)) == "TB0:vision->llm"
@@ -40,10 +43,39 @@ def test_digest_is_equal_for_equal_schedules_and_tells_others_apart(named_graph)
         dataclasses.replace(base, actions=base.actions[:-1]),
         gpipe(named_graph("frozen-encoder"), 3),
         gpipe(named_graph("long-encoder"), 3),
+        dataclasses.replace(zero_bubble("abc", 3), name="gpipe"),
+        gpipe(named_graph("independent"), 3),
+        gpipe(_dependent(named_graph("independent")), 3),
     ]
     digests = [base.digest(), *(other.digest() for other in others)]
     assert len(set(digests)) == len(digests)
     assert all(len(digest) == 64 for digest in digests)
+
+
+def _dependent(graph: StageGraph) -> StageGraph:
+    return dataclasses.replace(graph, stages=tuple(dataclasses.replace(s, independent=False) for s in graph.stages))
+
+
+def test_what_reads_a_backward_waits_for_the_part_that_makes_it():
+    schedule = zero_bubble("abc", 2)
+    (first, second) = schedule.graph.edges
+    assert schedule.split == {("b", 0), ("b", 1), ("c", 0), ("c", 1)}
+    assert schedule.needs(backward_input("b", 1)) == (forward("b", 1), transfer(second, 1, backward=True))
+    assert schedule.needs(backward_weight("b", 1)) == (backward_input("b", 1),)
+    assert schedule.needs(transfer(first, 1, backward=True)) == (backward_input("b", 1),)
+    assert gpipe("abc", 2).needs(transfer(first, 1, backward=True)) == (backward("b", 1),)
+    assert set(schedule.needs(update("a"))) == {
+        *(backward("a", index) for index in range(2)),
+        *(backward_weight(stage, index) for stage in "bc" for index in range(2)),
+    }
+
+
+def test_only_programs_of_independent_stages_come_in_pieces(named_graph):
+    graph = named_graph("independent")
+    assert pieces(graph, forward("vision", 0)) == pieces(graph, backward("vision", 0)) == ((0,), (1,))
+    assert pieces(graph, update("vision")) == ((0, 1),)
+    assert pieces(_dependent(graph), forward("vision", 0)) == ((0, 1),)
+    assert pieces(graph, transfer(graph.edges[0], 0)) == ((0, 1),)
 
 
 def test_another_process_builds_the_same_order():

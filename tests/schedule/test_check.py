@@ -20,8 +20,9 @@ from hetjax.schedule import (
     gpipe,
     one_f_one_b,
     simulate,
+    zero_bubble,
 )
-from hetjax.schedule.actions import backward, forward, transfer, update
+from hetjax.schedule.actions import backward, backward_input, backward_weight, forward, transfer, update
 
 
 @pytest.fixture
@@ -126,6 +127,97 @@ def test_stages_on_shared_devices_take_turns_in_the_dispatch_order(named_graph):
     refused(tampered(schedule, forwards_first), "T1:vision->llm.0 waits for room in the queue", queue=1)
 
 
+def test_a_split_microbatch_is_live_until_the_gradients_of_weights():
+    report = check(zero_bubble(("vision", "llm"), 4))
+    assert report.peak_live == {"vision": 2, "llm": 2}
+    schedule = zero_bubble(("vision", "llm"), 4)
+    late = [a for a in schedule.actions if a.kind is Kind.BACKWARD_WEIGHT]
+    updates = [a for a in schedule.actions if a.kind is Kind.UPDATE]
+    rest = [a for a in schedule.actions if a not in late and a not in updates]
+    assert check(tampered(schedule, [*rest, *late, *updates])).peak_live == {"vision": 2, "llm": 4}
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "message"),
+    [
+        ("W0", "I0", "W0 of stage 'llm' comes before I0 of stage 'llm'"),
+        ("I0", "F0", "I0 of stage 'llm' comes before F0 of stage 'llm'"),
+        ("TB0:vision->llm", "I0", "TB0:vision->llm comes before I0 of stage 'llm'"),
+        ("update", "W1", "update of stage 'llm' comes before 1 more backwards of stage 'llm'"),
+    ],
+)
+def test_a_part_of_a_backward_before_its_need_is_named(early, late, message):
+    schedule = zero_bubble(("vision", "llm"), 2)
+    order = [a for a in schedule.actions if a.stage == "llm"]
+    moved = next(a for a in order if str(a) == early)
+    place = next(a for a in order if str(a) == late)
+    actions = [a for a in schedule.actions if a != moved]
+    actions.insert(actions.index(place), moved)
+    refused(tampered(schedule, actions), message)
+
+
+def test_a_backward_is_whole_or_in_both_parts():
+    schedule = zero_bubble(("vision", "llm"), 2)
+    refused(tampered(schedule, [*schedule.actions, backward("llm", 0)]), "I0 of stage 'llm' is superfluous")
+    for part in (backward_input("llm", 1), backward_weight("llm", 1)):
+        left = [a for a in schedule.actions if a != part]
+        refused(tampered(schedule, left), f"{part} of stage 'llm' is missing (1 in all)")
+
+
+@pytest.mark.parametrize(
+    ("graph", "stage", "why"),
+    [
+        ("chain-2", "a", "has no input that takes a gradient; use B0"),
+        ("frozen-llm", "llm.1", "does not train; use B0"),
+        ("frozen-encoder", "llm.0", "has no input that takes a gradient; use B0"),
+    ],
+)
+def test_a_backward_of_one_part_cannot_be_split(named_graph, graph, stage, why):
+    schedule = gpipe(named_graph(graph), 1)
+    place = schedule.actions.index(backward(stage, 0))
+    parts = (backward_input(stage, 0), backward_weight(stage, 0))
+    split = (*schedule.actions[:place], *parts, *schedule.actions[place + 1 :])
+    refused(
+        tampered(schedule, split),
+        f"I0 of stage '{stage}' splits a backward that has one part only, as stage '{stage}' {why}",
+    )
+
+
+def test_a_device_runs_its_piece_without_waiting_for_the_others():
+    """Device 1 cannot send T1 before device 0 reads T0, which comes behind device 0's piece of vision's F1."""
+    stages = (
+        StageNode(name="vision", module="vision", index=0, devices=(0, 1), independent=True),
+        StageNode(name="audio", module="audio", index=0, devices=(1,)),
+        StageNode(name="llm", module="llm", index=0, devices=(0,)),
+    )
+    edges = (
+        StageEdge(name="images", source="vision", destination="llm"),
+        StageEdge(name="sounds", source="audio", destination="llm"),
+    )
+    graph = StageGraph(stages=stages, edges=edges)
+    images, sounds = edges
+    rest = gpipe(graph, 2).actions
+    start = (
+        *(forward("audio", 0), transfer(sounds, 0), forward("vision", 0), transfer(images, 0), forward("audio", 1)),
+        *(transfer(sounds, 1), forward("vision", 1), forward("llm", 0), transfer(images, 1), forward("llm", 1)),
+    )
+    # Backwards one by one, so that they fit queues of one microbatch.
+    end = []
+    for index in range(2):
+        end += [backward("llm", index), *(transfer(edge, index, backward=True) for edge in edges)]
+        end += [backward("audio", index), backward("vision", index)]
+    actions = (*start, *end, *(update(stage.name) for stage in stages))
+    assert set(actions) == set(rest)
+    schedule = Schedule(name="mine", graph=graph, microbatches=2, actions=actions)
+    assert check(schedule, queue=1)
+    together = StageGraph(stages=(dataclasses.replace(stages[0], independent=False), *stages[1:]), edges=edges)
+    refused(
+        dataclasses.replace(schedule, graph=together),
+        "F1 of stage 'vision' waits for its turn on device 1 behind T1:sounds",
+        queue=1,
+    )
+
+
 def test_a_queue_of_nothing_is_refused(good):
     refused(good, "queue=0: an edge must hold at least 1 microbatch", queue=0)
 
@@ -143,7 +235,15 @@ def stage_graphs(draw) -> StageGraph:
         backwards.append(trains[index] or any(backwards[a] for a, b in edges if b == index))
     devices = st.lists(st.integers(0, 4), unique=True, max_size=3).map(tuple)
     stages = tuple(
-        StageNode(name=f"s{i}", module=f"m{i}", index=0, backward=backwards[i], update=trains[i], devices=draw(devices))
+        StageNode(
+            name=f"s{i}",
+            module=f"m{i}",
+            index=0,
+            backward=backwards[i],
+            update=trains[i],
+            devices=draw(devices),
+            independent=draw(st.booleans()),
+        )
         for i in range(size)
     )
     crossings = (
@@ -162,7 +262,7 @@ def test_every_schedule_is_legal_on_any_graph(graph, microbatches, name):
         assert all(report.peak_live[s.name] <= graph.depth(s.name) + 1 for s in graph.stages)
     spans = [span for span in simulate(schedule).spans if span.action.kind is not Kind.TRANSFER]
     for device in {device for stage in graph.stages for device in stage.devices}:
-        here = sorted((s.start, s.end) for s in spans if device in graph.stage(s.stage).devices)
+        here = sorted((s.start, s.end) for s in spans if device in s.devices)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(here))
 
 

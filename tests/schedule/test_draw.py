@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hetjax.schedule import SCHEDULES, Costs, StageGraph, build_schedule, gpipe, one_f_one_b, simulate
+from hetjax.schedule import (
+    SCHEDULES,
+    Costs,
+    StageGraph,
+    bubble_fill,
+    build_schedule,
+    gpipe,
+    one_f_one_b,
+    simulate,
+    zero_bubble,
+)
 from hetjax.schedule.draw import device_ranges, draw
 
 
@@ -14,7 +24,9 @@ def test_a_picture_has_the_colours_of_both_modules_and_kinds(tmp_path, schedule)
     pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
     assert pixels.shape[0] > 300
     assert pixels.shape[1] > 1500
-    for colour in ("a9cbee", "2f6db3", "f9cf9c", "cf7412"):
+    # Of a backward in two parts, the shades of both.
+    llm = ("874b0c", "e4a257") if schedule == "zero_bubble" else ("cf7412",)
+    for colour in ("a9cbee", "2f6db3", "f9cf9c", *llm):
         area = (pixels == np.frombuffer(bytes.fromhex(colour), np.uint8)).all(-1).mean()
         assert area > 0.005, f"#{colour} covers {area:.2%} of the picture"
 
@@ -35,6 +47,23 @@ def test_every_program_has_a_box_with_its_microbatch(tmp_path):
     for microbatch in range(8):
         ticks = {"0", "5"}  # these numbers also stand on the time axis
         assert comments.count(str(microbatch)) == 2 * 4 + (str(microbatch) in ticks)
+
+
+def test_a_split_backward_has_two_entries_in_the_legend(tmp_path):
+    draw(simulate(zero_bubble("ab", 2)), tmp_path / "picture.svg")
+    comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())
+    labels = ["a forward", "a backward", "b forward", "b backward, inputs", "b backward, weights", "update"]
+    assert [text for text in comments if text in labels] == labels
+
+
+def test_pieces_that_run_apart_are_drawn_on_their_devices(tmp_path, named_graph):
+    schedule = bubble_fill(named_graph("independent"), 2)
+    draw(simulate(schedule), tmp_path / "picture.svg")
+    comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())
+    assert "vision, llm.0" in comments
+    assert "vision, llm.1" in comments
+    # Per microbatch, on each of two lanes: a forward and a backward of the encoder and of one stage.
+    assert sum(text == "1" for text in comments) == 2 * 4
 
 
 def test_device_ids_are_shortened_to_ranges():

@@ -45,6 +45,19 @@ def test_inputs_and_outputs_are_the_edges_at_a_stage(named_graph):
     assert graph.outputs("llm.1") == ()
 
 
+def test_a_backward_splits_where_a_stage_trains_and_gives_a_gradient_to_an_input(named_graph):
+    splits = {
+        "long-encoder": {"vision.1", "llm.0", "llm.1"},
+        "frozen-encoder": {"llm.1"},
+        "frozen-llm": {"vision.1"},
+        "all-frozen": set(),
+        "fan-in-1": {"llm.0"},
+    }
+    for name, expected in splits.items():
+        graph = named_graph(name)
+        assert {stage.name for stage in graph.stages if graph.splits(stage.name)} == expected
+
+
 def test_stages_with_equal_devices_share_a_mesh():
     stages = (node("a", devices=(0, 1)), node("b", devices=(1,)), node("c", devices=(0, 1)), node("d"), node("e"))
     edges = tuple(edge(x, y) for x, y in ("ab", "bc", "cd", "de"))

@@ -7,8 +7,10 @@ import hetjax.schedule
 from hetjax.errors import ScheduleError
 from hetjax.schedule import SCHEDULES, StageGraph, build_schedule
 
+NAMES = ("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated", "bubble_fill")
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "colocated"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_schedules_are_built_by_name(name):
     schedule = build_schedule(name, StageGraph.chain(("vision", "llm")), 2)
     assert schedule.name == name
@@ -16,11 +18,11 @@ def test_schedules_are_built_by_name(name):
 
 
 def test_an_unknown_schedule_is_answered_with_the_known_ones():
-    with pytest.raises(ScheduleError, match="unknown schedule 'zigzag'; the known ones are gpipe, 1f1b, colocated"):
+    with pytest.raises(ScheduleError, match=f"unknown schedule 'zigzag'; the known ones are {', '.join(NAMES)}"):
         build_schedule("zigzag", StageGraph.chain("ab"), 2)
 
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "colocated"])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_schedule_takes_zero_microbatches(name):
     with pytest.raises(ScheduleError, match="microbatches=0"):
         build_schedule(name, StageGraph.chain("ab"), 0)

@@ -58,6 +58,29 @@ def test_idle_share_weighs_stages_by_their_devices():
     assert timeline.idle_share() == pytest.approx((0.3 + 3 * 0.7) / 4)
 
 
+def test_devices_of_an_independent_stage_run_their_pieces_when_they_are_free(make_shared):
+    schedule = gpipe(make_shared(2), 2)
+    costs = Costs(update=0, of={("vision", Kind.FORWARD): 2, ("vision", Kind.BACKWARD): 3})
+    programs = [s for s in simulate(schedule, costs).spans if s.devices and s.action.kind is not Kind.UPDATE]
+    by_device = {
+        device: [(f"{s.stage}:{s.action}", s.start, s.end) for s in programs if device in s.devices]
+        for device in (0, 1)
+    }
+    # Both run vision's F1 behind their first forward of llm, and whatever reads it waits for the later of them.
+    assert by_device[0] == [
+        *(("vision:F0", 0, 2), ("llm.0:F0", 2, 3), ("vision:F1", 3, 5), ("llm.0:F1", 6, 7)),
+        *(("llm.0:B0", 10, 12), ("llm.0:B1", 12, 14), ("vision:B0", 14, 17), ("vision:B1", 17, 20)),
+    ]
+    assert by_device[1] == [
+        *(("vision:F0", 0, 2), ("llm.1:F0", 3, 4), ("vision:F1", 4, 6), ("llm.1:F1", 7, 8)),
+        *(("llm.1:B0", 8, 10), ("llm.1:B1", 10, 12), ("vision:B0", 12, 15), ("vision:B1", 15, 18)),
+    ]
+    timeline = simulate(schedule, costs)
+    assert timeline.makespan == 20
+    assert timeline.idle_share_of([0]) == timeline.idle_share("llm.0") == pytest.approx(1 - 16 / 20)
+    assert timeline.idle_share() == pytest.approx(1 - (16 + 16) / 40)
+
+
 def test_updates_start_together_after_the_last_backward():
     timeline = simulate(one_f_one_b("abc", 3), Costs(update=0.25))
     updates = [s for s in timeline.spans if s.action.kind is Kind.UPDATE]

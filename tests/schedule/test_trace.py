@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hetjax.schedule import Costs, one_f_one_b, simulate
+from hetjax.schedule import Costs, bubble_fill, one_f_one_b, simulate, zero_bubble
 from hetjax.schedule.trace import write_trace
 
 
@@ -44,3 +44,22 @@ def test_processes_tell_their_devices(named_graph, tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
     assert names == ["vision on devices 0, 1, 2, 3", "llm.0 on devices 0, 1", "llm.1 on devices 2, 3"]
+
+
+def test_pieces_that_run_apart_are_on_their_devices(named_graph, tmp_path):
+    timeline = simulate(bubble_fill(named_graph("independent"), 2))
+    write_trace(timeline, tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["vision, llm.0 on devices 0", "vision, llm.1 on devices 1"]
+    for device in (0, 1):
+        mine = [(e["name"], e["ts"]) for e in events if e["ph"] == "X" and e["pid"] == device and e["tid"] == 0]
+        spans = [span for span in timeline.spans if device in span.devices]
+        assert mine == [(f"{s.stage} {s.action}", pytest.approx(s.start * 1e6)) for s in spans]
+
+
+def test_the_parts_of_a_backward_are_told_apart(tmp_path):
+    write_trace(simulate(zero_bubble("ab", 2)), tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    parts = [e["name"] for e in events if e.get("cat") in ("backward_input", "backward_weight")]
+    assert parts == ["b I0", "b I1", "b W0", "b W1"]

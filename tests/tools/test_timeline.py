@@ -1,11 +1,16 @@
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from hetjax.cli import main
 from hetjax.errors import ConfigError
-from hetjax.tools.timeline import timeline
+from hetjax.schedule import simulate, zero_bubble
+from hetjax.tools.given_costs import GivenCosts
+from hetjax.tools.timeline import _estimate, _numbers, _table, timeline
 
 
 def test_the_estimate_gives_the_longest_forward_one_unit_and_backwards_two_forwards(make_config, tmp_path):
@@ -46,6 +51,45 @@ def test_measured_programs_take_seconds_that_make_up_the_makespan(make_config, t
     assert numbers["unit"] == "seconds"
     assert 2 * (llm["forward"] + llm["backward"]) + llm["update"] <= numbers["makespan"] < 10
     assert min(llm["forward"], llm["backward"], llm["update"]) > 0
+
+
+def test_given_costs_replace_the_estimate(make_config, tmp_path):
+    costs = GivenCosts(forward=2, backward=5, update=1, of={"vision forward": 3})
+    numbers = timeline(config=make_config(), out=str(tmp_path / "timeline.svg"), costs=costs).numbers
+    vision, llm = numbers["stages"]["vision"], numbers["stages"]["llm"]
+    assert (vision["forward"], vision["backward"], llm["forward"], llm["backward"]) == (3, 5, 2, 5)
+    # vision F0 0-3, F1 3-6; llm F0 3-5, B0 5-10, F1 10-12, B1 12-17; vision B1 17-22; updates
+    assert numbers["makespan"] == 23
+    assert vision["idle_share"] == pytest.approx(1 - (2 * 3 + 2 * 5 + 1) / 23)
+    assert numbers["idle_share"] == pytest.approx(1 - (17 + 15) / 46)
+    assert "time (units)" in (tmp_path / "timeline.svg").read_text()
+
+
+def test_costs_are_given_on_the_command_line(tiny_yaml, tmp_path, capsys):
+    out = str(tmp_path / "timeline.json")
+    costs = ["--costs.forward", "2", "--costs.of", "{vision forward: 3}"]
+    main(["timeline", "--config", str(tiny_yaml), "--out", out, *costs, "--json"])
+    stages = json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]
+    assert (stages["vision"]["forward"], stages["llm"]["forward"], stages["llm"]["backward"]) == (3, 2, 2)
+
+
+def test_costs_are_either_given_or_measured(make_config):
+    with pytest.raises(ConfigError, match="measured is true and costs are given; leave one of them out"):
+        timeline(config=make_config(), measured=True, costs=GivenCosts())
+
+
+def test_the_two_parts_of_a_backward_are_estimated_at_a_forward_each(make_trainer, make_config):
+    trainer, config = make_trainer(), make_config()
+    costs = _estimate(trainer, config)
+    split = simulate(zero_bubble(trainer.schedule.graph, 2), costs)
+    parts = {str(s.action): s.end - s.start for s in split.spans if s.stage == "llm"}
+    assert (parts["F0"], parts["I0"], parts["W1"]) == (1, 1, 1)
+    numbers = _numbers(trainer, split, "longest forward")
+    assert numbers["stages"]["llm"]["backward"] is None
+    assert numbers["stages"]["llm"]["backward_input"] == numbers["stages"]["llm"]["backward_weight"] == 1
+    console = Console(width=120, file=io.StringIO())
+    console.print(_table(numbers))
+    assert "1 + 1" in console.file.getvalue()
 
 
 def test_a_frozen_encoder_has_no_backward_in_the_timeline(make_config, tmp_path):
