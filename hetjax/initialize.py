@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
+from hetjax.cut import cut_module
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.host import to_devices
 from hetjax.optimizer import Update
 from hetjax.ordering import in_order
-from hetjax.stage import Shapes, Stage, cut_module
+from hetjax.stage import Shapes, Stage
 from hetjax.state import StageState, TrainState
 from hetjax.weights import Arrays, take_apart
 

@@ -1,27 +1,22 @@
-"""Modules cut into stages, each with its mesh."""
+"""A stage: a part of a module, its layout and its mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.errors import BatchError, GraphError
-from hetjax.graph import ModuleGraph, input_ports, optional_ports
 from hetjax.weights import Arrays, Skeleton, take_apart
-from meshes import Layout, PlacementError, ResolvedPlacement
+from meshes import Layout, PlacementError
 from models.dims import Dims, Splits, layout_in_force
-from models.errors import LayoutError, ModelError
+from models.errors import LayoutError
 from models.remat import Remat
-from models.stages import balanced_layers
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -82,8 +77,8 @@ class Stage:
     @functools.cached_property
     def compute_params(self) -> Shapes:
         """The weights as programs see them."""
-        whole = _placed(self.params, self.skeleton, self.layout.compute_spec, self.mesh, self.module, None)
-        return {path: _cast_shape(shape, self.compute_dtype) for path, shape in whole.items()}
+        whole = placed_arrays(self.params, self.skeleton, self.layout.compute_spec, self.mesh, self.module, None)
+        return {path: cast_shape(shape, self.compute_dtype) for path, shape in whole.items()}
 
     @functools.cached_property
     def cast_params(self) -> Shapes:
@@ -167,12 +162,16 @@ class Stage:
         Raises BatchError where an input does not divide as the layout asks, GraphError where the call changes the
         state's shapes.
         """
-        module = self.skeleton.assemble(params, buffers)
         with self.in_force():
-            try:
-                outputs = module(**inputs)
-            except LayoutError as error:
-                raise BatchError(f"module '{self.module}': {error}") from None
+            return self.call_whole(params, buffers, inputs)
+
+    def call_whole(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """`call` without the layout in force, as one device would run it."""
+        module = self.skeleton.assemble(params, buffers)
+        try:
+            outputs = module(**inputs)
+        except LayoutError as error:
+            raise BatchError(f"module '{self.module}': {error}") from None
         if not isinstance(outputs, Mapping):
             outputs = {"output": outputs}
         skeleton, _, after = take_apart(module)
@@ -191,119 +190,7 @@ class Stage:
         return dict(outputs), after
 
 
-def cut_graph(
-    graph: ModuleGraph,
-    placement: ResolvedPlacement,
-    *,
-    devices: Sequence[jax.Device],
-    frozen: Iterable[str],
-    param_dtype: Any,
-    compute_dtype: Any,
-    remat: Mapping[str, Remat] = MappingProxyType({}),
-) -> tuple[Stage, ...]:
-    """All stages in topological order. Raises GraphError and PlacementError."""
-    _check_modules(graph, placement, frozen)
-    trained = {name for name in graph.modules if name not in frozen and take_apart(graph.abstract(name))[1]}
-    if not trained:
-        raise GraphError(
-            f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "
-            "leave at least one to train"
-        )
-    stages = []
-    for module in graph.order:
-        layout = placement.placement[module]
-        layers = _layers(graph.abstract(module), module, layout)
-        for index in range(layout.stage_count):
-            part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
-            skeleton, params, buffers = take_apart(part)
-            mesh = placement.mesh(module, index % layout.stage, devices)
-            trains = module in trained
-            # A frozen module needs no master copy: its weights are kept as they are computed with.
-            dtype = param_dtype if trains else (compute_dtype or param_dtype)
-            spec = layout.weight_spec if trains else layout.compute_spec
-            stages.append(
-                Stage(
-                    name=module if layout.stage_count == 1 else f"{module}.{index}",
-                    module=module,
-                    index=index,
-                    count=layout.stage_count,
-                    layers=layers,
-                    layout=layout,
-                    mesh=mesh,
-                    skeleton=skeleton,
-                    params=_placed(params, skeleton, spec, mesh, module, dtype),
-                    buffers=_placed(buffers, skeleton, layout.weight_spec, mesh, module, None),
-                    inputs=input_ports(part),
-                    optional=optional_ports(part),
-                    port_dims=dict(getattr(part, "port_dims", {})),
-                    trains=trains,
-                    compute_dtype=compute_dtype,
-                    remat=remat.get(module, "none"),
-                    independent_samples=getattr(part, "independent_samples", False),
-                    ends_steps=hasattr(part, "end_of_step"),
-                )
-            )
-    return tuple(stages)
-
-
-def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | None:
-    """How many layers each stage has, None where the module is to decide. Raises GraphError."""
-    if layout.stage_count == 1 or layout.layers == "even":
-        return None
-    if layout.layers != "balanced":
-        return tuple(layout.layers)
-    if not hasattr(module, "layer_costs"):
-        raise GraphError(
-            f"module '{name}': its layout has layers=balanced, but {type(module).__name__} has no property "
-            "layer_costs (models.stages.LayerCosts) to balance by; add it, or list the layers of each stage"
-        )
-    try:
-        return balanced_layers(module.layer_costs, layout.stage_count)
-    except ModelError as error:
-        raise GraphError(f"module '{name}': {error}") from None
-
-
-def cut_module(
-    module: nnx.Module, name: str, index: int, count: int, layers: Sequence[int] | None = None
-) -> nnx.Module:
-    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError.
-
-    `layers` says how many layers each stage has, for a module whose `stage` takes that.
-    """
-    if count == 1:
-        return module
-    if not hasattr(module, "stage"):
-        raise GraphError(
-            f"module '{name}': its layout has stage={count}, but {type(module).__name__} has no method "
-            "stage(index, count) that cuts it; add one or set stage=1"
-        )
-    if layers is not None and "layers" not in inspect.signature(module.stage).parameters:
-        raise GraphError(
-            f"module '{name}': its layout lists the layers of each stage, but stage(index, count) of "
-            f"{type(module).__name__} takes no parameter layers; add it or set layers=even"
-        )
-    listed = {} if layers is None else {"layers": layers}
-    definition, state = nnx.split(module)
-    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
-    # With variables of its own, so that a `stage` which cuts in place leaves the module given as it is.
-    cut = lambda state: nnx.merge(definition, state, copy=True).stage(index, count, **listed)  # noqa: E731
-    with nnx.use_eager_sharding(False):
-        return nnx.eval_shape(cut, state) if is_abstract else cut(state)
-
-
-def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Iterable[str]) -> None:
-    modules, placed, frozen = set(graph.modules), set(placement.placement), set(frozen)
-    if modules - placed:
-        raise PlacementError(f"placement has no layout for module '{min(modules - placed)}'; add one")
-    for what, names in (("placement", placed), ("frozen", frozen)):
-        if names - modules:
-            raise PlacementError(
-                f"{what} names module '{min(names - modules)}', which the graph lacks; its modules are "
-                f"{', '.join(graph.modules)}"
-            )
-
-
-def _placed(
+def placed_arrays(
     arrays: Mapping[str, Any],
     skeleton: Skeleton,
     spec_of: Callable[..., PartitionSpec],
@@ -311,16 +198,18 @@ def _placed(
     module: str,
     dtype: Any,
 ) -> Shapes:
+    """Shapes of a module's arrays on a mesh, split by what `spec_of` says of their dims. Raises PlacementError."""
     placed = {}
     for path, array in arrays.items():
         dims = skeleton.dims.get(path, (None,) * len(array.shape))
         spec = spec_of(dims, array.shape, name=f"module '{module}': weight {path} of shape {array.shape}")
         shape = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
-        placed[path] = _cast_shape(shape, dtype)
+        placed[path] = cast_shape(shape, dtype)
     return placed
 
 
-def _cast_shape(shape: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+def cast_shape(shape: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    """The shape in another dtype, if that is given and it is a floating one."""
     if dtype is None or not jnp.issubdtype(shape.dtype, jnp.floating):
         return shape
     return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shape.sharding)

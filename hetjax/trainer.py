@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from jax.typing import DTypeLike
 
 from hetjax.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
 from hetjax.compiling import compile_all
+from hetjax.cut import cut_graph
 from hetjax.errors import ConfigError, StateError
 from hetjax.executor import Announcer, Executor, Observer
+from hetjax.flops import estimated_costs
 from hetjax.graph import ModuleGraph
 from hetjax.host import to_devices, to_every_process
 from hetjax.initialize import initialize
@@ -22,7 +25,7 @@ from hetjax.links import make_links, stage_graph
 from hetjax.optimizer import Update
 from hetjax.schedule import Costs, Schedule, build_schedule
 from hetjax.schedule.check import check
-from hetjax.stage import Stage, cut_graph
+from hetjax.stage import Stage
 from hetjax.state import TrainState
 from hetjax.step import Step, trace_step
 from hetjax.weights import Arrays
@@ -45,7 +48,8 @@ class Trainer:
             computes over several weights or over whole ones (a norm in the chain, a factored moment) would depend
             on the placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
         schedule: "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated" or "bubble_fill".
-        schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill").
+        schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
+            estimated from the FLOPs of the programs, once the shapes of a batch are known.
         microbatches: parts that a batch is cut into.
         frozen: modules that do not train: they get no optimizer state, a backward program only where a
             gradient passes through them, and their running statistics stay as they are.
@@ -105,6 +109,7 @@ class Trainer:
             schedule, stage_graph(self.stages, self.links), microbatches, schedule_costs
         )
         self.report = check(self.schedule)
+        self._costs_given = schedule_costs is not None
         scales = dict(learning_rate_scale or {})
         _check_modules(scales, graph, "learning_rate_scale")
         for module in set(scales) & set(frozen):
@@ -161,7 +166,13 @@ class Trainer:
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
         check_loss_tokens(batch, self.graph.sink)
-        return trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices)
+        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices)
+        if self.schedule.name == "bubble_fill" and not self._costs_given:
+            costs = estimated_costs(step)
+            self.schedule = build_schedule("bubble_fill", self.schedule.graph, self.microbatches, costs)
+            self.report = check(self.schedule)
+            step = dataclasses.replace(step, schedule=self.schedule)
+        return step, tasks
 
     def step(
         self,

@@ -3,6 +3,9 @@
 import jax
 import pytest
 
+from hetjax.build import build_trainer
+from hetjax.config import load_config
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -23,3 +26,39 @@ def float64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+TINY = """
+name: tiny
+placement:
+  vision: {devices: 0-1, data: 2}
+  llm: {devices: 2-3, data: 1, tensor: 2}
+schedule: 1f1b
+microbatches: 2
+model:
+  vision: {image_size: 8, patch_size: 4, width: 16, layers: 2, heads: 2, mlp_width: 32, projector_width: 32,
+           output_width: 24}
+  llm: {vocab_size: 40, width: 24, layers: 3, heads: 4, kv_heads: 2, head_dim: 6, mlp_width: 48}
+data: {train: none.jsonl, image_size: 8, seq_len: 12, batch_size: 8, images_per_sample: 2}
+optimizer: {learning_rate: 1.0e-3}
+steps: 10
+"""
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path):
+    """A run of a tiny encoder and language model on four devices."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def make_config(tiny_yaml):
+    """The settings of that run, with changes given as on the command line."""
+    return lambda *changes: load_config(["--config", str(tiny_yaml), *changes])[0]
+
+
+@pytest.fixture
+def make_trainer(make_config):
+    return lambda *changes: build_trainer(make_config(*changes))

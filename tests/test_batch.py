@@ -6,9 +6,9 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
 from hetjax.batch import input_shapes, loss_tokens, place_inputs
+from hetjax.cut import cut_graph
 from hetjax.errors import BatchError
 from hetjax.links import make_links
-from hetjax.stage import cut_graph
 from meshes import Layout, Placement
 from tests.small_modules import IN, Encoder, Head, Tower
 

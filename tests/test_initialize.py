@@ -4,9 +4,9 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph
+from hetjax.cut import cut_graph
 from hetjax.errors import ConfigError
 from hetjax.initialize import initialize
-from hetjax.stage import cut_graph
 from hetjax.whole import merge_stages
 from meshes import Layout, Placement
 from tests.small_modules import Encoder, Head, Noisy, Tower

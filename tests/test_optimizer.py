@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from hetjax import Edge, ModuleGraph, Trainer
+from hetjax.cut import cut_graph
 from hetjax.optimizer import Update
-from hetjax.stage import Stage, cut_graph
+from hetjax.stage import Stage
 from meshes import Layout, Placement
 from tests.small_modules import Encoder, Tower
 

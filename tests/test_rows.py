@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
 from hetjax.batch import input_shapes, rows_needed
+from hetjax.cut import cut_graph
 from hetjax.data import DataConfig, TrainData, load_tokenizer
 from hetjax.errors import BatchError
 from hetjax.links import make_links
 from hetjax.rows import RowSubset
-from hetjax.stage import cut_graph
 from meshes import Layout, Placement
 from tests.processes import run_processes
 from tests.small_modules import IN, Encoder, Head

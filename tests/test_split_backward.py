@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hetjax.flops import count_flops
 from hetjax.split_backward import split_backward
-from hetjax.tools.flops import count_flops
 from hetjax.weights import take_apart
 from models.remat import remat_in_force
 from tests.parity.oracle import relative_error

@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
 from hetjax.batch import check_batch
+from hetjax.cut import cut_graph, cut_module
 from hetjax.errors import BatchError, GraphError
 from hetjax.links import make_links, stage_graph
-from hetjax.stage import cut_graph, cut_module
 from hetjax.weights import take_apart
 from meshes import Layout, Placement, PlacementError
 from models import LanguageModel, ModelError

@@ -16,9 +16,9 @@ from hetjax.build import batch_shapes, build_trainer, use_devices
 from hetjax.config import TrainConfig
 from hetjax.display import format_bytes
 from hetjax.errors import ConfigError
+from hetjax.flops import model_flops
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch
-from hetjax.tools.flops import model_flops
 from hetjax.tools.outcome import Outcome, busy, stderr
 from hetjax.tools.random_batch import random_batch
 from hetjax.trainer import Trainer

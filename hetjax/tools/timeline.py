@@ -9,10 +9,10 @@ from rich.table import Table
 from hetjax.build import batch_shapes, build_trainer, use_devices
 from hetjax.config import TrainConfig
 from hetjax.errors import ConfigError
+from hetjax.flops import estimated_costs
 from hetjax.schedule import Costs, Kind, Timeline, simulate
 from hetjax.schedule.trace import write_trace
 from hetjax.stopwatch import Stopwatch
-from hetjax.tools.flops import backward_factor, forward_flops
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.outcome import Outcome, busy
 from hetjax.tools.pictures import PICTURES, output_path
@@ -52,7 +52,7 @@ def timeline(
     elif measured:
         taken, unit = _measure(trainer, config), "seconds"
     else:
-        taken, unit = _estimate(trainer, config), "longest forward"
+        taken, unit = estimated_costs(trainer.trace(batch_shapes(config))[0]), "longest forward"
     found = simulate(trainer.schedule, taken)
     if path.suffix == ".json":
         write_trace(found, path)
@@ -66,22 +66,6 @@ def timeline(
     numbers = _numbers(trainer, found, unit)
     written = [name for name in (out, trace) if name]
     return Outcome(numbers={**numbers, "written": written}, shown=(_table(numbers), f"wrote {', '.join(written)}"))
-
-
-def _estimate(trainer: Trainer, config: TrainConfig) -> Costs:
-    """FLOPs of each program over the devices that share it, in units of the longest forward.
-
-    Devices count as equally fast, transfers as immediate; each part of a backward takes one forward, an update a
-    tenth of a unit.
-    """
-    step, _ = trainer.trace(batch_shapes(config))
-    per_device = {name: flops / step.stages[name].mesh.size for name, flops in forward_flops(step).items()}
-    unit = max(per_device.values()) or 1.0
-    of = {(name, Kind.FORWARD): flops / unit for name, flops in per_device.items()}
-    for part in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT):
-        of |= {(name, part): flops / unit for name, flops in per_device.items()}
-    of |= {(name, Kind.BACKWARD): backward_factor(step, name) * flops / unit for name, flops in per_device.items()}
-    return Costs(of=of)
 
 
 def _measure(trainer: Trainer, config: TrainConfig) -> Costs:

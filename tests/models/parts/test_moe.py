@@ -11,7 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hetjax.compiled import collectives
 from models.dims import Splits, layout_in_force
+from models.errors import LayoutError, ModelError
 from models.parts.moe import MoE, MoEConfig
 from models.parts.zigzag import SequenceOrder
 

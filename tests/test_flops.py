@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from hetjax.build import batch_shapes
-from hetjax.tools.flops import backward_factor, count_flops, forward_flops, model_flops
+from hetjax.flops import backward_factor, count_flops, forward_flops, model_flops
 
 
 @pytest.fixture

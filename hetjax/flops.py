@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from hetjax.schedule import Costs, Kind
 from hetjax.step import Step
 
 
@@ -27,6 +28,10 @@ def _count(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(left[dim] for dim in contracted) * math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name.startswith("ragged_dot"):
+            # Rows of each group by the matrix of that group: every row once.
+            (rows, contracted), (_, _, columns) = (invar.aval.shape for invar in equation.invars[:2])
+            total += 2 * rows * contracted * columns
         runs = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         total += runs * sum(_count(inner) for inner in _inner(equation.params.values()))
     return total
@@ -42,11 +47,26 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 
 
 def forward_flops(step: Step) -> dict[str, int]:
-    """FLOPs of each stage's forward for one microbatch, over all devices of its mesh."""
+    """FLOPs of each stage's forward for one microbatch, over all devices of its mesh, whatever its layout."""
     return {
-        name: count_flops(stage.call, stage.compute_params, stage.buffers, step.programs[name].inputs)
+        name: count_flops(stage.call_whole, stage.compute_params, stage.buffers, step.programs[name].inputs)
         for name, stage in step.stages.items()
     }
+
+
+def estimated_costs(step: Step) -> Costs:
+    """FLOPs of each program over the devices that share it, in units of the longest forward.
+
+    Devices count as equally fast, transfers as immediate; each part of a backward takes one forward, an update a
+    tenth of a unit.
+    """
+    per_device = {name: flops / step.stages[name].mesh.size for name, flops in forward_flops(step).items()}
+    unit = max(per_device.values()) or 1.0
+    of = {(name, Kind.FORWARD): flops / unit for name, flops in per_device.items()}
+    for part in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT):
+        of |= {(name, part): flops / unit for name, flops in per_device.items()}
+    of |= {(name, Kind.BACKWARD): backward_factor(step, name) * flops / unit for name, flops in per_device.items()}
+    return Costs(of=of)
 
 
 def backward_factor(step: Step, stage: str) -> int:

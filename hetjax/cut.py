@@ -1,0 +1,132 @@
+"""Modules cut into stages and laid out on their meshes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from hetjax.errors import GraphError
+from hetjax.graph import ModuleGraph, input_ports, optional_ports
+from hetjax.stage import Stage, placed_arrays
+from hetjax.weights import take_apart
+from meshes import Layout, PlacementError, ResolvedPlacement
+from models.errors import ModelError
+from models.remat import Remat
+from models.stages import balanced_layers
+
+
+def cut_graph(
+    graph: ModuleGraph,
+    placement: ResolvedPlacement,
+    *,
+    devices: Sequence[jax.Device],
+    frozen: Iterable[str],
+    param_dtype: Any,
+    compute_dtype: Any,
+    remat: Mapping[str, Remat] = MappingProxyType({}),
+) -> tuple[Stage, ...]:
+    """All stages in topological order. Raises GraphError and PlacementError."""
+    _check_modules(graph, placement, frozen)
+    trained = {name for name in graph.modules if name not in frozen and take_apart(graph.abstract(name))[1]}
+    if not trained:
+        raise GraphError(
+            f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "
+            "leave at least one to train"
+        )
+    stages = []
+    for module in graph.order:
+        layout = placement.placement[module]
+        layers = _layers(graph.abstract(module), module, layout)
+        for index in range(layout.stage_count):
+            part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
+            skeleton, params, buffers = take_apart(part)
+            mesh = placement.mesh(module, index % layout.stage, devices)
+            trains = module in trained
+            # A frozen module needs no master copy: its weights are kept as they are computed with.
+            dtype = param_dtype if trains else (compute_dtype or param_dtype)
+            spec = layout.weight_spec if trains else layout.compute_spec
+            stages.append(
+                Stage(
+                    name=module if layout.stage_count == 1 else f"{module}.{index}",
+                    module=module,
+                    index=index,
+                    count=layout.stage_count,
+                    layers=layers,
+                    layout=layout,
+                    mesh=mesh,
+                    skeleton=skeleton,
+                    params=placed_arrays(params, skeleton, spec, mesh, module, dtype),
+                    buffers=placed_arrays(buffers, skeleton, layout.weight_spec, mesh, module, None),
+                    inputs=input_ports(part),
+                    optional=optional_ports(part),
+                    port_dims=dict(getattr(part, "port_dims", {})),
+                    trains=trains,
+                    compute_dtype=compute_dtype,
+                    remat=remat.get(module, "none"),
+                    independent_samples=getattr(part, "independent_samples", False),
+                    ends_steps=hasattr(part, "end_of_step"),
+                )
+            )
+    return tuple(stages)
+
+
+def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | None:
+    """How many layers each stage has, None where the module is to decide. Raises GraphError."""
+    if layout.stage_count == 1 or layout.layers == "even":
+        return None
+    if layout.layers != "balanced":
+        return tuple(layout.layers)
+    if not hasattr(module, "layer_costs"):
+        raise GraphError(
+            f"module '{name}': its layout has layers=balanced, but {type(module).__name__} has no property "
+            "layer_costs (models.stages.LayerCosts) to balance by; add it, or list the layers of each stage"
+        )
+    try:
+        return balanced_layers(module.layer_costs, layout.stage_count)
+    except ModelError as error:
+        raise GraphError(f"module '{name}': {error}") from None
+
+
+def cut_module(
+    module: nnx.Module, name: str, index: int, count: int, layers: Sequence[int] | None = None
+) -> nnx.Module:
+    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError.
+
+    `layers` says how many layers each stage has, for a module whose `stage` takes that.
+    """
+    if count == 1:
+        return module
+    if not hasattr(module, "stage"):
+        raise GraphError(
+            f"module '{name}': its layout has stage={count}, but {type(module).__name__} has no method "
+            "stage(index, count) that cuts it; add one or set stage=1"
+        )
+    if layers is not None and "layers" not in inspect.signature(module.stage).parameters:
+        raise GraphError(
+            f"module '{name}': its layout lists the layers of each stage, but stage(index, count) of "
+            f"{type(module).__name__} takes no parameter layers; add it or set layers=even"
+        )
+    listed = {} if layers is None else {"layers": layers}
+    definition, state = nnx.split(module)
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+    # With variables of its own, so that a `stage` which cuts in place leaves the module given as it is.
+    cut = lambda state: nnx.merge(definition, state, copy=True).stage(index, count, **listed)  # noqa: E731
+    with nnx.use_eager_sharding(False):
+        return nnx.eval_shape(cut, state) if is_abstract else cut(state)
+
+
+def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Iterable[str]) -> None:
+    modules, placed, frozen = set(graph.modules), set(placement.placement), set(frozen)
+    if modules - placed:
+        raise PlacementError(f"placement has no layout for module '{min(modules - placed)}'; add one")
+    for what, names in (("placement", placed), ("frozen", frozen)):
+        if names - modules:
+            raise PlacementError(
+                f"{what} names module '{min(names - modules)}', which the graph lacks; its modules are "
+                f"{', '.join(graph.modules)}"
+            )
