@@ -6,11 +6,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from hetjax.build import batch_shapes
 from hetjax.cli import main
 from hetjax.errors import ConfigError
+from hetjax.flops import estimated_costs
 from hetjax.schedule import simulate, zero_bubble
 from hetjax.tools.given_costs import GivenCosts
-from hetjax.tools.timeline import _estimate, _numbers, _table, timeline
+from hetjax.tools.timeline import _numbers, _table, timeline
 
 
 def test_the_estimate_gives_the_longest_forward_one_unit_and_backwards_two_forwards(make_config, tmp_path):
@@ -79,8 +81,8 @@ def test_costs_are_either_given_or_measured(make_config):
 
 
 def test_the_two_parts_of_a_backward_are_estimated_at_a_forward_each(make_trainer, make_config):
-    trainer, config = make_trainer(), make_config()
-    costs = _estimate(trainer, config)
+    trainer = make_trainer()
+    costs = estimated_costs(trainer.trace(batch_shapes(make_config()))[0])
     split = simulate(zero_bubble(trainer.schedule.graph, 2), costs)
     parts = {str(s.action): s.end - s.start for s in split.spans if s.stage == "llm"}
     assert (parts["F0"], parts["I0"], parts["W1"]) == (1, 1, 1)
