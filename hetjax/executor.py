@@ -168,7 +168,7 @@ class Executor:
         if gradients:
             self._accumulate(flight, name, gradients)
         self._return(flight, action, carried)
-        return gradients, carried
+        return flight.gradients.get(name, {}), carried
 
     def _backward_input(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
         name, key = action.stage, (action.stage, action.microbatch)
@@ -182,7 +182,7 @@ class Executor:
         name, pending = action.stage, flight.pending.pop((action.stage, action.microbatch))
         gradients = self.step.programs[name].backward_weight(pending, flight.gradients[name])
         self._accumulate(flight, name, gradients)
-        return gradients
+        return flight.gradients[name]
 
     def _accumulate(self, flight: _InFlight, name: str, gradients: Arrays) -> None:
         """Keep a stage's gradients; after its last microbatch, those of the whole batch."""

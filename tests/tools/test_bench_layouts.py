@@ -4,6 +4,7 @@ from hetjax.errors import ConfigError
 from hetjax.tools.bench_layouts import layouts
 
 
+@pytest.mark.slow
 def test_both_placements_are_timed_and_a_layout_of_its_own_spares_the_encoder_its_traffic():
     outcome = layouts(rows=128, images=1, samples=8, steps=1, warmup=1)
     numbers = outcome.numbers
