@@ -30,7 +30,7 @@ def test_an_unknown_tool_is_refused_with_the_one_that_was_meant(capsys):
 
 
 def test_a_group_without_a_tool_lists_its_tools(capsys):
-    assert "{overhead,step,overlap,boundary,schedules}" in refused(capsys, "bench")
+    assert "{overhead,step,overlap,boundary,layouts, ...}" in refused(capsys, "bench")
 
 
 def test_an_unknown_option_or_setting_is_refused_with_the_one_that_was_meant(capsys):
