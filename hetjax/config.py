@@ -185,7 +185,13 @@ def add_settings(parser: jsonargparse.ArgumentParser) -> None:
 
 def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> TrainConfig:
     """The settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
-    made = parser.instantiate(values)
+    try:
+        made = parser.instantiate(values)
+    except ValueError as error:
+        # What the config of an optional part raised arrives wrapped, with the first cause at the end of the chain.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        raise error from None
     return TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
 
 

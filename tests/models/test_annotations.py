@@ -4,13 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from beartype import beartype
+from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
-from models import LanguageModel, VisionEncoder
+from models import LanguageModel, MoEConfig, VisionEncoder
 from models.generate import generate
 from models.parts.attention import attend
+from models.parts.expert_parallel import mix_experts
+from models.parts.experts import Kernels, Slots, run_experts
 from models.parts.loss import cross_entropy
+from models.parts.moe import MoE
 from models.parts.rope import rope_table, rotate
+from models.parts.router import Router, within_capacity
 from models.parts.scatter import scatter_tokens
 from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 
@@ -31,6 +36,14 @@ def test_shapes_that_the_signatures_state_are_taken():
     checked(cross_entropy, ones(2, 3, 9), rows, ones(2, 3))
     checked(attend, ones(2, 3, 4, 6), ones(2, 7, 2, 6), ones(2, 7, 2, 6), rows)
     checked(rotate, ones(2, 3, 4, 6), checked_table(rows))
+    config = MoEConfig(count=4, top_k=2, scores="sigmoid", balance_loss=0.1)
+    checked(MoE.__call__, MoE(6, 8, config, rngs=nnx.Rngs(0)), ones(2, 3, 6))
+    checked(Router.__call__, Router(6, 4, 2, rngs=nnx.Rngs(0)), ones(2, 3, 6))
+    checked(within_capacity, jnp.zeros((2, 3, 2), int), 4, 2, None)
+    kernels = Kernels((ones(4, 6, 8), ones(4, 6, 8)), ones(4, 8, 6))
+    slots = jnp.zeros((2, 3, 2), int), ones(2, 3, 2)
+    checked(mix_experts, ones(2, 3, 6), *slots, kernels, "swiglu")
+    checked(run_experts, kernels, ones(3, 6), Slots(slots[0][0], slots[1][0]), "swiglu", 6)
     checked(generate, build_decoder(), rows, jnp.ones(2, int), max_new_tokens=2, stop_token=0)
     batch = {key: jnp.asarray(value) for key, value in decoder_batch().items()}
     checked(LanguageModel.__call__, build_decoder(), **batch)
