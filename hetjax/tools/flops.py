@@ -27,9 +27,22 @@ def _count(jaxpr: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(left[dim] for dim in contracted) * math.prod(equation.outvars[0].aval.shape)
-        runs = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += runs * sum(_count(inner) for inner in _inner(equation.params.values()))
+        total += _runs(equation) * sum(_count(inner) for inner in _inner(equation.params.values()))
     return total
+
+
+def _runs(equation: Any) -> int:
+    """How often programs inside an equation run: a scan's in turn, a `shard_map`'s on devices that split the work."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "shard_map":
+            specs = (*equation.params["in_specs"], *equation.params["out_specs"])
+            entries = [entry for spec in specs for entry in spec if entry is not None]
+            axes = {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry)}
+            # Along an axis that no array is split over, devices repeat each other's work.
+            return math.prod(equation.params["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def _inner(values: Iterable[Any]) -> Iterable[Any]:
