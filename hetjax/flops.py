@@ -32,9 +32,22 @@ def _count(jaxpr: Any) -> int:
             # Rows of each group by the matrix of that group: every row once.
             (rows, contracted), (_, _, columns) = (invar.aval.shape for invar in equation.invars[:2])
             total += 2 * rows * contracted * columns
-        runs = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += runs * sum(_count(inner) for inner in _inner(equation.params.values()))
+        total += _runs(equation) * sum(_count(inner) for inner in _inner(equation.params.values()))
     return total
+
+
+def _runs(equation: Any) -> int:
+    """How often programs inside an equation run: a scan's in turn, a `shard_map`'s on devices that split the work."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "shard_map":
+            specs = (*equation.params["in_specs"], *equation.params["out_specs"])
+            entries = [entry for spec in specs for entry in spec if entry is not None]
+            axes = {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry)}
+            # Along an axis that no array is split over, devices repeat each other's work.
+            return math.prod(equation.params["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def _inner(values: Iterable[Any]) -> Iterable[Any]:

@@ -1,9 +1,15 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from hetjax.build import batch_shapes
 from hetjax.flops import backward_factor, count_flops, forward_flops, model_flops
+from meshes import Layout
+from models.dims import RESIDUAL, ROWS, layout_in_force
+from models.parts.linear import Linear
+from models.parts.project import project
+from tests.models.layouts import constraint_of, splits_of
 
 
 @pytest.fixture
@@ -45,6 +51,22 @@ def test_a_training_step_has_the_flops_of_the_formula_of_palm(make_step):
     step = make_step()
     assert model_flops(step) == llm + vision
     assert forward_flops(step)["llm"] == llm / 3 / step.schedule.microbatches
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(tensor=4), Layout(data=2, tensor=2, sequence_parallel=False), Layout(fsdp=2, context=2, tensor=2)],
+    ids=["tensor", "data and tensor", "fsdp, context and tensor"],
+)
+def test_a_split_map_counts_on_all_devices_that_share_it_and_once_on_those_that_repeat_it(layout):
+    linear = Linear({"embed": 8}, {"mlp": 16}, rngs=nnx.Rngs(0))
+    x = jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)
+
+    def run(x):
+        with layout_in_force(constraint_of(layout), splits_of(layout)):
+            return project(x, linear, given=RESIDUAL, wanted=ROWS)
+
+    assert count_flops(run, x) == 2 * 4 * 8 * 8 * 16
 
 
 def test_a_frozen_encoder_costs_only_its_forward(make_step):

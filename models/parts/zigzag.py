@@ -16,6 +16,7 @@ where a tile is one chunk of queries against one of keys, (S/2c)² pairs. Every 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,15 +64,24 @@ class SequenceOrder:
 def causal_order(length: int) -> SequenceOrder:
     """The order for a causal sequence under the layout in force.
 
-    Raises LayoutError where the sequence does not divide into two chunks a device.
+    Raises LayoutError where the sequence does not divide into two chunks a device, or, where it is split further
+    between attentions and MLPs, into rows for each.
     """
-    split = split_of("seq")
-    shards = 1 if split is None else split.degree
-    if shards > 1 and length % (2 * shards):
+    split, residual = split_of("seq"), split_of("residual_seq")
+    shards, parts = (1 if each is None else each.degree for each in (split, residual))
+    chunks = 2 * shards if shards > 1 else 1
+    padded = -(-length // math.lcm(chunks, parts)) * math.lcm(chunks, parts)
+    if length % chunks:
         axes = "*".join(split.axes)
         raise LayoutError(
-            f"a causal sequence needs seq % (2*{axes}) = 0, but {length} % (2*{shards}) = {length % (2 * shards)}; "
-            f"pad sequences to {-(-length // (2 * shards)) * 2 * shards} rows or change {axes}={shards}"
+            f"a causal sequence needs seq % (2*{axes}) = 0, but {length} % (2*{shards}) = {length % chunks}; "
+            f"pad sequences to {padded} rows or change {axes}={shards}"
+        )
+    if length % parts:
+        axes, sizes = "*".join(residual.axes), "*".join(str(residual.mesh.shape[axis]) for axis in residual.axes)
+        raise LayoutError(
+            f"sequence parallelism needs seq % ({axes}) = 0, but {length} % ({sizes}) = {length % parts}; "
+            f"pad sequences to {padded} rows or set sequence_parallel=False"
         )
     return SequenceOrder(length=length, shards=shards)
 

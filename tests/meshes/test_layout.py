@@ -80,6 +80,30 @@ def test_activations_split_over_batch_context_and_tensor(dims, spec):
     assert layout.activation_spec(dims, (8,) * len(dims), name="x") == spec
 
 
+def test_between_attention_and_mlp_the_sequence_is_split_over_tensor_too_unless_told_otherwise():
+    dims = ("batch", "residual_seq", "embed")
+    degrees = {"data": 2, "context": 2, "tensor": 2}
+    assert Layout(**degrees).activation_spec(dims, (8,) * 3, name="x") == P(("data",), ("context", "tensor"), None)
+    alone = Layout(**degrees, sequence_parallel=False)
+    assert alone.activation_spec(dims, (8,) * 3, name="x") == P(("data",), ("context",), None)
+    message = refusal(Layout(tensor=4).activation_spec, dims, (8, 6, 8), name="module 'llm': x")
+    assert message == (
+        "module 'llm': x: dim 'residual_seq' of size 6 is not divisible by tensor=4 (6 % 4 = 2); "
+        "change the size or the degree, or set sequence_parallel=False"
+    )
+
+
+def test_zero_1_splits_master_weights_and_not_those_to_compute_with():
+    dims, shape = ("embed", "mlp"), (8, 8)
+    layout = Layout(fsdp=2, tensor=2, zero=1)
+    assert layout.weight_spec(dims, shape, name="w") == P(("fsdp",), ("tensor",))
+    assert layout.compute_spec(dims, shape, name="w") == P(None, ("tensor",))
+    assert Layout(fsdp=2).compute_spec(dims, shape, name="w") == Layout(fsdp=2).weight_spec(dims, shape, name="w")
+    assert [layout.weight_axes("embed"), layout.compute_axes("embed")] == [("fsdp",), ()]
+    message = refusal(Layout(fsdp=2, zero=2, devices="0-1").validate, "llm")
+    assert message == "module 'llm': zero=2; choose one of 1, 3"
+
+
 def test_axes_of_degree_one_split_nothing():
     layout = Layout(fsdp=2)
     assert layout.activation_spec(("batch", "seq", "heads"), (2, 3, 5), name="x") == P(("fsdp",), None, None)

@@ -4,21 +4,21 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from hetjax.compiled import bytes_received, collectives
 from hetjax.weights import take_apart
-from meshes import AXES, Layout
+from meshes import Layout
 from models import DecoderConfig, VisionConfig
 from models.decoder import DecoderBlock
-from models.dims import RESIDUAL, Splits, layout_in_force
+from models.dims import RESIDUAL, layout_in_force
 from models.parts.rope import rope_table
 from models.parts.stack import Stack
 from models.parts.zigzag import causal_order
 from models.vit import VisionBlock
+from tests.models.layouts import constraint_of, splits_of
 
 pytestmark = pytest.mark.optimized
 
@@ -57,11 +57,8 @@ def make(kind: str):
 
 def compiled(kind: str, layout: Layout) -> tuple[str, str]:
     """The texts of the forward and the backward program; the backward takes what the forward kept."""
-    mesh = Mesh(
-        np.array(jax.devices()[: layout.device_count]).reshape(layout.mesh_shape),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-    )
+    splits = splits_of(layout)
+    mesh = splits.mesh
     module, call = make(kind)
     skeleton, params, buffers = take_apart(module)
 
@@ -71,19 +68,13 @@ def compiled(kind: str, layout: Layout) -> tuple[str, str]:
     def activation(x, dims):
         return NamedSharding(mesh, layout.activation_spec(dims, x.shape, name="x"))
 
-    splits = Splits(
-        mesh=mesh,
-        axes_of=layout.activation_axes,
-        weight_axes_of=layout.compute_axes,
-        gradient_axes_of=layout.weight_axes,
-    )
     x = jnp.ones((B, S, D))
     x = jax.device_put(x, activation(x, (*RESIDUAL, "embed")))
     weights = {path: weight(path) for path in params}
     params = jax.device_put(params, weights)
 
     def forward(params, x):
-        with layout_in_force(lambda x, dims: jax.lax.with_sharding_constraint(x, activation(x, dims)), splits):
+        with layout_in_force(constraint_of(layout), splits):
             return jax.vjp(lambda params, x: call(skeleton.assemble(params, buffers), x), params, x)
 
     program = jax.jit(forward, out_shardings=(x.sharding, None)).lower(params, x).compile()

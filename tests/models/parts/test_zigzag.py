@@ -102,6 +102,19 @@ def test_a_sequence_that_does_not_divide_is_refused_with_the_equation():
     assert causal_order(20) == SequenceOrder(length=20)
 
 
+def test_a_sequence_that_sequence_parallelism_cannot_split_is_refused_with_the_equation():
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("context", "tensor"))
+    axes = {"seq": ("context",), "residual_seq": ("context", "tensor")}
+    with layout_in_force(lambda x, dims: x, Splits(mesh=mesh, axes_of=lambda dim: axes.get(dim, ()))):
+        with pytest.raises(LayoutError) as caught:
+            causal_order(12)
+        assert causal_order(16) == SequenceOrder(length=16, shards=2)
+    assert str(caught.value) == (
+        "sequence parallelism needs seq % (context*tensor) = 0, but 12 % (2*4) = 4; "
+        "pad sequences to 16 rows or set sequence_parallel=False"
+    )
+
+
 def test_an_order_of_another_layout_is_refused():
     attention, x = Attention(8, 2, 1, 4, rngs=nnx.Rngs(0)), jnp.ones((1, 8, 8))
     with context_in_force(2), pytest.raises(LayoutError, match=r"order of rows is for 1 shards, .* has 2 of seq"):
