@@ -9,7 +9,7 @@ import pytest
 
 from hetjax import Trainer
 from meshes import Placement
-from tests.parity.axes import ALONE, AXES, CASES, MIXED, PAIRS, QUICK, make_batch, make_graph
+from tests.parity.axes import ALONE, AXES, CASES, MIXED, PAIRS, QUICK, SLOW, make_batch, make_graph
 from tests.parity.oracle import relative_error, steps_on_one_device
 from tests.parity.problem import MAX_GRAD_NORM, STEPS, make_optimizer
 from tests.parity.test_parity import TOLERANCE
@@ -70,6 +70,15 @@ def check(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_some_axes_equal_one_device(name, dtype):
+    check(name, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_more_axes_equal_one_device(name, dtype):
     check(name, dtype)
 
 

@@ -53,9 +53,11 @@ def test_axes_inside_a_module_equal_one_device(name, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.quick
 @pytest.mark.parametrize("microbatches", [1, 4])
 @pytest.mark.parametrize("name", MORE)
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
 def test_more_axes_inside_a_module_equal_one_device(name, dtype, microbatches):
     assert_equal(largest_errors(make_trainer(MORE[name], dtype, "1f1b", microbatches), dtype), dtype)
 

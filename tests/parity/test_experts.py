@@ -111,6 +111,8 @@ def test_experts_equal_one_device(name, microbatches, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.quick
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("microbatches", [1, 4])
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -52,6 +52,16 @@ def test_some_schedules_equal_one_device(name, schedule, microbatches, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize(("name", "schedule", "microbatches"), MORE[::5])
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_more_schedules_equal_one_device(name, schedule, microbatches, dtype):
+    check(name, schedule, microbatches, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.quick
 @pytest.mark.parametrize(("name", "schedule", "microbatches"), MORE)
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_every_schedule_equals_one_device(name, schedule, microbatches, dtype):
@@ -59,6 +69,8 @@ def test_every_schedule_equals_one_device(name, schedule, microbatches, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.quick
 @pytest.mark.parametrize(("name", "schedule", "microbatches"), QUICK)
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_some_schedules_equal_one_device_in_float32(name, schedule, microbatches, dtype):
