@@ -45,7 +45,7 @@ def cut_graph(
         for index in range(layout.stage_count):
             part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
             skeleton, params, buffers = take_apart(part)
-            mesh = placement.mesh(module, index % layout.stage, devices)
+            mesh = placement.mesh(module, index, devices)
             trains = module in trained
             # A frozen module needs no master copy: its weights are kept as they are computed with.
             dtype = param_dtype if trains else (compute_dtype or param_dtype)

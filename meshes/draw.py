@@ -62,10 +62,12 @@ def draw_placement(
 
 
 def _rows(placement: ResolvedPlacement) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(module, name of the stage, its grid of device numbers) for every stage."""
+    """(module, names of the stages, their grid of device numbers) for every mesh."""
     for module, grid in placement.grids.items():
-        for stage, part in enumerate(grid):
-            yield module, module if len(grid) == 1 else f"{module}.{stage}", part
+        count = placement.placement[module].stage_count
+        for mesh, part in enumerate(grid):
+            stages = range(mesh, count, len(grid))
+            yield module, module if count == 1 else ", ".join(f"{module}.{stage}" for stage in stages), part
 
 
 def _cell_size(columns: int, lines: int) -> tuple[float, float]:

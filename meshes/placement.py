@@ -71,7 +71,7 @@ class ResolvedPlacement:
 
     def device_numbers(self, module: str, stage: int | None = None) -> tuple[int, ...]:
         """Device numbers of a module, or of one of its stages, in mesh order."""
-        grid = self.grids[module] if stage is None else self.grids[module][stage]
+        grid = self.grids[module] if stage is None else self._grid(module, stage)
         return tuple(int(number) for number in grid.flat)
 
     def relation(self, module: str, other: str) -> str:
@@ -84,9 +84,13 @@ class ResolvedPlacement:
     def mesh(self, module: str, stage: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh of one pipeline stage over `devices` (default: `jax.devices()`), axes as in `AXES`."""
         devices = jax.devices() if devices is None else devices
-        grid = self.grids[module][stage]
+        grid = self._grid(module, stage)
         chosen = np.array([devices[number] for number in grid.flat], dtype=object).reshape(grid.shape)
         return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+    def _grid(self, module: str, stage: int) -> np.ndarray:
+        """Of several chunks a mesh, stage k is on mesh k mod the number of meshes."""
+        return self.grids[module][stage % len(self.grids[module])]
 
     def describe(self, module: str, stage: int) -> str:
         """One line for tables and logs: "data=2 tensor=2 on 4-7"."""

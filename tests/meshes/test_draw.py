@@ -62,3 +62,9 @@ def test_every_stage_of_a_module_has_a_row_and_the_module_one_colour(tmp_path, m
 def test_text_that_could_not_be_read_is_left_out(tmp_path, monkeypatch):
     placement = Placement({"llm": Layout(data=128)}).resolve(128)
     assert not [text for text in texts(monkeypatch, placement, tmp_path / "p.svg") if text.startswith("data ")][1:]
+
+
+def test_several_chunks_of_a_mesh_are_named_in_its_row(tmp_path, monkeypatch):
+    placement = Placement({"llm": Layout(stage=2, tensor=2, chunks=2)}).resolve(4)
+    found = texts(monkeypatch, placement, tmp_path / "placement.png")
+    assert {"llm.0, llm.2", "llm.1, llm.3"} <= set(found)

@@ -131,3 +131,9 @@ def test_grids_of_any_degrees_use_every_device_once():
     for layout in (Layout(data=2, fsdp=2, context=2), Layout(stage=4, tensor=2), Layout(expert=4, tensor=2)):
         grid = Placement({"llm": layout}).resolve(8).grids["llm"]
         assert np.sort(grid.ravel()).tolist() == list(range(8))
+
+
+def test_chunks_go_round_the_meshes():
+    placement = Placement({"llm": Layout(stage=2, tensor=2, chunks=2)}).resolve(4)
+    assert [placement.device_numbers("llm", stage) for stage in range(4)] == [(0, 1), (2, 3), (0, 1), (2, 3)]
+    assert placement.describe("llm", 3) == "tensor=2 on 2-3"

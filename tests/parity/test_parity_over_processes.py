@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
+from hetjax.stage import Stage
 from meshes import Placement
+from tests.parity import test_schedules
 from tests.parity.cases import ALL, LAYOUTS, Case, covering_sample
 from tests.parity.oracle import relative_error
 from tests.parity.problem import make_batch, make_graph, make_optimizer
@@ -22,11 +24,11 @@ CROSSING = [
 ]
 
 
-def shard_errors(trainer: Trainer, dtype: str) -> dict[str, float]:
+def shard_errors(trainer: Trainer, dtype: str, layers: int = 2) -> dict[str, float]:
     """As `largest_errors`, of the shards that this process holds, each where it is."""
     batch, state = make_batch(), trainer.init()
     errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
-    for loss, gradients, weights in expected(dtype):
+    for loss, gradients, weights in expected(dtype, layers):
         flight, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
         errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, flight.gradients, gradients))
         state, metrics = trainer.step(state, batch)
@@ -43,11 +45,17 @@ def largest_shard_error(trainer: Trainer, arrays, references) -> float:
             reference = np.asarray(references[stage.module][path])
             scale = np.max(np.abs(reference)) or 1
             if reference.shape != array.shape:
-                reference = reference[stage.index * array.shape[0] :][: array.shape[0]]
+                first = sum(other.params[path].shape[0] for other in trainer.stages if is_before(other, stage))
+                reference = reference[first:][: array.shape[0]]
             for shard in array.addressable_shards:
                 difference = np.abs(np.asarray(shard.data) - reference[shard.index])
                 worst = max(worst, float(np.max(difference, initial=0) / scale))
     return worst
+
+
+def is_before(other: Stage, stage: Stage) -> bool:
+    """Whether a stage of the same module comes earlier."""
+    return other.module == stage.module and other.index < stage.index
 
 
 def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
@@ -55,6 +63,17 @@ def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
     found = []
     for case in cases:
         found.append(shard_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype))
+        jax.clear_caches()
+    return found
+
+
+def errors_of_schedules(names: list[tuple[str, str, int]], dtype: str) -> list[dict[str, float]]:
+    """Runs in every process: what it finds of each layout and schedule of `test_schedules`."""
+    found = []
+    for name, schedule, microbatches in names:
+        layers = test_schedules.LAYERS
+        trainer = make_trainer(test_schedules.LAYOUTS[name], dtype, schedule, microbatches, layers=layers)
+        found.append(shard_errors(trainer, dtype, layers))
         jax.clear_caches()
     return found
 
@@ -73,6 +92,17 @@ def check(processes: int, cases: list[Case], dtype: str, timeout: float) -> None
             assert max(found.values()) <= TOLERANCE[dtype], (case, process, found)
         for what in ("gradient", "weight"):
             assert any(found[what] for found in errors), f"nobody compared a {what}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_every_schedule_over_processes_equals_one_device():
+    """Backwards in two parts, chunks, uneven stages and filled bubbles, over four processes of two devices."""
+    names = test_schedules.QUICK
+    results = run_processes(4, errors_of_schedules, devices=2, x64=True, timeout=600, names=names, dtype="float64")
+    for name, *errors in zip(names, *results, strict=True):
+        assert max(max(found.values()) for found in errors) <= TOLERANCE["float64"], (name, errors)
+        assert any(found["gradient"] for found in errors), f"nobody compared a gradient of {name}"
 
 
 def test_two_processes_equal_one_device():

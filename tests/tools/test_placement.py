@@ -15,3 +15,9 @@ def test_placement_tells_devices_and_parameters_of_each_stage(make_config, tmp_p
     ends = [24 * 40, 0, 24 * 40 + 24]
     assert [row["parameters"] for row in numbers["stages"]][1:] == [layer + end for end in ends]
     assert (tmp_path / "placement.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_chunk_has_its_row(make_config):
+    changes = ("--placement.llm", "{devices: 2-3, stage: 1, tensor: 2, chunks: 3}")
+    rows = placement(config=make_config(*changes)).numbers["stages"]
+    assert [(row["stage"], row["devices"]) for row in rows[1:]] == [(f"llm.{i}", [2, 3]) for i in range(3)]
