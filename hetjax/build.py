@@ -12,6 +12,7 @@ from hetjax.config import OptimizerConfig, TrainConfig
 from hetjax.data import Tokenizer
 from hetjax.errors import ConfigError
 from hetjax.graph import Edge, ModuleGraph
+from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
 from meshes import Placement
 from models import LanguageModel, VisionEncoder
@@ -65,7 +66,9 @@ def decays(path: str, dims: int) -> bool:
     return dims - path.startswith("layers/") > 1
 
 
-def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trainer:
+def build_trainer(
+    config: TrainConfig, graph: ModuleGraph | None = None, schedule_costs: Costs | None = None
+) -> Trainer:
     """The trainer of the settings. Raises HetjaxError or PlacementError for what does not fit."""
     settings = config.optimizer
     optimizer = optax.adamw(
@@ -81,6 +84,7 @@ def build_trainer(config: TrainConfig, graph: ModuleGraph | None = None) -> Trai
         Placement(config.placement),
         optimizer=optimizer,
         schedule=config.schedule,
+        schedule_costs=schedule_costs,
         microbatches=config.microbatches,
         frozen=settings.frozen,
         learning_rate_scale=settings.learning_rate_scale,

@@ -17,7 +17,7 @@ _HEADING = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(
-    r"\b(?:body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?%?([\w.\-]+)"
+    r"\b(?:body|condition|calls|to_apply|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _BITS = re.compile(r"\d+")
 
@@ -110,7 +110,7 @@ def _runs(text: str) -> Callable[[str], int]:
             entry = computation if heading["entry"] else entry
             continue
         body, turns = _BODY.search(line), _TURNS.search(line)
-        for called in _CALLED.findall(line):
+        for called in (name for names in _CALLED.findall(line) for name in re.findall(r"[\w.\-]+", names)):
             times = 1
             if body is not None and called == body[1]:
                 times = int(turns[1]) if turns else 0
@@ -121,8 +121,8 @@ def _runs(text: str) -> Callable[[str], int]:
         if name == entry:
             return 1
         times = [runs(caller) * count for caller, count in callers.get(name, ())]
-        if not all(times):
-            raise ValueError(f"the text does not tell how often the loop with the body {name} turns")
+        if not times or not all(times):
+            raise ValueError(f"the text does not tell how often the computation or loop with the body {name} turns")
         return sum(times)
 
     return runs

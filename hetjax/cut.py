@@ -77,10 +77,12 @@ def cut_graph(
 
 def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | None:
     """How many layers each stage has, None where the module is to decide. Raises GraphError."""
-    if layout.stage_count == 1 or layout.layers == "even":
+    if layout.layers == "even":
         return None
     if layout.layers != "balanced":
         return tuple(layout.layers)
+    if layout.stage_count == 1:
+        return None
     if not hasattr(module, "layer_costs"):
         raise GraphError(
             f"module '{name}': its layout has layers=balanced, but {type(module).__name__} has no property "
@@ -99,7 +101,7 @@ def cut_module(
 
     `layers` says how many layers each stage has, for a module whose `stage` takes that.
     """
-    if count == 1:
+    if count == 1 and layers is None:
         return module
     if not hasattr(module, "stage"):
         raise GraphError(

@@ -89,7 +89,8 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 backward=_learns(stage, links),
                 update=stage.trains,
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
-                independent=stage.independent_devices,
+                # The sum of the loss is one over all devices, in every microbatch.
+                independent=stage.independent_devices and any(link.source == stage.name for link in links),
             )
             for stage in stages
         ),

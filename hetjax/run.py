@@ -88,7 +88,8 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
         with job.unlimited("compiling"):
             trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
         # Nobody starts a program that a slower process has yet to compile: its first messages would time out.
-        job.agree("compiled step")
+        # The schedule once more: by now it may have been chosen by what programs cost.
+        job.agree("compiled step", trainer.schedule.digest()[:16])
         # Only now: a refused command leaves the settings of the run as they were.
         if job.speaks:
             (directory / "config.yaml").write_text(resolved)

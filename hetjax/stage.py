@@ -93,16 +93,24 @@ class Stage:
     def gradient_shards(self) -> int:
         """Shards of the batch that keep gradients of their own, which are added up once a step.
 
-        All of `data` where samples do not see each other and calls change no state, else 1: the backward of each
-        microbatch then adds up.
+        All of `data` where samples do not see each other, calls change no state and `data` splits nothing but the
+        batch, which leads all ports; else 1: the backward of each microbatch then adds up.
         """
-        return self.layout.data if self.independent_samples and not self.buffers else 1
+        return self.layout.data if self._adds_up_by_shard else 1
 
     @property
     def independent_devices(self) -> bool:
-        """Whether no collective runs in its forward and backward: the batch alone is split, and over `data` alone."""
-        shares_nothing = self.independent_samples and not self.buffers
-        return shares_nothing and self.mesh.size == self.layout.data
+        """Whether no collective runs in its forward and backward: the batch alone is split, and over `data` alone.
+
+        But for the sum of the loss, where it ends the graph.
+        """
+        return self._adds_up_by_shard and self.mesh.size == self.layout.data
+
+    @property
+    def _adds_up_by_shard(self) -> bool:
+        batch_leads = all(dims[:1] == ("batch",) for dims in self.port_dims.values())
+        splits_batch_alone = "data" not in self.layout.rules.values()
+        return self.independent_samples and not self.buffers and batch_leads and splits_batch_alone
 
     @functools.cached_property
     def gradients(self) -> Shapes:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hetjax.boundary import Transport
 from hetjax.end_of_step import EndOfStep
-from hetjax.errors import GraphError
+from hetjax.errors import GraphError, ScheduleError
 from hetjax.host import ToEveryProcess
 from hetjax.links import Link
 from hetjax.optimizer import Update
@@ -76,6 +76,12 @@ def trace_step(
 ) -> tuple[Step, dict[str, Callable[[], object]]]:
     """Trace all programs in the order of the data, and list what remains to compile, by name."""
     in_two_parts = {action.stage for action in schedule.actions if action.kind is Kind.BACKWARD_INPUT}
+    for action in schedule.actions:
+        if action.kind is Kind.BACKWARD and action.stage in in_two_parts:
+            raise ScheduleError(
+                f"schedule {schedule.name!r}: stage {action.stage!r} has backwards in two parts for some microbatches "
+                "and whole ones for others; choose one for all"
+            )
     programs: dict[str, ForwardBackward] = {}
     crossings: dict[str, Crossing] = {}
     for stage in stages:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -128,20 +129,25 @@ class WholeArray:
         return jax.make_array_from_single_device_arrays(self.shape, self._sharding, shards, dtype=self.dtype)
 
     def split(self, whole: jax.Array | Runs) -> dict[str, jax.Array]:
-        """What each stage of this process holds of a whole array as `join` makes it, in the array's own memory."""
+        """What each stage of this process holds of a whole array as `join` makes it, in the array's own memory.
+
+        Stages that share a mesh get copies, but for one: what a step of one consumes is nobody else's.
+        """
         if isinstance(whole, Runs):
             return dict(whole.held)
         shards = {shard.device: shard.data for shard in whole.addressable_shards}
-        return {
-            stage: jax.make_array_from_single_device_arrays(
-                part.shape,
-                part.sharding,
-                [shards[device] for device in part.sharding.mesh.devices.flat if device in shards],
-                dtype=self.dtype,
-            )
-            for stage, part in self.parts.items()
-            if part.sharding.addressable_devices
-        }
+        owners = set(self._by_mesh.values())
+        found = {}
+        for stage, part in self.parts.items():
+            own = [shards[device] for device in part.sharding.mesh.devices.flat if device in shards]
+            if part.sharding.addressable_devices:
+                found[stage] = jax.make_array_from_single_device_arrays(
+                    part.shape,
+                    part.sharding,
+                    own if stage in owners else [jnp.copy(shard) for shard in own],
+                    dtype=self.dtype,
+                )
+        return found
 
     def join_on_host(self, parts: Mapping[str, jax.Array]) -> np.ndarray:
         """A host copy of the whole array."""

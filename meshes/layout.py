@@ -119,8 +119,9 @@ class Layout:
     def _check_layers(self, module: str) -> None:
         if self.layers in ("even", "balanced"):
             return
-        counts = None if isinstance(self.layers, str) else list(self.layers)
-        if counts is None or not all(isinstance(count, int) and count > 0 for count in counts):
+        listed = isinstance(self.layers, Sequence) and not isinstance(self.layers, str)
+        counts = list(self.layers) if listed else []
+        if not counts or not all(type(count) is int and count > 0 for count in counts):
             raise PlacementError(
                 f"module '{module}': layers={self.layers!r}; give even, balanced, or a list of numbers of 1 or more"
             )

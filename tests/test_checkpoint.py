@@ -75,6 +75,20 @@ def test_uneven_stages_and_chunks_restore_on_every_other_cut_bit_for_bit(tmp_pat
             assert np.array_equal(array, expected[path]), path
 
 
+def test_stages_on_one_mesh_go_on_from_a_checkpoint(tmp_path):
+    """What all of them hold, such as the optimizer's count, is nothing that one could consume for another."""
+    trainer = llm_on(Layout(devices="0-1", stage=2, chunks=2))
+    save(tmp_path, trainer)
+    state, _ = restore(tmp_path, trainer)
+    tokens = np.zeros((4, 8), np.int32)
+    batch = {"llm": {"tokens": tokens, "labels": tokens, "loss_weights": np.ones(tokens.shape, np.float32)}}
+    for _ in range(2):
+        state, _ = trainer.step(state, batch)
+    counts = [by_path(stage.opt_state)["0/count"] for stage in state.stages.values()]
+    assert len(set(map(int, counts))) == 1
+    assert state.step == 3
+
+
 def test_bfloat16_arrays_keep_their_bits(tmp_path):
     save(tmp_path, llm_on(Layout(fsdp=4, stage=2), param_dtype=jnp.bfloat16))
     trainer = llm_on(Layout(data=4, tensor=2), param_dtype=jnp.bfloat16)

@@ -178,5 +178,15 @@ def test_a_loop_of_unknown_length_is_refused():
 ENTRY %main (p: f32[16]) -> f32[16] {
   %w = f32[16]{0} while(%p), condition=%cond, body=%body
 }"""
-    with pytest.raises(ValueError, match="how often the loop with the body body turns"):
+    with pytest.raises(ValueError, match="how often the computation or loop with the body body turns"):
         bytes_received(text)
+
+
+@pytest.mark.optimized
+def test_every_branch_of_a_switch_counts():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    branches = [lambda x: x, lambda x: jax.lax.psum(x, "x"), lambda x: 2 * jax.lax.psum(jnp.sin(x), "x")]
+    choose = lambda i, x: jax.lax.switch(i, branches, x)  # noqa: E731
+    run = jax.shard_map(choose, mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x"), check_vma=False)
+    text = jax.jit(run).lower(jnp.int32(0), jax.ShapeDtypeStruct((64,), jnp.float32)).compile().as_text()
+    assert [found.times for found in collectives(text)] == [1, 1]

@@ -92,18 +92,21 @@ def test_zero_1_gathers_each_weight_once_a_step_and_scatters_each_gradient(degre
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(zero):
-    """Over data a device sums its own part of each gradient, not what fsdp has still to scatter."""
+    """Over data a device sums its own part of each gradient, once a step, not what fsdp has still to scatter."""
     trainer = make_trainer(LAYOUTS["data2-fsdp4"], zero)
     for stage in trainer.stages:
-        text = trainer.compiled.programs[stage.name]._backward_program.as_text()
-        over_data = [c for c in collectives(text) if c.kind == "all-reduce" and c.group_size == 2]
-        parts = bytes_of_parts(stage, per_layer=True)
-        assert sum(each.result_bytes for each in over_data) == sum(parts.values()) // 4
+        backward = trainer.compiled.programs[stage.name]._backward_program.as_text()
+        assert not [each for each in collectives(backward) if each.group_size == 2]
+        reduce = collectives(trainer.compiled.updates[stage.name]._reduce_program.as_text())
+        over_data = sum(each.result_bytes for each in reduce if each.kind == "all-reduce" and each.group_size == 2)
+        parts = bytes_of_parts(stage, per_layer=False)
+        whole = sum(math.prod(aval.shape) * 4 for path, aval in stage.params.items() if path not in parts)
+        assert over_data == sum(parts.values()) // 4 + whole
 
 
 def test_nothing_gathered_is_kept_for_the_backward():
     kept = []
-    for degrees in ({"data": 2}, {"fsdp": 2}):
+    for degrees in ({"expert": 2}, {"fsdp": 2}):  # without experts, `expert` splits the batch alone
         programs = make_trainer(degrees, 3).compiled.programs
         kept.append({name: sum(math.prod(r.shape) for r in p.residual_shapes) for name, p in programs.items()})
     assert kept[0] == kept[1]

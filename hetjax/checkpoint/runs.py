@@ -38,17 +38,18 @@ class HeldRuns:
 
     @property
     def addressable_shards(self) -> list[_Shard]:
-        block = math.gcd(*(run.stop - run.start for run in self._runs.runs))
+        runs = self._runs
+        block = math.gcd(*(run.sharding.shard_shape((run.stop - run.start, *self.shape[1:]))[0] for run in runs.runs))
         return [
             _Shard(
-                (slice(run.start + start, run.start + start + block), *shard.index[1:]),
-                shard.data if block == len(array) else shard.data[start : start + block],
+                (slice(first + start, first + start + block), *shard.index[1:]),
+                shard.data if block == len(shard.data) else shard.data[start : start + block],
                 shard.replica_id,
             )
-            for stage, array in self._runs.held.items()
-            for run in [self._runs.run_of(stage)]
+            for stage, array in runs.held.items()
             for shard in array.addressable_shards
-            for start in range(0, len(array), block)
+            for first in [runs.run_of(stage).start + (shard.index[0].start or 0)]
+            for start in range(0, len(shard.data), block)
         ]
 
 

@@ -153,4 +153,4 @@ class Filling:
             ended[place] = last + program.seconds
             if times is not None:
                 times.append((first, ended[place]))
-        return max(free), sum(free)
+        return max(free), math.fsum(free)

@@ -46,7 +46,7 @@ def timeline(
     path = output_path(out, (*PICTURES, ".json"))
     trace_path = None if trace is None else output_path(trace, (".json",))
     use_devices(config)
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, schedule_costs=None if costs is None else costs.costs())
     if costs is not None:
         taken, unit = costs.costs(), "unit of the given costs"
     elif measured:

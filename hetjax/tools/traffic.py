@@ -10,7 +10,8 @@ from hetjax.step import Step
 def bytes_of_step(step: Step) -> dict[str, int]:
     """Bytes that devices receive from others in one step, by module and for the boundaries between stages.
 
-    Programs count what is in their text, loops as often as they turn; boundaries count their plans.
+    Programs count what is in their text, loops as often as they turn; boundaries count their plans. What is left out
+    is small: sums of squares, the loss, and what ends a step of a module with state.
     """
     microbatches, found = step.schedule.microbatches, {}
     for name, program in step.programs.items():

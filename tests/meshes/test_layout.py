@@ -161,6 +161,8 @@ def test_axes_of_an_activation_dim_leave_out_those_of_degree_one():
     [
         (dict(chunks=0), "module 'llm': chunks=0; a degree is a whole number of 1 or more"),
         (dict(layers="fair"), "module 'llm': layers='fair'; give even, balanced, or a list of numbers of 1 or more"),
+        (dict(layers=5), "module 'llm': layers=5; give even, balanced, or a list of numbers of 1 or more"),
+        (dict(stage=2, layers=[True, 3]), "module 'llm': layers=[True, 3]; give even, balanced"),
         (dict(stage=2, layers=[4, 0]), "module 'llm': layers=[4, 0]; give even, balanced, or a list of numbers"),
         (
             dict(stage=2, chunks=2, layers=[2, 2]),
