@@ -52,14 +52,14 @@ def even_layers(layers: int, count: int) -> tuple[int, ...]:
     """
     _check_count(layers, count)
     least, more = divmod(layers, count)
-    start = (count - more + 1) // 2
+    start = (count - more) // 2
     return tuple(least + (start <= index < start + more) for index in range(count))
 
 
 def balanced_layers(costs: LayerCosts, count: int) -> tuple[int, ...]:
     """Layers of each of `count` stages, such that the costliest stage costs the least; every stage has a layer.
 
-    Of equal choices the one whose earlier stages are the shortest. Raises ModelError for more stages than layers.
+    Behind each border the rest is shared out as well as it can be. Raises ModelError for more stages than layers.
     """
     layers = len(costs.layers)
     _check_count(layers, count)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from hetjax.display import format_bytes
 from hetjax.errors import ConfigError
+from hetjax.stopwatch import Stopwatch
 from hetjax.tools.outcome import Outcome, busy, stderr
 from hetjax.tools.problem import Problem, enough_devices
 from hetjax.tools.traffic import bytes_of_step
@@ -61,11 +62,18 @@ def layouts(
         trainers = {
             name: _trainer(problem, placement, batch, microbatches, devices) for name, placement in LAYOUTS.items()
         }
-    seconds = _time(trainers, batch, warmup, steps)
+    states, seconds = _time(trainers, batch, warmup, steps)
     numbers: dict[str, Any] = {"device_kind": devices[0].device_kind, "devices": len(devices), "steps": steps}
     for name, trainer in trainers.items():
         traffic = bytes_of_step(trainer.compiled)
-        numbers[name] = {"seconds": median(seconds[name]), "bytes": sum(traffic.values()), "bytes_by_module": traffic}
+        stopwatch = Stopwatch().start(states[name])
+        trainer.step(states[name], batch, observe=stopwatch)
+        numbers[name] = {
+            "seconds": median(seconds[name]),
+            "seconds_by_module": stopwatch.by_module(trainer.schedule.graph),
+            "bytes": sum(traffic.values()),
+            "bytes_by_module": traffic,
+        }
     for what in ("seconds", "bytes"):
         numbers[f"{what}_ratio"] = numbers["homogeneous"][what] / numbers["colocated"][what]
     return Outcome(numbers=numbers, shown=(_table(numbers),))
@@ -89,8 +97,10 @@ def _trainer(problem: Problem, placement: Placement, batch, microbatches: int, d
     return trainer
 
 
-def _time(trainers: dict[str, Trainer], batch, warmup: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of each step of each placement, in turns so that whatever else runs here slows both alike."""
+def _time(
+    trainers: dict[str, Trainer], batch, warmup: int, steps: int
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """(last states, seconds of each step) of each placement, in turns so that whatever else runs slows both alike."""
     states = {name: trainer.init() for name, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     with Progress(console=stderr(), disable=not stderr().is_terminal) as progress:
@@ -104,17 +114,20 @@ def _time(trainers: dict[str, Trainer], batch, warmup: int, steps: int) -> dict[
                 losses.append(float(metrics["loss"]))
             # Raises where they differ: then it would not be the same work.
             np.testing.assert_allclose(losses[1], losses[0], rtol=LOSS_RTOL, err_msg=f"losses of step {index}")
-    return seconds
+    return states, seconds
 
 
 def _table(numbers: dict[str, Any]) -> Table:
     title = f"a training step on {numbers['devices']} x {numbers['device_kind']}, median of {numbers['steps']}"
     table = Table(title=title, title_justify="left")
-    for heading in ("placement", "time", "communicated", "of it vision", "llm", "boundaries"):
+    for heading in ("placement", "time", "vision alone", "communicated", "of it vision", "llm", "boundaries"):
         table.add_column(heading, justify="right" if heading != "placement" else "left")
     for name in LAYOUTS:
         found = numbers[name]
         parts = (format_bytes(found["bytes_by_module"][part]) for part in ("vision", "llm", "boundaries"))
-        table.add_row(name, f"{1000 * found['seconds']:.1f} ms", format_bytes(found["bytes"]), *parts)
-    table.add_row("ratio", f"{numbers['seconds_ratio']:.2f}", f"{numbers['bytes_ratio']:.2f}")
+        times = (f"{1000 * each:.1f} ms" for each in (found["seconds"], found["seconds_by_module"]["vision"]))
+        table.add_row(name, *times, format_bytes(found["bytes"]), *parts)
+    of_vision = [numbers[name]["seconds_by_module"]["vision"] for name in LAYOUTS]
+    ratios = numbers["seconds_ratio"], of_vision[0] / of_vision[1], numbers["bytes_ratio"]
+    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios))
     return table

@@ -25,6 +25,7 @@ from models.dims import splits_in_force
 from models.errors import LayoutError
 from models.parts.exchange import Peers, Sending, plan_sending, swap, swap_used
 from models.parts.experts import Activation, Kernels, Slots, run_experts, run_experts_backward
+from models.parts.held import Held
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
 # On one device: T tokens · N peers · P places for one peer's rows · R = N·P rows to compute · M slots of these
@@ -56,6 +57,7 @@ class _Form:
     Attributes:
         mesh: the devices; None for one device, or where the compiler is to choose.
         batch, seq, experts, mlp: the axes that split each dim.
+        embed: those that split it in the gradients of kernels, as the optimizer holds them.
         count: experts, of all devices together.
         activation, capacity: as `mix_experts` takes them.
     """
@@ -65,6 +67,7 @@ class _Form:
     seq: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ()
     count: int
     activation: Activation
     capacity: int | None
@@ -94,6 +97,13 @@ class _Form:
         experts, mlp = self.experts or None, self.mlp or None
         return Kernels((PartitionSpec(experts, None, mlp),) * first, PartitionSpec(experts, mlp, None))
 
+    @property
+    def gradients(self) -> tuple[Held, Held]:
+        """Who holds the gradient of one of the first kernels [E, D, F], and of the last [E, F, D]."""
+        first = Held(stored=(self.experts, self.embed, self.mlp), used=(self.experts, (), self.mlp))
+        last = Held(stored=(self.experts, self.mlp, self.embed), used=(self.experts, self.mlp, ()))
+        return first, last
+
     def places(self, batch: int, tokens: int) -> int:
         """Rows of so many own tokens that one peer needs at most, P: each once, whatever it asks for."""
         return tokens if self.capacity is None else min(tokens, batch * self.capacity * self.count // self.peers)
@@ -110,7 +120,10 @@ def _form(count: int, activation: Activation, capacity: int | None) -> _Form:
     if splits is None:
         return _Form(mesh=None, **kind)
     axes = {dim: splits.axes_of(dim) for dim in ("batch", "seq", "experts", "mlp")}
-    form = _Form(mesh=splits.mesh, **axes, **kind)
+    embed = splits.gradient_axes_of("embed") if splits.gradient_axes_of else ()
+    # Scattered to the parts of the optimizer where they are parts of a sum over what does not split experts.
+    summed = {*axes["batch"], *axes["seq"]} - {*axes["experts"]}
+    form = _Form(mesh=splits.mesh, embed=embed if summed.issuperset(embed) else (), **axes, **kind)
     names = "*".join(form.experts)
     if form.count % form.peers:
         raise LayoutError(
@@ -152,7 +165,7 @@ def _backward(form: _Form, residuals, gradient):
         form,
         partial(_backward_part, form),
         (_kept_specs(form, len(kernels.first)), form.rows, specs, None if own is None else form.rows, form.rows),
-        (form.rows, form.rows, specs),
+        (form.rows, form.rows, Kernels((form.gradients[0].spec,) * len(kernels.first), form.gradients[1].spec)),
     )(kept, experts, kernels, own, gradient)
     return dx, None, d_weights, d_kernels
 
@@ -210,7 +223,10 @@ def _backward_part(form: _Form, kept, experts, kernels: Kernels, own, gradient):
         dx = sending.unpack(swap_used(_of_places(d_rows, peers), peers, *sizes[::-1]))
         d_weights = sending.unpack(swap(_of_places(d_slots, peers), peers))
     copies = tuple(axis for axis in (*form.batch, *form.seq) if axis not in form.experts)
-    d_kernels = jax.tree.map(lambda g: jax.lax.psum(g, copies) if copies else g, d_kernels)
+    of_first, of_last = form.gradients
+    d_kernels = Kernels(
+        tuple(of_first.sum(gradient, copies) for gradient in d_kernels.first), of_last.sum(d_kernels.down, copies)
+    )
     dx, d_weights = _sum_of_parts(form, dx), _sum_of_parts(form, d_weights)
     return dx.reshape(shape), d_weights.reshape(experts.shape), d_kernels
 

@@ -51,13 +51,21 @@ def fused_attention(
     batch, heads = splits.axes_of("batch") or None, splits.axes_of("heads") or None
     of_heads = PartitionSpec(batch, None, heads)
     return jax.shard_map(
-        run, mesh=splits.mesh, in_specs=(of_heads, of_heads, of_heads, PartitionSpec(batch)), out_specs=of_heads
+        run,
+        mesh=splits.mesh,
+        in_specs=(of_heads, of_heads, of_heads, PartitionSpec(batch)),
+        out_specs=of_heads,
+        check_vma=False,  # as in `models.parts.ring`
     )(query, key, value, segments)
 
 
 def _attend(query, key, value, segments, *, causal: bool):
-    # A masked score becomes so low that its weight is exactly 0.
-    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    mask = None
+    if segments is not None:
+        # A masked score becomes so low that its weight is exactly 0. One mask a head: batched over a further dim, the
+        # kernel takes no mask that heads share.
+        same = (segments[:, :, None] == segments[:, None, :])[:, None]
+        mask = jnp.broadcast_to(same, (*same.shape[:1], query.shape[2], *same.shape[2:]))
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
 
 

@@ -143,7 +143,7 @@ def _backward(plan: Plan, residuals, gradients):
         out_specs=(plan.x.spec, tuple(kernel.gradient.spec for kernel in plan.kernels)),
         check_vma=False,
     )(x, kernels, gradients)
-    return (of_x, *of_kernels)
+    return of_x.astype(x.dtype), *(d.astype(kernel.dtype) for d, kernel in zip(of_kernels, kernels, strict=True))
 
 
 _project.defvjp(_forward, _backward)

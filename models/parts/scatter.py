@@ -14,14 +14,15 @@ def scatter_tokens(
 ) -> Float[Array, "B S D"]:
     """Overwrite the placeholder rows of `text` with encoder tokens.
 
-    `positions` holds each token's row in its own sequence, no row twice; a position of S or more is
-    padding and is dropped. The result has the dtype of `text`. An overwritten row of `text` and a
+    `positions` holds each token's row in its own sequence, no row twice; a position below 0, or of S or
+    more, is padding and is dropped. The result has the dtype of `text`. An overwritten row of `text` and a
     dropped token get a gradient of zero.
     """
     # Padding goes to places of its own, so that none is named twice: else the gradient would have to find out which of
     # two tokens won, by a sum over all devices that hold rows.
     rows, count = text.shape[1], tokens.shape[1]
-    places = jnp.where(positions < rows, positions, rows + jnp.arange(count, dtype=jnp.int32))
+    inside = (positions >= 0) & (positions < rows)
+    places = jnp.where(inside, positions, rows + jnp.arange(count, dtype=jnp.int32))
     # One scatter a sample keeps the batch dim free of indices, so that it stays sharded.
     fill = jax.vmap(lambda rows, new, place: rows.at[place].set(new, mode="drop", unique_indices=True))
     return fill(text, tokens.astype(text.dtype), places)

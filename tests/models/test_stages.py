@@ -199,7 +199,7 @@ def test_an_uneven_list_of_layers_cuts_runs_of_these_lengths():
 def test_even_cuts_give_stages_in_the_middle_what_is_left_over():
     assert even_layers(4, 2) == (2, 2)
     assert even_layers(10, 4) == (2, 3, 3, 2)
-    assert even_layers(5, 3) == (1, 2, 2)
+    assert even_layers(5, 3) == (2, 2, 1)
     assert sum(even_layers(23, 6)) == 23
 
 

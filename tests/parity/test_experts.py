@@ -167,6 +167,20 @@ def test_layers_that_are_computed_again_send_rows_to_the_experts_once_more(dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_gradients_of_experts_are_scattered_to_the_parts_of_the_optimizer(dtype):
+    """Over fsdp each arrives in parts, and only a part is summed over data."""
+    trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
+    trainer.compile(problem.make_batch())
+    program = trainer.compiled.programs["llm"]
+    found = collectives(program._backward_program.as_text())
+    for path in ("layers/block/mlp/up", "layers/block/mlp/down"):
+        aval = program.stage.params[path]
+        part = aval.size // LLM.layers * 4 // 2 // 2  # of a layer: half of the experts, half of embed
+        assert [each.result_bytes for each in found if each.kind == "reduce-scatter"].count(part) >= 1
+        assert max(each.result_bytes for each in found if each.kind == "all-reduce") < 4 * part
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_fsdp_gathers_weights_and_no_activation(dtype):
     trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
     trainer.compile(problem.make_batch())

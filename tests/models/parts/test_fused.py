@@ -1,5 +1,6 @@
 """The fused kernel, as far as a machine without GPUs can tell: where it is chosen, and what is lowered for CUDA."""
 
+import dataclasses
 import types
 from functools import partial
 
@@ -123,3 +124,22 @@ def test_the_same_call_without_the_kernel_equals_attend(monkeypatch, causal, pac
     got = fused_attention(query, key, value, segments, causal=causal)
     want = attend(query, key, value, jnp.arange(S)[None] if causal else None, segments)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_is_lowered_for_shards_of_the_batch_that_run_side_by_side(cudnn_installed, splits, packed):
+    """As `hetjax.shards` runs a model: under a vmap over `data`, whose layout splits `tensor` alone."""
+    segments = jnp.arange(B * S, dtype=jnp.int32).reshape(B, S) // 4 if packed else None
+    inner = dataclasses.replace(splits, axes_of=lambda dim: () if dim == "batch" else splits.axes_of(dim))
+
+    def run(query, key, value, segments):
+        with layout_in_force(lambda x, dims: x, inner):
+            attended, vjp = jax.vjp(partial(fused_attention, segments=segments, causal=True), query, key, value)
+            return attended, vjp(attended)
+
+    avals = [jax.ShapeDtypeStruct((2, *aval.shape), aval.dtype) for aval in arrays()]
+    if packed:
+        segments = jnp.stack([segments] * 2)
+    by_shard = jax.vmap(run, in_axes=(0, 0, 0, 0 if packed else None), spmd_axis_name="data")
+    text = lowered(by_shard, *avals, segments) if packed else lowered(lambda *x: by_shard(*x, None), *avals)
+    assert "fmha" in text.lower()
