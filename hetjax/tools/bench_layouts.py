@@ -80,7 +80,7 @@ def layouts(
 
 
 def _problem(rows: int, images: int, samples: int) -> Problem:
-    """An encoder of a quarter of the language model's multiplications a token."""
+    """An encoder of 0.3 times the language model's multiplications with weights a token."""
     vision = VisionConfig(
         image_size=32, patch_size=4, width=96, layers=4, heads=4, mlp_width=384, projector_width=192, output_width=192
     )
