@@ -55,6 +55,7 @@ class Mixing(VisionEncoder):
         return {port: x * (1 + x.mean(axis=0, keepdims=True)) for port, x in outputs.items()}
 
 
+@pytest.mark.slow
 def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right():
     graph = make_graph()
     vision = graph.modules["vision"]

@@ -25,7 +25,6 @@ LAYOUTS = {
     ),
 }
 QUICK = [
-    ("disjoint", "zero_bubble", 4),
     ("disjoint-chunks", "interleaved_1f1b", 4),
     ("colocated-stages", "bubble_fill", 2),
     ("colocated-chunks", "zero_bubble", 2),
