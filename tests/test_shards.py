@@ -72,6 +72,7 @@ def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right()
         assert relative_error(gradients[0]["vision"][path], reference) < 1e-5, path
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_when_they_are_added_up():
     placement = Placement({"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", data=2, tensor=2)})
     found = []
