@@ -85,7 +85,7 @@ def test_sample_covers_every_pair_of_choices():
 @pytest.mark.slow
 @pytest.mark.parametrize("microbatches", MICROBATCHES)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(map(str, layout)))
-@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"], indirect=True)
 def test_every_case_equals_one_device(layout, microbatches, dtype):
     """All schedules of a layout run the same programs, which are compiled once."""
     trainer = make_trainer(LAYOUTS[layout], dtype, "gpipe", microbatches)
