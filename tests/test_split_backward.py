@@ -1,7 +1,6 @@
 """The two parts of a backward together are the whole: the same numbers, and no product computed twice."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,9 @@ import pytest
 from hetjax.flops import count_flops
 from hetjax.split_backward import split_backward
 from hetjax.weights import take_apart
-from meshes import Layout
 from models.remat import remat_in_force
 from tests.parity.oracle import relative_error
 from tests.parity.problem import VISION, make_batch, make_graph
-from tests.parity.test_parity import make_trainer
 
 
 def language_model():
@@ -106,32 +103,3 @@ def test_a_function_that_cannot_be_taken_apart_goes_to_the_first_part_as_a_whole
 
 def _both(x, w, d):
     return d @ w.T, x.T @ d
-
-
-@pytest.mark.parametrize(
-    "degrees", [{"tensor": 2}, {"fsdp": 2}, {"data": 2}, {"context": 2}, {"data": 2, "tensor": 2}], ids=str
-)
-def test_a_stage_on_several_devices_is_cut_as_one_device_is(degrees):
-    """Products inside of `shard_map` are shared out too: the cut goes through it."""
-    one, several = parts_of_a_stage({}), parts_of_a_stage(degrees)
-    assert several[1] == one[1] > 0.7 * one[0]
-    if "context" not in degrees:
-        assert several == one
-
-
-def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
-    """FLOPs of both parts of the last of two stages."""
-    size = 2 * math.prod(degrees.values())
-    layouts = Layout(devices="7"), Layout(devices=list(range(size)), stage=2, **degrees)
-    trainer = make_trainer(layouts, "float32", "zero_bubble", 4)
-    step, _ = trainer.trace(make_batch())
-    program = step.programs["llm.1"]
-    stage, kept = program.stage, program._traced.out_info[2]
-    arguments = jax.tree.leaves((stage.compute_params, stage.buffers, program.inputs))
-    again = {str(i): arguments[i] for i in program._residuals.arguments if i >= len(stage.compute_params)}
-    cotangents = {port: (program.outputs[port],) * count for port, count in program.gradient_outputs.items()}
-    arguments = stage.compute_params, again, kept, cotangents
-    parts = split_backward(program._gradients, *arguments)
-    _, crossing = jax.eval_shape(parts.first, *arguments)
-    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.reads)
-    return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing)
