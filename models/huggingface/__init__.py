@@ -1,0 +1,1 @@
+"""Weights and configs of Hugging Face checkpoints, in and out, tensor by tensor."""
