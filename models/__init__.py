@@ -3,6 +3,17 @@
 from models.decoder import DecoderConfig, LanguageModel
 from models.errors import ModelError
 from models.parts.moe import MoEConfig
+from models.radio import RadioEncoder
+from models.radio_config import RadioConfig
 from models.vit import VisionConfig, VisionEncoder
 
-__all__ = ["DecoderConfig", "LanguageModel", "MoEConfig", "ModelError", "VisionConfig", "VisionEncoder"]
+__all__ = [
+    "DecoderConfig",
+    "LanguageModel",
+    "MoEConfig",
+    "ModelError",
+    "RadioConfig",
+    "RadioEncoder",
+    "VisionConfig",
+    "VisionEncoder",
+]
