@@ -1,7 +1,7 @@
 """C-RADIO: a vision transformer for images of any size, several in one row, and for videos (Heinrich et al. 2025).
 
 Rows come in *merge order*: the patches of each square of neighbours stand next to each other, row by row, so that
-pixel shuffle is a reshape. What packs images this way is `models.dynamic_resolution`.
+pixel shuffle is a reshape. What packs images this way is `models.patch_rows`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
+from models.parts.evs import prune, room_for_kept
 from models.parts.linear import Linear
 from models.parts.position_grid import cropped_positions
 from models.parts.project import project
@@ -23,8 +24,8 @@ from models.parts.vision_block import VisionBlock
 from models.radio_config import RadioConfig
 from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
-# B batch · P rows of images · Q rows of videos, as one dim or as tubelets * rows · N = P + Q · D width of the encoder
-# F numbers of a patch · E width of the language model · T tokens = N / merge²
+# B batch · P rows of images · Q rows of videos · N = P + Q · D width of the encoder · F numbers of a patch
+# E width of the language model · T tokens = N / merge² · K tokens left after pruning
 
 IMAGE_PORTS = ("patches", "places", "segments")
 VIDEO_PORTS = ("video_patches", "video_places", "video_segments")
@@ -56,7 +57,9 @@ class RadioEncoder(nnx.Module):
         videos = VIDEO_PORTS if self.config.tubelet is not None else ()
         if self.cut.first:
             return IMAGE_PORTS + videos
-        return ("hidden", "segments", *videos[2:])
+        # Pruning has to tell patches from prefix tokens.
+        prunes = self.cut.last and self.config.video_pruning_rate > 0
+        return ("hidden", "segments", *videos[1 if prunes else 2 :])
 
     @property
     def optional_ports(self) -> tuple[str, ...]:
@@ -95,9 +98,9 @@ class RadioEncoder(nnx.Module):
         patches: Float[Array, "B P F"] | None = None,
         places: Int[Array, "B P 4"] | None = None,
         segments: Int[Array, "B P"] | None = None,
-        video_patches: Float[Array, "B *Q video_F"] | None = None,
-        video_places: Int[Array, "B *Q 4"] | None = None,
-        video_segments: Int[Array, " B *Q"] | None = None,
+        video_patches: Float[Array, "B Q video_F"] | None = None,
+        video_places: Int[Array, "B Q 4"] | None = None,
+        video_segments: Int[Array, "B Q"] | None = None,
         hidden: Float[Array, "B N D"] | None = None,
     ) -> dict[str, Array]:
         """The whole encoder, or its last stage, returns {"tokens": [B, T, E]}, others {"hidden": [B, N, D]}.
@@ -109,9 +112,11 @@ class RadioEncoder(nnx.Module):
         images, and the ids of the two have nothing to do with each other. Tokens made of prefix rows or padding are
         finite and mean nothing.
 
-        With `video_pruning_rate`, videos are [B, tubelets, rows, ...], one a sample, and "kept" [B, T] says which of
-        the tokens the ones in "tokens" are; see `models.parts.evs`. Without a projector, "tokens" are the features of
-        all rows, [B, N, D]. Raises ModelError where inputs lack or shapes do not fit.
+        With `video_pruning_rate` it returns "kept" [B, K], too: all tokens of images and those of videos that
+        `models.parts.evs.prune` keeps are left, and "kept" says which of the T each is, T or more for padding. The ids
+        of a video's tubelets follow each other. Without a projector, "tokens" are the features of all rows, [B, N, D].
+
+        Raises ModelError where inputs lack or shapes do not fit.
         """
         given = dict(
             patches=patches, places=places, segments=segments, video_patches=video_patches, video_places=video_places,
@@ -127,14 +132,33 @@ class RadioEncoder(nnx.Module):
             return {"tokens": constrain(x, *ROWS, "embed")}
         # One row for each square of patches, its patches' features side by side.
         merged = x.reshape(x.shape[0], -1, self.config.rows_per_token * x.shape[-1])
-        return {"tokens": constrain(self.projector(constrain(merged, *RESIDUAL, "embed")), *ROWS, "embed")}
+        tokens = constrain(self.projector(constrain(merged, *RESIDUAL, "embed")), *ROWS, "embed")
+        if not self.config.video_pruning_rate or video_segments is None:
+            return {"tokens": tokens, **self._all_kept(tokens)}
+        return self._prune(tokens, video_places, video_segments)
+
+    def _all_kept(self, tokens: Float[Array, "B T E"]) -> dict[str, Int[Array, "B T"]]:
+        if not self.config.video_pruning_rate:
+            return {}
+        return {"kept": jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape[:2])}
+
+    def _prune(self, tokens: Float[Array, "B T E"], places: Int[Array, "B Q 4"], segments: Int[Array, "B Q"]):
+        if places is None:
+            raise ModelError("RadioEncoder: pruning needs video_places beside video_segments; give both or neither")
+        rate, rows = self.config.video_pruning_rate, self.config.rows_per_token
+        count = segments.shape[1] // rows
+        images, videos = tokens[:, :-count], constrain(tokens[:, -count:], "batch", None, None)
+        # The last row of a square: where prefix tokens do not fill one, padding comes first.
+        segments, is_patch = segments[:, rows - 1 :: rows], places[:, rows - 1 :: rows, 0] >= 0
+        videos, kept = prune(videos, segments, is_patch, rate, room_for_kept(count, rate))
+        kept = jnp.concatenate([self._all_kept(images)["kept"], images.shape[1] + kept], axis=1)
+        return {"tokens": constrain(jnp.concatenate([images, videos], axis=1), *ROWS, "embed"), "kept": kept}
 
     def _segments(self, segments, video_segments) -> Int[Array, "B N"]:
         if segments is None and video_segments is None:
             raise ModelError("RadioEncoder: there are neither segments nor video_segments; give images, videos or both")
         if video_segments is None:
             return segments
-        video_segments = video_segments.reshape(video_segments.shape[0], -1)
         # Even ids for images and odd ones for videos, so that no two are equal.
         return video_segments if segments is None else jnp.concatenate([2 * segments, 2 * video_segments + 1], axis=1)
 
@@ -156,8 +180,7 @@ class RadioEncoder(nnx.Module):
                     f"give [batch, rows, {size}], [batch, rows, 4] and [batch, rows], with rows that "
                     f"{self.config.rows_per_token} divides"
                 )
-            flat = (rows[0], -1)
-            embedded.append(self._embed(patches.reshape(*flat, size), places.reshape(*flat, 4), linear))
+            embedded.append(self._embed(patches, places, linear))
         return embedded[0] if len(embedded) == 1 else jnp.concatenate(embedded, axis=1)
 
     def _embed(self, patches: Float[Array, "B P F"], places: Int[Array, "B P 4"], linear: Linear):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from models.errors import ModelError
-
-PADDING = -1000
-"""What `places` says of a row without a patch or a prefix token, in all four numbers."""
+from models.patch_rows import PatchRows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ class RadioConfig:
     prefix_tokens: int = 10
     """Learned tokens before the patches of each image: of the teachers' classes, and registers."""
     tubelet: int | None = 2
-    """Frames that a patch of a video spans, with an embedder of its own; null for images alone."""
+    """Frames, two or more, that a patch of a video spans, with an embedder of its own; null for images alone."""
     merge: int = 2
     """Side of the square of neighbouring patches that become one token."""
     projector_width: int | None = None
@@ -50,6 +48,8 @@ class RadioConfig:
             value = getattr(self, field.name)
             if field.name != "video_pruning_rate" and value is not None and value <= 0:
                 raise ModelError(f"RadioConfig: {field.name} = {value} must be positive")
+        if self.tubelet == 1:
+            raise ModelError("RadioConfig: tubelet = 1 is an image; give 2 or more frames, or null for images alone")
         if self.width % self.heads:
             raise ModelError(
                 f"RadioConfig: width % heads = {self.width} % {self.heads} must be 0; change either of the two"
@@ -85,6 +85,13 @@ class RadioConfig:
         return self.merge**2
 
     @property
-    def prefix_rows(self) -> int:
-        """Rows before the patches of each image: its prefix tokens, and padding so that squares stay together."""
-        return -(-self.prefix_tokens // self.rows_per_token) * self.rows_per_token
+    def image_rows(self) -> PatchRows:
+        """How images become rows."""
+        return PatchRows(patch_size=self.patch_size, merge=self.merge, prefix_tokens=self.prefix_tokens)
+
+    @property
+    def video_rows(self) -> PatchRows:
+        """How videos become rows. Raises ModelError for an encoder of images alone."""
+        if self.tubelet is None:
+            raise ModelError("RadioConfig: tubelet = None takes images alone; say how many frames a patch spans")
+        return dataclasses.replace(self.image_rows, frames=self.tubelet)
