@@ -47,6 +47,4 @@ def find_groups(pattern: str) -> tuple[Group, ...]:
                 found.append((letters + size, rows - repeats, ((unit, repeats), *rest)))
         return min(found, key=lambda each: each[:2])
 
-    return tuple(
-        Group(name=f"group{i}", unit=unit, repeats=repeats) for i, (unit, repeats) in enumerate(best(0)[2])
-    )
+    return tuple(Group(name=f"group{i}", unit=unit, repeats=repeats) for i, (unit, repeats) in enumerate(best(0)[2]))
