@@ -38,7 +38,7 @@ class NemotronHConfig:
     """Hidden width of an MLP layer; 0 where the pattern has no -."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in every RMSNorm of the residual stream."""
-    tied: bool = False
+    tie_embeddings: bool = False
     """Whether the head is the token embedding, transposed; such a model cannot be cut into pipeline stages."""
 
     def __post_init__(self):

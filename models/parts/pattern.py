@@ -1,143 +1,177 @@
-"""Layers of several kinds in a pattern, held as few layers whose weights have a leading "layers" dim.
+"""Layers of several kinds in a pattern, held as few layers whose weights have leading "layers" dims.
 
-The pattern "MEM*EMEM*E" is the unit MEM*E, twice: a group. A group holds one layer for each letter of its unit, with
-the weights of all repeats stacked, and scans over the repeats; so what a compiler sees grows with the units, not
-with the depth.
+The pattern "MEM*EMEM*E" is the unit MEM*E, twice: a group. A group holds one layer for each layer of its unit, with
+the weights of all repeats stacked, and scans over the repeats; groups stand in units, too. So what a compiler sees
+grows with the units, not with the depth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 
-from models.parts.groups import Group, find_groups
+from models.parts.groups import Group, Single, find_groups
 from models.parts.stack import set_since, values_of
 from models.remat import rematerialized
 
-Tree = dict[str, dict[str, Any]]
-"""Something for every layer: by the name of its group, then by its name in the unit."""
+Items = tuple[Single | Group, ...]
+Build = Callable[[str, nnx.Rngs], nnx.Module]
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Tree = dict[str, Any]
+"""Something for every layer: by the name of its group, and on by names in the unit, down to the layer's own."""
 
 
 class Unit(nnx.Module):
-    """The layers of a group, one a letter, as its attributes."""
+    """Layers and groups as attributes."""
 
-    def __init__(self, group: Group, build: Callable[[str, nnx.Rngs], nnx.Module], *, rngs: nnx.Rngs):
-        for name, letter in zip(group.layers, group.unit, strict=True):
-            setattr(self, name, build(letter, rngs))
+    def __init__(self, items: Items, build: Build, *, rngs: nnx.Rngs):
+        for item in items:
+            made = build(item.letter, rngs) if isinstance(item, Single) else _stacked(item, build, rngs)
+            setattr(self, item.name, made)
 
 
-class PatternStack(nnx.Module):
+class PatternStack(Unit):
     """Builds the layers of a pattern and runs them in order; `build(letter, rngs)` makes one.
 
-    A row is one repeat of a group's unit: what a pipeline stage can have or not. As in `models.parts.stack`, weights
-    are only ever read through a scan, also where a group has one row.
+    A row is one repeat of an outermost group's unit: what a pipeline stage can have or not. As in
+    `models.parts.stack`, weights are only ever read through a scan, also where a group has one row.
 
     Attributes:
-        groups: the groups, with the repeats that are here.
-        rows: the unit of every row that is here, in order.
+        groups: the outermost groups, with the repeats that are here.
+        rows: the letters of every row that is here, in order.
     """
 
-    def __init__(self, pattern: str, build: Callable[[str, nnx.Rngs], nnx.Module], *, rngs: nnx.Rngs):
+    def __init__(self, pattern: str, build: Build, *, rngs: nnx.Rngs):
         self.groups = find_groups(pattern)
-        for group in self.groups:
-            make = nnx.vmap(
-                lambda key, group=group: Unit(group, build, rngs=nnx.Rngs(key)),
-                in_axes=0,
-                out_axes=0,
-                transform_metadata={nnx.PARTITION_NAME: "layers"},
-            )
-            setattr(self, group.name, make(jax.random.split(rngs.params(), group.repeats)))
+        super().__init__(self.groups, build, rngs=rngs)
 
     @property
     def rows(self) -> tuple[str, ...]:
-        return tuple(group.unit for group in self.groups for _ in range(group.repeats))
+        return tuple(group.letters for group in self.groups for _ in range(group.repeats))
 
     @property
     def count(self) -> int:
         """Number of rows."""
         return len(self.rows)
 
-    def tree(self, make: Callable[[str, int], Any]) -> Tree:
-        """`make(letter, repeats)` for each layer of each unit."""
-        return {
-            group.name: {
-                name: make(letter, group.repeats) for name, letter in zip(group.layers, group.unit, strict=True)
-            }
-            for group in self.groups
-        }
+    def tree(self, make: Callable[[str, tuple[int, ...]], Any]) -> Tree:
+        """`make(letter, sizes of the leading layers dims)` for each layer of each unit."""
+        return _tree(self.groups, make, ())
 
-    def scan(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, each: Tree | None = None):
+    def scan(self, step: Step, carry: Any, each: Tree | None = None) -> tuple[Any, Tree]:
         """`carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
 
-        `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the repeats of the group;
-        the outs are stacked like that. The backward computes again what the setting of `models.remat` in force does
-        not keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set here for all layers.
+        `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the layers dims; the outs
+        are stacked like that. The backward computes again what the setting of `models.remat` in force does not
+        keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set here for all layers.
         """
-        outs: Tree = {}
-        for group in self.groups:
-            own = None if each is None else each[group.name]
-            carry, outs[group.name] = self._scan_group(group, step, carry, own)
-        return carry, outs
-
-    def _scan_group(self, group: Group, step, carry, each):
-        unit = getattr(self, group.name)
-        split = {name: nnx.split(getattr(unit, name)) for name in group.layers}
-
-        def run(name, carry, weights, own):
-            layer, before = nnx.merge(split[name][0], weights), values_of(weights)
-            carry, out = step(layer, carry, own)
-            return carry, out, set_since(before, layer)
-
-        def body(carry, row):
-            weights, own = row
-            outs, changed = {}, {}
-            for name in group.layers:
-                layer = rematerialized(lambda *arguments, name=name: run(name, *arguments))
-                given = (weights[name], None if own is None else own[name])
-                carry, outs[name], changed[name] = layer(carry, *given)
-            return carry, (outs, changed)
-
-        weights = {name: state for name, (_, state) in split.items()}
-        carry, (outs, changed) = jax.lax.scan(body, carry, (weights, each), length=group.repeats)
-        _take(unit, changed)
+        split = _split(self, self.groups)
+        definitions, weights = (_parts(split, i) for i in (0, 1))
+        carry, (outs, changed) = _run(self.groups, definitions, step, carry, weights, each)
+        _take(self, self.groups, changed)
         return carry, outs
 
     def end_of_step(self) -> None:
         """Call the layers' own `end_of_step`, which may set variables that are not nnx.Param."""
-        for group in self.groups:
-            unit, changed = getattr(self, group.name), {}
-            for name in group.layers:
-                definition, weights = nnx.split(getattr(unit, name))
-
-                def end(weights, definition=definition):
-                    layer, before = nnx.merge(definition, weights), values_of(weights)
-                    layer.end_of_step()
-                    return set_since(before, layer)
-
-                changed[name] = jax.vmap(end)(weights)
-            _take(unit, changed)
+        split = _split(self, self.groups)
+        definitions, weights = (_parts(split, i) for i in (0, 1))
+        _take(self, self.groups, _end(self.groups, definitions, weights))
 
     def keep(self, start: int, stop: int) -> None:
         """Drop all rows but start..stop-1; what stays keeps its path."""
         kept, first = [], 0
         for group in self.groups:
-            here = max(start - first, 0), min(stop - first, group.repeats)
+            here = slice(max(start - first, 0), min(stop - first, group.repeats))
             first += group.repeats
-            if here[0] >= here[1]:
+            if here.start >= here.stop:
                 delattr(self, group.name)
                 continue
             definition, weights = nnx.split(getattr(self, group.name))
-            part = jax.tree.map(lambda weight, here=here: weight[slice(*here)], weights)
+            part = jax.tree.map(lambda weight, here=here: weight[here], weights)
             setattr(self, group.name, nnx.merge(definition, part))
-            kept.append(dataclasses.replace(group, repeats=here[1] - here[0]))
+            kept.append(dataclasses.replace(group, repeats=here.stop - here.start))
         self.groups = tuple(kept)
 
 
-def _take(unit: nnx.Module, changed: dict[str, nnx.State]) -> None:
-    for name, state in changed.items():
-        if jax.tree.leaves(state):
-            nnx.update(getattr(unit, name), state)
+def _stacked(group: Group, build: Build, rngs: nnx.Rngs) -> Unit:
+    """The unit with the weights of all repeats, each from a key of its own."""
+    make = nnx.vmap(
+        lambda key: Unit(group.unit, build, rngs=nnx.Rngs(key)),
+        in_axes=0,
+        out_axes=0,
+        transform_metadata={nnx.PARTITION_NAME: "layers"},
+    )
+    return make(jax.random.split(rngs.params(), group.repeats))
+
+
+def _tree(items: Items, make: Callable[[str, tuple[int, ...]], Any], sizes: tuple[int, ...]) -> Tree:
+    return {
+        item.name: make(item.letter, sizes)
+        if isinstance(item, Single)
+        else _tree(item.unit, make, (*sizes, item.repeats))
+        for item in items
+    }
+
+
+def _split(unit: nnx.Module, items: Items) -> Tree:
+    """(definition, weights) of each layer."""
+    return {
+        item.name: nnx.split(getattr(unit, item.name))
+        if isinstance(item, Single)
+        else _split(getattr(unit, item.name), item.unit)
+        for item in items
+    }
+
+
+def _parts(split: Tree, index: int) -> Tree:
+    return {name: _parts(each, index) if isinstance(each, dict) else each[index] for name, each in split.items()}
+
+
+def _run(items: Items, definitions: Tree, step: Step, carry: Any, weights: Tree, each: Tree | None):
+    """(the last carry, (outs, what layers have set))."""
+    outs, changed = {}, {}
+    for item in items:
+        name, own = item.name, None if each is None else each[item.name]
+        if isinstance(item, Single):
+            layer = rematerialized(partial(_run_layer, definitions[name], step))
+            carry, outs[name], changed[name] = layer(carry, weights[name], own)
+        else:
+            carry, (outs[name], changed[name]) = jax.lax.scan(
+                lambda carry, row, item=item: _run(item.unit, definitions[item.name], step, carry, *row),
+                carry,
+                (weights[name], own),
+                length=item.repeats,
+            )
+    return carry, (outs, changed)
+
+
+def _run_layer(definition: nnx.GraphDef, step: Step, carry: Any, weights: nnx.State, own: Any):
+    layer, before = nnx.merge(definition, weights), values_of(weights)
+    carry, out = step(layer, carry, own)
+    return carry, out, set_since(before, layer)
+
+
+def _end(items: Items, definitions: Tree, weights: Tree) -> Tree:
+    changed = {}
+    for item in items:
+        name = item.name
+        if isinstance(item, Single):
+            layer, before = nnx.merge(definitions[name], weights[name]), values_of(weights[name])
+            layer.end_of_step()
+            changed[name] = set_since(before, layer)
+        else:
+            changed[name] = jax.vmap(partial(_end, item.unit, definitions[name]))(weights[name])
+    return changed
+
+
+def _take(unit: nnx.Module, items: Items, changed: Tree) -> None:
+    for item in items:
+        if isinstance(item, Group):
+            _take(getattr(unit, item.name), item.unit, changed[item.name])
+        elif jax.tree.leaves(changed[item.name]):
+            nnx.update(getattr(unit, item.name), changed[item.name])
