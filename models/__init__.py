@@ -2,7 +2,18 @@
 
 from models.decoder import DecoderConfig, LanguageModel
 from models.errors import ModelError
+from models.parakeet import ParakeetEncoder
+from models.parakeet_config import ParakeetConfig
 from models.parts.moe import MoEConfig
 from models.vit import VisionConfig, VisionEncoder
 
-__all__ = ["DecoderConfig", "LanguageModel", "MoEConfig", "ModelError", "VisionConfig", "VisionEncoder"]
+__all__ = [
+    "DecoderConfig",
+    "LanguageModel",
+    "MoEConfig",
+    "ModelError",
+    "ParakeetConfig",
+    "ParakeetEncoder",
+    "VisionConfig",
+    "VisionEncoder",
+]
