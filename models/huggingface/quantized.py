@@ -81,6 +81,9 @@ class PlainTensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors and not str(name).endswith(SCALES)
+
 
 def quantized_infos(name: str, info: TensorInfo, form: Form) -> dict[str, TensorInfo]:
     """The tensors that a weight [out, in] called `name` is written as."""
