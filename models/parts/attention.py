@@ -18,6 +18,7 @@ from models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
 from models.errors import LayoutError
 from models.parts.fused import fused_attention, is_fusable
 from models.parts.linear import Linear
+from models.parts.norms import RMSNorm
 from models.parts.project import project
 from models.parts.ring import attend_across
 from models.parts.rope import RopeTable, rotate
@@ -70,16 +71,28 @@ class Attention(nnx.Module):
 
     Queries, keys and values have no bias. A bias on the keys adds the same number to all scores of a
     query, which softmax cancels: its gradient is exactly zero but for rounding, and an adaptive
-    optimizer scales that rounding up to full steps of noise.
+    optimizer scales that rounding up to full steps of noise. With `head_norm_epsilon`, each head of queries and of
+    keys passes an RMSNorm of its K channels before it is rotated (Dehghani et al. 2023, as Qwen3 has it).
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, head_dim: int, *, output_bias: bool = False, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        output_bias: bool = False,
+        head_norm_epsilon: float | None = None,
+        rngs: nnx.Rngs,
     ):
         self.query = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, rngs=rngs)
         self.key = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
         self.value = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
         self.output = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=output_bias, rngs=rngs)
+        normed = head_norm_epsilon is not None
+        self.query_norm = RMSNorm(head_dim, epsilon=head_norm_epsilon, rngs=rngs) if normed else None
+        self.key_norm = RMSNorm(head_dim, epsilon=head_norm_epsilon, rngs=rngs) if normed else None
 
     def __call__(
         self,
@@ -99,6 +112,8 @@ class Attention(nnx.Module):
         all its slots are attended.
         """
         query, key, value = project(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
