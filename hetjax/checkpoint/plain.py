@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from hetjax.weight_source import Box
+
 CHUNK_BYTES = 32 << 20
 """Most bytes of a chunk, unless a single row of the last two dims has more."""
-
-Box = tuple[slice, ...]
 
 
 def write_array(

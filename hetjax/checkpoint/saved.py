@@ -13,9 +13,10 @@ import numpy as np
 from hetjax.checkpoint.description import FORMAT
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.items import place_in_item
-from hetjax.checkpoint.plain import ArrayReader, Box
+from hetjax.checkpoint.plain import ArrayReader
 from hetjax.checkpoint.write import reason
 from hetjax.errors import CheckpointError
+from hetjax.weight_source import Box
 from models.huggingface.tensors import TensorInfo
 
 HUGGING_FACE = "huggingface"

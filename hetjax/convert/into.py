@@ -27,7 +27,9 @@ Kinds = dict[str, dict[str, TensorInfo]]
 """A module's arrays by kind ("params", "buffers") and path."""
 
 
-def into_checkpoint(source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False) -> dict[str, Any]:
+def into_checkpoint(
+    source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False
+) -> dict[str, Any]:
     """Write a Hugging Face checkpoint as one of ours; what was done, as plain data.
 
     Raises ModelError for missing or misshapen tensors, ConfigError for unexpected ones unless they are allowed, and

@@ -11,7 +11,7 @@ import numpy as np
 
 from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights
 from hetjax.config import load_config
-from hetjax.convert.beside import KEPT, copy_files, kept_tensors
+from hetjax.convert.beside import copy_files, kept_tensors
 from hetjax.convert.plan import Plan
 from hetjax.errors import ConfigError
 from models.huggingface.families import find_family
@@ -34,8 +34,9 @@ def from_checkpoint(
 ) -> dict[str, Any]:
     """Write one of our checkpoints as a Hugging Face checkpoint; what was done, as plain data.
 
-    config.json and the files beside the weights are those of `like`, a Hugging Face folder of the same model; else those
-    that `into_checkpoint` kept; else, for a run of ours and a `family`, config.json is written from the run's settings.
+    config.json and the files beside the weights are those of `like`, a Hugging Face folder of the same model; else
+    those that `into_checkpoint` kept; else, for a run of ours and a `family`, config.json is written from the run's
+    settings.
 
     Raises ConfigError where there is none of these or the folder holds files, and where the checkpoint does not fit.
     """
@@ -70,7 +71,9 @@ def from_checkpoint(
     }
 
 
-def _model(source: SavedWeights, beside: Path, given: bool, family: str | None) -> tuple[Family, Configs, dict[str, Any]]:
+def _model(
+    source: SavedWeights, beside: Path, given: bool, family: str | None
+) -> tuple[Family, Configs, dict[str, Any]]:
     """(family, configs of its modules, config.json)."""
     if (beside / "config.json").exists():
         hf = read_json(beside / "config.json")
@@ -113,6 +116,3 @@ def _with_dtype(tree: dict[str, Any], name: str) -> dict[str, Any]:
         else value
         for key, value in tree.items()
     }
-
-
-__all__ = ["KEPT", "from_checkpoint"]

@@ -146,4 +146,3 @@ def wanted_dtype(held: np.dtype, wanted: np.dtype | None, keeps: bool) -> np.dty
     """The dtype that an array is converted to: `wanted`, for one of floats that does not keep its own."""
     is_float = np.issubdtype(held, np.floating) or held == ml_dtypes.bfloat16
     return held if wanted is None or keeps or not is_float else np.dtype(wanted)
-

@@ -9,6 +9,7 @@ from models.decoder import LanguageModel
 from models.errors import ModelError
 from models.huggingface.family import Family
 from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
+from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
 
 LLAMA = Family(
     name="llama",
@@ -19,7 +20,16 @@ LLAMA = Family(
     entries=lambda configs: {"llm": llama_entries(configs["llm"])},
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA,)}
+QWEN3 = Family(
+    name="qwen3",
+    model_types=("qwen3", "qwen3_moe"),
+    read_config=lambda hf: {"llm": qwen3_config(hf)},
+    write_config=lambda configs: qwen3_hf_config(configs["llm"]),
+    build={"llm": lambda config, rngs: LanguageModel(config, rngs=rngs)},
+    entries=lambda configs: {"llm": qwen3_entries(configs["llm"])},
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN3)}
 """All of them, by name."""
 
 

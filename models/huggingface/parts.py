@@ -33,5 +33,7 @@ def _through(function: Callable[..., Sequence[np.ndarray]], given: Sequence[Tens
         made = function(*(np.broadcast_to(_STAND_IN, info.shape) for info in given))
     except (ValueError, IndexError) as error:
         told = ", ".join(f"{name} of shape {info.shape}" for name, info in zip(names, given, strict=True))
-        raise ModelError(f"{told} does not fit the sizes in config.json ({error}); they are of different models")
+        raise ModelError(
+            f"{told} does not fit the sizes in config.json ({error}); they are of different models"
+        ) from None
     return [TensorInfo(tuple(part.shape), given[0].dtype) for part in made]

@@ -1,8 +1,8 @@
 """Quantized checkpoints, as ModelOpt exports them: read as plain ones, and written.
 
 A quantized linear map "m" has, beside "m.weight":
-    FP8      weight E4M3 [out, in];        weight_scale and input_scale, float32 numbers.
-    NVFP4    weight uint8 [out, in/2];     weight_scale E4M3 [out, in/16], weight_scale_2 and input_scale float32 numbers.
+    FP8      weight E4M3 [out, in]; weight_scale and input_scale, float32 numbers.
+    NVFP4    weight uint8 [out, in/2]; weight_scale E4M3 [out, in/16]; weight_scale_2 and input_scale, float32 numbers.
 
 Nothing is calibrated here, so an `input_scale` is that of the checkpoint which the weights came from, else 1.
 """
@@ -48,7 +48,7 @@ class PlainTensors(Mapping[str, np.ndarray]):
         self,
         tensors: CheckpointTensors,
         config: Mapping[str, Any],
-        dtype: np.dtype = np.dtype(ml_dtypes.bfloat16),  # noqa: B008, a constant
+        dtype: np.dtype = np.dtype(ml_dtypes.bfloat16),
     ):
         self._tensors, self._dtype = tensors, dtype
         self.forms = {name: form for name in tensors if (form := _form(tensors, name)) is not None}

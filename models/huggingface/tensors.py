@@ -72,11 +72,13 @@ class SafetensorsFile:
                 info = TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]])
                 first, last = entry["data_offsets"]
             except (KeyError, TypeError, ValueError):
-                raise ModelError(f"{path}: tensor {name} is described as {entry}, which this version does not read")
+                raise ModelError(
+                    f"{path}: tensor {name} is described as {entry}, which this version does not read"
+                ) from None
             if last - first != info.nbytes or first < 0:
                 raise ModelError(
-                    f"{path}: tensor {name} of shape {info.shape} and dtype {info.dtype} takes {info.nbytes} bytes, but "
-                    f"the header gives it {last - first}; the file is damaged, fetch it again"
+                    f"{path}: tensor {name} of shape {info.shape} and dtype {info.dtype} takes {info.nbytes} bytes, "
+                    f"but the header gives it {last - first}; the file is damaged, fetch it again"
                 )
             if last > size:
                 raise ModelError(
