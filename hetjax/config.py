@@ -109,6 +109,9 @@ class TrainConfig:
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
             (attention, mlp); none computes nothing again.
         seed: Seed of the initial weights.
+        warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
+            that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
+            optimizer starts fresh. Null for weights from the seed.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
@@ -134,6 +137,7 @@ class TrainConfig:
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    warm_start: str | dict[str, str] | None = None
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     profile_every: int | None = 100

@@ -28,6 +28,7 @@ from hetjax.schedule.check import check
 from hetjax.stage import Stage
 from hetjax.state import TrainState
 from hetjax.step import Step, trace_step
+from hetjax.weight_source import WeightSource
 from hetjax.weights import Arrays
 from hetjax.whole import merge_stages
 from meshes import Placement
@@ -140,12 +141,14 @@ class Trainer:
             raise ConfigError("the trainer has not compiled yet; call compile(batch) or step(state, batch) first")
         return self._executor.step
 
-    def init(self, seed: int = 0) -> TrainState:
+    def init(self, seed: int = 0, *, warm_start: Mapping[str, WeightSource] | None = None) -> TrainState:
         """Weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
 
-        The weights depend on the seed and the module's name, not on the placement.
+        The weights depend on the seed and the module's name, not on the placement. Modules of `warm_start` take theirs
+        from a checkpoint (`hetjax.warm_start.open_weights`) of any placement. Raises ConfigError where they do not fit.
         """
-        return initialize(self.graph, self.stages, self.updates, seed)
+        _check_modules(warm_start or {}, self.graph, "warm_start")
+        return initialize(self.graph, self.stages, self.updates, seed, warm_start)
 
     def compile(
         self, batch: Batch, *, progress: bool = False, also: Mapping[str, Callable[[], object]] | None = None

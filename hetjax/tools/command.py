@@ -18,6 +18,7 @@ from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_schedules import schedules
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
+from hetjax.tools.convert import convert
 from hetjax.tools.demo_data import digits
 from hetjax.tools.launch import launch
 from hetjax.tools.outcome import Outcome
@@ -32,6 +33,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "timeline": timeline,
     "placement": placement,
     "boundary": boundary,
+    "convert": convert,
     "demo-data digits": digits,
     "bench overhead": overhead,
     "bench step": step,
