@@ -93,6 +93,7 @@ def build_trainer(
         schedule_costs=schedule_costs,
         microbatches=config.microbatches,
         frozen=settings.frozen,
+        trained=settings.trained,
         learning_rate_scale=settings.learning_rate_scale,
         max_grad_norm=settings.max_grad_norm,
         param_dtype=config.param_dtype,

@@ -41,7 +41,8 @@ class OptimizerConfig:
         weight_decay: Decoupled weight decay, for matrices; scales and biases have none.
         max_grad_norm: Largest norm of the gradient over all modules, or null for no clipping.
         learning_rate_scale: Factor on the learning rate of a module, e.g. {vision: 0.1}.
-        frozen: Modules that do not train.
+        frozen: Modules that do not train, or parts of them, e.g. [audio, vision.layers].
+        trained: The only modules that train, or parts of them, e.g. [vision.projector]; null for all but `frozen`.
     """
 
     learning_rate: float
@@ -54,6 +55,7 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
     learning_rate_scale: dict[str, float] = dataclasses.field(default_factory=dict)
     frozen: list[str] = dataclasses.field(default_factory=list)
+    trained: list[str] | None = None
 
     def __post_init__(self):
         names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon")

@@ -113,7 +113,7 @@ class ForwardBackward:
             outputs, after = stage.call({**params, **trained}, buffers, {**inputs, **carried})
             return {port: outputs[port] for port in self.gradient_outputs}, (outputs, after)
 
-        trained = params if stage.trains else {}
+        trained = {path: params[path] for path in stage.trained}
         carried = {port: inputs[port] for port in self.gradient_inputs}
         with remat_in_force(stage.remat):
             _, vjp, (outputs, after) = jax.vjp(whole(call, self._remat_whole), trained, carried, has_aux=True)

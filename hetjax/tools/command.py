@@ -128,7 +128,9 @@ def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.Argume
     words = [each for each in inspect.signature(tool).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     ahead = "".join(f"{each.name.upper()} " for each in words)
     parser = jsonargparse.ArgumentParser(
-        usage=f"hetjax {name} {ahead}{settings}[--key value ...]{behind}", description=_summary(tool), exit_on_error=False
+        usage=f"hetjax {name} {ahead}{settings}[--key value ...]{behind}",
+        description=_summary(tool),
+        exit_on_error=False,
     )
     kept = {key for key in _parameters(tool) if key.endswith("_")}
     for key in sorted(kept):
