@@ -13,6 +13,7 @@ from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, t
 from hetjax.errors import ConfigError
 from hetjax.tools.bench_boundary import bench_boundary
 from hetjax.tools.bench_layouts import layouts
+from hetjax.tools.bench_model import bench_model
 from hetjax.tools.bench_overhead import overhead
 from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_schedules import schedules
@@ -44,6 +45,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "bench boundary": bench_boundary,
     "bench layouts": layouts,
     "bench schedules": schedules,
+    "bench model": bench_model,
 }
 # Parameters that are no options.
 BESIDE = {"config", "command"}
