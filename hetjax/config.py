@@ -219,7 +219,8 @@ def _of_each_kind(message: str) -> str:
 def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
     """A parser's message, with the name that was likely meant where one is unknown."""
     message = _of_each_kind(message)
-    for word in re.findall(r"[A-Za-z_][\w.]*", message):
+    named = re.findall(r"Option '([\w.]+)' is not accepted", message)
+    for word in named or re.findall(r"[A-Za-z_][\w.]*", message):
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
         if near and word not in known:
             return f"{message.strip()}\n  did you mean '{near[0]}'? {help_line}"
