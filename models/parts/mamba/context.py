@@ -88,7 +88,8 @@ def mix_across(
     """
     shares = Shares(
         mesh=splits.mesh,
-        batch=splits.axes_of("batch"),
+        # Axes of one device too: gradients are summed over those that no dim rides on.
+        batch=(*splits.axes_of("batch"), *(axis for axis, degree in splits.mesh.shape.items() if degree == 1)),
         seq=splits.axes_of("seq"),
         heads=splits.axes_of("heads"),
         chunk=chunk,
