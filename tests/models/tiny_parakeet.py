@@ -50,7 +50,7 @@ def build_parakeet(dtype=np.float32, **changes):
 
 
 def sounds(lengths, samples, dtype=np.float32, seed=0):
-    """{"waveforms", "lengths"} for clips of these lengths [B, C], with noise past their ends, which no one is to hear."""
+    """{"waveforms", "lengths"} for clips of these lengths [B, C], and noise past their ends, that no one is to hear."""
     lengths = np.asarray(lengths, np.int32)
     waveforms = np.random.default_rng(seed).normal(scale=0.1, size=(*lengths.shape, samples)).astype(dtype)
     return {"waveforms": waveforms, "lengths": lengths}
