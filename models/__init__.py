@@ -5,6 +5,7 @@ from models.errors import ModelError
 from models.parts.moe import MoEConfig
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
+from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "ModelError",
     "RadioConfig",
     "RadioEncoder",
+    "Siglip2Config",
+    "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
 ]
