@@ -29,7 +29,7 @@ class DynamicResolution:
     max_patches: int = 13312
     """The most patches of an image."""
     video_patches: int = 1024
-    """The most patches of a video's frame, and about how many it gets."""
+    """About how many patches a frame of a video gets; rounding may add some."""
     keep_video_aspect: bool = True
     """Whether frames keep their aspect; else they become squares."""
 
@@ -53,9 +53,10 @@ class DynamicResolution:
         budget = self.max_patches if budget is None else budget
         sides = [round(pixels / self.patch_size + 0.5) for pixels in self._checked(height, width)]
         shrink = min(math.sqrt(budget / math.prod(sides)), 1.0)
-        # A side may come out as no patch at all, for images that are much longer than wide.
         sides = [math.floor(shrink * side) for side in sides]
-        if budget > self.min_patches > math.prod(sides) > 0:
+        if 0 in sides:  # an image so much longer than wide that it would have no patch across
+            sides = [min(side, budget // self.merge) or self.merge for side in sides]
+        if budget > self.min_patches > math.prod(sides):
             grow = math.sqrt(self.min_patches / math.prod(sides))
             sides = [math.ceil(grow * side) for side in sides]
         for axis in (0, 1):
@@ -63,7 +64,6 @@ class DynamicResolution:
             up, other = sides[axis] - rest + self.merge, sides[1 - axis]
             if rest:
                 sides[axis] = up if up * other <= budget else max(self.merge, sides[axis] - rest)
-            sides[axis] = max(self.merge, sides[axis])
         return sides[0], sides[1]
 
     def image_grids(self, sizes: Sequence[tuple[int, int]], context: int, text_tokens: int = 0) -> list[Grid]:

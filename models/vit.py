@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
+from models.parts.image_patches import cut_images
 from models.parts.linear import Linear
 from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
@@ -136,9 +137,7 @@ class VisionEncoder(nnx.Module):
                 f"VisionEncoder: images have shape {images.shape}; "
                 f"give [batch, images, {side}, {side}, {self.config.channels}] as the config says"
             )
-        batch, count, grid = *images.shape[:2], side // patch
-        patches = images.astype(self.patch.dtype).reshape(batch * count, grid, patch, grid, patch, -1)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * count, self.tokens_per_image, -1)
+        patches = cut_images(images.astype(self.patch.dtype), patch)
         patches = constrain(patches, *RESIDUAL, "patch")
         return project(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)[0] + self.positions[...]
 
