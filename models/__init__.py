@@ -3,6 +3,9 @@
 from models.decoder import LanguageModel
 from models.decoder_config import DecoderConfig
 from models.errors import ModelError
+from models.nemotron_h import NemotronH
+from models.nemotron_h_config import NemotronHConfig
+from models.parts.mamba import MambaConfig
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.vit import VisionConfig, VisionEncoder
@@ -10,8 +13,11 @@ from models.vit import VisionConfig, VisionEncoder
 __all__ = [
     "DecoderConfig",
     "LanguageModel",
+    "MambaConfig",
     "MoEConfig",
     "ModelError",
+    "NemotronH",
+    "NemotronHConfig",
     "RopeScaling",
     "VisionConfig",
     "VisionEncoder",
