@@ -164,12 +164,12 @@ def test_lengths_after_pruning(make_processor):
     positions = arrays["llm"]["image_positions"]
     videos = np.flatnonzero(positions[0][room.image_tokens :] < room.need.given)[:kept] + room.image_tokens
     none = room.image_tokens + room.video_tokens
-    left = np.full((2, room.image_tokens + room.need.kept), none)
+    left = np.full((2, room.image_tokens + room.need.kept), none, np.int32)
     left[:, : room.image_tokens] = np.arange(room.image_tokens)
     left[0, room.image_tokens : room.image_tokens + kept] = videos
     moved = compact_rows(positions, left, room.need.given)
     assert moved.source.shape == (2, 500)
-    given = np.array([made.need.given for made in samples])
+    given = np.array([made.need.given for made in samples], np.int32)
     np.testing.assert_array_equal(moved.shorten(given), lengths)
     after = np.asarray(moved.take(arrays["llm"]["tokens"]))
     assert after[0][: lengths[0]].tolist().count(processor.tokenizer.placeholders["image"]) == kept
