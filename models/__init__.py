@@ -5,6 +5,9 @@ from models.errors import ModelError
 from models.parakeet import ParakeetEncoder
 from models.parakeet_config import ParakeetConfig
 from models.parts.moe import MoEConfig
+from models.radio import RadioEncoder
+from models.radio_config import RadioConfig
+from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -14,6 +17,10 @@ __all__ = [
     "ModelError",
     "ParakeetConfig",
     "ParakeetEncoder",
+    "RadioConfig",
+    "RadioEncoder",
+    "Siglip2Config",
+    "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -138,15 +139,7 @@ class TrainData(Iterator[HostBatch]):
             DataError: the state is of a dataset of another size, or another order of samples, or lies
                 beyond the last epoch.
         """
-        missing = {*_STREAM_KEYS, "seen", "bad"} - set(state)
-        if missing:
-            raise DataError(f"data state lacks {', '.join(sorted(missing))}; restore one that get_state returned")
-        for key in _STREAM_KEYS:
-            if state[key] != self._stream[key]:
-                raise DataError(
-                    f"dataset '{self._tally.path}': {key} is {state[key]} in the saved state and {self._stream[key]} "
-                    "in this run, so the order of samples cannot continue; use the same, or begin a new run"
-                )
+        check_stream(state, self._stream, self._tally.path)
         if state["seen"] > self._total:
             raise DataError(
                 f"dataset '{self._tally.path}': the saved state is after {state['seen']} samples, "
@@ -190,6 +183,21 @@ def count_row(row: FilledRow, tally: BadTally) -> None:
     tally.skip(row.skipped)
     if row.sample is None:
         raise tally.no_stand_in(row.skipped)
+
+
+def check_stream(
+    state: Mapping[str, Any], stream: Mapping[str, Any], path: Path, more_keys: Sequence[str] = ()
+) -> None:
+    """Raise DataError unless a saved state is of this very order of samples."""
+    missing = {*_STREAM_KEYS, "seen", "bad", *more_keys} - set(state)
+    if missing:
+        raise DataError(f"data state lacks {', '.join(sorted(missing))}; restore one that get_state returned")
+    for key in _STREAM_KEYS:
+        if state[key] != stream[key]:
+            raise DataError(
+                f"dataset '{path}': {key} is {state[key]} in the saved state and {stream[key]} "
+                "in this run, so the order of samples cannot continue; use the same, or begin a new run"
+            )
 
 
 def epochs_of(config: DataConfig) -> int:

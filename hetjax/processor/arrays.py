@@ -74,11 +74,14 @@ def batch_shapes(processor: Processor, *, training: bool) -> dict[str, dict[str,
     return shapes
 
 
-def packed_rows(
-    processor: Processor, samples: Sequence[OmniSample], *, rows: int | None = None, spare: int = 0
-) -> list[list[int]]:
-    """Which samples share a row: about equally full ones, as `hetjax.processor.packing.pack` chooses them."""
-    return pack([sample.need for sample in samples], processor.room.need, bins=rows, spare=spare)
+def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
+    """Which samples share a row: about equally full ones, as `hetjax.processor.packing.pack` chooses them.
+
+    Samples that would fit into fewer rows than `at_least` are spread over so many.
+    """
+    needs = [sample.need for sample in samples]
+    least = -(-sum(need.tokens for need in needs) // processor.room.need.tokens)
+    return pack(needs, processor.room.need, bins=max(at_least, least))
 
 
 def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> Arrays:

@@ -68,17 +68,27 @@ def attend(
 class Attention(nnx.Module):
     """Projections to queries, keys and values, `attend`, and a projection back to the width.
 
-    Queries, keys and values have no bias. A bias on the keys adds the same number to all scores of a
-    query, which softmax cancels: its gradient is exactly zero but for rounding, and an adaptive
-    optimizer scales that rounding up to full steps of noise.
+    Queries, keys and values have biases where `qkv_bias` says so. Without rotations, one on the keys adds the same
+    number to all scores of a query, which softmax cancels: its gradient is exactly zero but for rounding, and an
+    adaptive optimizer would scale that rounding up to full steps of noise. `fixed_key_bias` gives it no gradient.
     """
 
     def __init__(
-        self, width: int, heads: int, kv_heads: int, head_dim: int, *, output_bias: bool = False, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        output_bias: bool = False,
+        qkv_bias: bool = False,
+        fixed_key_bias: bool = False,
+        rngs: nnx.Rngs,
     ):
-        self.query = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, rngs=rngs)
-        self.key = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
-        self.value = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
+        of_queries, of_keys = {"heads": heads, "head_dim": head_dim}, {"kv_heads": kv_heads, "head_dim": head_dim}
+        self.query = Linear({"embed": width}, of_queries, bias=qkv_bias, rngs=rngs)
+        self.key = Linear({"embed": width}, of_keys, bias=qkv_bias, fixed_bias=fixed_key_bias, rngs=rngs)
+        self.value = Linear({"embed": width}, of_keys, bias=qkv_bias, rngs=rngs)
         self.output = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=output_bias, rngs=rngs)
 
     def __call__(
