@@ -139,7 +139,7 @@ class TrainConfig:
     profile_every: int | None = 100
     log_every: int = 20
     run_dir: str | None = None
-    demo_data: Literal["digits"] | None = None
+    demo_data: Literal["digits", "shapes"] | None = None
     fake_devices: int | None = None
     peer_timeout: float = 60.0
     join_timeout: float = 300.0

@@ -18,7 +18,7 @@ from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_schedules import schedules
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
-from hetjax.tools.demo_data import digits
+from hetjax.tools.demo_data import digits, shapes
 from hetjax.tools.launch import launch
 from hetjax.tools.outcome import Outcome
 from hetjax.tools.placement import placement
@@ -33,6 +33,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "placement": placement,
     "boundary": boundary,
     "demo-data digits": digits,
+    "demo-data shapes": shapes,
     "bench overhead": overhead,
     "bench step": step,
     "bench overlap": overlap,
