@@ -41,6 +41,7 @@ from hetjax.metrics import MetricsLog, draw_loss, read_metrics
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
 from hetjax.trainer import Trainer
+from hetjax.warm_start import open_warm_start
 
 
 def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:
@@ -151,7 +152,14 @@ class _Run:
         step = self.checkpoints.latest_step()
         self.job.agree("checkpoint to start from", str(step))
         with self.job.unlimited("making the first state"):
-            return self.trainer.init(self.config.seed) if step is None else self._restored()
+            return self._fresh() if step is None else self._restored()
+
+    def _fresh(self) -> TrainState:
+        warm_start = open_warm_start(self.config.warm_start, tuple(self.trainer.graph.modules))
+        for module in self.trainer.graph.modules if warm_start else ():
+            source = warm_start[module].name if module in warm_start else f"the seed {self.config.seed}"
+            self.console.print(f"{module} starts from {source}")
+        return self.trainer.init(self.config.seed, warm_start=warm_start)
 
     def _restored(self) -> TrainState:
         state, extra = self.checkpoints.restore()
