@@ -5,6 +5,7 @@ from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
+from models.sampling import Sampling
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MoEConfig",
     "ModelError",
     "RopeScaling",
+    "Sampling",
     "VisionConfig",
     "VisionEncoder",
 ]
