@@ -12,6 +12,7 @@ from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
+from models.sampling import Sampling
 from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
@@ -28,6 +29,7 @@ __all__ = [
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",
+    "Sampling",
     "Siglip2Config",
     "Siglip2Encoder",
     "VisionConfig",
