@@ -15,13 +15,9 @@ from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 from hetjax.model_config import ModelConfig
 from meshes import Layout
-<<<<<<< HEAD
 from models import VisionConfig
 from models.components import COMPONENTS
-=======
-from models import DecoderConfig, VisionConfig
 from models.sampling import GREEDY, Sampling
->>>>>>> decoders
 
 
 def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hetjax.data import DataConfig, PackedData, TrainData, check_dataset, eval_batches, train_data, write_shapes
 from hetjax.errors import ConfigError, DataError
-from hetjax.processor import ChatTemplate, Processor, ProcessorConfig, batch_shapes, load_omni_tokenizer
+from hetjax.processor import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer, row_shapes
 from models.dynamic_resolution import DynamicResolution
 from models.patch_rows import PatchRows
 
@@ -65,7 +65,7 @@ def test_batches_have_the_shapes_that_are_told(folder):
     data, _, processor = make(folder)
     assert isinstance(data, TrainData)
     batch = next(data)
-    for module, ports in batch_shapes(processor, training=True).items():
+    for module, ports in row_shapes(processor.room, training=True).items():
         for port, (shape, dtype) in ports.items():
             assert batch.arrays[module][port].shape == (4, *shape) and batch.arrays[module][port].dtype == dtype
     data.close()
