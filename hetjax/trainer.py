@@ -202,7 +202,7 @@ class Trainer:
         return self._ready(batch).train(state, *self._place(batch), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
-        """The loss, and the gradients of what trains as host arrays by module and path; `state` stays valid.
+        """The loss, and the gradient of each weight that trains, as host arrays by module and path; `state` is kept.
 
         With many processes all of them call it, and get all of it.
         """

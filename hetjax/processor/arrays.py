@@ -13,6 +13,7 @@ import numpy as np
 from hetjax.errors import DataError
 from hetjax.processor.packing import pack
 from hetjax.processor.processor import Processor
+from hetjax.processor.room import Room
 from hetjax.processor.sample import Need, OmniSample
 from models.parts.clips import stack_clips, token_rows
 
@@ -32,7 +33,7 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, t
         DataError: samples do not fit into their row.
     """
     made = [_row(processor, samples, training) for samples in rows]
-    shapes = batch_shapes(processor, training=training)
+    shapes = row_shapes(processor.room, training=training)
     return {
         module: {
             port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
@@ -42,9 +43,9 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, t
     }
 
 
-def batch_shapes(processor: Processor, *, training: bool) -> dict[str, dict[str, tuple[tuple[int, ...], type]]]:
+def row_shapes(room: Room, *, training: bool) -> dict[str, dict[str, tuple[tuple[int, ...], type]]]:
     """(shape, dtype) of one row of every array that `make_arrays` makes."""
-    room, config = processor.room, processor.config
+    config = room.config
     sequence = room.need.given
     shapes: dict[str, dict[str, tuple[tuple[int, ...], type]]] = {"llm": {"tokens": ((sequence,), np.int32)}}
     if training:
@@ -55,8 +56,8 @@ def batch_shapes(processor: Processor, *, training: bool) -> dict[str, dict[str,
         shapes["llm"]["image_positions"] = ((room.image_tokens + room.video_tokens,), np.int32)
         shapes["vision"] = {}
     for prefix, count, layout in (
-        ("", config.image_rows, processor.image_rows),
-        ("video_", config.video_rows, processor.video_rows),
+        ("", config.image_rows, room.image_rows),
+        ("video_", config.video_rows, room.video_rows),
     ):
         if count:
             numbers = layout.frames * 3 * layout.patch_size**2
@@ -74,11 +75,14 @@ def batch_shapes(processor: Processor, *, training: bool) -> dict[str, dict[str,
     return shapes
 
 
-def packed_rows(
-    processor: Processor, samples: Sequence[OmniSample], *, rows: int | None = None, spare: int = 0
-) -> list[list[int]]:
-    """Which samples share a row: about equally full ones, as `hetjax.processor.packing.pack` chooses them."""
-    return pack([sample.need for sample in samples], processor.room.need, bins=rows, spare=spare)
+def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
+    """Which samples share a row: about equally full ones, as `hetjax.processor.packing.pack` chooses them.
+
+    Samples that would fit into fewer rows than `at_least` are spread over so many.
+    """
+    needs = [sample.need for sample in samples]
+    least = -(-sum(need.tokens for need in needs) // processor.room.need.tokens)
+    return pack(needs, processor.room.need, bins=max(at_least, least))
 
 
 def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> Arrays:
@@ -139,5 +143,5 @@ def _places(samples: Sequence[OmniSample], starts: np.ndarray, name: str) -> lis
 
 
 def prompt_lengths(samples: Sequence[OmniSample]) -> np.ndarray:
-    """How many rows of the language model's sequence each prompt takes, after pruning."""
-    return np.asarray([sample.need.tokens for sample in samples], np.int32)
+    """How many ids each prompt has, those of tokens to be pruned included; the model tells what is left of them."""
+    return np.asarray([sample.need.given for sample in samples], np.int32)

@@ -52,6 +52,11 @@ class Chat:
         """All images, videos and sounds, in order."""
         return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
 
+    @property
+    def files(self) -> list[Path]:
+        """Those of `media` that are files."""
+        return [Path(part.value) for part in self.media if isinstance(part.value, str | Path)]
+
     def asked(self) -> tuple[Chat, str]:
         """The chat up to its last answer, and that answer. Raises DataError where there is none."""
         answers = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]

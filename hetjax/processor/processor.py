@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Shaped
 
-from hetjax.errors import ConfigError, DataError
+from hetjax.errors import DataError
 from hetjax.media import Video
 from hetjax.processor.config import ProcessorConfig
 from hetjax.processor.layout import Item, Tokens, audio_items, image_items, video_items
@@ -48,16 +48,8 @@ class Processor:
     ):
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.image_rows, self.video_rows, self.pruning_rate = image_rows, video_rows, pruning_rate
-        for name, layout in (("image_rows", image_rows), ("video_rows", video_rows)):
-            if getattr(config, name) and layout is None:
-                raise ConfigError(f"processor.{name} is {getattr(config, name)}, but the model takes none; set it to 0")
-            sizes = (config.resolution.patch_size, config.resolution.merge)
-            if layout is not None and sizes != (layout.patch_size, layout.merge):
-                raise ConfigError(
-                    f"processor.resolution has patch_size {sizes[0]} and merge {sizes[1]}, but the vision encoder "
-                    f"{layout.patch_size} and {layout.merge}; set both alike"
-                )
-        self.room = Room.of(config, seq_len, pruning_rate)
+        rows = {"image_rows": image_rows, "video_rows": video_rows}
+        self.room = Room.of(config, seq_len, pruning_rate=pruning_rate, **rows)
         names = [name for kind, used in (("image", self.room.sees), ("audio", self.room.hears)) if used
                  for name in (kind, f"{kind}_start", f"{kind}_end")]  # fmt: skip
         for name in names:

@@ -20,7 +20,7 @@ from hetjax.tools.bench_schedules import schedules
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.convert import convert
-from hetjax.tools.demo_data import digits
+from hetjax.tools.demo_data import digits, shapes
 from hetjax.tools.launch import launch
 from hetjax.tools.model import model
 from hetjax.tools.outcome import Outcome
@@ -39,6 +39,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "boundary": boundary,
     "convert": convert,
     "demo-data digits": digits,
+    "demo-data shapes": shapes,
     "bench overhead": overhead,
     "bench step": step,
     "bench overlap": overlap,

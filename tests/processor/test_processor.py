@@ -8,11 +8,10 @@ from hetjax.media import Video
 from hetjax.processor import (
     Processor,
     ProcessorConfig,
-    batch_shapes,
     make_arrays,
     packed_rows,
     parse_messages,
-    prompt_lengths,
+    row_shapes,
 )
 from models.parts.clips import tokens_of_clip
 from models.parts.evs import compact_rows, keep_count
@@ -91,7 +90,7 @@ def test_arrays_of_a_batch_with_unlike_rows(make_processor):
         [sample(processor, user(SOUND, "x"), answer("y"))],
     ]
     arrays = make_arrays(processor, rows, training=True)
-    for module, ports in batch_shapes(processor, training=True).items():
+    for module, ports in row_shapes(processor.room, training=True).items():
         assert set(ports) == set(arrays[module])
         for port, (shape, dtype) in ports.items():
             assert arrays[module][port].shape == (3, *shape) and arrays[module][port].dtype == dtype
@@ -158,18 +157,18 @@ def test_lengths_after_pruning(make_processor):
     kept = keep_count(6, 4, 0.5)
     assert samples[0].need.given - samples[0].need.tokens == 24 - kept
     arrays = make_arrays(processor, [[made] for made in samples], training=False)
-    lengths = prompt_lengths(samples)
+    lengths = [made.need.tokens for made in samples]
     room = processor.room
     # What an encoder keeps: all tokens of images, and of the first video's those that come first.
     positions = arrays["llm"]["image_positions"]
     videos = np.flatnonzero(positions[0][room.image_tokens :] < room.need.given)[:kept] + room.image_tokens
     none = room.image_tokens + room.video_tokens
-    left = np.full((2, room.image_tokens + room.need.kept), none)
+    left = np.full((2, room.image_tokens + room.need.kept), none, np.int32)
     left[:, : room.image_tokens] = np.arange(room.image_tokens)
     left[0, room.image_tokens : room.image_tokens + kept] = videos
     moved = compact_rows(positions, left, room.need.given)
     assert moved.source.shape == (2, 500)
-    given = np.array([made.need.given for made in samples])
+    given = np.array([made.need.given for made in samples], np.int32)
     np.testing.assert_array_equal(moved.shorten(given), lengths)
     after = np.asarray(moved.take(arrays["llm"]["tokens"]))
     assert after[0][: lengths[0]].tolist().count(processor.tokenizer.placeholders["image"]) == kept
