@@ -5,6 +5,9 @@ from models.decoder_config import DecoderConfig
 from models.errors import ModelError
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
+from models.radio import RadioEncoder
+from models.radio_config import RadioConfig
+from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -12,7 +15,11 @@ __all__ = [
     "LanguageModel",
     "MoEConfig",
     "ModelError",
+    "RadioConfig",
+    "RadioEncoder",
     "RopeScaling",
+    "Siglip2Config",
+    "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
 ]

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 
 from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
-from models.parts.attention import Attention
+from models.parts.image_patches import cut_images
 from models.parts.linear import Linear
 from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
 from models.parts.project import project
 from models.parts.stack import Stack
-from models.remat import point
+from models.parts.vision_block import VisionBlock
 from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
@@ -63,22 +63,6 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-class VisionBlock(nnx.Module):
-    """Pre-norm bidirectional attention and MLP, each added to the residual stream."""
-
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        width, heads = config.width, config.heads
-        self.attention_norm = LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.attention = Attention(width, heads, heads, width // heads, output_bias=True, rngs=rngs)
-        self.mlp_norm = LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.mlp = GeluMLP(width, config.mlp_width, width, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "images N D"]) -> Float[Array, "images N D"]:
-        attended, _ = self.attention(self.attention_norm(x))
-        x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
-        return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")
-
-
 class VisionEncoder(nnx.Module):
     """Patches, learned positions, `layers` blocks, a final norm and a projector of two layers.
 
@@ -93,7 +77,7 @@ class VisionEncoder(nnx.Module):
         )
         positions = named(nnx.initializers.normal(0.02), None, "width")
         self.positions = nnx.Param(positions(rngs.params(), (config.tokens_per_image, config.width), jnp.float32))
-        self.layers = Stack(lambda layer_rngs: VisionBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
+        self.layers = Stack(lambda layer_rngs: _block(config, layer_rngs), config.layers, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         self.projector = GeluMLP(config.width, config.projector_width, config.output_width, rngs=rngs)
 
@@ -153,8 +137,10 @@ class VisionEncoder(nnx.Module):
                 f"VisionEncoder: images have shape {images.shape}; "
                 f"give [batch, images, {side}, {side}, {self.config.channels}] as the config says"
             )
-        batch, count, grid = *images.shape[:2], side // patch
-        patches = images.astype(self.patch.dtype).reshape(batch * count, grid, patch, grid, patch, -1)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch * count, self.tokens_per_image, -1)
+        patches = cut_images(images.astype(self.patch.dtype), patch)
         patches = constrain(patches, *RESIDUAL, "patch")
         return project(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)[0] + self.positions[...]
+
+
+def _block(config: VisionConfig, rngs: nnx.Rngs) -> VisionBlock:
+    return VisionBlock(config.width, config.heads, config.mlp_width, norm_epsilon=config.norm_epsilon, rngs=rngs)

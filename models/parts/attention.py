@@ -69,10 +69,11 @@ def attend(
 class Attention(nnx.Module):
     """Projections to queries, keys and values, `attend`, and a projection back to the width.
 
-    Queries, keys and values have no bias. A bias on the keys adds the same number to all scores of a
-    query, which softmax cancels: its gradient is exactly zero but for rounding, and an adaptive
-    optimizer scales that rounding up to full steps of noise. With `head_norm_epsilon`, each head of queries and of
-    keys passes an RMSNorm of its K channels before it is rotated (Dehghani et al. 2023, as Qwen3 has it).
+    Queries, keys and values have biases where `qkv_bias` says so. Without rotations, one on the keys adds the same
+    number to all scores of a query, which softmax cancels: its gradient is exactly zero but for rounding, and an
+    adaptive optimizer would scale that rounding up to full steps of noise. `fixed_key_bias` gives it no gradient. With
+    `head_norm_epsilon`, each head of queries and of keys passes an RMSNorm of its K channels before it is rotated
+    (Dehghani et al. 2023, as Qwen3 has it).
     """
 
     def __init__(
@@ -84,11 +85,14 @@ class Attention(nnx.Module):
         *,
         output_bias: bool = False,
         head_norm_epsilon: float | None = None,
+        qkv_bias: bool = False,
+        fixed_key_bias: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.query = Linear({"embed": width}, {"heads": heads, "head_dim": head_dim}, rngs=rngs)
-        self.key = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
-        self.value = Linear({"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}, rngs=rngs)
+        of_queries, of_keys = {"heads": heads, "head_dim": head_dim}, {"kv_heads": kv_heads, "head_dim": head_dim}
+        self.query = Linear({"embed": width}, of_queries, bias=qkv_bias, rngs=rngs)
+        self.key = Linear({"embed": width}, of_keys, bias=qkv_bias, fixed_bias=fixed_key_bias, rngs=rngs)
+        self.value = Linear({"embed": width}, of_keys, bias=qkv_bias, rngs=rngs)
         self.output = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=output_bias, rngs=rngs)
         normed = head_norm_epsilon is not None
         self.query_norm = RMSNorm(head_dim, epsilon=head_norm_epsilon, rngs=rngs) if normed else None

@@ -25,12 +25,21 @@ class Linear(nnx.Module):
     The kernel has shape (*ins, *outs) and enters the contraction as it is stored, so that a backward
     pass keeps a reference to the weight and no copy. Initialized from a truncated normal of variance
     1 / (product of ins), in float32; the computation follows the dtype of `x` and kernel. Where a layout splits
-    dims, `models.parts.project` runs it; called, all communication is the compiler's choice.
+    dims, `models.parts.project` runs it; called, all communication is the compiler's choice. A bias of which nothing
+    depends, but for rounding, is held with `fixed_bias`: its gradient is exactly zero then.
     """
 
-    def __init__(self, ins: Mapping[str, int], outs: Mapping[str, int], *, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        ins: Mapping[str, int],
+        outs: Mapping[str, int],
+        *,
+        bias: bool = False,
+        fixed_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
         shape = (*ins.values(), *outs.values())
-        self.ins, self.outs = tuple(ins), tuple(outs)
+        self.ins, self.outs, self.fixed_bias = tuple(ins), tuple(outs), fixed_bias
         init = named(fan_in_normal(math.prod(ins.values())), *ins, *outs)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
         if not bias:
@@ -49,7 +58,9 @@ class Linear(nnx.Module):
 
     def shift(self, y: Float[Array, "*batch *outs"]) -> Float[Array, "*batch *outs"]:
         """`y + bias`, if there is one."""
-        return y if self.bias is None else y + self.bias[...]
+        if self.bias is None:
+            return y
+        return y + (jax.lax.stop_gradient(self.bias[...]) if self.fixed_bias else self.bias[...])
 
     @property
     def dtype(self) -> jax.typing.DTypeLike:

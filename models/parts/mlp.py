@@ -24,9 +24,9 @@ def _swiglu(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Arr
     return jax.nn.silu(gate) * up
 
 
-@partial(jax.checkpoint, prevent_cse=False)
-def _gelu(x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
-    return jax.nn.gelu(x, approximate=False)
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
+def _gelu(x: Float[Array, "B S F"], approximate: bool) -> Float[Array, "B S F"]:
+    return jax.nn.gelu(x, approximate=approximate)
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -48,25 +48,27 @@ class SwiGLU(nnx.Module):
 
 
 class ReLU2MLP(nnx.Module):
-    """down(relu(up(x))²), without biases (So et al. 2021)."""
+    """down(relu(up(x))²), without biases (So et al. 2021); back to the width of x, or to another `output_width`."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, output_width: int | None = None, *, rngs: nnx.Rngs):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
-        self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
+        self.down = Linear({"mlp": hidden}, {"embed": output_width or width}, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
+        """`wanted` names the rows of the result; those of x are rows of the residual stream."""
         (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
-        return project(_relu2(up), self.down, given=ROWS, wanted=RESIDUAL)[0]
+        return project(_relu2(up), self.down, given=ROWS, wanted=wanted)[0]
 
 
 class GeluMLP(nnx.Module):
-    """down(gelu(up(x))), with biases and the exact GELU (Hendrycks and Gimpel 2016)."""
+    """down(gelu(up(x))), with biases (Hendrycks and Gimpel 2016): the exact GELU, or `approximate` by a tanh."""
 
-    def __init__(self, width: int, hidden: int, output_width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, output_width: int, *, approximate: bool = False, rngs: nnx.Rngs):
+        self.approximate = approximate
         self.up = Linear({"embed": width}, {"mlp": hidden}, bias=True, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width}, bias=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
         """`wanted` names the rows of the result; those of x are rows of the residual stream."""
         (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
-        return project(_gelu(up), self.down, given=ROWS, wanted=wanted)[0]
+        return project(_gelu(up, self.approximate), self.down, given=ROWS, wanted=wanted)[0]

@@ -1,0 +1,227 @@
+"""RADIO's weights and config, as NVIDIA releases them, alone or inside an omni-modal checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import ModelError
+from models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from models.radio_config import RadioConfig
+
+PREFIX = "vision_model."
+"""Of the encoder's names inside an omni-modal checkpoint; a checkpoint of RADIO alone has none."""
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Those of CLIP's pixels, which RADIO was trained with."""
+
+IGNORED = r"(?:^|\.)radio_model\.model\.blocks\.\d+\.layer_scale[12]\.lambda1$"
+"""Names of tensors that transformers writes and that say nothing: they are ones."""
+
+_SIZES = {  # (width, layers, heads, mlp_width) of the backbones that a released config names
+    "vit_base_patch16_224": (768, 12, 12, 3072),
+    "vit_large_patch16_224": (1024, 24, 16, 4096),
+    "vit_huge_patch16_224": (1280, 32, 16, 5120),
+}
+
+
+def radio_entries(config: RadioConfig, *, prefix: str = PREFIX, projector: str = "mlp1.") -> list[Entry]:
+    """The encoder's tensors, and those of the projector under its own prefix, where there is one.
+
+    transformers saves by the same names, and `layer_scale` besides; see IGNORED.
+    """
+    body, width = f"{prefix}radio_model.model.", config.width
+    embedder = f"{body}patch_generator."
+    entries = [
+        kernel(f"{embedder}embedder.weight", "patch/kernel", ins=(config.patch_dim,), outs=(width,)),
+        reshaped(
+            f"{embedder}pos_embed",
+            "positions",
+            theirs=(1, config.position_side**2, width),
+            ours=(config.position_side**2, width),
+        ),
+        same(f"{embedder}cls_token.token", "prefix"),
+    ]
+    if config.tubelet is not None:
+        ins = (config.video_patch_dim,)
+        entries.append(kernel(f"{embedder}video_embedder.weight", "video_patch/kernel", ins=ins, outs=(width,)))
+    for layer in range(config.layers):
+        entries += _block(config, f"{body}blocks.{layer}.", layer)
+    if config.projector_width is not None:
+        hidden, merged = (config.projector_width,), (config.rows_per_token * width,)
+        entries += [
+            same(f"{projector}0.weight", "projector/norm/scale"),
+            kernel(f"{projector}1.weight", "projector/mlp/up/kernel", ins=merged, outs=hidden),
+            kernel(f"{projector}3.weight", "projector/mlp/down/kernel", ins=hidden, outs=(config.output_width,)),
+        ]
+    return entries
+
+
+def _block(config: RadioConfig, name: str, layer: int) -> list[Entry]:
+    ours, width, hidden = "layers/block/", (config.width,), (config.mlp_width,)
+    heads = (config.heads, config.width // config.heads)
+    entries = [_qkv(f"{name}attn.qkv.{part}", part, layer, heads, config.width) for part in ("weight", "bias")]
+    entries += [
+        kernel(f"{name}attn.proj.weight", f"{ours}attention/output/kernel", layer, ins=heads, outs=width),
+        same(f"{name}attn.proj.bias", f"{ours}attention/output/bias", layer),
+        kernel(f"{name}mlp.fc1.weight", f"{ours}mlp/up/kernel", layer, ins=width, outs=hidden),
+        same(f"{name}mlp.fc1.bias", f"{ours}mlp/up/bias", layer),
+        kernel(f"{name}mlp.fc2.weight", f"{ours}mlp/down/kernel", layer, ins=hidden, outs=width),
+        same(f"{name}mlp.fc2.bias", f"{ours}mlp/down/bias", layer),
+    ]
+    for number, norm in ((1, "attention_norm"), (2, "mlp_norm")):
+        entries += [
+            same(f"{name}norm{number}.weight", f"{ours}{norm}/scale", layer),
+            same(f"{name}norm{number}.bias", f"{ours}{norm}/bias", layer),
+        ]
+    return entries
+
+
+def _qkv(name: str, part: str, layer: int, heads: tuple[int, int], width: int) -> Entry:
+    """Queries, keys and values, one below the other in their tensor."""
+    leaf, ours = ("kernel", (width, *heads)) if part == "weight" else ("bias", heads)
+    return Entry(
+        names=(name,),
+        slots=tuple(
+            Slot(path=f"layers/block/attention/{which}/{leaf}", index=(layer,)) for which in ("query", "key", "value")
+        ),
+        read=functools.partial(_cut, ours=ours),
+        write=_joined,
+    )
+
+
+def _cut(fused: np.ndarray, *, ours: tuple[int, ...]) -> Tensors:
+    return tuple(part.T.reshape(ours) for part in np.split(fused, 3))
+
+
+def _joined(*held: np.ndarray) -> Tensors:
+    parts = [part.reshape(part.shape[0], -1).T if part.ndim == 3 else part.reshape(-1) for part in held]
+    return (np.concatenate(parts),)
+
+
+def radio_constants(
+    *,
+    prefix: str = PREFIX,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    summaries: Sequence[int] = (0, 1),
+) -> dict[str, np.ndarray]:
+    """Tensors of a checkpoint that are no weights of ours: pixel statistics, and which prefix tokens sum an image up.
+
+    What is read from a checkpoint is written back as it was; without one, these are written.
+    """
+    body = f"{prefix}radio_model."
+    return {
+        f"{body}input_conditioner.norm_mean": np.asarray(mean, np.float32).reshape(-1, 1, 1),
+        f"{body}input_conditioner.norm_std": np.asarray(std, np.float32).reshape(-1, 1, 1),
+        f"{body}summary_idxs": np.asarray(summaries, np.int64),
+    }
+
+
+def radio_config(hf: Mapping[str, Any]) -> RadioConfig:
+    """From a config.json: of an omni-modal model, by whichever of its two namings, or of RADIO alone.
+
+    RADIO alone has no projector. Raises ModelError for a backbone that is not known by name or has other parts.
+    """
+    if "vision_config" not in hf:
+        return RadioConfig(**_tower(hf))
+    language = hf.get("text_config") or hf.get("llm_config") or {}
+    tower = _tower(hf["vision_config"])
+    return RadioConfig(
+        **tower,
+        merge=round(1 / hf.get("downsample_ratio", 0.5)),
+        projector_width=hf["projector_hidden_size"],
+        output_width=language["hidden_size"],
+        video_pruning_rate=(hf.get("video_pruning_rate") or 0.0) if tower["tubelet"] else 0.0,
+    )
+
+
+def _tower(hf: Mapping[str, Any]) -> dict[str, Any]:
+    args = hf.get("args")
+    if args is None:
+        _refuse(hf, {"use_swiglu_ffn": False, "qkv_bias": True, "hidden_act": "gelu", "layerscale_value": 1.0})
+        width, patch = hf.get("hidden_size", 1280), hf.get("patch_size", 16)
+        return dict(
+            patch_size=patch,
+            channels=hf.get("num_channels", 3),
+            width=width,
+            layers=hf.get("num_hidden_layers", 32),
+            heads=hf.get("num_attention_heads", 16),
+            mlp_width=int(width * hf.get("mlp_ratio", 4.0)),
+            position_side=hf.get("max_img_size", 2048) // patch,
+            prefix_tokens=hf.get("num_cls_tokens", 3) + hf.get("num_registers", 7),
+            tubelet=hf.get("video_temporal_patch_size"),
+            norm_epsilon=hf.get("layer_norm_eps", 1e-6),
+        )
+    if args.get("model") not in _SIZES:
+        raise ModelError(f"RADIO config: backbone {args.get('model')!r} is not known; known are {', '.join(_SIZES)}")
+    width, layers, heads, hidden = _SIZES[args["model"]]
+    patch = hf.get("patch_size", 16)
+    classes = len(args.get("teachers") or ()) or 1
+    multiple = args.get("register_multiple") or classes
+    return dict(
+        patch_size=patch,
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=hidden,
+        position_side=args.get("cpe_max_size", 2048) // patch,
+        # Class tokens are filled up with registers to a multiple.
+        prefix_tokens=-(-classes // multiple) * multiple,
+        tubelet=_tubelet(hf, args),
+    )
+
+
+def _tubelet(hf: Mapping[str, Any], args: Mapping[str, Any]) -> int | None:
+    if not args.get("separate_video_embedder", True):
+        return None
+    return hf.get("video_temporal_patch_size", args.get("video_temporal_patch_size", 2))
+
+
+def _refuse(hf: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    other = {key: hf[key] for key, value in wanted.items() if hf.get(key, value) != value}
+    if other:
+        raise ModelError(f"RADIO config: {other} is not C-RADIO; its values are {dict(wanted)}")
+
+
+def radio_hf_config(config: RadioConfig) -> dict[str, Any]:
+    """RADIO's own config.json, as transformers has it: `vision_config` in that of an omni-modal model."""
+    classes = min(4, config.prefix_tokens)
+    return {
+        "model_type": "radio",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "mlp_ratio": config.mlp_width / config.width,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_epsilon,
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        "layerscale_value": 1.0,
+        "num_channels": config.channels,
+        "patch_size": config.patch_size,
+        "max_img_size": config.position_side * config.patch_size,
+        "num_cls_tokens": classes,
+        "num_registers": config.prefix_tokens - classes,
+        "video_temporal_patch_size": config.tubelet,
+        "norm_mean": list(MEAN),
+        "norm_std": list(STD),
+    }
+
+
+def radio_omni_config(config: RadioConfig) -> dict[str, Any]:
+    """What an omni-modal config.json says of vision, beside the width of its language model."""
+    return {
+        "vision_config": radio_hf_config(config),
+        "vision_hidden_size": config.width,
+        "patch_size": config.patch_size,
+        "downsample_ratio": 1 / config.merge,
+        "projector_hidden_size": config.projector_width,
+        "video_temporal_patch_size": config.tubelet,
+        "video_pruning_rate": config.video_pruning_rate,
+        "norm_mean": list(MEAN),
+        "norm_std": list(STD),
+    }

@@ -1,0 +1,124 @@
+"""Weights and config of SigLIP 2's vision tower: `siglip2` for images of any size, `siglip` for those of one size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from models.errors import ModelError
+from models.huggingface.entry import Entry, Slot, kernel, reshaped, same
+from models.siglip2 import Siglip2Config
+
+PREFIX = "vision_model."
+"""Of the tower's names beside a text tower, and in a checkpoint of its own before transformers 5; none after."""
+
+
+def siglip2_entries(
+    config: Siglip2Config, *, prefix: str = PREFIX, projector: str = "multi_modal_projector."
+) -> list[Entry]:
+    """The tower's tensors, and those of a projector of two layers, where the config has one. No pooling head."""
+    width, hidden = (config.width,), (config.mlp_width,)
+    heads = (config.heads, config.width // config.heads)
+    entries = [
+        _patches(config, f"{prefix}embeddings.patch_embedding.weight"),
+        same(f"{prefix}embeddings.patch_embedding.bias", "patch/bias"),
+        same(f"{prefix}embeddings.position_embedding.weight", "positions"),
+        same(f"{prefix}post_layernorm.weight", "norm/scale"),
+        same(f"{prefix}post_layernorm.bias", "norm/bias"),
+    ]
+    for layer in range(config.layers):
+        name, ours = f"{prefix}encoder.layers.{layer}.", "layers/block/"
+        for theirs, which in (("q", "query"), ("k", "key"), ("v", "value")):
+            path = f"{ours}attention/{which}"
+            entries += [
+                kernel(f"{name}self_attn.{theirs}_proj.weight", f"{path}/kernel", layer, ins=width, outs=heads),
+                reshaped(f"{name}self_attn.{theirs}_proj.bias", f"{path}/bias", layer, theirs=width, ours=heads),
+            ]
+        entries += [
+            kernel(f"{name}self_attn.out_proj.weight", f"{ours}attention/output/kernel", layer, ins=heads, outs=width),
+            same(f"{name}self_attn.out_proj.bias", f"{ours}attention/output/bias", layer),
+            kernel(f"{name}mlp.fc1.weight", f"{ours}mlp/up/kernel", layer, ins=width, outs=hidden),
+            same(f"{name}mlp.fc1.bias", f"{ours}mlp/up/bias", layer),
+            kernel(f"{name}mlp.fc2.weight", f"{ours}mlp/down/kernel", layer, ins=hidden, outs=width),
+            same(f"{name}mlp.fc2.bias", f"{ours}mlp/down/bias", layer),
+        ]
+        for number, norm in ((1, "attention_norm"), (2, "mlp_norm")):
+            entries += [
+                same(f"{name}layer_norm{number}.weight", f"{ours}{norm}/scale", layer),
+                same(f"{name}layer_norm{number}.bias", f"{ours}{norm}/bias", layer),
+            ]
+    if config.projector_width is not None:
+        between = (config.projector_width,)
+        entries += [
+            kernel(f"{projector}linear_1.weight", "projector/up/kernel", ins=width, outs=between),
+            same(f"{projector}linear_1.bias", "projector/up/bias"),
+            kernel(f"{projector}linear_2.weight", "projector/down/kernel", ins=between, outs=(config.output_width,)),
+            same(f"{projector}linear_2.bias", "projector/down/bias"),
+        ]
+    return entries
+
+
+def _patches(config: Siglip2Config, name: str) -> Entry:
+    """A linear map of patches for images of any size, a convolution for those of one."""
+    if config.image_size is None:
+        return kernel(name, "patch/kernel", ins=(config.patch_dim,), outs=(config.width,))
+    # [out, channel, row, column]
+    window = (config.patch_size, config.patch_size, config.channels, config.width)
+    return Entry(
+        names=(name,),
+        slots=(Slot(path="patch/kernel"),),
+        read=lambda given: (given.transpose(2, 3, 1, 0).reshape(config.patch_dim, config.width),),
+        write=lambda ours: (np.ascontiguousarray(ours.reshape(window).transpose(3, 2, 0, 1)),),
+    )
+
+
+def siglip2_config(
+    hf: Mapping[str, Any], *, projector_width: int | None = None, output_width: int | None = None
+) -> Siglip2Config:
+    """From the config.json of a tower, or of a model with one as its `vision_config`.
+
+    The projector's widths are those of the model around it. Raises ModelError for a tower with other parts.
+    """
+    hf = hf.get("vision_config", hf)
+    activation = hf.get("hidden_act", "gelu_pytorch_tanh")
+    if activation != "gelu_pytorch_tanh":
+        raise ModelError(f"SigLIP 2 config: hidden_act is {activation!r}; SigLIP 2 has 'gelu_pytorch_tanh'")
+    patch = hf.get("patch_size", 16)
+    packed = "siglip2" in hf.get("model_type", "") or "num_patches" in hf
+    image_size = None if packed else hf.get("image_size", 224)
+    return Siglip2Config(
+        patch_size=patch,
+        channels=hf.get("num_channels", 3),
+        image_size=image_size,
+        position_side=math.isqrt(hf.get("num_patches", 256)) if packed else image_size // patch,
+        width=hf.get("hidden_size", 768),
+        layers=hf.get("num_hidden_layers", 12),
+        heads=hf.get("num_attention_heads", 12),
+        mlp_width=hf.get("intermediate_size", 3072),
+        norm_epsilon=hf.get("layer_norm_eps", 1e-6),
+        projector_width=projector_width,
+        output_width=output_width,
+    )
+
+
+def siglip2_hf_config(config: Siglip2Config) -> dict[str, Any]:
+    """The tower's config.json."""
+    packed = config.image_size is None
+    sizes = {"num_patches": config.position_side**2} if packed else {"image_size": config.image_size}
+    return {
+        "model_type": "siglip2_vision_model" if packed else "siglip_vision_model",
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": config.channels,
+        "patch_size": config.patch_size,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": config.norm_epsilon,
+        "attention_dropout": 0.0,
+        "vision_use_head": False,
+        **sizes,
+    }

@@ -1,0 +1,167 @@
+"""Images and videos as the rows that a vision encoder takes: patches, their places, and which image each is of.
+
+On the host, in NumPy. Several images share one sequence of rows, each with room for its prefix tokens before its
+patches, and padding at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from PIL import Image
+
+from models.errors import ModelError
+
+# H W pixels · C channels · R rows · F numbers of a patch · T frames
+
+PADDING = -1000
+"""What `places` says of a row without a patch or a prefix token, in all four numbers."""
+NO_SEGMENT = -1
+"""The id of padding in `segments`; images count from 1."""
+
+
+class Rows(NamedTuple):
+    """Rows of an encoder, for one sample.
+
+    Attributes:
+        patches: pixels of each row's patch; zeros for prefix tokens and padding.
+        places: (row, column, height, width) of each patch in the grid of its image; -1 - i in place of the row for
+            prefix token i; -1000 for padding.
+        segments: an id an image or tubelet. Those of a video's tubelets follow each other, and between two videos one
+            is left out.
+        tokens: for each image or video, which of the encoder's output tokens are its own, in order.
+    """
+
+    patches: Float[np.ndarray, "R F"]
+    places: Int[np.ndarray, "R 4"]
+    segments: Int[np.ndarray, " R"]
+    tokens: tuple[Int[np.ndarray, " _"], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchRows:
+    """How an encoder wants its rows.
+
+    Attributes:
+        patch_size: side of a square patch, in pixels.
+        merge: side of the square of patches that become one token; a square's patches stand next to each other.
+        prefix_tokens: learned tokens before the patches of each image.
+        frames: frames that one patch spans; a video's number of frames is a multiple.
+        channels_first: whether a patch's numbers are in the order (frame, channel, row, column), else with the
+            channel last.
+    """
+
+    patch_size: int
+    merge: int = 1
+    prefix_tokens: int = 0
+    frames: int = 1
+    channels_first: bool = True
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows before the patches of each image: padding, so that squares stay together, and the prefix tokens."""
+        return -(-self.prefix_tokens // self.merge**2) * self.merge**2
+
+    def rows(self, height: int, width: int) -> int:
+        """Rows of an image, or of a tubelet, with a grid of height x width patches."""
+        return self.prefix_rows + height * width
+
+    def pack_images(self, images: Sequence[Float[np.ndarray, "H W C"]], rows: int, channels: int = 3) -> Rows:
+        """The images of a sample, as `rows` rows. Raises ModelError where they do not fit."""
+        return self._pack([image[None, None] for image in images], rows, channels)
+
+    def pack_videos(self, videos: Sequence[Float[np.ndarray, "T H W C"]], rows: int, channels: int = 3) -> Rows:
+        """The videos of a sample, as `rows` rows. Raises ModelError where they do not fit or frames are left over."""
+        for video in videos:
+            if len(video) % self.frames:
+                raise ModelError(
+                    f"PatchRows: a video has {len(video)} frames, but a patch spans {self.frames}; "
+                    "repeat its last frame, or leave it out"
+                )
+        return self._pack([video.reshape(-1, self.frames, *video.shape[1:]) for video in videos], rows, channels)
+
+    def _pack(self, sequences: Sequence[Float[np.ndarray, "S T H W C"]], rows: int, channels: int) -> Rows:
+        packed = Rows(
+            np.zeros((rows, self.frames * channels * self.patch_size**2), np.float32),
+            np.full((rows, 4), PADDING, np.int32),
+            np.full(rows, NO_SEGMENT, np.int32),
+            (),
+        )
+        start, segment, tokens = 0, 1, []
+        for sequence in sequences:
+            height, width = self._grid(sequence.shape[2:4])
+            own = []
+            for frames in sequence:
+                first, stop = start + self.prefix_rows, start + self.rows(height, width)
+                if stop > rows:
+                    raise ModelError(
+                        f"PatchRows: {len(sequences)} images or videos need {stop} rows or more, but there are {rows}; "
+                        "give more rows, fewer of them or smaller ones"
+                    )
+                packed.patches[first:stop] = self.patches(frames)
+                packed.places[first:stop] = self._places(height, width)
+                packed.places[first - self.prefix_tokens : first] = -1 - np.arange(self.prefix_tokens)[:, None]
+                packed.segments[first - self.prefix_tokens : stop] = segment
+                own.append(np.arange(first, stop, self.merge**2, dtype=np.int32) // self.merge**2)
+                start, segment = stop, segment + 1
+            segment += self.frames > 1
+            tokens.append(np.concatenate(own) if own else np.zeros(0, np.int32))
+        return packed._replace(tokens=tuple(tokens))
+
+    def patches(self, frames: Float[np.ndarray, "T H W C"]) -> Float[np.ndarray, "R F"]:
+        """The patches of one tubelet, or of an image as a tubelet of one frame, in the order of the rows."""
+        height, width = self._grid(frames.shape[1:3])
+        size = self.patch_size
+        cut = frames.reshape(len(frames), height, size, width, size, -1)
+        order = (1, 3, 0, 5, 2, 4) if self.channels_first else (1, 3, 0, 2, 4, 5)
+        return self._merged(cut.transpose(order).reshape(height, width, -1))
+
+    def _places(self, height: int, width: int) -> Int[np.ndarray, "R 4"]:
+        places = np.empty((height, width, 4), np.int32)
+        places[...] = (0, 0, height, width)
+        places[..., 0], places[..., 1] = np.arange(height)[:, None], np.arange(width)
+        return self._merged(places)
+
+    def _merged(self, grid: Shaped[np.ndarray, "rows columns F"]) -> Shaped[np.ndarray, "R F"]:
+        """A grid as rows, the squares of `merge` x `merge` one after another."""
+        height, width, last = grid.shape
+        squares = grid.reshape(height // self.merge, self.merge, width // self.merge, self.merge, last)
+        return squares.swapaxes(1, 2).reshape(-1, last)
+
+    def _grid(self, pixels: Sequence[int]) -> tuple[int, int]:
+        side = self.patch_size * self.merge
+        if any(length <= 0 or length % side for length in pixels):
+            raise ModelError(
+                f"PatchRows: an image has {pixels[0]} x {pixels[1]} pixels, but patch_size * merge = {self.patch_size} "
+                f"* {self.merge} must divide both; resize it to a grid of `models.dynamic_resolution`"
+            )
+        return pixels[0] // self.patch_size, pixels[1] // self.patch_size
+
+
+def resize(image: Shaped[np.ndarray, "H W C"], height: int, width: int) -> Float[np.ndarray, "height width C"]:
+    """An image in other pixels, bicubic with antialiasing, as float32 that may leave the range of the pixels given."""
+    if image.shape[:2] == (height, width):
+        return image.astype(np.float32)
+    planes = [
+        # In Pillow's mode of one float a pixel nothing is rounded or clipped.
+        np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
+        for plane in np.moveaxis(image.astype(np.float32), -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
+
+
+def normalize(
+    image: Shaped[np.ndarray, "*frames H W C"], mean: Sequence[float], std: Sequence[float]
+) -> Float[np.ndarray, "*frames H W C"]:
+    """Pixels from 0 to 255 as (pixel / 255 - mean) / std of their channel, float32."""
+    return (image.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
+
+
+def sequence_rows(layout: PatchRows, grids: Sequence[tuple[int, int]], multiple: int = 1) -> int:
+    """Rows that images, or tubelets, of these grids need together, rounded up to a multiple."""
+    return math.ceil(sum(layout.rows(*grid) for grid in grids) / multiple) * multiple

@@ -1,0 +1,97 @@
+"""Sizes of the RADIO vision encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from models.errors import ModelError
+from models.patch_rows import PatchRows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RadioConfig:
+    """Sizes of a RADIO encoder; what has a default is that of C-RADIOv4-H."""
+
+    patch_size: int = 16
+    """Side of a square patch, in pixels."""
+    channels: int = 3
+    """Colour channels of an image."""
+    width: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of transformer layers."""
+    heads: int
+    """Attention heads of each layer; divides width."""
+    mlp_width: int
+    """Hidden width of each layer's MLP."""
+    position_side: int = 128
+    """Side of the square grid of learned positions; the longest side of an image, in patches, that it was made for."""
+    prefix_tokens: int = 10
+    """Learned tokens before the patches of each image: of the teachers' classes, and registers."""
+    tubelet: int | None = 2
+    """Frames, two or more, that a patch of a video spans, with an embedder of its own; null for images alone."""
+    merge: int = 2
+    """Side of the square of neighbouring patches that become one token."""
+    projector_width: int | None = None
+    """Hidden width of the projector; null, as output_width, for the features of all rows as they are."""
+    output_width: int | None = None
+    """Width of the language model that takes the tokens."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in every LayerNorm."""
+    projector_norm_epsilon: float = 1e-5
+    """Added to the mean square in the projector's RMSNorm."""
+    video_pruning_rate: float = 0.0
+    """Share of a video's tokens to drop, those most like the ones before them; 0 keeps all."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "video_pruning_rate" and value is not None and value <= 0:
+                raise ModelError(f"RadioConfig: {field.name} = {value} must be positive")
+        if self.tubelet == 1:
+            raise ModelError("RadioConfig: tubelet = 1 is an image; give 2 or more frames, or null for images alone")
+        if self.width % self.heads:
+            raise ModelError(
+                f"RadioConfig: width % heads = {self.width} % {self.heads} must be 0; change either of the two"
+            )
+        if (self.projector_width is None) != (self.output_width is None):
+            raise ModelError(
+                f"RadioConfig: projector_width = {self.projector_width} and output_width = {self.output_width}; "
+                "give both for a projector, or neither for features"
+            )
+        if not 0 <= self.video_pruning_rate < 1:
+            raise ModelError(
+                f"RadioConfig: video_pruning_rate = {self.video_pruning_rate} must be 0 or more and below 1"
+            )
+        if self.video_pruning_rate and (self.tubelet is None or self.projector_width is None):
+            raise ModelError(
+                f"RadioConfig: video_pruning_rate = {self.video_pruning_rate} drops projected video tokens, but "
+                f"tubelet = {self.tubelet} and projector_width = {self.projector_width}; give both, or a rate of 0"
+            )
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of a patch of an image, in the order channel, row, column."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def video_patch_dim(self) -> int:
+        """Numbers of a patch of a video, in the order frame, channel, row, column."""
+        return (self.tubelet or 0) * self.patch_dim
+
+    @property
+    def rows_per_token(self) -> int:
+        """Rows of the encoder that make one token: those of one square of patches."""
+        return self.merge**2
+
+    @property
+    def image_rows(self) -> PatchRows:
+        """How images become rows."""
+        return PatchRows(patch_size=self.patch_size, merge=self.merge, prefix_tokens=self.prefix_tokens)
+
+    @property
+    def video_rows(self) -> PatchRows:
+        """How videos become rows. Raises ModelError for an encoder of images alone."""
+        if self.tubelet is None:
+            raise ModelError("RadioConfig: tubelet = None takes images alone; say how many frames a patch spans")
+        return dataclasses.replace(self.image_rows, frames=self.tubelet)
