@@ -17,6 +17,7 @@ from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.weights import Arrays
 from models.dims import Dims
+from models.mode import inference
 
 TOKENS = "tokens"
 """The input port of the first stage that takes ids, and what the last stage hands back to it."""
@@ -49,7 +50,8 @@ class Encode:
     def __init__(self, stage: Stage, inputs: Shapes):
         def forward(params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:
             # What the call changes in the buffers belongs to training and is dropped.
-            return stage.call(params, buffers, inputs)[0]
+            with inference():
+                return stage.call(params, buffers, inputs)[0]
 
         avals = (stage.compute_params, stage.buffers, inputs)
         self.stage = stage

@@ -3,6 +3,8 @@
 from models.decoder import LanguageModel
 from models.decoder_config import DecoderConfig
 from models.errors import ModelError
+from models.parakeet import ParakeetEncoder
+from models.parakeet_config import ParakeetConfig
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
@@ -15,6 +17,8 @@ __all__ = [
     "LanguageModel",
     "MoEConfig",
     "ModelError",
+    "ParakeetConfig",
+    "ParakeetEncoder",
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",
