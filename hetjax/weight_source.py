@@ -54,7 +54,8 @@ def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
         if path in held and held[path].shape != tuple(aval.shape)
     ]
     wrong += [f"{path} of shape {tuple(params[path].shape)} is only here" for path in params if path not in held]
-    wrong += [f"{path} of shape {held[path].shape} is only there" for path in held.keys() - params.keys() - buffers]
+    extra = sorted(held.keys() - params.keys() - buffers.keys())
+    wrong += [f"{path} of shape {held[path].shape} is only there" for path in extra]
     if wrong:
         raise ConfigError(
             f"warm_start: module '{module}' does not fit {source.name}: {listed(wrong)}; give model.{module} the sizes "

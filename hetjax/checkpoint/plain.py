@@ -17,7 +17,7 @@ import tensorstore
 
 from hetjax.weight_source import Box
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 4 << 20
 """Most bytes of a chunk, unless a single row of the last two dims has more."""
 
 
@@ -82,10 +82,24 @@ class ArrayReader:
         rows = store.chunk_layout.read_chunk.shape[0] if store.rank else 1
         cache = tensorstore.Context({"cache_pool": {"total_bytes_limit": chunk + (1 << 16) if rows > 1 else 0}})
         self._store = tensorstore.open({**_spec(folder, name), "open": True}, context=cache).result()
+        self._chunks = store.chunk_layout.read_chunk.shape
 
     def read(self, box: Box) -> np.ndarray:
-        """A part of the array."""
-        return np.asarray(self._store[box].read().result())
+        """A part of the array, put together chunk by chunk."""
+        part = np.empty([each.stop - each.start for each in box], self._store.dtype.numpy_dtype)
+        runs = [_cut(each, size) for each, size in zip(box, self._chunks, strict=True)]
+        for piece in itertools.product(*runs):
+            at = tuple(
+                slice(run.start - each.start, run.stop - each.start) for run, each in zip(piece, box, strict=True)
+            )
+            part[at] = self._store[piece].read().result()
+        return part
+
+
+def _cut(run: slice, size: int) -> list[slice]:
+    """A run of rows, cut where chunks of so many rows end."""
+    ends = [*range((run.start // size + 1) * size, run.stop, size), run.stop]
+    return [slice(start, stop) for start, stop in itertools.pairwise([run.start, *ends])]
 
 
 def chunk_shape(shape: Sequence[int], dtype: np.dtype, rows: int) -> tuple[int, ...]:

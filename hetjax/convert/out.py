@@ -55,8 +55,7 @@ def from_checkpoint(
     with ShardWriter(folder, {**plan.infos, **infos}, shard_bytes=shard_bytes) as writer:
         for name, tensor in kept.items():
             writer.write(name, tensor)
-        for name, tensor in plan.tensors(scales):
-            writer.write(name, tensor)
+        plan.write(writer, scales)
     if beside.exists():
         copy_files(beside, folder)
     (folder / "config.json").write_text(json.dumps(_config_out(hf, plan, dtype), indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from models.huggingface.family import Configs, Family
 from models.huggingface.parts import name_infos
 from models.huggingface.precision import quantized_forms
 from models.huggingface.quantized import Form, quantized_infos, quantized_tensors
+from models.huggingface.shards import ShardWriter
 from models.huggingface.tensors import TensorInfo
 
 
@@ -54,21 +55,26 @@ class Plan:
         for name, info in self.plain.items():
             self.infos |= quantized_infos(name, info, self.forms[name]) if name in self.forms else {name: info}
 
-    def tensors(self, input_scales: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor with its name, those of one of our arrays after another."""
+    def write(self, writer: ShardWriter, input_scales: Mapping[str, np.ndarray]) -> None:
+        """Write every tensor, those of one of our arrays after another, so that each is opened once."""
         ordered = [(module, entry) for module, entries in self.entries.items() for entry in entries]
         ordered.sort(key=lambda each: (each[0], each[1].slots[0].path, each[1].slots[0].index))
         for module, entry in ordered:
-            for name, tensor in zip(entry.names, self._written(module, entry), strict=True):
-                if name in self.forms:
-                    scale = input_scales.get(f"{name.removesuffix('.weight')}.input_scale")
-                    yield from quantized_tensors(name, tensor, self.forms[name], scale).items()
-                else:
-                    yield name, tensor.astype(self.plain[name].dtype, copy=False)
+            self._write_entry(module, entry, writer, input_scales)
 
-    def _written(self, module: str, entry: Entry) -> tuple[np.ndarray, ...]:
+    def _write_entry(
+        self, module: str, entry: Entry, writer: ShardWriter, input_scales: Mapping[str, np.ndarray]
+    ) -> None:
+        """A function of its own, so that nothing of one entry is held while the next is read."""
         infos = self._source.infos(module)
-        return entry.write(*(self._read(module, slot.path, slot.index, infos[slot.path]) for slot in entry.slots))
+        parts = entry.write(*(self._read(module, slot.path, slot.index, infos[slot.path]) for slot in entry.slots))
+        for name, tensor in zip(entry.names, parts, strict=True):
+            if name in self.forms:
+                scale = input_scales.get(f"{name.removesuffix('.weight')}.input_scale")
+                for part, array in quantized_tensors(name, tensor, self.forms[name], scale).items():
+                    writer.write(part, array)
+            else:
+                writer.write(name, tensor, cast=True)
 
     def _read(self, module: str, path: str, index: tuple[int, ...], info: TensorInfo) -> np.ndarray:
         box = [slice(at, at + 1) for at in index] + [slice(0, size) for size in info.shape[len(index) :]]

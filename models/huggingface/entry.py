@@ -69,7 +69,8 @@ def kernel(name: str, path: str, *index: int, ins: tuple[int, ...], outs: tuple[
         names=(name,),
         slots=(Slot(path=path, index=index),),
         read=lambda given: (given.T.reshape(*ins, *outs),),
-        write=lambda ours: (np.ascontiguousarray(ours.reshape(math.prod(ins), math.prod(outs)).T),),
+        # A view: who writes it to a file makes it row-major, a piece at a time.
+        write=lambda ours: (ours.reshape(math.prod(ins), math.prod(outs)).T,),
     )
 
 
@@ -95,5 +96,6 @@ def write_tensors(entries: Iterable[Entry], arrays: Mapping[str, Any]) -> dict[s
     tensors: dict[str, np.ndarray] = {}
     for entry in entries:
         parts = entry.write(*(np.asarray(arrays[slot.path])[slot.index] for slot in entry.slots))
-        tensors.update(zip(entry.names, parts, strict=True))
+        # Row-major: the safetensors library writes memory as it lies, whatever its strides.
+        tensors.update(zip(entry.names, (np.asarray(part, order="C") for part in parts), strict=True))
     return tensors

@@ -19,7 +19,7 @@ LARGEST = 448.0
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 # Numbers that are turned at once: what a conversion takes beside its input and output.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 def fp8_scale(weight: np.ndarray) -> np.ndarray:
@@ -52,6 +52,6 @@ def largest(weight: np.ndarray) -> np.float32:
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
-    """Runs of an array's rows of at most 2**20 numbers, or one row."""
+    """Runs of an array's rows of at most 2**18 numbers, or one row."""
     rows = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape))))
     return [slice(start, start + rows) for start in range(0, shape[0], rows)]

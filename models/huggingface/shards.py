@@ -16,7 +16,7 @@ SHARD_BYTES = 5_000_000_000
 """Most bytes of a shard, unless one tensor alone has more."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_PIECE = 1 << 24
+_PIECE = 1 << 22
 
 
 class ShardWriter:
@@ -58,10 +58,13 @@ class ShardWriter:
         for name in names:
             self._places[name] = path, 8 + len(text) + header[name]["data_offsets"][0]
 
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Write one tensor. Raises ModelError when it is not of the shape and dtype that it was announced with."""
+    def write(self, name: str, array: np.ndarray, *, cast: bool = False) -> None:
+        """Write one tensor, piece by piece, in any layout in memory; with `cast` in the dtype that was announced.
+
+        Raises ModelError when it is not of the shape and dtype that it was announced with.
+        """
         info = self._tensors[name]
-        if (array.shape, array.dtype) != (info.shape, info.dtype):
+        if (array.shape, info.dtype if cast else array.dtype) != (info.shape, info.dtype):
             raise ModelError(
                 f"tensor {name} is {array.dtype}{list(array.shape)}, but {info.dtype}{list(info.shape)} was announced"
             )
@@ -69,7 +72,7 @@ class ShardWriter:
         with path.open("r+b") as file:
             file.seek(place)
             for piece in _pieces(array):
-                file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(piece, info.dtype).reshape(-1).view(np.uint8))
         self._lacking.discard(name)
 
     def __enter__(self) -> ShardWriter:

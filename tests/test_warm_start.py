@@ -1,0 +1,185 @@
+"""Modules that start from weights of elsewhere: any source, any placement, and what does not fit is told."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+import hetjax
+from hetjax.checkpoint import Checkpoints
+from hetjax.cli import main
+from hetjax.config import load_config
+from hetjax.errors import ConfigError
+from hetjax.warm_start import load_into, open_warm_start, open_weights
+from meshes import Layout, Placement
+from models import LanguageModel
+from models.arrays import arrays_by_path
+from models.huggingface.entry import read_arrays
+from models.huggingface.families import FAMILIES
+from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.test_bad_input import run  # noqa: F401, a fixture
+
+# The sizes of the tiny run of tests/conftest.py.
+TINY = {
+    **LLAMA, "vocab_size": 40, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 6,
+}  # fmt: skip
+LAYOUTS = {
+    "one device": Layout(devices="3"),
+    "data, tensor": Layout(data=4, tensor=2),
+    "fsdp": Layout(devices="0-3", fsdp=2, data=2),
+    "uneven stages": Layout(devices="2-5", stage=2, tensor=2, layers=[1, 2]),
+    "chunks": Layout(devices="0,1", fsdp=2, chunks=3),
+}
+
+
+def llm_on(layout, config, **options):
+    """A trainer of a language model alone."""
+    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(config.model.llm, rngs=rngs)})
+    schedule = "1f1b" if layout.chunks == 1 else "interleaved_1f1b"
+    return hetjax.Trainer(
+        graph, Placement({"llm": layout}), optimizer=optax.adamw(1e-3), schedule=schedule, microbatches=2, **options
+    )
+
+
+def expected_arrays(tensors):
+    family = FAMILIES["llama"]
+    configs = family.read_config(TINY)
+    shapes = arrays_by_path(family.module("llm", configs))
+    return read_arrays(family.entries(configs)["llm"], tensors, shapes)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The same weights as a Hugging Face folder and as a converted checkpoint."""
+    tensors = tensors_of(TINY, np.float32)
+    source = write_folder(tmp_path / "hf", TINY, tensors, shards=2)
+    main(["convert", "--from", str(source), "--to", str(tmp_path / "ours"), "--json"])
+    return {"hf": source, "ours": tmp_path / "ours", "expected": expected_arrays(tensors)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_both_kinds_of_folder_start_a_module_on_any_placement_bit_for_bit(make_config, folders, layout):
+    trainer = llm_on(LAYOUTS[layout], make_config())
+    for kind in ("hf", "ours"):
+        state = load_into(trainer, folders[kind])
+        weights = trainer.weights(state)
+        assert weights["llm"].keys() == folders["expected"].keys()
+        for path, array in folders["expected"].items():
+            assert weights["llm"][path].tobytes() == array.tobytes(), path
+        for stage in trainer.stages:
+            for path, array in state.stages[stage.name].params.items():
+                assert array.sharding == stage.params[path].sharding
+
+
+def test_no_whole_stack_is_read_for_a_shard(make_config, folders, monkeypatch):
+    trainer = llm_on(Layout(devices="0-3", data=2, tensor=2), make_config())
+    source = open_weights(folders["hf"])
+    read, sizes = type(source).read, []
+
+    def counted(self, module, path, box):
+        part = read(self, module, path, box)
+        sizes.append((path, part.nbytes))
+        return part
+
+    monkeypatch.setattr(type(source), "read", counted)
+    trainer.init(0, warm_start={"llm": source})
+    expected = folders["expected"]
+    split = [size for path, size in sizes if path == "layers/block/mlp/up/kernel"]
+    assert split == [expected["layers/block/mlp/up/kernel"].nbytes // 2] * 2
+
+
+def test_weights_are_cast_to_the_dtype_that_trains(make_config, folders):
+    trainer = llm_on(Layout(devices="0-1", tensor=2), make_config(), param_dtype="bfloat16")
+    state = load_into(trainer, folders["hf"])
+    for stage in (stage for stage in trainer.stages if stage.module == "llm"):
+        for path, array in state.stages[stage.name].params.items():
+            wanted = folders["expected"][path].astype(ml_dtypes.bfloat16)
+            np.testing.assert_array_equal(np.asarray(array), wanted)
+
+
+def test_an_own_checkpoint_starts_modules_with_a_fresh_optimizer(make_trainer, tmp_path):
+    before = make_trainer()
+    state = before.init(3)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, trainer=before)
+    checkpoints.save(state, {})
+    checkpoints.close()
+    stages = ["--placement.llm.tensor", "1", "--placement.llm.stage", "2", "--placement.llm.layers", "[1,2]"]
+    after = make_trainer(*stages, "--optimizer.frozen", "[vision]")
+    source = open_weights(tmp_path / "run")
+    assert source.modules == ("vision", "llm")
+    found = after.init(0, warm_start={"llm": source})
+    assert found.step == 0
+    expected, fresh, weights = before.weights(state), after.weights(after.init(0)), after.weights(found)
+    for path, array in weights["llm"].items():
+        assert array.tobytes() == expected["llm"][path].tobytes()
+    for path, array in weights["vision"].items():
+        assert array.tobytes() == fresh["vision"][path].tobytes()
+    assert (weights["vision"]["patches/kernel"] != expected["vision"]["patches/kernel"]).any()
+    moments = [leaf for stage in found.stages.values() for leaf in jax.tree.leaves(stage.opt_state)]
+    assert moments and not any(np.asarray(leaf).any() for leaf in moments)
+
+
+def test_a_converted_checkpoint_is_restored_by_the_trainer_itself(folders, tmp_path, make_config):
+    """`Checkpoints` takes it for what it is: one of step 0 without optimizer state."""
+    for layout in LAYOUTS.values():
+        trainer = llm_on(layout, make_config())
+        checkpoints = Checkpoints(folders["ours"], keep=1, trainer=trainer)
+        state, extra = checkpoints.restore()
+        assert (state.step, extra) == (0, {"family": "llama"})
+        for path, array in trainer.weights(state)["llm"].items():
+            assert array.tobytes() == folders["expected"][path].tobytes()
+
+
+def test_what_does_not_fit_is_told_with_module_path_and_shapes(make_trainer, folders, tmp_path):
+    trainer = make_trainer("--model.llm.mlp_width", "52", "--model.llm.layers", "2")
+    with pytest.raises(ConfigError) as told:
+        load_into(trainer, folders["ours"])
+    assert f"module 'llm' does not fit {folders['ours']}/0: " in str(told.value)
+    assert "layers/block/mlp/down/kernel has shape (3, 48, 24) there, (2, 52, 24) here" in str(told.value)
+    assert "and 1 more" in str(told.value)
+    modules = ("vision", "llm")
+    for setting, message in {
+        str(tmp_path): "holds no weights to start from",
+        str(tmp_path / "nowhere"): "holds no weights to start from",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            open_warm_start(setting, modules)
+    with pytest.raises(ConfigError, match="warm_start names module 'audio'; the model consists of vision, llm"):
+        open_warm_start({"audio": str(folders["hf"])}, modules)
+    with pytest.raises(ConfigError, match="holds modules llm, and the model consists of vision"):
+        open_warm_start(str(folders["hf"]), ("vision",))
+    with pytest.raises(ConfigError, match="holds no module 'vision', only llm"):
+        make_trainer().init(0, warm_start=open_warm_start({"vision": str(folders["hf"])}, modules))
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_run_starts_where_its_settings_say(run, tmp_path):  # noqa: F811
+    digits = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    source = write_folder(tmp_path / "hf", digits, tensors_of(digits, np.float32))
+    code, told = run("--warm_start", str(source))
+    assert code is None, told
+    # One more step of the same run goes on from its own checkpoint, not from there.
+    source.rename(tmp_path / "moved")
+    code, told = run("--warm_start", str(source), "--steps", "3")
+    assert code is None, told
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # Another run starts from that run's vision encoder.
+    code, told = run("--warm_start.vision", str(tmp_path / "run"), "--run_dir", str(tmp_path / "next"))
+    assert code is None, told
+    config, _ = load_config(["--config", str(tmp_path / "next" / "config.yaml")])
+    assert config.warm_start == {"vision": str(tmp_path / "run")}
+
+
+def test_a_run_refuses_weights_of_another_size(run, tmp_path):  # noqa: F811
+    source = write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA))
+    code, told = run("--warm_start.llm", str(source))
+    assert code == 2
+    assert "module 'llm' does not fit" in told and "(264, 32) there, (264, 64) here" in told
+    code, told = run("--warm_start.lml", str(source))
+    assert code == 2
+    assert "warm_start names module 'lml'" in told
