@@ -1,9 +1,9 @@
 """A tiny model that sees, watches and hears, and random batches for it, in the forms that its ports take."""
 
 import dataclasses
-import functools
 
 import numpy as np
+from flax import nnx
 
 from hetjax import Edge, ModuleGraph
 from models import NemotronHConfig, ParakeetConfig, RadioConfig
@@ -23,8 +23,11 @@ def components(pruning_rate: float = 0.0, **llm) -> dict[str, RadioConfig | Para
 
 
 def make_graph(pruning_rate: float = 0.0, **llm) -> ModuleGraph:
+    """Vision and sound into language, with weights: logarithms and exponentials among the initial ones would be rounded
+    in one way by a jit and in another without."""
     modules = {
-        name: functools.partial(build_component, config) for name, config in components(pruning_rate, **llm).items()
+        name: build_component(config, nnx.Rngs(place))
+        for place, (name, config) in enumerate(components(pruning_rate, **llm).items())
     }
     edges = [Edge("vision.tokens", "llm.image_tokens"), Edge("audio.tokens", "llm.audio_tokens")]
     if pruning_rate:

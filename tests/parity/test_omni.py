@@ -40,9 +40,14 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 @functools.cache
+def graph_of(pruning_rate: float, pattern: str):
+    return make_graph(pruning_rate, pattern=pattern)
+
+
+@functools.cache
 def reference(dtype: str, pruning_rate: float, pattern: str):
     optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
-    graph = make_graph(pruning_rate, pattern=pattern)
+    graph = graph_of(pruning_rate, pattern)
     return train_on_one_device(graph, make_batch(dtype=np.dtype(dtype).type), optimizer, steps=3, dtype=dtype)
 
 
@@ -52,7 +57,7 @@ def check(
 ) -> None:  # fmt: skip
     history = reference(dtype, pruning_rate, pattern)
     trainer = Trainer(
-        make_graph(pruning_rate, pattern=pattern), Placement(PLACEMENTS[placement]), optimizer=make_optimizer(),
+        graph_of(pruning_rate, pattern), Placement(PLACEMENTS[placement]), optimizer=make_optimizer(),
         schedule=schedule, microbatches=microbatches, param_dtype=dtype, max_grad_norm=MAX_GRAD_NORM,
     )  # fmt: skip
     batch = make_batch(dtype=np.dtype(dtype).type)
