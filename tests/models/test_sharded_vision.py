@@ -14,16 +14,21 @@ from tests.models import radio_cases, siglip2_cases
 from tests.models.layouts import constraint_of, splits_of
 from tests.models.tiny_models import flat, relative_error
 
-LAYOUT = Layout(data=2, context=2, tensor=2)
+ALL, WHOLE_ROWS = Layout(data=2, context=2, tensor=2), Layout(data=2, tensor=4)
 
 
-def pruned_videos():
+def pruned_videos(**change):
     """RADIO that drops video tokens, with images and videos of two samples."""
-    config = dataclasses.replace(radio_cases.TINY, video_pruning_rate=0.5)
+    config = dataclasses.replace(radio_cases.TINY, video_pruning_rate=0.5, **change)
     inputs, _ = radio_cases.image_inputs(config, [radio_cases.images(((2, 2), (2, 4))), []], rows=48)
     clips = [[radio_cases.video(6, (2, 4), seed=i)] for i in range(2)]
-    inputs.update(radio_cases.video_inputs(config, clips, rows=80)[0])
+    inputs.update(radio_cases.video_inputs(config, clips, rows=96)[0])
     return radio_cases.build(config, dtype=np.float64), inputs
+
+
+def videos_by_tubelet():
+    """The same with as many rows for each tubelet, where attention needs no mask between them."""
+    return pruned_videos(tubelet_rows=24)
 
 
 def packed_siglip2():
@@ -37,8 +42,17 @@ def fixed_siglip2():
     return siglip2_cases.build(siglip2_cases.FIXED, np.float64), {"images": siglip2_cases.fixed_images(np.float64)}
 
 
-@pytest.mark.parametrize("case", [pruned_videos, packed_siglip2, fixed_siglip2])
-def test_outputs_and_gradients_equal_one_device(float64, case):
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        (pruned_videos, ALL),
+        (videos_by_tubelet, ALL),
+        (videos_by_tubelet, WHOLE_ROWS),
+        (packed_siglip2, ALL),
+        (fixed_siglip2, ALL),
+    ],
+)
+def test_outputs_and_gradients_equal_one_device(float64, case, layout):
     model, inputs = case()
     definition, weights = nnx.split(model)
 
@@ -47,7 +61,7 @@ def test_outputs_and_gradients_equal_one_device(float64, case):
         return jnp.sum(jnp.sin(out["tokens"])), out
 
     def split(weights):
-        with layout_in_force(constraint_of(LAYOUT), splits_of(LAYOUT)):
+        with layout_in_force(constraint_of(layout), splits_of(layout)):
             return objective(weights)
 
     (_, got), gradients = jax.jit(jax.value_and_grad(split, has_aux=True))(weights)
