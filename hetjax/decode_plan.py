@@ -18,6 +18,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.host import ToEveryProcess
 from hetjax.links import Link
 from hetjax.stage import Shapes, Stage
+from models.sampling import Sampling, is_stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def trace_decode_plan(
     *,
     cache_dims: Any,
     new_tokens: int,
-    stop_token: int,
+    stop_tokens: tuple[int, ...],
+    sampling: Sampling,
     devices: Sequence[jax.Device],
 ) -> DecodePlan:
     """Trace all programs for batches of these shapes. Raises BatchError and GraphError."""
@@ -156,7 +158,13 @@ def trace_decode_plan(
             passed[TOKENS] = jax.ShapeDtypeStruct((size, 1), jnp.int32, sharding=stage.port_sharding(TOKENS, (size, 1)))
             next_token = passed[TOKENS]
         decoder = Decode(
-            stage, taken, longest=longest, new_tokens=new_tokens, stop_token=stop_token, cache_dims=cache_dims
+            stage,
+            taken,
+            longest=longest,
+            new_tokens=new_tokens,
+            stop_tokens=stop_tokens,
+            sampling=sampling,
+            cache_dims=cache_dims,
         )
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
@@ -164,7 +172,7 @@ def trace_decode_plan(
     all_stopped = None
     if own[-1].is_local:
         all_stopped = Compiled(
-            lambda answer: jnp.all(answer[:, -1] == stop_token), answer, mesh=home.mesh, out_shardings=home
+            lambda answer: jnp.all(is_stop(answer[:, -1], stop_tokens)), answer, mesh=home.mesh, out_shardings=home
         )
     return DecodePlan(
         inputs=inputs,

@@ -1,4 +1,4 @@
-"""The first state: weights from a seed, the same on every placement."""
+"""The first state: weights from a seed, the same on every placement, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,21 +15,34 @@ from hetjax.optimizer import Update
 from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.state import StageState, TrainState
+from hetjax.weight_source import WeightSource, load_stages
 from hetjax.weights import Arrays, take_apart
 
 
-def initialize(graph: ModuleGraph, stages: Sequence[Stage], updates: Mapping[str, Update], seed: int) -> TrainState:
+def initialize(
+    graph: ModuleGraph,
+    stages: Sequence[Stage],
+    updates: Mapping[str, Update],
+    seed: int,
+    warm_start: Mapping[str, WeightSource] | None = None,
+) -> TrainState:
     """Weights, buffers and optimizer state of the stages that this process runs, each on its mesh.
 
-    Raises ConfigError for a seed beyond 32 bits.
+    Modules of `warm_start` take their weights from there. Raises ConfigError for a seed beyond 32 bits, and for
+    weights that do not fit.
     """
     if not -(2**31) <= seed < 2**31:
         raise ConfigError(f"seed is {seed}, which does not fit into 32 bits; give a number from 0 to {2**31 - 1}")
-    made = {}
+    made, given = {}, {}
+    for module, source in (warm_start or {}).items():
+        given |= load_stages(graph, module, [stage for stage in stages if stage.module == module], source)
     for stage in stages:
         if not stage.is_local:
             continue
-        params, buffers = _stage_arrays(graph, stage, seed)
+        params, buffers = given.get(stage.name, ({}, {}))
+        if params.keys() != stage.params.keys() or buffers.keys() != stage.buffers.keys():
+            fresh_params, fresh_buffers = _stage_arrays(graph, stage, seed)
+            params, buffers = {**fresh_params, **params}, {**fresh_buffers, **buffers}
         opt_state = updates[stage.name].init(params) if stage.name in updates else None
         made[stage.name] = StageState(params=params, buffers=buffers, opt_state=opt_state)
     return TrainState(step=0, stages=made)

@@ -41,6 +41,7 @@ from hetjax.metrics import MetricsLog, draw_loss, read_metrics
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
 from hetjax.trainer import Trainer
+from hetjax.warm_start import open_warm_start
 
 
 def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:
@@ -80,7 +81,12 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
     console.print(placement_table(trainer))
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
+    generator = Generator(
+        trainer,
+        max_new_tokens=config.eval.max_new_tokens,
+        stop_token=tokenizer.eos,
+        sampling=config.eval.sampling,
+    )
     answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
     # Restored before anything is compiled: a checkpoint that does not fit is told at once.
     run = _Run(config, trainer, generator, tokenizer, directory, console, job)
@@ -151,7 +157,14 @@ class _Run:
         step = self.checkpoints.latest_step()
         self.job.agree("checkpoint to start from", str(step))
         with self.job.unlimited("making the first state"):
-            return self.trainer.init(self.config.seed) if step is None else self._restored()
+            return self._fresh() if step is None else self._restored()
+
+    def _fresh(self) -> TrainState:
+        warm_start = open_warm_start(self.config.warm_start, tuple(self.trainer.graph.modules))
+        for module in self.trainer.graph.modules if warm_start else ():
+            source = warm_start[module].name if module in warm_start else f"the seed {self.config.seed}"
+            self.console.print(f"{module} starts from {source}")
+        return self.trainer.init(self.config.seed, warm_start=warm_start)
 
     def _restored(self) -> TrainState:
         state, extra = self.checkpoints.restore()

@@ -1,20 +1,35 @@
 """What is trained: Flax NNX modules and their configs. A model names dims and never mentions a mesh."""
 
-from models.decoder import DecoderConfig, LanguageModel
+from models.decoder import LanguageModel
+from models.decoder_config import DecoderConfig
 from models.errors import ModelError
+from models.nemotron_h import NemotronH
+from models.nemotron_h_config import NemotronHConfig
+from models.parakeet import ParakeetEncoder
+from models.parakeet_config import ParakeetConfig
+from models.parts.mamba.config import MambaConfig
 from models.parts.moe import MoEConfig
+from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
+from models.sampling import Sampling
 from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
     "DecoderConfig",
     "LanguageModel",
+    "MambaConfig",
     "MoEConfig",
     "ModelError",
+    "NemotronH",
+    "NemotronHConfig",
+    "ParakeetConfig",
+    "ParakeetEncoder",
     "RadioConfig",
     "RadioEncoder",
+    "RopeScaling",
+    "Sampling",
     "Siglip2Config",
     "Siglip2Encoder",
     "VisionConfig",

@@ -1,12 +1,11 @@
 """Decoder-only language model over a fused sequence of text and encoder tokens.
 
-RMSNorm, rotary positions, grouped-query attention and SwiGLU, with an untied head: the layer of
-Llama (Touvron et al. 2023). A mixture of experts may stand in the place of SwiGLU, in all layers.
+RMSNorm, rotary positions, grouped-query attention and SwiGLU: the layer of Llama (Touvron et al. 2023). With norms of
+queries and keys it is that of Qwen3. A mixture of experts may stand in the place of SwiGLU, in all layers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from models.decoder_config import DecoderConfig
 from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
 from models.parts.attention import Attention, Cache
@@ -22,13 +22,14 @@ from models.parts.embedding import look_up
 from models.parts.linear import Linear
 from models.parts.loss import cross_entropy
 from models.parts.mlp import SwiGLU
-from models.parts.moe import MoE, MoEConfig
+from models.parts.moe import MoE
 from models.parts.norms import RMSNorm
 from models.parts.project import project
-from models.parts.rope import rope_table
+from models.parts.rope import RopeTable, rope_table
 from models.parts.scatter import scatter_tokens
 from models.parts.segments import positions_in_segments
 from models.parts.stack import Stack
+from models.parts.tied import logits_of_table
 from models.parts.zigzag import causal_order
 from models.remat import point
 from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
@@ -40,49 +41,15 @@ EMBED_PORTS = ("tokens", "image_tokens", "image_positions", "audio_tokens", "aud
 LOSS_PORTS = ("labels", "loss_weights")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Sizes of a language model."""
-
-    vocab_size: int
-    """Number of token ids."""
-    width: int
-    """Width of the residual stream."""
-    layers: int
-    """Number of transformer layers."""
-    heads: int
-    """Query heads of each layer."""
-    kv_heads: int
-    """Key and value heads of each layer; divides heads."""
-    head_dim: int
-    """Width of one head; even, for the rotation works on pairs."""
-    mlp_width: int
-    """Hidden width of each layer's MLP, or of each of its experts."""
-    rope_theta: float = 10000.0
-    """Base of the rotary wavelengths."""
-    norm_epsilon: float = 1e-5
-    """Added to the mean square in every RMSNorm."""
-    experts: MoEConfig | None = None
-    """A mixture of experts in the place of every layer's MLP; null for none."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.name != "experts" and getattr(self, field.name) <= 0:
-                raise ModelError(f"DecoderConfig: {field.name} = {getattr(self, field.name)} must be positive")
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"DecoderConfig: heads % kv_heads = {self.heads} % {self.kv_heads} must be 0; change either of the two"
-            )
-        if self.head_dim % 2:
-            raise ModelError(f"DecoderConfig: head_dim % 2 = {self.head_dim} % 2 must be 0; choose an even head_dim")
-
-
 class DecoderBlock(nnx.Module):
     """Pre-norm causal attention and SwiGLU or a mixture of experts, each added to the residual stream."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.attention = Attention(config.width, config.heads, config.kv_heads, config.head_dim, rngs=rngs)
+        of_heads = config.norm_epsilon if config.query_key_norm else None
+        self.attention = Attention(
+            config.width, config.heads, config.kv_heads, config.head_dim, head_norm_epsilon=of_heads, rngs=rngs
+        )
         self.mlp_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         if config.experts is None:
             self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
@@ -122,7 +89,8 @@ class LanguageModel(nnx.Module):
         self.embedding = nnx.Param(embedding(rngs.params(), (config.vocab_size, config.width), jnp.float32))
         self.layers = Stack(lambda layer_rngs: DecoderBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
         self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.head = Linear({"embed": config.width}, {"vocab": config.vocab_size}, rngs=rngs)
+        if not config.tie_embeddings:
+            self.head = Linear({"embed": config.width}, {"vocab": config.vocab_size}, rngs=rngs)
 
     @property
     def input_ports(self) -> tuple[str, ...]:
@@ -160,8 +128,17 @@ class LanguageModel(nnx.Module):
         return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> LanguageModel:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
-        return cut_stage(self, index, count, layers, first=("embedding",), last=("norm", "head"))
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`.
+
+        Raises ModelError for more than one stage with tied embeddings.
+        """
+        if self.config.tie_embeddings and count > 1:
+            raise ModelError(
+                f"LanguageModel: with tie_embeddings, stages = {count} must be 1, since the first and the last stage "
+                "would train one table on two meshes; set stage=1 and chunks=1, or tie_embeddings=False"
+            )
+        last = ("norm",) if self.config.tie_embeddings else ("norm", "head")
+        return cut_stage(self, index, count, layers, first=("embedding",), last=last)
 
     def __call__(
         self,
@@ -207,7 +184,7 @@ class LanguageModel(nnx.Module):
             positions, segments = order.arrange(positions_in_segments(segments)), order.arrange(segments)
         image_rows, audio_rows = order.places(image_positions), order.places(audio_positions)
         x = self._embed(order.arrange(tokens), image_tokens, image_rows, audio_tokens, audio_rows, hidden)
-        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        rope = self._rope(positions, x.dtype)
         step = lambda block, x, _: block(x, order=order, segments=segments, rope=rope)[::2]  # noqa: E731
         x, of_layers = self.layers.scan(step, x)
         if self._balances:
@@ -268,7 +245,7 @@ class LanguageModel(nnx.Module):
         )  # fmt: skip
         check_inputs(self, ["tokens" if self.cut.first else "hidden"], given)
         x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
-        rope = rope_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        rope = self._rope(positions, x.dtype)
         x, cache = self.layers.scan(
             lambda block, x, layer_cache: block(x, layer_cache, positions=positions, rope=rope)[:2], x, cache
         )
@@ -297,5 +274,12 @@ class LanguageModel(nnx.Module):
                 x = constrain(scatter_tokens(x, new, rows), *RESIDUAL, "embed")
         return x
 
+    def _rope(self, positions: Int[Array, "B S"], dtype: jax.typing.DTypeLike) -> RopeTable:
+        config = self.config
+        return rope_table(positions, config.head_dim, config.rope_theta, dtype, config.rope_scaling)
+
     def _logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        return project(self.norm(x), self.head, given=RESIDUAL, wanted=ROWS)[0]
+        x = self.norm(x)
+        if self.config.tie_embeddings:
+            return logits_of_table(x, self.embedding[...])
+        return project(x, self.head, given=RESIDUAL, wanted=ROWS)[0]

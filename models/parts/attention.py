@@ -18,6 +18,7 @@ from models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
 from models.errors import LayoutError
 from models.parts.fused import fused_attention, is_fusable
 from models.parts.linear import Linear
+from models.parts.norms import RMSNorm
 from models.parts.project import project
 from models.parts.ring import attend_across
 from models.parts.rope import RopeTable, rotate
@@ -77,6 +78,8 @@ class Attention(nnx.Module):
     Queries, keys and values have biases where `qkv_bias` says so. Without rotations, one on the keys adds the same
     number to all scores of a query, which softmax cancels: its gradient is exactly zero but for rounding, and an
     adaptive optimizer would scale that rounding up to full steps of noise. `fixed_key_bias` gives it no gradient.
+    With `head_norm_epsilon`, each head of queries and of keys passes an RMSNorm of its K channels before it is rotated
+    (Dehghani et al. 2023, as Qwen3 has it).
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Attention(nnx.Module):
         output_bias: bool = False,
         qkv_bias: bool = False,
         fixed_key_bias: bool = False,
+        head_norm_epsilon: float | None = None,
         rngs: nnx.Rngs,
     ):
         of_queries, of_keys = {"heads": heads, "head_dim": head_dim}, {"kv_heads": kv_heads, "head_dim": head_dim}
@@ -96,6 +100,9 @@ class Attention(nnx.Module):
         self.key = Linear({"embed": width}, of_keys, bias=qkv_bias, fixed_bias=fixed_key_bias, rngs=rngs)
         self.value = Linear({"embed": width}, of_keys, bias=qkv_bias, rngs=rngs)
         self.output = Linear({"heads": heads, "head_dim": head_dim}, {"embed": width}, bias=output_bias, rngs=rngs)
+        normed = head_norm_epsilon is not None
+        self.query_norm = RMSNorm(head_dim, epsilon=head_norm_epsilon, rngs=rngs) if normed else None
+        self.key_norm = RMSNorm(head_dim, epsilon=head_norm_epsilon, rngs=rngs) if normed else None
 
     def __call__(
         self,
@@ -117,6 +124,8 @@ class Attention(nnx.Module):
         layout in force does not split the sequence; without positions or order.
         """
         query, key, value = project(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:

@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from models.errors import ModelError
 
 # B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width
 
 RopeTable = tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Slower rotations of the channels that turn seldom in `original_length` rows, as of Llama 3.1.
+
+    A channel that turns n times in that many rows keeps the share s of its speed f and gets the rest slowed down,
+
+        f * (s + (1 - s) / factor),    s = (n - low_turns) / (high_turns - low_turns), from 0 to 1 at most.
+    """
+
+    factor: float
+    """How many times slower the slow channels turn."""
+    low_turns: float = 1.0
+    """Channels of fewer turns are slowed down in full; `low_freq_factor` of Hugging Face."""
+    high_turns: float = 4.0
+    """Channels of more turns stay as they are; `high_freq_factor` of Hugging Face."""
+    original_length: int = 8192
+    """Rows of the sequences of the first training."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ModelError(f"RopeScaling: {field.name} = {getattr(self, field.name)} must be positive")
+        if self.low_turns >= self.high_turns:
+            raise ModelError(
+                f"RopeScaling: low_turns < high_turns must hold, but {self.low_turns} >= {self.high_turns}; "
+                "change either of the two"
+            )
+
+    def slow(self, speeds: Float[Array, " half"]) -> Float[Array, " half"]:
+        """Speeds, in radians a row, after the scaling."""
+        turns = speeds * (self.original_length / (2 * math.pi))
+        share = jnp.clip((turns - self.low_turns) / (self.high_turns - self.low_turns), 0, 1)
+        return speeds * (share + (1 - share) / self.factor)
+
+
 def rope_table(
-    positions: Int[Array, "B S"], head_dim: int, theta: float, dtype: jax.typing.DTypeLike = jnp.float32
+    positions: Int[Array, "B S"],
+    head_dim: int,
+    theta: float,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    scaling: RopeScaling | None = None,
 ) -> RopeTable:
-    """Cosine and sine of position * theta^(-2i/K) for each of the K/2 channel pairs.
+    """Cosine and sine of position * theta^(-2i/K) for each of the K/2 channel pairs, slowed down by `scaling`.
 
     Computed in float32 at least; `dtype` is that of the activations to rotate.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     exponents = jnp.arange(0, head_dim, 2, dtype=wide) / head_dim
-    angles = positions[:, :, None, None].astype(wide) * jnp.power(jnp.asarray(theta, wide), -exponents)
+    speeds = jnp.power(jnp.asarray(theta, wide), -exponents)
+    if scaling is not None:
+        speeds = scaling.slow(speeds)
+    angles = positions[:, :, None, None].astype(wide) * speeds
     return jnp.cos(angles), jnp.sin(angles)
 
 

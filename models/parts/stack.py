@@ -35,9 +35,9 @@ class Stack(nnx.Module):
 
         def body(carry, layer):
             layer_weights, own = layer
-            block, before = nnx.merge(definition, layer_weights), _values(layer_weights)
+            block, before = nnx.merge(definition, layer_weights), values_of(layer_weights)
             carry, out = step(block, carry, own)
-            return carry, (out, _set_since(before, block))
+            return carry, (out, set_since(before, block))
 
         carry, (out, changed) = jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)
         self._take(changed)
@@ -48,9 +48,9 @@ class Stack(nnx.Module):
         definition, weights = nnx.split(self.block)
 
         def end(layer_weights):
-            block, before = nnx.merge(definition, layer_weights), _values(layer_weights)
+            block, before = nnx.merge(definition, layer_weights), values_of(layer_weights)
             block.end_of_step()
-            return _set_since(before, block)
+            return set_since(before, block)
 
         self._take(jax.vmap(end)(weights))
 
@@ -65,11 +65,12 @@ class Stack(nnx.Module):
         self.count = stop - start
 
 
-def _values(state: nnx.State) -> dict[Any, jax.Array]:
+def values_of(state: nnx.State) -> dict[Any, jax.Array]:
+    """The arrays of a state by path."""
     return {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def _set_since(before: dict[Any, jax.Array], layer: nnx.Module) -> nnx.State:
+def set_since(before: dict[Any, jax.Array], layer: nnx.Module) -> nnx.State:
     """The variables of a layer, but for nnx.Param, that hold another array than `before`."""
     return nnx.from_flat_state(
         [

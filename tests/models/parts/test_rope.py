@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from models.parts.rope import rope_table, rotate
+from models.errors import ModelError
+from models.parts.rope import RopeScaling, rope_table, rotate
 
 
 def test_rotation_is_complex_multiplication_of_channel_pairs(float64):
@@ -33,3 +35,30 @@ def test_angles_of_bfloat16_activations_are_float32():
     np.testing.assert_allclose(cos[0, 0, 0], np.cos([4097, 40.97]), atol=1e-4)
     assert rotate(jnp.ones((1, 1, 1, 4), jnp.bfloat16), (cos, sin)).dtype == jnp.bfloat16
     assert jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float32, "this test is of 32-bit mode"
+
+
+def test_scaling_slows_channels_down_by_how_often_they_turn(float64):
+    """As Llama 3.1 tells it: by cases of a channel's wavelength."""
+    scaling = RopeScaling(factor=8.0, low_turns=1.0, high_turns=4.0, original_length=64)
+    cos, sin = rope_table(jnp.array([[1]]), 32, 500.0, jnp.float64, scaling)
+    kinds = set()
+    for i, angle in enumerate(np.arctan2(sin, cos)[0, 0, 0]):
+        speed = 500.0 ** (-2 * i / 32)
+        wavelength = 2 * np.pi / speed
+        if wavelength < 64 / 4:
+            kind, want = "kept", speed
+        elif wavelength > 64 / 1:
+            kind, want = "slowed", speed / 8
+        else:
+            smooth = (64 / wavelength - 1) / (4 - 1)
+            kind, want = "between", (1 - smooth) * speed / 8 + smooth * speed
+        kinds.add(kind)
+        np.testing.assert_allclose(angle, want, rtol=1e-12)
+    assert kinds == {"kept", "between", "slowed"}
+
+
+def test_a_scaling_without_sense_is_refused():
+    with pytest.raises(ModelError, match="factor = 0 must be positive"):
+        RopeScaling(factor=0)
+    with pytest.raises(ModelError, match=r"low_turns < high_turns must hold, but 4.0 >= 4.0"):
+        RopeScaling(factor=2, low_turns=4.0)

@@ -1,0 +1,10 @@
+"""Checkpoints of Hugging Face into ours and back, part by part.
+
+A converted checkpoint is one of step 0 without optimizer state, with what a Hugging Face folder has beside its weights
+inside it.
+"""
+
+from hetjax.convert.into import into_checkpoint
+from hetjax.convert.out import from_checkpoint
+
+__all__ = ["from_checkpoint", "into_checkpoint"]

@@ -1,0 +1,80 @@
+"""hetjax convert: checkpoints of Hugging Face into ours and back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from rich.table import Table
+
+from hetjax.checkpoint.saved import SavedWeights, is_checkpoint
+from hetjax.errors import ConfigError
+from hetjax.tools.outcome import Outcome, busy
+from models.huggingface.checkpoint import HuggingFaceCheckpoint
+from models.huggingface.tensors import listed
+
+
+def convert(
+    *,
+    from_: str,
+    to: str,
+    family: str | None = None,
+    like: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    quantize: Literal["fp8", "nvfp4"] | None = None,
+    allow_unexpected: bool = False,
+) -> Outcome:
+    """Convert a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
+
+    Which of the two is told by what --from holds. Tensors go one by one, so that the memory needed is that of the
+    largest, not of the model.
+
+    Args:
+        from_: Hugging Face folder; or what this tool made of one, or a run's folder.
+        to: Folder that is made.
+        family: Family of the checkpoint, where config.json does not tell.
+        like: Hugging Face folder of the same model, for config.json and tokenizer of a run's checkpoint.
+        dtype: Dtype that floats are cast to; without it they stay as they are.
+        quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.
+        allow_unexpected: Leave out tensors that no module takes, rather than refuse them.
+    """
+    from hetjax.convert import from_checkpoint, into_checkpoint  # only here: they import the models
+
+    source, target = Path(from_), Path(to)
+    wanted = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    started = time.perf_counter()
+    if (source / "config.json").exists() and not is_checkpoint(source):
+        for option, given in (("quantize", quantize), ("like", like)):
+            if given is not None:
+                raise ConfigError(f"--{option} is for writing Hugging Face checkpoints, and {source} is one; drop it")
+        with busy(f"converting {source}"):
+            weights = HuggingFaceCheckpoint(source, family=family, dtype=wanted)
+            numbers = into_checkpoint(weights, target, allow_unexpected=allow_unexpected)
+    elif source.exists():
+        with busy(f"converting {source}"):
+            numbers = from_checkpoint(
+                SavedWeights(source),
+                target,
+                like=None if like is None else Path(like),
+                family=family,
+                dtype=wanted,
+                quantize=quantize,
+            )
+    else:
+        raise ConfigError(f"there is no {source}; give --from a Hugging Face folder or a checkpoint of ours")
+    numbers |= {"to": str(target), "seconds": round(time.perf_counter() - started, 3)}
+    return Outcome(numbers=numbers, shown=(_table(numbers),))
+
+
+def _table(numbers: dict[str, Any]) -> Table:
+    table = Table(title=f"converted to {numbers['to']}", show_header=False)
+    for key, value in numbers.items():
+        if key in ("to",) or value in ([], {}, None):
+            continue
+        if isinstance(value, list):
+            value = listed([str(each) for each in value])
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table

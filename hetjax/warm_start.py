@@ -1,0 +1,60 @@
+"""Weights for a first state: Hugging Face folders, converted checkpoints and those of other runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hetjax.checkpoint.saved import SavedWeights, is_checkpoint
+from hetjax.errors import ConfigError
+from hetjax.state import TrainState
+from hetjax.trainer import Trainer
+from hetjax.weight_source import WeightSource
+from models.huggingface.checkpoint import HuggingFaceCheckpoint
+
+
+def open_weights(directory: str | os.PathLike[str]) -> WeightSource:
+    """The weights in a folder: a Hugging Face checkpoint, a converted one, or a run's own.
+
+    Raises ConfigError where it is none of these, ModelError or CheckpointError where it cannot be read.
+    """
+    folder = Path(directory)
+    if is_checkpoint(folder):
+        return SavedWeights(folder)
+    if (folder / "config.json").exists():
+        return HuggingFaceCheckpoint(folder)
+    raise ConfigError(
+        f"{folder} holds no weights to start from; give a Hugging Face folder, one that `hetjax convert` made, or the "
+        "folder of a run with checkpoints"
+    )
+
+
+def open_warm_start(setting: str | Mapping[str, str] | None, modules: tuple[str, ...]) -> dict[str, WeightSource]:
+    """The weights that each module named in the setting starts from; one folder stands for all modules that it holds.
+
+    Raises ConfigError for a module that the model or the folder lacks, and whatever `open_weights` raises.
+    """
+    if setting is None:
+        return {}
+    if isinstance(setting, str):
+        source = open_weights(setting)
+        shared = [module for module in modules if module in source.modules]
+        if not shared:
+            raise ConfigError(
+                f"warm_start: {source.name} holds modules {', '.join(source.modules)}, and the model consists of "
+                f"{', '.join(modules)}; give the folder for one module, e.g. warm_start: {{llm: {setting}}}"
+            )
+        return dict.fromkeys(shared, source)
+    if unknown := sorted(setting.keys() - set(modules)):
+        raise ConfigError(f"warm_start names module '{unknown[0]}'; the model consists of {', '.join(modules)}")
+    opened = {folder: open_weights(folder) for folder in dict.fromkeys(setting.values())}
+    return {module: opened[folder] for module, folder in setting.items()}
+
+
+def load_into(trainer: Trainer, folder: str | os.PathLike[str], *, seed: int = 0) -> TrainState:
+    """A first state of a trainer whose modules start from a folder's weights, for those that it holds.
+
+    `trainer.init(seed, warm_start=...)` for one folder. Raises ConfigError, ModelError or CheckpointError.
+    """
+    return trainer.init(seed, warm_start=open_warm_start(os.fspath(folder), tuple(trainer.graph.modules)))

@@ -1,0 +1,102 @@
+"""Weights of modules from elsewhere, read straight into the layout that they have here.
+
+A device's part of an array is read for itself; no whole array is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from hetjax.errors import ConfigError
+from hetjax.graph import ModuleGraph
+from hetjax.stage import Stage
+from hetjax.weights import Arrays
+from hetjax.whole import find_parts, whole_shapes
+from models.huggingface.tensors import TensorInfo, listed
+
+Box = tuple[slice, ...]
+"""A start and a stop in every dim of an array."""
+
+
+class WeightSource(Protocol):
+    """Arrays of whole modules by path, of which any part can be read."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that it holds."""
+
+    def infos(self, module: str) -> dict[str, TensorInfo]:
+        """Shape and dtype of every array of a module."""
+
+    def read(self, module: str, path: str, box: Box) -> np.ndarray:
+        """A part of an array, from a start to a stop in every dim."""
+
+
+def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
+    """Raise ConfigError unless the weights of a module are there, each in its shape. Buffers may lack."""
+    if module not in source.modules:
+        raise ConfigError(
+            f"warm_start: {source.name} holds no module '{module}', only {', '.join(source.modules)}; name the "
+            "folders by module"
+        )
+    held = source.infos(module)
+    params, buffers = whole_shapes(graph, module)
+    wrong = [
+        f"{path} has shape {held[path].shape} there, {tuple(aval.shape)} here"
+        for path, aval in {**params, **buffers}.items()
+        if path in held and held[path].shape != tuple(aval.shape)
+    ]
+    wrong += [f"{path} of shape {tuple(params[path].shape)} is only here" for path in params if path not in held]
+    wrong += [f"{path} of shape {held[path].shape} is only there" for path in held.keys() - params.keys() - buffers]
+    if wrong:
+        raise ConfigError(
+            f"warm_start: module '{module}' does not fit {source.name}: {listed(wrong)}; give model.{module} the sizes "
+            "that the weights have (hetjax convert writes them into model.yaml), or another folder"
+        )
+
+
+def load_stages(
+    graph: ModuleGraph, module: str, stages: list[Stage], source: WeightSource
+) -> dict[str, tuple[Arrays, Arrays]]:
+    """(params, buffers) of a module's stages that this process runs, by stage, in their dtypes and layouts.
+
+    `stages` are all of the module. Buffers that the source lacks are left out. Raises ConfigError as `check_source`.
+    """
+    check_source(graph, module, source)
+    held = source.infos(module)
+    found: dict[str, tuple[Arrays, Arrays]] = {stage.name: ({}, {}) for stage in stages if stage.is_local}
+    shapes = whole_shapes(graph, module)
+    parts = ({stage.name: stage.params for stage in stages}, {stage.name: stage.buffers for stage in stages})
+    for kind in (0, 1):
+        for path, whole in find_parts(module, shapes[kind], parts[kind]).items():
+            if path not in held:
+                continue
+            starts = {run.stage: run.start for run in whole.runs} if whole.stacked else {}
+            for stage, aval in whole.parts.items():
+                if stage in found:
+                    found[stage][kind][path] = _load(source, module, path, aval, starts.get(stage, 0))
+    return found
+
+
+def _load(source: WeightSource, module: str, path: str, aval: jax.ShapeDtypeStruct, start: int) -> jax.Array:
+    """A stage's part of an array, whose first row is row `start` of the whole one; each piece of it is read once."""
+    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in aval.sharding.addressable_devices_indices_map(aval.shape).items():
+        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, aval.shape, strict=True))
+        places.setdefault(bounds, []).append(device)
+    shards: dict[jax.Device, Any] = {}
+    for bounds, devices in places.items():
+        first = (start, *[0] * (len(bounds) - 1))
+        box = tuple(slice(low + shift, high + shift) for (low, high), shift in zip(bounds, first, strict=False))
+        # A copy in row-major order: a view of a mapped file must not become the memory of a weight.
+        part = np.array(source.read(module, path, box), aval.dtype, order="C")
+        shards |= {device: jax.device_put(part, device, may_alias=False) for device in devices}
+    in_order = [shards[device] for device in aval.sharding.addressable_devices_indices_map(aval.shape)]
+    return jax.make_array_from_single_device_arrays(aval.shape, aval.sharding, in_order, dtype=aval.dtype)

@@ -1,0 +1,148 @@
+"""A Hugging Face checkpoint seen as our modules' arrays, of which any part can be read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from models.arrays import arrays_by_path
+from models.errors import ModelError
+from models.huggingface.entry import Entry
+from models.huggingface.families import find_family
+from models.huggingface.family import matches, read_json
+from models.huggingface.parts import slot_infos
+from models.huggingface.quantized import ACTIVATION_SCALES, PlainTensors
+from models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+
+Box = tuple[slice, ...]
+"""A start and a stop in every dim of an array."""
+
+
+class HuggingFaceCheckpoint:
+    """The arrays of a checkpoint's modules, by path; nothing is read before it is asked for.
+
+    Args:
+        folder: config.json, and safetensors shards with an index, or one safetensors file.
+        family: name of its family; None goes by `model_type`.
+        dtype: dtype of the arrays of floats, but for those that the family keeps in float32; None leaves each as it
+            is on the disk, and quantized weights become bfloat16.
+
+    Raises ModelError for a folder that is no checkpoint of a family at hand.
+    """
+
+    def __init__(self, folder: Path, *, family: str | None = None, dtype: np.dtype | None = None):
+        self.folder = Path(folder)
+        self.hf = read_json(self.folder / "config.json")
+        self.family = find_family(self.hf, family)
+        self.configs = self.family.read_config(self.hf)
+        self.dtype = dtype
+        self.tensors = PlainTensors(
+            CheckpointTensors(self.folder),
+            self.hf.get("quantization_config") or {},
+            np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype,
+        )
+        self.entries = self.family.entries(self.configs)
+        self._slots: dict[tuple[str, str], dict[tuple[int, ...], tuple[Entry, int]]] = {}
+        for module, entries in self.entries.items():
+            for entry in entries:
+                for i, slot in enumerate(entry.slots):
+                    self._slots.setdefault((module, slot.path), {})[slot.index] = entry, i
+        self._last: tuple[Entry, tuple[np.ndarray, ...]] | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.folder)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that it holds."""
+        return tuple(self.entries)
+
+    def missing(self, modules: Collection[str]) -> list[str]:
+        """Tensors of these modules that the checkpoint lacks."""
+        return [n for m in modules for entry in self.entries[m] for n in entry.names if n not in self.tensors]
+
+    def unexpected(self) -> list[str]:
+        """Tensors that no module takes, beside those that the family or a quantized form explains."""
+        taken = {name for entries in self.entries.values() for entry in entries for name in entry.names}
+        return [name for name in self.tensors if name not in taken and not self._explained(name)]
+
+    def kept(self) -> list[str]:
+        """Tensors that no module of ours takes, and that a checkpoint has to have when it is converted back."""
+        return [name for name in self.tensors if matches(self.family.kept, name) or name.endswith(ACTIVATION_SCALES)]
+
+    def _explained(self, name: str) -> bool:
+        return matches(self.family.kept + self.family.ignored, name) or name.endswith(ACTIVATION_SCALES)
+
+    def infos(self, module: str) -> dict[str, TensorInfo]:
+        """Shape and dtype of every array of a module that the checkpoint fills.
+
+        Raises ModelError for missing tensors, for those whose shapes do not fit config.json, and where the checkpoint
+        leaves a weight of the module without numbers.
+        """
+        if missing := self.missing([module]):
+            raise ModelError(
+                f"{self.folder} lacks {len(missing)} tensors of module '{module}': {listed(missing)}; "
+                "fetch the checkpoint again, or give the --family that it is of"
+            )
+        ours = arrays_by_path(self.family.module(module, self.configs))
+        found: dict[str, TensorInfo] = {}
+        filled: dict[str, int] = {}
+        for entry in self.entries[module]:
+            given = {name: self.tensors.info(name) for name in entry.names}
+            for slot, info in zip(entry.slots, slot_infos(entry, given), strict=True):
+                whole = tuple(ours[slot.path].shape)
+                if info.shape != whole[len(slot.index) :]:
+                    told = ", ".join(f"{name} of shape {info.shape}" for name, info in given.items())
+                    raise ModelError(
+                        f"{self.folder}: {told} would be {info.shape} of {slot.path} {whole} in module '{module}'; "
+                        "config.json and shards are of different models"
+                    )
+                found[slot.path] = TensorInfo(whole, self._dtype(entry, info.dtype))
+                filled[slot.path] = filled.get(slot.path, 0) + 1
+        for path, count in filled.items():
+            depth = self.stacks(module, path)
+            if count != np.prod(found[path].shape[:depth], dtype=int):
+                raise ModelError(f"module '{module}': {count} tensors for {path} {found[path].shape}: rows are left")
+        return found
+
+    def stacks(self, module: str, path: str) -> int:
+        """Leading dims of an array along which tensors are stacked: layers, experts."""
+        return len(next(iter(self._slots[module, path])))
+
+    def read(self, module: str, path: str, box: Box) -> np.ndarray:
+        """A part of a module's array, in the dtype that `infos` gives it. No more is read than the part takes."""
+        slots, depth = self._slots[module, path], self.stacks(module, path)
+        rows, rest = box[:depth], box[depth:]
+        whole = None
+        for place in itertools.product(*(range(each.start, each.stop) for each in rows)):
+            entry, i = slots[place]
+            part = self._parts(entry)[i][rest]
+            part = part.astype(self._dtype(entry, part.dtype), copy=False)
+            if all(each.stop - each.start == 1 for each in rows):
+                return part[(None,) * depth]
+            if whole is None:
+                whole = np.empty([each.stop - each.start for each in box], part.dtype)
+            whole[tuple(at - each.start for at, each in zip(place, rows, strict=True))] = part
+        return whole
+
+    def _parts(self, entry: Entry) -> tuple[np.ndarray, ...]:
+        """What an entry makes of its tensors; the last one's are kept for the next call."""
+        if self._last is None or self._last[0] is not entry:
+            self._last = None  # let go first
+            self._last = entry, tuple(entry.read(*(self.tensors[name] for name in entry.names)))
+        return self._last[1]
+
+    def _dtype(self, entry: Entry, dtype: np.dtype) -> np.dtype:
+        return wanted_dtype(dtype, self.dtype, any(map(self.family.keeps_float32, entry.names)))
+
+
+def wanted_dtype(held: np.dtype, wanted: np.dtype | None, keeps: bool) -> np.dtype:
+    """The dtype that an array is converted to: `wanted`, for one of floats that does not keep its own."""
+    is_float = np.issubdtype(held, np.floating) or held == ml_dtypes.bfloat16
+    return held if wanted is None or keeps or not is_float else np.dtype(wanted)

@@ -1,0 +1,153 @@
+"""What the checkpoints of Llama and its like have in common: names of tensors, and keys of config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from models.decoder_config import DecoderConfig
+from models.errors import ModelError
+from models.huggingface.entry import Entry, kernel, same
+from models.parts.rope import RopeScaling
+
+BLOCK = "layers/block"
+ROPE_SCALING_KEYS = {
+    "factor": "factor",
+    "low_freq_factor": "low_turns",
+    "high_freq_factor": "high_turns",
+    "original_max_position_embeddings": "original_length",
+}
+"""Keys of Llama 3's scaling in config.json, and our names."""
+
+
+def decoder_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
+    """All tensors of a decoder; `prefix` leads their names, e.g. "language_model."."""
+    width, model = config.width, f"{prefix}model."
+    entries = [same(f"{model}embed_tokens.weight", "embedding"), same(f"{model}norm.weight", "norm/scale")]
+    if not config.tie_embeddings:
+        entries.append(kernel(f"{prefix}lm_head.weight", "head/kernel", ins=(width,), outs=(config.vocab_size,)))
+    for i in range(config.layers):
+        layer = f"{model}layers.{i}."
+        entries += [
+            same(f"{layer}input_layernorm.weight", f"{BLOCK}/attention_norm/scale", i),
+            same(f"{layer}post_attention_layernorm.weight", f"{BLOCK}/mlp_norm/scale", i),
+            *_attention_entries(config, f"{layer}self_attn.", i),
+            *_mlp_entries(config, f"{layer}mlp.", i),
+        ]
+    return entries
+
+
+def _attention_entries(config: DecoderConfig, theirs: str, i: int) -> list[Entry]:
+    ours, width = f"{BLOCK}/attention", (config.width,)
+    heads, kv_heads = (config.heads, config.head_dim), (config.kv_heads, config.head_dim)
+    entries = [
+        kernel(f"{theirs}q_proj.weight", f"{ours}/query/kernel", i, ins=width, outs=heads),
+        kernel(f"{theirs}k_proj.weight", f"{ours}/key/kernel", i, ins=width, outs=kv_heads),
+        kernel(f"{theirs}v_proj.weight", f"{ours}/value/kernel", i, ins=width, outs=kv_heads),
+        kernel(f"{theirs}o_proj.weight", f"{ours}/output/kernel", i, ins=heads, outs=width),
+    ]
+    if config.query_key_norm:
+        entries.append(same(f"{theirs}q_norm.weight", f"{ours}/query_norm/scale", i))
+        entries.append(same(f"{theirs}k_norm.weight", f"{ours}/key_norm/scale", i))
+    return entries
+
+
+def _mlp_entries(config: DecoderConfig, theirs: str, i: int) -> list[Entry]:
+    ours, width, hidden = f"{BLOCK}/mlp", (config.width,), (config.mlp_width,)
+    maps = (
+        ("gate_proj", "gate", width, hidden),
+        ("up_proj", "up", width, hidden),
+        ("down_proj", "down", hidden, width),
+    )
+    if config.experts is None:
+        return [
+            kernel(f"{theirs}{name}.weight", f"{ours}/{path}/kernel", i, ins=ins, outs=outs)
+            for name, path, ins, outs in maps
+        ]
+    router = kernel(f"{theirs}gate.weight", f"{ours}/router/kernel", i, ins=width, outs=(config.experts.count,))
+    return [router] + [
+        kernel(f"{theirs}experts.{e}.{name}.weight", f"{ours}/{path}", i, e, ins=ins, outs=outs)
+        for e in range(config.experts.count)
+        for name, path, ins, outs in maps
+    ]
+
+
+# ── config.json ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_keys(hf: Mapping[str, Any], built: Mapping[str, Collection[Any]]) -> None:
+    """Raise ModelError where a key of config.json asks for something else than what is built."""
+    for key, values in built.items():
+        if key in hf and hf[key] not in values:
+            raise ModelError(
+                f"config.json of {hf.get('model_type')}: {key} = {hf[key]!r} is not supported; "
+                f"it must be {' or '.join(map(repr, values))}"
+            )
+
+
+def shared_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a DecoderConfig that all these models name alike; a key that lacks raises ModelError."""
+    check_keys(hf, {"hidden_act": ("silu",), "attention_bias": (False,), "attention_dropout": (0, None)})
+    names = {
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+    }
+    lacking = [key for key in names.values() if key not in hf]
+    if lacking:
+        raise ModelError(f"config.json of {hf.get('model_type')} lacks {', '.join(lacking)}")
+    theta, scaling = _rope(hf)
+    sizes = {ours: hf[theirs] for ours, theirs in names.items()}
+    kv_heads = hf.get("num_key_value_heads")
+    return {
+        **sizes,
+        "kv_heads": sizes["heads"] if kv_heads is None else kv_heads,
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "norm_epsilon": hf.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": hf.get("tie_word_embeddings", False),
+    }
+
+
+def shared_keys(config: DecoderConfig) -> dict[str, Any]:
+    """The keys of config.json that all these models have, as their releases write them."""
+    scaling = config.rope_scaling
+    theirs = {} if scaling is None else {key: getattr(scaling, ours) for key, ours in ROPE_SCALING_KEYS.items()}
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else {"rope_type": "llama3", **theirs},
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling, from `rope_theta` and `rope_scaling` or from transformers 5's `rope_parameters`."""
+    given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    kind = given.get("rope_type", given.get("type", "default"))
+    check_keys({**hf, "rope_type": kind, **_partial(hf, given)}, {"rope_type": ("default", "llama3"), PARTIAL: (1,)})
+    if kind == "default":
+        return theta, None
+    lacking = [key for key in ROPE_SCALING_KEYS if key not in given]
+    if lacking:
+        raise ModelError(f"config.json of {hf.get('model_type')}: its llama3 rope scaling lacks {', '.join(lacking)}")
+    return theta, RopeScaling(**{ours: given[key] for key, ours in ROPE_SCALING_KEYS.items()})
+
+
+PARTIAL = "partial_rotary_factor"
+
+
+def _partial(hf: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {PARTIAL: given.get(PARTIAL, hf.get(PARTIAL, 1))}

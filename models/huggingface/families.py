@@ -1,0 +1,50 @@
+"""The families of checkpoints that convert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.decoder import LanguageModel
+from models.errors import ModelError
+from models.huggingface.family import Family
+from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
+from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+
+LLAMA = Family(
+    name="llama",
+    model_types=("llama",),
+    read_config=lambda hf: {"llm": llama_config(hf)},
+    write_config=lambda configs: llama_hf_config(configs["llm"]),
+    build={"llm": lambda config, rngs: LanguageModel(config, rngs=rngs)},
+    entries=lambda configs: {"llm": llama_entries(configs["llm"])},
+)
+
+QWEN3 = Family(
+    name="qwen3",
+    model_types=("qwen3", "qwen3_moe"),
+    read_config=lambda hf: {"llm": qwen3_config(hf)},
+    write_config=lambda configs: qwen3_hf_config(configs["llm"]),
+    build={"llm": lambda config, rngs: LanguageModel(config, rngs=rngs)},
+    entries=lambda configs: {"llm": qwen3_entries(configs["llm"])},
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN3)}
+"""All of them, by name."""
+
+
+def find_family(hf: Mapping[str, Any], name: str | None = None) -> Family:
+    """The family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
+    if name is not None:
+        if name not in FAMILIES:
+            raise ModelError(f"there is no family '{name}'; the families are {', '.join(FAMILIES)}")
+        return FAMILIES[name]
+    kind = hf.get("model_type")
+    for family in FAMILIES.values():
+        if kind in family.model_types:
+            return family
+    raise ModelError(
+        f"config.json has model_type {kind!r}; this version converts "
+        f"{', '.join(kind for family in FAMILIES.values() for kind in family.model_types)}; where it is one of these "
+        "under another name, give --family"
+    )

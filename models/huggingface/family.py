@@ -1,0 +1,73 @@
+"""What a family of Hugging Face checkpoints is to us: modules, configs, and names of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from models.errors import ModelError
+from models.huggingface.entry import Entry
+
+Configs = dict[str, Any]
+"""The config of each module, by its name in the module graph."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of checkpoint.
+
+    Attributes:
+        name: how messages call it.
+        model_types: `model_type` in config.json.
+        read_config: config.json -> the config of each module.
+        write_config: the reverse.
+        build: each module from its config.
+        entries: the tensors of each module, from all configs.
+        language_prefix: how the names of the language model's tensors begin; it alone is quantized.
+        kept: patterns of tensors that no module of ours holds, such as buffers of a front end; they travel along.
+        ignored: patterns of tensors without meaning, which are left out.
+        float32: patterns of tensors that stay float32 where others are cast.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    read_config: Callable[[Mapping[str, Any]], Configs]
+    write_config: Callable[[Configs], dict[str, Any]]
+    build: Mapping[str, Callable[[Any, nnx.Rngs], nnx.Module]]
+    entries: Callable[[Configs], dict[str, list[Entry]]]
+    language_prefix: str = ""
+    kept: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+    float32: tuple[str, ...] = ()
+
+    def module(self, name: str, configs: Configs) -> nnx.Module:
+        """A module without its numbers."""
+        return nnx.eval_shape(lambda: self.build[name](configs[name], nnx.Rngs(0)))
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether a tensor stays float32."""
+        return matches(self.float32, name)
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether one of these patterns is found in a name."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint's folder. Raises ModelError where there is none."""
+    try:
+        held = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} has no {path.name}; give the folder of a Hugging Face checkpoint") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}; fetch it again") from None
+    if not isinstance(held, dict):
+        raise ModelError(f"{path} holds no JSON object; fetch it again")
+    return held

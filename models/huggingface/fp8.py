@@ -1,0 +1,57 @@
+"""FP8: a weight as E4M3 numbers with one float32 scale, as ModelOpt exports it.
+
+E4M3 (Micikevicius et al. 2022) has 3 bits of mantissa, normal numbers from 2**-6 to 448 and below them steps of 2**-9.
+With the scale s = amax / 448 nothing saturates, and to nearest, ties to even,
+
+    |w - s·q| <= max(2**-4 · |w|, 2**-10 · s):
+
+half a step of the mantissa of a normal number, half a step below them.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+LARGEST = 448.0
+"""The largest E4M3 number."""
+
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+
+# Numbers that are turned at once: what a conversion takes beside its input and output.
+_BLOCK = 1 << 20
+
+
+def fp8_scale(weight: np.ndarray) -> np.ndarray:
+    """The float32 scale of a weight, amax / 448; 1 for a weight of zeros."""
+    amax = largest(weight)
+    return np.asarray(amax / np.float32(LARGEST) if amax else 1.0, np.float32)
+
+
+def quantize_fp8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The E4M3 numbers nearest to weight / scale, in the weight's shape."""
+    quantized = np.empty(weight.shape, E4M3)
+    for rows in row_blocks(weight.shape):
+        ratio = weight[rows].astype(np.float32) / scale
+        quantized[rows] = np.clip(ratio, -LARGEST, LARGEST).astype(E4M3)
+    return quantized
+
+
+def dequantize_fp8(quantized: np.ndarray, scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """quantized · scale, computed in float32, in `dtype`."""
+    weight = np.empty(quantized.shape, dtype)
+    for rows in row_blocks(quantized.shape):
+        weight[rows] = (quantized[rows].astype(np.float32) * np.float32(scale)).astype(dtype)
+    return weight
+
+
+def largest(weight: np.ndarray) -> np.float32:
+    """The largest magnitude."""
+    found = [np.abs(weight[rows].astype(np.float32)).max(initial=0.0) for rows in row_blocks(weight.shape)]
+    return np.float32(max(found, default=0.0))
+
+
+def row_blocks(shape: tuple[int, ...]) -> list[slice]:
+    """Runs of an array's rows of at most 2**20 numbers, or one row."""
+    rows = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape))))
+    return [slice(start, start + rows) for start in range(0, shape[0], rows)]

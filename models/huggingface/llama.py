@@ -1,0 +1,39 @@
+"""Llama's checkpoints (model_type "llama"): Llama 2, 3, 3.1, 3.2 and others of their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.decoder_config import DecoderConfig
+from models.errors import ModelError
+from models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
+from models.huggingface.entry import Entry
+
+
+def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
+    """All tensors of a LlamaForCausalLM; `prefix` leads their names, e.g. "language_model."."""
+    _check(config)
+    return decoder_entries(config, prefix=prefix)
+
+
+def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a config.json describes. Raises ModelError for what is not built, such as biases."""
+    check_keys(hf, {"model_type": ("llama",), "mlp_bias": (False,)})
+    sizes = shared_sizes(hf)
+    head_dim = hf.get("head_dim")
+    return DecoderConfig(head_dim=sizes["width"] // sizes["heads"] if head_dim is None else head_dim, **sizes)
+
+
+def llama_hf_config(config: DecoderConfig) -> dict[str, Any]:
+    """config.json of a decoder. Raises ModelError for one that is no Llama."""
+    _check(config)
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **shared_keys(config), "mlp_bias": False}
+
+
+def _check(config: DecoderConfig) -> None:
+    if config.experts is not None or config.query_key_norm:
+        raise ModelError(
+            f"Llama has neither experts nor norms of queries and keys, but experts = {config.experts} and "
+            f"query_key_norm = {config.query_key_norm}; write it as a Qwen3"
+        )

@@ -1,0 +1,202 @@
+"""Parakeet encoders of sound: names of their tensors, and their config, in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from models.errors import ModelError
+from models.huggingface.entry import Entry, Slot, kernel, same
+from models.parakeet_config import ParakeetConfig
+from models.parts.clips import SAMPLE_RATE
+from models.parts.mel import WINDOW, mel_filters
+
+PREFIX = "sound_encoder.encoder."
+PROJECTOR = "sound_projection."
+FEATURIZER = r"feature_extractor\.featurizer\.(fb|window)$"
+"""The front end's constants, which some checkpoints hold and no module of ours does."""
+
+_CONVOLUTION_TAPS, _CONVOLUTION_STRIDE, _FACTOR = 3, 2, 8
+
+
+def parakeet_entries(config: ParakeetConfig, *, prefix: str = PREFIX, projector: str = PROJECTOR) -> list[Entry]:
+    """All tensors of an encoder and, where the config has one, of its projector.
+
+    `prefix` and `projector` are how their names begin; a bare encoder of transformers has prefix "".
+    """
+    entries = [*_subsampling(config, f"{prefix}subsampling.")]
+    for layer in range(config.layers):
+        entries += _layer(config, f"{prefix}layers.{layer}.", layer)
+    if config.projector_width is not None:
+        width, hidden, output = config.width, config.projector_width, config.output_width
+        entries += [
+            same(f"{projector}norm.weight", "projector/norm/scale"),
+            kernel(f"{projector}linear1.weight", "projector/up/kernel", ins=(width,), outs=(hidden,)),
+            kernel(f"{projector}linear2.weight", "projector/down/kernel", ins=(hidden,), outs=(output,)),
+        ]
+    return entries
+
+
+def _subsampling(config: ParakeetConfig, name: str) -> Iterator[Entry]:
+    channels, bins = config.subsampling_channels, config.mel_bins // _FACTOR
+    yield _taps(f"{name}layers.0.weight", "subsampling/first/kernel", (_CONVOLUTION_TAPS,) * 2)
+    yield same(f"{name}layers.0.bias", "subsampling/first/bias")
+    for depthwise, part in ((2, "second"), (5, "third")):
+        pointwise, ours = f"{name}layers.{depthwise + 1}", f"subsampling/{part}"
+        yield _taps(f"{name}layers.{depthwise}.weight", f"{ours}/depthwise", (_CONVOLUTION_TAPS,) * 2)
+        yield same(f"{name}layers.{depthwise}.bias", f"{ours}/bias")
+        yield Entry(
+            names=(f"{pointwise}.weight",),
+            slots=(Slot(path=f"{ours}/pointwise/kernel"),),
+            read=lambda given: (given[:, :, 0, 0].T,),
+            write=lambda held: (np.ascontiguousarray(held.T)[:, :, None, None],),
+        )
+        yield same(f"{pointwise}.bias", f"{ours}/pointwise/bias")
+    yield kernel(f"{name}linear.weight", "subsampling/output/kernel", ins=(channels, bins), outs=(config.width,))
+    yield same(f"{name}linear.bias", "subsampling/output/bias")
+
+
+def _taps(name: str, path: str, taps: tuple[int, ...], *index: int) -> Entry:
+    """Taps of each channel by itself: theirs [channels, 1, *taps], ours [all taps, channels]."""
+    return Entry(
+        names=(name,),
+        slots=(Slot(path=path, index=index),),
+        read=lambda given: (given.reshape(given.shape[0], -1).T,),
+        write=lambda held: (np.ascontiguousarray(held.T).reshape(-1, 1, *taps),),
+    )
+
+
+def _layer(config: ParakeetConfig, name: str, layer: int) -> Iterator[Entry]:
+    width, heads, ours = config.width, (config.heads, config.head_dim), "layers/block"
+    for theirs, part in (("feed_forward1", "first"), ("feed_forward2", "second")):
+        for linear, path, ins, outs in (
+            ("linear1", "up", width, config.mlp_width),
+            ("linear2", "down", config.mlp_width, width),
+        ):
+            yield kernel(
+                f"{name}{theirs}.{linear}.weight", f"{ours}/{part}/{path}/kernel", layer, ins=(ins,), outs=(outs,)
+            )
+    for theirs, part in (
+        ("q_proj", "query"),
+        ("k_proj", "key"),
+        ("v_proj", "value"),
+        ("relative_k_proj", "distance"),
+    ):
+        path = f"{ours}/attention/{part}/kernel"
+        yield kernel(f"{name}self_attn.{theirs}.weight", path, layer, ins=(width,), outs=heads)
+    yield kernel(f"{name}self_attn.o_proj.weight", f"{ours}/attention/output/kernel", layer, ins=heads, outs=(width,))
+    yield same(f"{name}self_attn.bias_u", f"{ours}/attention/content_bias", layer)
+    yield same(f"{name}self_attn.bias_v", f"{ours}/attention/distance_bias", layer)
+    yield from _convolution(config, f"{name}conv.", f"{ours}/convolution", layer)
+    for theirs, part in (
+        ("feed_forward1", "first"),
+        ("self_att", "attention"),
+        ("conv", "convolution"),
+        ("feed_forward2", "second"),
+        ("out", "output"),
+    ):
+        yield same(f"{name}norm_{theirs}.weight", f"{ours}/{part}_norm/scale", layer)
+        yield same(f"{name}norm_{theirs}.bias", f"{ours}/{part}_norm/bias", layer)
+
+
+def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> Iterator[Entry]:
+    # The map ahead of the gated unit, which we hold in two: first the values, then the gates.
+    yield Entry(
+        names=(f"{name}pointwise_conv1.weight",),
+        slots=tuple(Slot(path=f"{ours}/{part}/kernel", index=(layer,)) for part in ("value", "gate")),
+        read=lambda given: tuple(half[:, :, 0].T for half in np.split(given, 2)),
+        write=lambda value, gate: (np.concatenate([value.T, gate.T])[:, :, None],),
+    )
+    yield _taps(f"{name}depthwise_conv.weight", f"{ours}/depthwise", (config.conv_taps,), layer)
+    yield Entry(
+        names=(f"{name}pointwise_conv2.weight",),
+        slots=(Slot(path=f"{ours}/output/kernel", index=(layer,)),),
+        read=lambda given: (given[:, :, 0].T,),
+        write=lambda held: (np.ascontiguousarray(held.T)[:, :, None],),
+    )
+    for theirs, part in (
+        ("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "variance"),
+    ):  # fmt: skip
+        yield same(f"{name}norm.{theirs}", f"{ours}/norm/{part}", layer)
+    # A count: theirs has 64 bits, ours what the platform's integers have.
+    yield Entry(
+        names=(f"{name}norm.num_batches_tracked",),
+        slots=(Slot(path=f"{ours}/norm/batches", index=(layer,)),),
+        read=lambda given: (given,),
+        write=lambda held: (np.asarray(held, np.int64),),
+    )
+
+
+def parakeet_buffers(config: ParakeetConfig, *, prefix: str = PREFIX) -> dict[str, np.ndarray]:
+    """The constants of the front end as checkpoints hold them: filters [1, bins, 257] and window [400], float32."""
+    name = f"{prefix}feature_extractor.featurizer."
+    return {
+        f"{name}fb": mel_filters(config.mel_bins).astype(np.float32)[None],
+        f"{name}window": np.hanning(WINDOW).astype(np.float32),
+    }
+
+
+def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -> ParakeetConfig:
+    """The config of an encoder from a `sound_config` or `audio_config`, or that of a bare encoder.
+
+    `output_width` is the width of the language model, for those with a projector. `feat_in` is ignored: released
+    configs hold 80 there, beside weights for 128 bins. Raises ModelError for what this encoder does not do.
+    """
+    expected = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "convolution_bias": False,
+        "projection_bias": False,
+        "subsampling_factor": _FACTOR,
+        "subsampling_conv_kernel_size": _CONVOLUTION_TAPS,
+        "subsampling_conv_stride": _CONVOLUTION_STRIDE,
+        "sampling_rate": SAMPLE_RATE,
+    }
+    for name, value in expected.items():
+        if hf.get(name, value) != value:
+            raise ModelError(f"config of the encoder of sound: {name} = {hf[name]!r}; only {value!r} is supported")
+    return ParakeetConfig(
+        width=hf.get("hidden_size", 1024),
+        layers=hf.get("num_hidden_layers", 24),
+        heads=hf.get("num_attention_heads", 8),
+        mlp_width=hf.get("intermediate_size", 4096),
+        conv_taps=hf.get("conv_kernel_size", 9),
+        mel_bins=hf.get("num_mel_bins", 128),
+        subsampling_channels=hf.get("subsampling_conv_channels", 256),
+        scale_input=hf.get("scale_input", False),
+        projector_width=hf.get("projection_hidden_size") if output_width is not None else None,
+        output_width=output_width if "projection_hidden_size" in hf else None,
+    )
+
+
+def parakeet_hf_config(config: ParakeetConfig) -> dict[str, Any]:
+    """The reverse of `parakeet_config`, as the `audio_config` or `sound_config` of a whole model has it."""
+    projector = (
+        {}
+        if config.projector_width is None
+        else {
+            "projection_hidden_size": config.projector_width,
+            "projection_bias": False,
+        }
+    )
+    return {
+        "model_type": "parakeet_encoder",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "convolution_bias": False,
+        "conv_kernel_size": config.conv_taps,
+        "num_mel_bins": config.mel_bins,
+        "subsampling_factor": _FACTOR,
+        "subsampling_conv_channels": config.subsampling_channels,
+        "subsampling_conv_kernel_size": _CONVOLUTION_TAPS,
+        "subsampling_conv_stride": _CONVOLUTION_STRIDE,
+        "scale_input": config.scale_input,
+        "sampling_rate": SAMPLE_RATE,
+        **projector,
+    }

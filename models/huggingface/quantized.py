@@ -1,0 +1,165 @@
+"""Quantized checkpoints, as ModelOpt exports them: read as plain ones, and written.
+
+A quantized linear map "m" has, beside "m.weight":
+    FP8      weight E4M3 [out, in]; weight_scale and input_scale, float32 numbers.
+    NVFP4    weight uint8 [out, in/2]; weight_scale E4M3 [out, in/16]; weight_scale_2 and input_scale, float32 numbers.
+
+Nothing is calibrated here, so an `input_scale` is that of the checkpoint which the weights came from, else 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from models.errors import ModelError
+from models.huggingface.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
+from models.huggingface.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
+from models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+
+Form = Literal["fp8", "nvfp4"]
+
+SCALES = (".weight_scale", ".weight_scale_2")
+"""Ends of names that belong to a weight."""
+
+ACTIVATION_SCALES = (".input_scale", ".k_scale", ".v_scale")
+"""Ends of names of what was calibrated, which conversions keep as it is."""
+
+_FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
+
+
+class PlainTensors(Mapping[str, np.ndarray]):
+    """A checkpoint's tensors with quantized weights dequantized when they are read; scales of weights are not listed.
+
+    Args:
+        tensors: the checkpoint as it is.
+        config: `quantization_config` of config.json, or {}.
+        dtype: of the dequantized weights.
+
+    Raises ModelError for a quantized weight without its scales, or of another form than the config says.
+    """
+
+    def __init__(
+        self,
+        tensors: CheckpointTensors,
+        config: Mapping[str, Any],
+        dtype: np.dtype = np.dtype(ml_dtypes.bfloat16),
+    ):
+        self._tensors, self._dtype = tensors, dtype
+        self.forms = {name: form for name in tensors if (form := _form(tensors, name)) is not None}
+        _check_config(self.forms, config)
+        self._names = [name for name in tensors if not name.endswith(SCALES)]
+        # A tensor is asked for once for each of its parts; dequantized, it is worth keeping until the next.
+        self._dequantized = functools.lru_cache(maxsize=1)(self._dequantize)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and dtype of a tensor, once dequantized. Raises KeyError for an unknown one."""
+        info = self._tensors.info(name)
+        if name not in self.forms:
+            return info
+        out, width = info.shape
+        return TensorInfo((out, width if self.forms[name] == "fp8" else 2 * width), self._dtype)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._dequantized(name) if name in self.forms else self._tensors[name]
+
+    def _dequantize(self, name: str) -> np.ndarray:
+        module = name.removesuffix(".weight")
+        weight, scale = self._tensors[name], self._tensors[f"{module}.weight_scale"]
+        if self.forms[name] == "fp8":
+            return dequantize_fp8(weight, scale.astype(np.float32).reshape(()), self._dtype)
+        return dequantize_nvfp4(weight, scale, self._tensors[f"{module}.weight_scale_2"].reshape(()), self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors and not str(name).endswith(SCALES)
+
+
+def quantized_infos(name: str, info: TensorInfo, form: Form) -> dict[str, TensorInfo]:
+    """The tensors that a weight [out, in] called `name` is written as."""
+    module = name.removesuffix(".weight")
+    (out, width), number = info.shape, TensorInfo((), _FLOAT32)
+    if form == "fp8":
+        scales = {f"{module}.weight_scale": number}
+        return {name: TensorInfo((out, width), E4M3), **scales, f"{module}.input_scale": number}
+    return {
+        name: TensorInfo((out, width // 2), _UINT8),
+        f"{module}.weight_scale": TensorInfo((out, width // BLOCK), E4M3),
+        f"{module}.weight_scale_2": number,
+        f"{module}.input_scale": number,
+    }
+
+
+def quantized_tensors(name: str, weight: np.ndarray, form: Form, input_scale: np.ndarray | None) -> dict[str, Any]:
+    """A weight [out, in] as the tensors of `quantized_infos`. Raises ModelError where the form does not fit."""
+    module = name.removesuffix(".weight")
+    input_scale = np.asarray(1.0 if input_scale is None else input_scale, np.float32).reshape(())
+    if form == "fp8":
+        scale = fp8_scale(weight)
+        return {
+            name: quantize_fp8(weight, scale),
+            f"{module}.weight_scale": scale,
+            f"{module}.input_scale": input_scale,
+        }
+    scale = nvfp4_scale(weight)
+    try:
+        packed, scales = quantize_nvfp4(weight, scale)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    return {
+        name: packed,
+        f"{module}.weight_scale": scales,
+        f"{module}.weight_scale_2": scale,
+        f"{module}.input_scale": input_scale,
+    }
+
+
+def _form(tensors: CheckpointTensors, name: str) -> Form | None:
+    """How a tensor is quantized, by its dtype and the scales beside it."""
+    if not name.endswith(".weight"):
+        return None
+    info, module = tensors.info(name), name.removesuffix(".weight")
+    form = {E4M3: "fp8", _UINT8: "nvfp4"}.get(info.dtype)
+    if form is None:
+        return None
+    wanted = {".weight_scale": ((), (1,))} if form == "fp8" else {}
+    if form == "nvfp4":
+        out, half = info.shape if len(info.shape) == 2 else (0, 0)
+        wanted = {".weight_scale": ((out, 2 * half // BLOCK),), ".weight_scale_2": ((), (1,))}
+    for end, shapes in wanted.items():
+        if module + end not in tensors:
+            raise ModelError(f"{name} is {info.dtype}, but the checkpoint has no {module}{end}; fetch it again")
+        if (shape := tensors.info(module + end).shape) not in shapes:
+            raise ModelError(
+                f"{name} of shape {info.shape}: {module}{end} has shape {shape}, where {form} has {shapes[0]}; "
+                "only scales of whole tensors (FP8) and of 16 inputs (NVFP4) are read"
+            )
+    return form
+
+
+def _check_config(forms: Mapping[str, Form], config: Mapping[str, Any]) -> None:
+    """Raise ModelError where tensors are not what `quantization_config` says."""
+    if forms and config.get("quant_method", "modelopt") != "modelopt":
+        raise ModelError(f"quantization_config.quant_method is {config['quant_method']!r}; only 'modelopt' is read")
+    listed_layers = config.get("quantized_layers")
+    if listed_layers is None:
+        return
+    said = {f"{module}.weight": layer["quant_algo"].lower() for module, layer in listed_layers.items()}
+    wrong = sorted(name for name in said.keys() | forms.keys() if said.get(name) != forms.get(name))
+    if wrong:
+        first = wrong[0]
+        raise ModelError(
+            f"quantization_config.quantized_layers does not fit the tensors of {listed(wrong)}: {first} is "
+            f"{forms.get(first, 'not quantized')}, the config says {said.get(first, 'not quantized')}; "
+            "config.json and shards are of different checkpoints"
+        )

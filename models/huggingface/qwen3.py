@@ -1,0 +1,83 @@
+"""Qwen3's checkpoints: dense (model_type "qwen3") and with a mixture of experts ("qwen3_moe")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.decoder_config import DecoderConfig
+from models.errors import ModelError
+from models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
+from models.huggingface.entry import Entry
+from models.parts.moe import MoEConfig
+
+
+def qwen3_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
+    """All tensors of a Qwen3ForCausalLM or Qwen3MoeForCausalLM; `prefix` leads their names, e.g. "language_model.".
+
+    Experts have a tensor each, as in the releases and as transformers saves them.
+    """
+    _check(config)
+    return decoder_entries(config, prefix=prefix)
+
+
+def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a config.json describes.
+
+    Raises ModelError for what is not built: biases, sliding windows, layers without experts among others with them.
+    The auxiliary loss of their training is not ours: `MoEConfig.balance_loss` is to be set where one is wanted.
+    """
+    built = {"model_type": ("qwen3", "qwen3_moe"), "use_sliding_window": (False,)}
+    check_keys(hf, built)
+    layer_types = set(hf.get("layer_types") or ()) - {"full_attention"}
+    if layer_types:
+        raise ModelError(
+            f"config.json of {hf['model_type']}: layers of {', '.join(sorted(layer_types))} are not supported"
+        )
+    sizes = {"query_key_norm": True, "head_dim": 128, **shared_sizes(hf)}
+    if hf.get("head_dim") is not None:
+        sizes["head_dim"] = hf["head_dim"]
+    if hf.get("model_type") == "qwen3_moe":
+        check_keys(hf, {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)})
+        count = hf.get("num_experts", hf.get("num_local_experts"))
+        lacking = [key for key in ("num_experts_per_tok", "moe_intermediate_size") if key not in hf]
+        if count is None or lacking:
+            raise ModelError(f"config.json of qwen3_moe lacks {', '.join(lacking or ['num_experts'])}")
+        sizes["mlp_width"] = hf["moe_intermediate_size"]
+        sizes["experts"] = MoEConfig(
+            count=count, top_k=hf["num_experts_per_tok"], normalize=hf.get("norm_topk_prob", False)
+        )
+    return DecoderConfig(**sizes)
+
+
+def qwen3_hf_config(config: DecoderConfig) -> dict[str, Any]:
+    """config.json of a decoder. Raises ModelError for one that is no Qwen3."""
+    _check(config)
+    shared, experts = shared_keys(config), config.experts
+    if experts is None:
+        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **shared, "use_sliding_window": False}
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **shared,
+        "use_sliding_window": False,
+        "moe_intermediate_size": config.mlp_width,
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.top_k,
+        "norm_topk_prob": experts.normalize,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _check(config: DecoderConfig) -> None:
+    if not config.query_key_norm:
+        raise ModelError("Qwen3 norms queries and keys: set query_key_norm=True, or write it as a Llama")
+    experts = config.experts
+    if experts is None:
+        return
+    theirs = {"activation": "swiglu", "shared_width": 0, "scores": "softmax", "factor": 1.0, "bias_rate": None}
+    other = {name: getattr(experts, name) for name, value in theirs.items() if getattr(experts, name) != value}
+    if other:
+        told = ", ".join(f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items())
+        raise ModelError(f"Qwen3 cannot hold these experts: {told}")

@@ -1,0 +1,138 @@
+"""Parakeet: sound in, tokens of the language model's width out, by a FastConformer (Rekesh et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models.dims import ROWS, constrain
+from models.errors import ModelError
+from models.parakeet_config import ParakeetConfig
+from models.parts.clips import HOP, halved, tokens_of_clip
+from models.parts.conformer.attention import encode_distances
+from models.parts.conformer.block import ConformerBlock
+from models.parts.conformer.feed_forward import Projector
+from models.parts.conformer.rows import CLIPS
+from models.parts.conformer.rows import ROWS as TOKENS
+from models.parts.conformer.subsampling import Subsampling
+from models.parts.mel import log_mel
+from models.parts.router import split_by
+from models.parts.stack import Stack
+from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+
+# B batch · C clips a sample · T samples of the longest clip · F frames of it · N tokens of it · M mel bins
+# D width of the encoder · E width of the language model, or D without a projector
+
+
+class ParakeetEncoder(nnx.Module):
+    """Log-mel features, subsampling by eight, `layers` FastConformer layers and, where asked for, a projector.
+
+    Every clip is a sequence of its own: no token sees another clip, but for statistics of the batch where the config
+    asks for them. Features are float32 at least, all else is in the dtype of the weights. A layout's context axis
+    shares out the clips of a sample.
+    """
+
+    def __init__(self, config: ParakeetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.cut = StageCut()
+        self.subsampling = Subsampling(config.mel_bins, config.subsampling_channels, config.width, rngs=rngs)
+        self.layers = Stack(lambda layer_rngs: ConformerBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
+        if config.projector_width is not None:
+            self.projector = Projector(
+                config.width, config.projector_width, config.output_width, epsilon=config.norm_epsilon, rngs=rngs
+            )
+
+    @property
+    def input_ports(self) -> tuple[str, ...]:
+        """Every input that this stage takes, in order."""
+        return ("waveforms" if self.cut.first else "hidden", "lengths")
+
+    @property
+    def optional_ports(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def port_dims(self) -> dict[str, tuple[str | None, ...]]:
+        """The dims of all ports: clips ride where sequences do."""
+        return {
+            "waveforms": TOKENS,
+            "lengths": CLIPS,
+            "hidden": (*TOKENS, "embed"),
+            "tokens": (*ROWS, "embed"),
+        }
+
+    @property
+    def independent_samples(self) -> bool:
+        """No token of a sample sees another sample, unless norms are by the statistics of the batch."""
+        return self.config.batch_norm == "eval"
+
+    @property
+    def layer_costs(self) -> LayerCosts:
+        """Multiplications a token in products with weights, to cut stages of equal cost."""
+        config = self.config
+        width, channels, bins = config.width, config.subsampling_channels, config.mel_bins
+        # Cells a token: 4 frames of half the bins, 2 of a quarter, 1 of an eighth.
+        cells = 9 * channels * 2 * bins + (9 + channels) * channels * (bins // 2 + bins // 8)
+        layer = 4 * width * config.mlp_width + 7 * width**2
+        projector = (config.projector_width or 0) * (width + (config.output_width or 0))
+        return LayerCosts(first=cells + channels * bins // 8 * width, layers=(layer,) * config.layers, last=projector)
+
+    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> ParakeetEncoder:
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        last = () if self.config.projector_width is None else ("projector",)
+        return cut_stage(self, index, count, layers, first=("subsampling",), last=last)
+
+    def __call__(
+        self,
+        waveforms: Float[Array, "B C T"] | None = None,
+        lengths: Int[Array, "B C"] | None = None,
+        hidden: Float[Array, "B C N D"] | None = None,
+    ) -> dict[str, Float[Array, "B ..."]]:
+        """Tokens of clips of sound at 16 kHz; N = tokens_of_clip(T).
+
+        `lengths` are the valid samples of each clip, 0 for no clip; every stage takes them. The whole encoder, or its
+        last stage, returns {"tokens": [B, C*N, E]}: clip c of a sample has the rows from c*N on, as many as
+        `models.parts.clips.tokens_of_clip` says of its length; the rest of its N rows are finite and mean nothing.
+        Other stages return {"hidden": [B, C, N, D]}.
+        """
+        check_inputs(self, self.input_ports, {"waveforms": waveforms, "lengths": lengths, "hidden": hidden})
+        x = self._enter(waveforms, lengths) if self.cut.first else hidden
+        x = self._run_layers(x, tokens_of_clip(lengths))
+        if not self.cut.last:
+            return {"hidden": x}
+        x = self._project(x)
+        return {"tokens": constrain(x.reshape(x.shape[0], -1, x.shape[-1]), *ROWS, "embed")}
+
+    def encode(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N E"]:
+        """Tokens of log-mel features, of which `frames` are valid in each clip; for the whole encoder."""
+        tokens = halved(halved(halved(frames)))
+        x = self._subsample(features, frames)
+        return self._project(self._run_layers(x, tokens))
+
+    def _enter(self, waveforms: Float[Array, "B C T"], lengths: Int[Array, "B C"]) -> Float[Array, "B C N D"]:
+        if waveforms.ndim != 3 or waveforms.shape[-1] < HOP or lengths.shape != waveforms.shape[:2]:
+            raise ModelError(
+                f"ParakeetEncoder: waveforms have shape {waveforms.shape} and lengths {lengths.shape}; "
+                f"give [batch, clips, {HOP} samples or more] and [batch, clips]"
+            )
+        bins = self.config.mel_bins
+        # Each device makes the features of its own clips: the partitioner would gather what it transforms.
+        features = split_by(CLIPS, lambda *clips: log_mel(*clips, bins))(waveforms, lengths)
+        return self._subsample(features, lengths // HOP)
+
+    def _subsample(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N D"]:
+        x = self.subsampling(features.astype(self.subsampling.output.dtype), frames)
+        return x * math.sqrt(self.config.width) if self.config.scale_input else x
+
+    def _run_layers(self, x: Float[Array, "B C N D"], tokens: Int[Array, "B C"]) -> Float[Array, "B C N D"]:
+        distances = encode_distances(x.shape[2], self.config.width, x.dtype)
+        valid = jnp.arange(x.shape[2]) < tokens[..., None]
+        x = constrain(x, *TOKENS, "embed")
+        return self.layers.scan(lambda block, x, _: (block(x, distances, valid), None), x)[0]
+
+    def _project(self, x: Float[Array, "B C N D"]) -> Float[Array, "B C N E"]:
+        return x if self.config.projector_width is None else self.projector(x)

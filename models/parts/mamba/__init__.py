@@ -1,0 +1,17 @@
+"""Mamba-2: a linear recurrence over the sequence in the place of attention (Dao and Gu 2024, state space duality).
+
+With a head's input x_t [P], its step dt_t > 0 and its A < 0, and the vectors B_t, C_t [N] of the head's group,
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t ⊗ B_t        a state of [P, N] numbers, h_{-1} = 0
+    y_t = h_t C_t + D x_t
+
+`scan` computes it, `convolution` is what x, B and C pass through before, `gated_norm` what y passes through after;
+`mixer` is the whole layer, `cache` what it carries on in generation, and `context` its form for a sequence that several
+devices share.
+"""
+
+from models.parts.mamba.cache import MambaCache, Streams
+from models.parts.mamba.config import MambaConfig
+from models.parts.mamba.mixer import Mamba2
+
+__all__ = ["Mamba2", "MambaCache", "MambaConfig", "Streams"]

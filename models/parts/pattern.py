@@ -1,0 +1,177 @@
+"""Layers of several kinds in a pattern, held as few layers whose weights have leading "layers" dims.
+
+The pattern "MEM*EMEM*E" is the unit MEM*E, twice: a group. A group holds one layer for each layer of its unit, with
+the weights of all repeats stacked, and scans over the repeats; groups stand in units, too. So what a compiler sees
+grows with the units, not with the depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+from models.parts.groups import Group, Single, find_groups
+from models.parts.stack import set_since, values_of
+from models.remat import rematerialized
+
+Items = tuple[Single | Group, ...]
+Build = Callable[[str, nnx.Rngs], nnx.Module]
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Tree = dict[str, Any]
+"""Something for every layer: by the name of its group, and on by names in the unit, down to the layer's own."""
+
+
+class Unit(nnx.Module):
+    """Layers and groups as attributes."""
+
+    def __init__(self, items: Items, build: Build, *, rngs: nnx.Rngs):
+        for item in items:
+            made = build(item.letter, rngs) if isinstance(item, Single) else _stacked(item, build, rngs)
+            setattr(self, item.name, made)
+
+
+class PatternStack(Unit):
+    """Builds the layers of a pattern and runs them in order; `build(letter, rngs)` makes one.
+
+    A row is one repeat of an outermost group's unit: what a pipeline stage can have or not. As in
+    `models.parts.stack`, weights are only ever read through a scan, also where a group has one row.
+
+    Attributes:
+        groups: the outermost groups, with the repeats that are here.
+        rows: the letters of every row that is here, in order.
+    """
+
+    def __init__(self, pattern: str, build: Build, *, rngs: nnx.Rngs):
+        self.groups = find_groups(pattern)
+        super().__init__(self.groups, build, rngs=rngs)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(group.letters for group in self.groups for _ in range(group.repeats))
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def tree(self, make: Callable[[str, tuple[int, ...]], Any]) -> Tree:
+        """`make(letter, sizes of the leading layers dims)` for each layer of each unit."""
+        return _tree(self.groups, make, ())
+
+    def scan(self, step: Step, carry: Any, each: Tree | None = None) -> tuple[Any, Tree]:
+        """`carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
+
+        `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the layers dims; the outs
+        are stacked like that. The backward computes again what the setting of `models.remat` in force does not
+        keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set here for all layers.
+        """
+        split = _split(self, self.groups)
+        definitions, weights = (_parts(split, i) for i in (0, 1))
+        carry, (outs, changed) = _run(self.groups, definitions, step, carry, weights, each)
+        _take(self, self.groups, changed)
+        return carry, outs
+
+    def end_of_step(self) -> None:
+        """Call the layers' own `end_of_step`, which may set variables that are not nnx.Param."""
+        split = _split(self, self.groups)
+        definitions, weights = (_parts(split, i) for i in (0, 1))
+        _take(self, self.groups, _end(self.groups, definitions, weights))
+
+    def keep(self, start: int, stop: int) -> None:
+        """Drop all rows but start..stop-1; what stays keeps its path."""
+        kept, first = [], 0
+        for group in self.groups:
+            here = slice(max(start - first, 0), min(stop - first, group.repeats))
+            first += group.repeats
+            if here.start >= here.stop:
+                delattr(self, group.name)
+                continue
+            definition, weights = nnx.split(getattr(self, group.name))
+            part = jax.tree.map(lambda weight, here=here: weight[here], weights)
+            setattr(self, group.name, nnx.merge(definition, part))
+            kept.append(dataclasses.replace(group, repeats=here.stop - here.start))
+        self.groups = tuple(kept)
+
+
+def _stacked(group: Group, build: Build, rngs: nnx.Rngs) -> Unit:
+    """The unit with the weights of all repeats, each from a key of its own."""
+    make = nnx.vmap(
+        lambda key: Unit(group.unit, build, rngs=nnx.Rngs(key)),
+        in_axes=0,
+        out_axes=0,
+        transform_metadata={nnx.PARTITION_NAME: "layers"},
+    )
+    return make(jax.random.split(rngs.params(), group.repeats))
+
+
+def _tree(items: Items, make: Callable[[str, tuple[int, ...]], Any], sizes: tuple[int, ...]) -> Tree:
+    return {
+        item.name: make(item.letter, sizes)
+        if isinstance(item, Single)
+        else _tree(item.unit, make, (*sizes, item.repeats))
+        for item in items
+    }
+
+
+def _split(unit: nnx.Module, items: Items) -> Tree:
+    """(definition, weights) of each layer."""
+    return {
+        item.name: nnx.split(getattr(unit, item.name))
+        if isinstance(item, Single)
+        else _split(getattr(unit, item.name), item.unit)
+        for item in items
+    }
+
+
+def _parts(split: Tree, index: int) -> Tree:
+    return {name: _parts(each, index) if isinstance(each, dict) else each[index] for name, each in split.items()}
+
+
+def _run(items: Items, definitions: Tree, step: Step, carry: Any, weights: Tree, each: Tree | None):
+    """(the last carry, (outs, what layers have set))."""
+    outs, changed = {}, {}
+    for item in items:
+        name, own = item.name, None if each is None else each[item.name]
+        if isinstance(item, Single):
+            layer = rematerialized(partial(_run_layer, definitions[name], step))
+            carry, outs[name], changed[name] = layer(carry, weights[name], own)
+        else:
+            carry, (outs[name], changed[name]) = jax.lax.scan(
+                lambda carry, row, item=item: _run(item.unit, definitions[item.name], step, carry, *row),
+                carry,
+                (weights[name], own),
+                length=item.repeats,
+            )
+    return carry, (outs, changed)
+
+
+def _run_layer(definition: nnx.GraphDef, step: Step, carry: Any, weights: nnx.State, own: Any):
+    layer, before = nnx.merge(definition, weights), values_of(weights)
+    carry, out = step(layer, carry, own)
+    return carry, out, set_since(before, layer)
+
+
+def _end(items: Items, definitions: Tree, weights: Tree) -> Tree:
+    changed = {}
+    for item in items:
+        name = item.name
+        if isinstance(item, Single):
+            layer, before = nnx.merge(definitions[name], weights[name]), values_of(weights[name])
+            layer.end_of_step()
+            changed[name] = set_since(before, layer)
+        else:
+            changed[name] = jax.vmap(partial(_end, item.unit, definitions[name]))(weights[name])
+    return changed
+
+
+def _take(unit: nnx.Module, items: Items, changed: Tree) -> None:
+    for item in items:
+        if isinstance(item, Group):
+            _take(getattr(unit, item.name), item.unit, changed[item.name])
+        elif jax.tree.leaves(changed[item.name]):
+            nnx.update(getattr(unit, item.name), changed[item.name])

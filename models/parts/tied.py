@@ -1,0 +1,38 @@
+"""A head that is the embedding's own table (Press and Wolf 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.dims import RESIDUAL, ROWS
+from models.parts.project import project
+
+# B batch · S sequence · D width · V vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transposed:
+    """A table [V, D] as `project` takes a linear map from D to V."""
+
+    kernel: Float[Array, "D V"]
+    ins: ClassVar[tuple[str, ...]] = ("embed",)
+    outs: ClassVar[tuple[str, ...]] = ("vocab",)
+
+    def multiply(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        return jnp.tensordot(x, self.kernel, axes=1)
+
+    def shift(self, y: Float[Array, "B S V"]) -> Float[Array, "B S V"]:
+        return y
+
+
+# The backward is to keep the table that is there anyway, and no transpose of it.
+@partial(jax.checkpoint, prevent_cse=False)
+def logits_of_table(x: Float[Array, "B S D"], table: Float[Array, "V D"]) -> Float[Array, "B S V"]:
+    """The product of each row of the residual stream with each row of an embedding."""
+    return project(x, _Transposed(table.T), given=RESIDUAL, wanted=ROWS)[0]
