@@ -54,6 +54,7 @@ class PatchRows:
         frames: frames that one patch spans; a video's number of frames is a multiple.
         channels_first: whether a patch's numbers are in the order (frame, channel, row, column), else with the
             channel last.
+        rows_per_image: rows that every image or tubelet takes, the rest padding at its end; None for those it needs.
     """
 
     patch_size: int
@@ -61,6 +62,7 @@ class PatchRows:
     prefix_tokens: int = 0
     frames: int = 1
     channels_first: bool = True
+    rows_per_image: int | None = None
 
     @property
     def prefix_rows(self) -> int:
@@ -68,8 +70,16 @@ class PatchRows:
         return -(-self.prefix_tokens // self.merge**2) * self.merge**2
 
     def rows(self, height: int, width: int) -> int:
-        """Rows of an image, or of a tubelet, with a grid of height x width patches."""
-        return self.prefix_rows + height * width
+        """Rows of an image, or of a tubelet, with a grid of height x width patches. Raises ModelError for too many."""
+        needed = self.prefix_rows + height * width
+        if self.rows_per_image is None:
+            return needed
+        if needed > self.rows_per_image:
+            raise ModelError(
+                f"PatchRows: {height} x {width} patches and {self.prefix_rows} rows before them are {needed} rows, but "
+                f"rows_per_image = {self.rows_per_image}; raise it or make images smaller"
+            )
+        return self.rows_per_image
 
     def pack_images(self, images: Sequence[Float[np.ndarray, "H W C"]], rows: int, channels: int = 3) -> Rows:
         """The images of a sample, as `rows` rows. Raises ModelError where they do not fit."""
@@ -97,18 +107,19 @@ class PatchRows:
             height, width = self._grid(sequence.shape[2:4])
             own = []
             for frames in sequence:
-                first, stop = start + self.prefix_rows, start + self.rows(height, width)
-                if stop > rows:
+                first, following = start + self.prefix_rows, start + self.rows(height, width)
+                stop = first + height * width
+                if following > rows:
                     raise ModelError(
-                        f"PatchRows: {len(sequences)} images or videos need {stop} rows or more, but there are {rows}; "
-                        "give more rows, fewer of them or smaller ones"
+                        f"PatchRows: {len(sequences)} images or videos need {following} rows or more, but there are "
+                        f"{rows}; give more rows, fewer of them or smaller ones"
                     )
                 packed.patches[first:stop] = self.patches(frames)
                 packed.places[first:stop] = self._places(height, width)
                 packed.places[first - self.prefix_tokens : first] = -1 - np.arange(self.prefix_tokens)[:, None]
                 packed.segments[first - self.prefix_tokens : stop] = segment
                 own.append(np.arange(first, stop, self.merge**2, dtype=np.int32) // self.merge**2)
-                start, segment = stop, segment + 1
+                start, segment = following, segment + 1
             segment += self.frames > 1
             tokens.append(np.concatenate(own) if own else np.zeros(0, np.int32))
         return packed._replace(tokens=tuple(tokens))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from models.dims import RESIDUAL, ROWS, constrain, named
 from models.errors import ModelError
+from models.parts.attention import Windows
 from models.parts.evs import prune, room_for_kept
 from models.parts.linear import Linear
 from models.parts.position_grid import cropped_positions
@@ -125,7 +126,8 @@ class RadioEncoder(nnx.Module):
         check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
         ids = self._segments(segments, video_segments)
         x = self._embed_all(given) if self.cut.first else hidden
-        x, _ = self.layers.scan(lambda block, x, _: (block(x, ids), None), constrain(x, *RESIDUAL, "embed"))
+        windows = self._windows(segments, video_segments)
+        x, _ = self.layers.scan(lambda block, x, _: (block(x, ids, windows), None), constrain(x, *RESIDUAL, "embed"))
         if not self.cut.last:
             return {"hidden": x}
         if self.projector is None:
@@ -150,6 +152,12 @@ class RadioEncoder(nnx.Module):
         images, videos = tokens[:, :-count], constrain(tokens[:, -count:], "batch", None, None)
         # The last row of a square: where prefix tokens do not fill one, padding comes first.
         segments, is_patch = segments[:, rows - 1 :: rows], places[:, rows - 1 :: rows, 0] >= 0
+        if self.config.tubelet_rows is not None:
+            # Padding at the end of a tubelet counts as its own, so that the next one follows.
+            tubelets = segments.reshape(segments.shape[0], -1, self.config.tubelet_rows // rows)
+            first = self.config.prefix_rows // rows
+            own = jnp.broadcast_to(tubelets[..., first : first + 1], tubelets.shape)
+            segments = own.reshape(segments.shape)
         videos, kept = prune(videos, segments, is_patch, rate, room_for_kept(count, rate))
         kept = jnp.concatenate([self._all_kept(images)["kept"], images.shape[1] + kept], axis=1)
         return {"tokens": constrain(jnp.concatenate([images, videos], axis=1), *ROWS, "embed"), "kept": kept}
@@ -161,6 +169,17 @@ class RadioEncoder(nnx.Module):
             return segments
         # Even ids for images and odd ones for videos, so that no two are equal.
         return video_segments if segments is None else jnp.concatenate([2 * segments, 2 * video_segments + 1], axis=1)
+
+    def _windows(self, segments, video_segments) -> Windows | None:
+        size = self.config.tubelet_rows
+        if size is None or video_segments is None:
+            return None
+        if video_segments.shape[1] % size:
+            raise ModelError(
+                f"RadioEncoder: {video_segments.shape[1]} rows of videos, but tubelet_rows = {size}; give a multiple"
+            )
+        images = () if segments is None else ((1, segments.shape[1]),)
+        return (*images, (video_segments.shape[1] // size, size))
 
     def _embed_all(self, given) -> Float[Array, "B N D"]:
         embedded = []

@@ -30,6 +30,9 @@ class RadioConfig:
     """Learned tokens before the patches of each image: of the teachers' classes, and registers."""
     tubelet: int | None = 2
     """Frames, two or more, that a patch of a video spans, with an embedder of its own; null for images alone."""
+    tubelet_rows: int | None = None
+    """Rows of every tubelet, with padding at its end: attention is computed tubelet by tubelet then, at a cost that
+    grows with their number alone. Null for as many as each needs, and attention over all rows of a sample, masked."""
     merge: int = 2
     """Side of the square of neighbouring patches that become one token."""
     projector_width: int | None = None
@@ -50,6 +53,13 @@ class RadioConfig:
                 raise ModelError(f"RadioConfig: {field.name} = {value} must be positive")
         if self.tubelet == 1:
             raise ModelError("RadioConfig: tubelet = 1 is an image; give 2 or more frames, or null for images alone")
+        if self.tubelet_rows is not None and (
+            self.tubelet is None or self.tubelet_rows <= self.prefix_rows or self.tubelet_rows % self.rows_per_token
+        ):
+            raise ModelError(
+                f"RadioConfig: tubelet_rows = {self.tubelet_rows} with tubelet = {self.tubelet}; give a multiple of "
+                f"merge² = {self.rows_per_token} above {self.prefix_rows}, the rows before the patches, or null"
+            )
         if self.width % self.heads:
             raise ModelError(
                 f"RadioConfig: width % heads = {self.width} % {self.heads} must be 0; change either of the two"
@@ -85,6 +95,11 @@ class RadioConfig:
         return self.merge**2
 
     @property
+    def prefix_rows(self) -> int:
+        """Rows before the patches of each image."""
+        return self.image_rows.prefix_rows
+
+    @property
     def image_rows(self) -> PatchRows:
         """How images become rows."""
         return PatchRows(patch_size=self.patch_size, merge=self.merge, prefix_tokens=self.prefix_tokens)
@@ -94,4 +109,4 @@ class RadioConfig:
         """How videos become rows. Raises ModelError for an encoder of images alone."""
         if self.tubelet is None:
             raise ModelError("RadioConfig: tubelet = None takes images alone; say how many frames a patch spans")
-        return dataclasses.replace(self.image_rows, frames=self.tubelet)
+        return dataclasses.replace(self.image_rows, frames=self.tubelet, rows_per_image=self.tubelet_rows)

@@ -132,7 +132,7 @@ def radio_config(hf: Mapping[str, Any]) -> RadioConfig:
     if "vision_config" not in hf:
         return RadioConfig(**_tower(hf))
     language = hf.get("text_config") or hf.get("llm_config") or {}
-    tower = _tower(hf["vision_config"])
+    tower = _tower(hf["vision_config"], hf.get("video_temporal_patch_size", 2))
     return RadioConfig(
         **tower,
         merge=round(1 / hf.get("downsample_ratio", 0.5)),
@@ -142,7 +142,8 @@ def radio_config(hf: Mapping[str, Any]) -> RadioConfig:
     )
 
 
-def _tower(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _tower(hf: Mapping[str, Any], frames: int | None = None) -> dict[str, Any]:
+    """Sizes of the tower; `frames` is what the model around it says of how many a patch of a video spans."""
     args = hf.get("args")
     if args is None:
         _refuse(hf, {"use_swiglu_ffn": False, "qkv_bias": True, "hidden_act": "gelu", "layerscale_value": 1.0})
@@ -156,7 +157,7 @@ def _tower(hf: Mapping[str, Any]) -> dict[str, Any]:
             mlp_width=int(width * hf.get("mlp_ratio", 4.0)),
             position_side=hf.get("max_img_size", 2048) // patch,
             prefix_tokens=hf.get("num_cls_tokens", 3) + hf.get("num_registers", 7),
-            tubelet=hf.get("video_temporal_patch_size"),
+            tubelet=hf.get("video_temporal_patch_size", frames),
             norm_epsilon=hf.get("layer_norm_eps", 1e-6),
         )
     if args.get("model") not in _SIZES:
@@ -174,14 +175,8 @@ def _tower(hf: Mapping[str, Any]) -> dict[str, Any]:
         position_side=args.get("cpe_max_size", 2048) // patch,
         # Class tokens are filled up with registers to a multiple.
         prefix_tokens=-(-classes // multiple) * multiple,
-        tubelet=_tubelet(hf, args),
+        tubelet=frames if args.get("separate_video_embedder", frames is not None) else None,
     )
-
-
-def _tubelet(hf: Mapping[str, Any], args: Mapping[str, Any]) -> int | None:
-    if not args.get("separate_video_embedder", True):
-        return None
-    return hf.get("video_temporal_patch_size", args.get("video_temporal_patch_size", 2))
 
 
 def _refuse(hf: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -28,6 +28,12 @@ from models.parts.zigzag import SequenceOrder
 # D width
 
 
+_HEADS = ("heads", "kv_heads", "kv_heads")
+
+Windows = tuple[tuple[int, int], ...]
+"""Runs of neighbouring rows that see nothing of each other: (how many, rows of each), one after another."""
+
+
 class Cache(NamedTuple):
     """Keys and values of one layer, or of a stack of layers with a leading dim; a token's slot is its position."""
 
@@ -107,13 +113,15 @@ class Attention(nnx.Module):
         segments: Int[Array, "B S"] | None = None,
         rope: RopeTable | None = None,
         cache: Cache | None = None,
+        windows: Windows | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Causal when `positions` or `order` are given, else every row attends to all.
 
         Training gives `order`, that of `models.parts.zigzag.causal_order`: the rows of x, and `segments`
         where only rows of equal ids attend to each other, are in it. Generation gives a `cache`: new keys
         and values go to the slots at `positions` (one row a sample; slots past its end are dropped) and
-        all its slots are attended.
+        all its slots are attended. `windows` saves what `segments` would mask, where no id is in two of them and the
+        layout in force does not split the sequence; without positions or order.
         """
         query, key, value = project(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
         if self.query_norm is not None:
@@ -123,9 +131,25 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = Cache(_write(cache.key, positions, key), _write(cache.value, positions, value))
             key, value = cache
-        attended = self._attend(query, key, value, positions, order, segments)
+        if windows is not None and split_of("seq") is None:
+            attended = self._attend_windows(query, key, value, segments, windows)
+        else:
+            attended = self._attend(query, key, value, positions, order, segments)
         attended = constrain(attended, *ROWS, "heads", "head_dim")
         return project(attended, self.output, given=ROWS, wanted=RESIDUAL)[0], cache
+
+    def _attend_windows(self, query, key, value, segments, windows: Windows):
+        """Equal windows as samples of their own."""
+        attended, start = [], 0
+        for count, length in windows:
+            rows = slice(start, start + count * length)
+            folded = [x[:, rows].reshape(-1, length, *x.shape[2:]) for x in (query, key, value)]
+            folded = [constrain(x, *ROWS, heads, "head_dim") for x, heads in zip(folded, _HEADS, strict=True)]
+            ids = None if segments is None else segments[:, rows].reshape(-1, length)
+            new = self._attend(*folded, None, None, ids)
+            attended.append(new.reshape(query.shape[0], count * length, *new.shape[2:]))
+            start = rows.stop
+        return attended[0] if len(attended) == 1 else jnp.concatenate(attended, axis=1)
 
     def _attend(self, query, key, value, positions, order, segments):
         splits, split = splits_in_force(), split_of("seq")

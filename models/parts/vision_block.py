@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models.dims import RESIDUAL, constrain
-from models.parts.attention import Attention
+from models.parts.attention import Attention, Windows
 from models.parts.mlp import GeluMLP
 from models.parts.norms import LayerNorm
 from models.remat import point
@@ -46,8 +46,13 @@ class VisionBlock(nnx.Module):
         self.mlp_norm = LayerNorm(width, epsilon=norm_epsilon, rngs=rngs)
         self.mlp = GeluMLP(width, mlp_width, width, approximate=approximate_gelu, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], segments: Int[Array, "B N"] | None = None) -> Float[Array, "B N D"]:
-        """With `segments`, an id a row, a row attends to the rows of its own id only; without, to all."""
-        attended, _ = self.attention(self.attention_norm(x), segments=segments)
+    def __call__(
+        self, x: Float[Array, "B N D"], segments: Int[Array, "B N"] | None = None, windows: Windows | None = None
+    ) -> Float[Array, "B N D"]:
+        """With `segments`, an id a row, a row attends to the rows of its own id only; without, to all.
+
+        No id is in two of the `windows` that `Attention` takes.
+        """
+        attended, _ = self.attention(self.attention_norm(x), segments=segments, windows=windows)
         x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
         return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")

@@ -7,7 +7,7 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
-from models import LanguageModel, MoEConfig, ParakeetEncoder, VisionEncoder
+from models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
 from models.generate import generate
 from models.parts.attention import attend
 from models.parts.conformer.attention import attend_relatively, shift_distances
@@ -19,6 +19,7 @@ from models.parts.moe import MoE
 from models.parts.rope import rope_table, rotate
 from models.parts.router import Router, within_capacity
 from models.parts.scatter import scatter_tokens
+from tests.models import radio_cases, siglip2_cases
 from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 from tests.models.tiny_parakeet import build_parakeet
 
@@ -62,6 +63,21 @@ def test_shapes_of_sound_that_the_signatures_state_are_taken():
     sound = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
     checked(ParakeetEncoder.__call__, build_parakeet(), **sound)
     checked(ParakeetEncoder.encode, build_parakeet(), ones(2, 3, 10, 16), lengths // 160)
+
+
+def test_shapes_of_packed_images_are_taken():
+    pictures = radio_cases.images()[:2]
+    for kind, model in (
+        (RadioEncoder, radio_cases.build()),
+        (Siglip2Encoder, siglip2_cases.build(siglip2_cases.PACKED)),
+    ):
+        inputs, _ = radio_cases.image_inputs(model.config, [pictures], rows=64)
+        checked(kind.__call__, model, **jax.tree.map(jnp.asarray, inputs))
+    clips, _ = radio_cases.video_inputs(radio_cases.TINY, [[radio_cases.video(4)]], rows=80)
+    checked(RadioEncoder.__call__, radio_cases.build(), **jax.tree.map(jnp.asarray, clips))
+    checked(
+        Siglip2Encoder.__call__, siglip2_cases.build(siglip2_cases.FIXED), jnp.asarray(siglip2_cases.fixed_images())
+    )
 
 
 def checked_table(rows):

@@ -16,8 +16,8 @@ from models.decoder import DecoderBlock
 from models.dims import RESIDUAL, layout_in_force
 from models.parts.rope import rope_table
 from models.parts.stack import Stack
+from models.parts.vision_block import VisionBlock
 from models.parts.zigzag import causal_order
-from models.vit import VisionBlock
 from tests.models.layouts import constraint_of, splits_of
 
 pytestmark = pytest.mark.optimized
@@ -46,13 +46,17 @@ def make(kind: str):
     """(module, the function that runs it)."""
     config, block, call = {
         "decoder": (DECODER, DecoderBlock, decoder),
-        "vision": (VISION, VisionBlock, vision),
+        "vision": (VISION, vision_block, vision),
         "stack": (DECODER, DecoderBlock, decoder),
     }[kind]
     if kind != "stack":
         return block(config, rngs=nnx.Rngs(0)), call
     stack = Stack(lambda rngs: block(config, rngs=rngs), config.layers, rngs=nnx.Rngs(0))
     return stack, lambda stack, x: stack.scan(lambda block, x, _: (call(block, x), None), x)[0]
+
+
+def vision_block(config, *, rngs):
+    return VisionBlock(config.width, config.heads, config.mlp_width, norm_epsilon=config.norm_epsilon, rngs=rngs)
 
 
 def compiled(kind: str, layout: Layout) -> tuple[str, str]:

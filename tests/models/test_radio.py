@@ -117,6 +117,32 @@ def test_pruned_videos_keep_the_tokens_that_differ(stages):
     assert relative_error(out["tokens"][0, : 10 + 9], whole[0, kept[: 10 + 9]]) < 1e-6
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_tubelets_of_equal_rows_are_attended_one_by_one(float64, rate):
+    wide = dataclasses.replace(TINY, video_pruning_rate=rate)
+    equal = dataclasses.replace(wide, tubelet_rows=44)
+    clips = [video(6), video(2, (2, 4), seed=2)]
+    image, _ = image_inputs(TINY, [images()[:1]], rows=36)
+    results = []
+    for config, rows in ((wide, 172), (equal, 176)):
+        inputs, (own,) = video_inputs(config, [clips], rows=rows)
+        out = call(build(config, dtype=np.float64), **as_float64({**image, **inputs}))
+        results.append((out, own))
+    (want, places), (got, own) = results
+    if not rate:
+        rows = [9 + np.concatenate(each) for each in (places, own)]
+        assert relative_error(got["tokens"][0, rows[1]], want["tokens"][0, rows[0]]) < 1e-12
+        return
+    # Which tokens of each video are kept does not change, though they stand in other places.
+    counts = [keep_count(3, 6, rate), keep_count(1, 2, rate)]
+    for before, after, count in zip(places, own, counts, strict=True):
+        kept = np.isin(9 + after, got["kept"][0])
+        assert kept.sum() == count
+        assert kept.tolist() == np.isin(9 + before, want["kept"][0]).tolist()
+    count = 9 + sum(counts)
+    assert relative_error(got["tokens"][0, 9:count], want["tokens"][0, 9:count]) < 1e-12
+
+
 def test_features_without_a_projector_and_computation_in_bfloat16():
     config = dataclasses.replace(TINY, projector_width=None, output_width=None)
     inputs, ((own,),) = image_inputs(config, [images()[:1]], rows=36)
@@ -134,6 +160,7 @@ def test_features_without_a_projector_and_computation_in_bfloat16():
         ({"heads": 5}, "width % heads = 32 % 5"),
         ({"projector_width": None}, "projector_width = None and output_width = 24"),
         ({"tubelet": 1}, "tubelet = 1 is an image"),
+        ({"tubelet_rows": 12}, "tubelet_rows = 12 .*multiple of merge² = 4 above 12"),
         ({"video_pruning_rate": 1.0}, "below 1"),
         ({"video_pruning_rate": 0.5, "tubelet": None}, "tubelet = None"),
         ({"layers": 0}, "layers = 0 must be positive"),
@@ -153,5 +180,10 @@ def test_inputs_that_do_not_fit_are_refused():
         model(patches=inputs["patches"], segments=inputs["segments"])
     with pytest.raises(ModelError, match=r"\(1, 38, 48\).*rows that 4 divides"):
         model(**{name: x[:, :38] for name, x in inputs.items()})
+    equal = dataclasses.replace(TINY, tubelet_rows=36)
+    with pytest.raises(ModelError, match="80 rows of videos, but tubelet_rows = 36"):
+        build(equal)(**video_inputs(TINY, [[video(4)]], rows=80)[0])
+    with pytest.raises(ModelError, match="36 rows, but rows_per_image = 16"):
+        video_inputs(dataclasses.replace(TINY, tubelet_rows=16), [[video(4)]], rows=80)
     with pytest.raises(ModelError, match="lacks hidden"):
         model.stage(1, 2)(segments=inputs["segments"])

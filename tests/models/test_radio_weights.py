@@ -105,6 +105,10 @@ def test_configs_are_read_by_every_naming_and_come_back():
     assert radio_config(released) == full
     assert released["vision_config"]["args"]["model"] == "vit_huge_patch16_224"
     assert released["vision_config"]["args"]["register_multiple"] == 10
+    # The encoder released alone takes no videos, and has no projector.
+    alone = {**RELEASED["vision_config"], "args": {**RELEASED["vision_config"]["args"]}}
+    del alone["args"]["separate_video_embedder"]
+    assert radio_config(alone) == dataclasses.replace(FULL, tubelet=None, projector_width=None, output_width=None)
     features = dataclasses.replace(radio_cases.TINY, projector_width=None, output_width=None)
     assert radio_config(radio_hf_config(features)) == features
 

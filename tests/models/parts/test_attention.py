@@ -76,3 +76,19 @@ def test_no_bias_on_queries_keys_and_values():
         path for path, _ in nnx.to_flat_state(nnx.state(Attention(8, 2, 1, 4, output_bias=True, rngs=nnx.Rngs(0))))
     ]
     assert [path for path in paths if path[-1] == "bias"] == [("output", "bias")]
+
+
+def test_windows_equal_segments_without_the_scores_between_them(float64):
+    attention = Attention(8, 2, 2, 4, qkv_bias=True, rngs=nnx.Rngs(0))
+    definition, weights = nnx.split(attention)
+    weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), weights)
+    x = np.random.default_rng(0).normal(size=(2, 11, 8))
+    segments = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3], [0, 1, 1, 1, 1, 2, 3, 3, 4, 4, 5]])
+
+    def run(x, windows):
+        return nnx.merge(definition, weights)(x, segments=jnp.asarray(segments), windows=windows)[0]
+
+    windows = ((1, 5), (2, 3))
+    np.testing.assert_allclose(run(x, windows), run(x, None), rtol=1e-12, atol=1e-14)
+    assert "11,11]" in str(jax.make_jaxpr(lambda x: run(x, None))(x))
+    assert "11,11]" not in str(jax.make_jaxpr(lambda x: run(x, windows))(x))

@@ -1,17 +1,20 @@
 """RADIO beside transformers: features, tokens and the gradients of all weights."""
 
 import dataclasses
+import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from models import RadioEncoder
 from models.arrays import arrays_by_path, with_arrays
 from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.radio import radio_entries
+from models.huggingface.radio import IGNORED, radio_config, radio_constants, radio_entries, radio_hf_config
 from tests.models.radio_cases import TINY, image_inputs, images, video, video_inputs
 
 torch = pytest.importorskip("torch")
@@ -119,3 +122,17 @@ def test_in_float64_too(float64, name, kind):
     ours, gradients = run(config, tensors, inputs, chosen)
     # The gradient of the positions passes through float32 over there.
     compare(ours, theirs, gradients, want, 1e-9, 1e-9, 1e-6)
+
+
+def test_their_checkpoint_comes_back_byte_for_byte(tmp_path):
+    config = CONFIGS["features"]
+    model = reference.RadioModel(reference.TheirConfig(**radio_hf_config(config)))
+    model.save_pretrained(tmp_path)
+    assert radio_config(json.loads((tmp_path / "config.json").read_text())) == config
+    theirs = load_file(tmp_path / "model.safetensors")
+    entries = radio_entries(config, prefix="")
+    abstract = nnx.eval_shape(lambda: RadioEncoder(config, rngs=nnx.Rngs(0)))
+    back = write_tensors(entries, read_arrays(entries, theirs, arrays_by_path(abstract))) | radio_constants(prefix="")
+    assert back.keys() == {name for name in theirs if not re.search(IGNORED, name)}
+    for name, tensor in back.items():
+        assert (tensor.dtype, tensor.tobytes()) == (theirs[name].dtype, theirs[name].tobytes()), name
