@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from hetjax.errors import ConfigError
-from models import DecoderConfig, ModelError, NemotronHConfig, ParakeetConfig, RadioConfig, VisionConfig
+from models import DecoderConfig, ModelError, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
 from models.presets import find_preset
 
 MODULES = ("vision", "audio", "llm")
@@ -23,7 +23,7 @@ class ModelConfig:
         without: Modules of the preset that are left out, such as [audio].
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
-        vision: Sizes of the vision encoder: a ViT of images of one size, or RADIO; null for the preset's, or none.
+        vision: Sizes of the vision encoder: a ViT of images of one size, RADIO or SigLIP 2; null for the preset's, or none.
         audio: Sizes of the encoder of sound; null for the preset's, or none.
     """
 
@@ -31,7 +31,7 @@ class ModelConfig:
     without: list[str] = dataclasses.field(default_factory=list)
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     llm: DecoderConfig | NemotronHConfig | None = None
-    vision: VisionConfig | RadioConfig | None = None
+    vision: VisionConfig | RadioConfig | Siglip2Config | None = None
     audio: ParakeetConfig | None = None
 
     def __post_init__(self):

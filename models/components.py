@@ -14,6 +14,7 @@ from models.parakeet import ParakeetEncoder
 from models.parakeet_config import ParakeetConfig
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
+from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 COMPONENTS: dict[type, type[nnx.Module]] = {
@@ -21,6 +22,7 @@ COMPONENTS: dict[type, type[nnx.Module]] = {
     NemotronHConfig: NemotronH,
     VisionConfig: VisionEncoder,
     RadioConfig: RadioEncoder,
+    Siglip2Config: Siglip2Encoder,
     ParakeetConfig: ParakeetEncoder,
 }
 """By config class: the module that is built from such a config."""
