@@ -23,7 +23,8 @@ class ModelConfig:
         without: Modules of the preset that are left out, such as [audio].
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
-        vision: Sizes of the vision encoder: a ViT of images of one size, RADIO or SigLIP 2; null for the preset's, or none.
+        vision: Sizes of the vision encoder, a ViT of images of one size, RADIO or SigLIP 2; null for the preset's, or
+            none.
         audio: Sizes of the encoder of sound; null for the preset's, or none.
     """
 

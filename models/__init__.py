@@ -12,9 +12,12 @@ from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
+from models.sampling import GREEDY, Sampling
+from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
+    "GREEDY",
     "DecoderConfig",
     "LanguageModel",
     "MambaConfig",
@@ -27,6 +30,9 @@ __all__ = [
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",
+    "Sampling",
+    "Siglip2Config",
+    "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, VisionConfig
+from models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
 from models.parts.clips import SAMPLE_RATE, tokens_of_clip
 
 Inputs = tuple[dict[str, np.ndarray], int]
@@ -28,7 +28,11 @@ def inputs_of(config: Any, *, batch: int, tokens: int, clip_seconds: float) -> I
         images = max(1, tokens // config.tokens_per_image)
         shape = (batch, images, config.image_size, config.image_size, config.channels)
         return {"images": random.random(shape, np.float32)}, batch * images * config.tokens_per_image
-    if isinstance(config, RadioConfig):
+    if isinstance(config, Siglip2Config) and config.image_size is not None:
+        of_image = (config.image_size // config.patch_size) ** 2
+        shape = (batch, max(1, tokens // of_image), config.image_size, config.image_size, config.channels)
+        return {"images": random.random(shape, np.float32)}, batch * shape[1] * of_image
+    if isinstance(config, RadioConfig | Siglip2Config):
         return _packed_image(config, batch, tokens, random)
     if isinstance(config, ParakeetConfig):
         samples = int(clip_seconds * SAMPLE_RATE)
@@ -39,10 +43,10 @@ def inputs_of(config: Any, *, batch: int, tokens: int, clip_seconds: float) -> I
     raise TypeError(f"no inputs are known for a {type(config).__name__}")
 
 
-def _packed_image(config: RadioConfig, batch: int, tokens: int, random: np.random.Generator) -> Inputs:
-    side = config.merge * config.patch_size * max(1, math.isqrt(tokens))
-    image = random.normal(size=(side, side, config.channels)).astype(np.float32)
+def _packed_image(config: RadioConfig | Siglip2Config, batch: int, tokens: int, random: np.random.Generator) -> Inputs:
     layout = config.image_rows
+    side = layout.merge * layout.patch_size * max(1, math.isqrt(tokens))
+    image = random.normal(size=(side, side, config.channels)).astype(np.float32)
     grid = side // config.patch_size
     rows = layout.pack_images([image], layout.rows(grid, grid))
     arrays = {"patches": rows.patches, "places": rows.places, "segments": rows.segments}

@@ -11,7 +11,7 @@ from models.components import build_component
 from models.parts.clips import stack_clips, token_rows, tokens_of_clip
 from models.presets import find_preset
 
-SAMPLES, ROWS, CLIPS, CLIP_SAMPLES = 8, 64, 2, 3200
+SAMPLES, ROWS, CLIPS, CLIP_SAMPLES = 8, 64, 2, 9600
 
 
 def components(pruning_rate: float = 0.0, **llm) -> dict[str, RadioConfig | ParakeetConfig | NemotronHConfig]:
@@ -44,7 +44,7 @@ def make_batch(seed: int = 0, dtype: type = np.float32) -> dict[str, dict[str, n
         sizes = [(8, 16), (16, 8)][: 1 + sample % 2]
         images.append([random.normal(size=(*size, 3)).astype(np.float32) for size in sizes])
         videos.append([random.normal(size=(4, 8, 8, 3)).astype(np.float32)])
-        lengths = [CLIP_SAMPLES, 2400][: sample % 3]
+        lengths = [CLIP_SAMPLES, 8000][: sample % 3]
         rows.append([random.normal(size=length).astype(np.float32) for length in lengths])
     vision, image_positions, audio, audio_positions = {}, [], [], []
     packs = [
