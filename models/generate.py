@@ -26,9 +26,9 @@ def generate(
 ) -> Int[Array, "B R"]:
     """The `max_new_tokens` most likely next tokens of each prompt, one after another.
 
-    Sample b's prompt is tokens[b, :lengths[b]], padded at its end; generated token t takes the position
-    lengths[b] + t. `inputs` are others of the model's `decode`, such as those of sound. After a sample has emitted `stop_token` it emits nothing else. To be jitted with
-    `max_new_tokens` static; runs on whatever device holds the weights.
+    Sample b's prompt is tokens[b, :lengths[b]], padded at its end; generated token t takes the position lengths[b] +
+    t. `inputs` are others of the model's `decode`, such as those of sound. After a sample has emitted `stop_token` it
+    emits nothing else. To be jitted with `max_new_tokens` static; runs on whatever device holds the weights.
     """
     batch, longest = tokens.shape
     dtype = model.embedding[...].dtype
