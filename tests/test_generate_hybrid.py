@@ -81,11 +81,8 @@ def test_training_on_pruned_videos_equals_one_device(float64):
     samples, rows = 4, 18
     random = np.random.default_rng(2)
     ids = random.integers(0, HYBRID.vocab_size, (2, samples, rows)).astype(np.int32)
-    llm = {
-        "tokens": ids[0],
-        "labels": ids[1],
-        "loss_weights": random.integers(0, 2, (samples, rows)).astype(np.float32),
-    }
+    weights = random.integers(0, 2, (samples, rows)).astype(np.float32)
+    llm = {"tokens": ids[0], "labels": ids[1], "loss_weights": weights}
     llm["image_positions"] = np.tile(np.arange(1, 7, dtype=np.int32), (samples, 1))
     llm["segments"] = np.tile((np.arange(rows) > 9).astype(np.int32), (samples, 1))
     batch = {"vision": {"frames": random.normal(size=(samples, 6, 3))}, "llm": llm}
