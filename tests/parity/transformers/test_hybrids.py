@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from tests.models.huggingface.hybrids import CONFIGS, config_of, inputs, logits, loss_and_gradients

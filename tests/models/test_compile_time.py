@@ -1,0 +1,52 @@
+"""How long the 52 layers of the family take to compile, beside one layer of each kind."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from models import NemotronH
+from models.parts.groups import Group, find_groups
+from models.remat import remat_in_force
+from tests.models.test_nemotron_h import NANO
+from tests.models.tiny_hybrid import HYBRID
+
+SMALL = dataclasses.replace(HYBRID, width=32, vocab_size=64)
+
+
+def seconds_to_compile(pattern: str) -> float:
+    """CPU time from tracing to the program of a loss and its gradients: what others run on the machine has no say."""
+    model = nnx.eval_shape(lambda: NemotronH(dataclasses.replace(SMALL, pattern=pattern), rngs=nnx.Rngs(0)))
+    definition, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, rest, batch):
+        return nnx.merge(definition, params, rest, copy=True)(**batch)["loss"]
+
+    rows = (2, 64)
+    ids, weights = jax.ShapeDtypeStruct(rows, jnp.int32), jax.ShapeDtypeStruct(rows, jnp.float32)
+    start = time.process_time()
+    jax.jit(jax.value_and_grad(loss)).lower(
+        params, rest, {"tokens": ids, "labels": ids, "loss_weights": weights}
+    ).compile()
+    return time.process_time() - start
+
+
+def layers_to_compile(items) -> str:
+    """The letters of all units, those of groups in units once."""
+    return "".join(layers_to_compile(item.unit) if isinstance(item, Group) else item.letter for item in items)
+
+
+def test_the_compiler_sees_ten_layers_of_52():
+    assert sorted(layers_to_compile(find_groups(NANO.pattern))) == sorted("MMMMEEEE**")
+
+
+@pytest.mark.slow
+def test_the_whole_pattern_compiles_in_four_times_one_layer_of_each_kind():
+    """With layers computed again in the backward, as a model of this depth trains."""
+    with remat_in_force("full"):
+        seconds_to_compile("*")  # what is slow the first time has been done
+        one, all_of_them = (min(seconds_to_compile(pattern) for _ in range(2)) for pattern in ("M*E", NANO.pattern))
+    assert all_of_them <= 4 * one, all_of_them / one
