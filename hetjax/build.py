@@ -62,8 +62,13 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]
 
 
 def decays(path: str, dims: int) -> bool:
-    """Whether weight decay applies: to matrices, not to scales and biases, whose stacks lead with a dim of layers."""
-    return dims - path.startswith("layers/") > 1
+    """Whether weight decay applies: to matrices, not to scales, biases and other vectors.
+
+    Stacks lead with a dim of layers, and those of a pattern (`models.parts.pattern`) with one for each group.
+    """
+    *places, name = path.split("/")
+    stacked = max(1, sum(place.startswith("group") for place in places)) if path.startswith("layers/") else 0
+    return name not in ("scale", "bias") and dims - stacked > 1
 
 
 def build_trainer(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hetjax.batch import Batch, input_shapes
 from hetjax.boundary import Transport
-from hetjax.decoding import TOKENS, Compiled, Decode, Encode
+from hetjax.decoding import LENGTHS, TOKENS, Compiled, Decode, Encode
 from hetjax.errors import BatchError, GraphError
 from hetjax.graph import ModuleGraph
 from hetjax.host import ToEveryProcess
@@ -108,7 +108,7 @@ def _decode_inputs(graph: ModuleGraph, links: Sequence[Link]) -> tuple[str, ...]
             "add what is missing as models.LanguageModel has it"
         )
     parameters = inspect.signature(type(model).decode).parameters
-    takes = tuple(port for port in parameters if port not in ("self", "cache", "positions", "last"))
+    takes = tuple(port for port in parameters if port not in ("self", "cache", "positions", LENGTHS, "last"))
     fed = [link.destination_port for link in links if link.destination.split(".")[0] == name]
     for port in (TOKENS, *fed):
         if port not in takes:
@@ -125,12 +125,15 @@ def trace_decode_plan(
     sink: str,
     batch: Batch,
     *,
-    cache_dims: Any,
+    cache_dims: Mapping[str, Any],
     new_tokens: int,
     stop_token: int,
     devices: Sequence[jax.Device],
 ) -> DecodePlan:
-    """Trace all programs for batches of these shapes. Raises BatchError and GraphError."""
+    """Trace all programs for batches of these shapes; `cache_dims` are those of each stage of the language model.
+
+    Raises BatchError and GraphError.
+    """
     inputs = input_shapes(batch, stages, links, 1)
     own = [stage for stage in stages if stage.module == sink]
     size, longest = _prompt_shape(own[0], inputs)
@@ -155,9 +158,8 @@ def trace_decode_plan(
         if stage is own[0]:
             passed[TOKENS] = jax.ShapeDtypeStruct((size, 1), jnp.int32, sharding=stage.port_sharding(TOKENS, (size, 1)))
             next_token = passed[TOKENS]
-        decoder = Decode(
-            stage, taken, longest=longest, new_tokens=new_tokens, stop_token=stop_token, cache_dims=cache_dims
-        )
+        dims = cache_dims[stage.name]
+        decoder = Decode(stage, taken, longest=longest, new_tokens=new_tokens, stop_token=stop_token, cache_dims=dims)
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
     chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated

@@ -5,6 +5,7 @@ B batch · S longest prompt · R new tokens · V vocabulary
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from models.mode import inference
 
 TOKENS = "tokens"
 """The input port of the first stage that takes ids, and what the last stage hands back to it."""
+
+LENGTHS = "lengths"
+"""What a prefill tells every stage whose `decode` takes it, and what it then gets back: rows of each prompt."""
 
 
 class Compiled:
@@ -112,16 +116,20 @@ class Decode:
         stage, batch = self.stage, lengths.shape[0]
         module = stage.skeleton.assemble(params, buffers)
         positions = jnp.broadcast_to(jnp.arange(self.longest), (batch, self.longest))
-        last = {"last": lengths - 1} if self.is_last else {}
+        told = {"last": lengths - 1} if self.is_last else {}
+        if LENGTHS in inspect.signature(module.decode).parameters:
+            told[LENGTHS] = lengths
         with stage.in_force():
             cache = module.init_cache(batch, self.longest + self.new_tokens, self._dtype)
-            outputs, cache = module.decode(cache, positions=positions, **inputs, **last)
+            outputs, cache = module.decode(cache, positions=positions, **inputs, **told)
+        outputs = dict(outputs)
+        lengths = outputs.pop(LENGTHS, lengths)
         answer = None
         if self.is_last:
             best = _most_likely(outputs)
             answer = jnp.pad(best, ((0, 0), (self.new_tokens - 1, 0)))
             outputs = {TOKENS: best}
-        return dict(outputs), Carry(cache, lengths[:, None], answer)
+        return outputs, Carry(cache, lengths[:, None], answer)
 
     def _step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry):
         stage = self.stage

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from hetjax.batch import Batch, module_inputs, place_inputs
 from hetjax.compiling import compile_all
+from hetjax.cut import cut_module
 from hetjax.decode_plan import DecodePlan, stages_for_decoding, trace_decode_plan
 from hetjax.decoding import TOKENS, Carry, Compiled
 from hetjax.errors import BatchError, ConfigError
@@ -58,6 +59,8 @@ class Generator:
         cache_dims(): the dim names of each array of the cache, in the cache's tree;
         decode(cache, *, positions, tokens, ...): runs rows against the cache and returns (outputs, cache).
             The first stage takes ids as `tokens`; the last also takes `last` and returns {"logits": [B, V]}.
+            With a parameter `lengths`, each stage is told in a prefill how many rows of each prompt are no padding,
+            and may return, as "lengths", how many are left where it takes rows out.
 
     Args:
         trainer: whose graph, stages and compute dtype are used.
@@ -77,7 +80,12 @@ class Generator:
         self.sink, self.links = trainer.graph.sink, trainer.links
         self._devices = trainer.devices
         self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
-        self._cache_dims = trainer.graph.abstract(self.sink).cache_dims()
+        model = trainer.graph.abstract(self.sink)
+        self._cache_dims = {
+            stage.name: cut_module(model, stage.module, stage.index, stage.count, stage.layers).cache_dims()
+            for stage in self.stages
+            if stage.module == self.sink
+        }
         self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
         self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params and stage.is_local}
         self._plans: dict[Any, DecodePlan] = {}

@@ -3,8 +3,11 @@
 from models.decoder import LanguageModel
 from models.decoder_config import DecoderConfig
 from models.errors import ModelError
+from models.nemotron_h import NemotronH
+from models.nemotron_h_config import NemotronHConfig
 from models.parakeet import ParakeetEncoder
 from models.parakeet_config import ParakeetConfig
+from models.parts.mamba import MambaConfig
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
@@ -15,8 +18,11 @@ from models.vit import VisionConfig, VisionEncoder
 __all__ = [
     "DecoderConfig",
     "LanguageModel",
+    "MambaConfig",
     "MoEConfig",
     "ModelError",
+    "NemotronH",
+    "NemotronHConfig",
     "ParakeetConfig",
     "ParakeetEncoder",
     "RadioConfig",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -20,12 +22,13 @@ def generate(
     *,
     max_new_tokens: int,
     stop_token: int,
+    **inputs: Array,
 ) -> Int[Array, "B R"]:
     """The `max_new_tokens` most likely next tokens of each prompt, one after another.
 
-    Sample b's prompt is tokens[b, :lengths[b]], padded at its end; generated token t takes the position
-    lengths[b] + t. After a sample has emitted `stop_token` it emits nothing else. To be jitted with
-    `max_new_tokens` static; runs on whatever device holds the weights.
+    Sample b's prompt is tokens[b, :lengths[b]], padded at its end; generated token t takes the position lengths[b] +
+    t. `inputs` are others of the model's `decode`, such as those of sound. After a sample has emitted `stop_token` it
+    emits nothing else. To be jitted with `max_new_tokens` static; runs on whatever device holds the weights.
     """
     batch, longest = tokens.shape
     dtype = model.embedding[...].dtype
@@ -37,7 +40,10 @@ def generate(
         image_tokens=image_tokens,
         image_positions=image_positions,
         last=lengths - 1,
+        **inputs,
+        **({"lengths": lengths} if "lengths" in inspect.signature(model.decode).parameters else {}),
     )
+    lengths = out.get("lengths", lengths)
     first = jnp.argmax(out["logits"], axis=-1).astype(tokens.dtype)
 
     def step(carry, offset):

@@ -130,7 +130,8 @@ class NemotronH(nnx.Module):
         )  # fmt: skip
         check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
         pruned = self._pruned(image_positions, image_kept, tokens, hidden)
-        tokens, labels, loss_weights, segments = map(pruned.take, (tokens, labels, loss_weights, segments))
+        tokens, labels, segments = map(pruned.take, (tokens, labels, segments))
+        loss_weights = pruned.weights(loss_weights)
         order = causal_order((tokens if self.cut.first else hidden).shape[1])
         segments = order.arrange(segments)
         if self.cut.first:

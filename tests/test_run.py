@@ -172,6 +172,9 @@ def test_weight_decay_is_for_matrices_stacked_or_not():
     assert decays("layers/block/mlp/up/kernel", 3)
     assert not decays("layers/block/mlp_norm/scale", 2)
     assert not decays("norm/scale", 1)
+    assert decays("layers/group2/group1/layer0/mixer/up", 5)
+    assert not decays("layers/group2/group1/layer0/mixer/A_log", 3)
+    assert not decays("layers/group0/layer0/mixer/norm/scale", 3)
 
 
 def test_a_second_signal_is_not_held_back():

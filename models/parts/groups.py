@@ -92,3 +92,32 @@ def _group(index: int, unit: str, repeats: int) -> Group:
         for i, (part, count) in enumerate(parts)
     )
     return Group(name=f"group{index}", unit=tuple(items), repeats=repeats)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a layer of a pattern is held.
+
+    Attributes:
+        letter: its kind.
+        path: names of the groups it is in, and its own, e.g. "group3/group1/layer0".
+        index: its place in the leading layers dims of its weights, one number a group.
+    """
+
+    letter: str
+    path: str
+    index: tuple[int, ...]
+
+
+def layer_places(pattern: str) -> tuple[Place, ...]:
+    """The places of all layers, in order."""
+    return tuple(_places(find_groups(pattern), "", ()))
+
+
+def _places(items: tuple[Single | Group, ...], path: str, index: tuple[int, ...]) -> Iterator[Place]:
+    for item in items:
+        if isinstance(item, Single):
+            yield Place(letter=item.letter, path=path + item.name, index=index)
+        else:
+            for repeat in range(item.repeats):
+                yield from _places(item.unit, f"{path}{item.name}/", (*index, repeat))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array, Int, Shaped
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from models.dims import constrain
 from models.errors import ModelError
@@ -38,6 +39,14 @@ class PrunedRows:
         if x is None or not self.any:
             return x
         return self.compaction.take(constrain(x, "batch", None))
+
+    def weights(self, x: Float[Array, "B S"] | None) -> Float[Array, "B C"] | None:
+        """Loss weights of the rows that are left; 0 where a sample that lost more than others is filled up."""
+        taken = self.take(x)
+        if taken is None or not self.any:
+            return taken
+        stays = jnp.take_along_axis(self.compaction.target, self.compaction.source, axis=1) < self.length
+        return jnp.where(stays, taken, 0)
 
     def image(self, positions: Int[Array, "B P"] | None) -> Int[Array, "B N"] | None:
         """The rows of the image tokens that are left."""
