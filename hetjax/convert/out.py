@@ -45,7 +45,7 @@ def from_checkpoint(
     beside = Path(like) if like is not None else source.folder / HUGGING_FACE
     kind, configs, hf = _model(source, beside, like is not None, family)
     plan = Plan(source, kind, configs, dtype, quantize)
-    kept = kept_tensors(beside, kind)
+    kept = kept_tensors(beside, kind) if beside.exists() else kind.constants(configs)
     # Scales of activations belong to a quantized form; those of inputs stand beside their weights.
     scales = {name: kept.pop(name) for name in list(kept) if name.endswith(ACTIVATION_SCALES)}
     if quantize is not None:
