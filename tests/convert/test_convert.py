@@ -11,12 +11,14 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from hetjax.checkpoint import Checkpoints, plain
 from hetjax.checkpoint.items import read_item
 from hetjax.cli import main
+from hetjax.config import load_config
 from models import DecoderConfig
 from models.arrays import arrays_by_path
 from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.entry import read_arrays
+from models.huggingface.entry import read_arrays, write_tensors
 from models.huggingface.families import FAMILIES
 from models.huggingface.tensors import CheckpointTensors
 from tests.models.huggingface.folders import LLAMA, QWEN3_MOE, tensors_of, write_folder
@@ -344,3 +346,49 @@ def test_a_layer_scale_that_is_not_one_is_told(tmp_path, capsys):
     tensors = omni_tensors() | {name: np.full(32, 0.5, np.float32)}
     told = refused(capsys, "--from", write_folder(tmp_path / "hf", TINY_OMNI, tensors), "--to", tmp_path / "ours")
     assert f"{name} is not all ones" in told
+
+
+# ── what a run trained ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_written_by_its_own_settings_or_like_another_folder(tmp_path, capsys, make_trainer, tiny_yaml):
+    trainer = make_trainer()
+    state = trainer.init(5)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, trainer=trainer)
+    checkpoints.save(state, {})
+    checkpoints.close()
+    told = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert "was not converted from a Hugging Face folder; give --like" in told
+    (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text())
+    back = convert(tmp_path / "run", tmp_path / "back", "--family", "llama")
+    config = json.loads((back / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 24, 3)
+    family = FAMILIES["llama"]
+    entries = family.entries(family.read_config(config))["llm"]
+    expected = write_tensors(entries, trainer.weights(state)["llm"])
+    like = write_folder(tmp_path / "like", config, tensors_of(config))
+    for folder in (back, convert(tmp_path / "run", tmp_path / "second", "--like", str(like))):
+        found = load_file(folder / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].tobytes() == tensor.tobytes(), name
+    assert (tmp_path / "second" / "tokenizer.json").exists()
+
+
+def test_the_settings_that_were_written_make_a_run_of_the_model(tmp_path, tiny_yaml):
+    hf = {**LLAMA, "vocab_size": 40, "hidden_size": 24, "head_dim": 6}
+    ours = convert(write_folder(tmp_path / "hf", hf, tensors_of(hf)), tmp_path / "ours")
+    config, _ = load_config(["--config", str(tiny_yaml), "--config", str(ours / "model.yaml")])
+    assert config.model.llm == FAMILIES["llama"].read_config(hf)["llm"]
+
+
+def test_chunks_cover_an_array_and_are_no_larger_than_asked(monkeypatch):
+    monkeypatch.setattr(plain, "CHUNK_BYTES", 1000)
+    for shape, rows in (((5, 3, 40, 7), 2), ((100, 30), 0), ((4, 6), 1), ((3,), 0), ((2, 5000), 1), ((), 0)):
+        chunks = plain.chunk_shape(shape, np.dtype(np.float32), rows)
+        assert chunks[:rows] == (1,) * rows
+        assert np.prod(chunks) * 4 <= 1000 or chunks[:-1] == (1,) * (len(shape) - 1)
+        filled = np.zeros(shape)
+        for box in plain.boxes(shape, chunks):
+            filled[box] += 1
+        assert (filled == 1).all()
