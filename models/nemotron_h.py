@@ -143,7 +143,8 @@ class NemotronH(nnx.Module):
         step = lambda layer, x, _: layer(x, training=True, order=order, segments=segments)[::2]  # noqa: E731
         x, of_layers = self.layers.scan(step, hidden)
         if self._balances:
-            balance = sum(each.sum(axis=0) for each in jax.tree.leaves(of_layers)) + (0 if balance is None else balance)
+            balance = self._no_balance(x) if balance is None else balance
+            balance = sum((each.reshape(-1, len(x)).sum(axis=0) for each in jax.tree.leaves(of_layers)), balance)
         if not self.cut.last:
             return {"hidden": x, "balance": balance} if self._balances else {"hidden": x}
         loss = cross_entropy(self._logits(x), order.arrange(labels), order.arrange(loss_weights))
@@ -158,6 +159,9 @@ class NemotronH(nnx.Module):
     @property
     def _balances(self) -> bool:
         return "E" in self.config.pattern and self.config.experts.balance_loss > 0
+
+    def _no_balance(self, x: Float[Array, "B S D"]) -> Float[Array, " B"]:
+        return jnp.zeros(len(x), jnp.promote_types(x.dtype, jnp.float32))
 
     def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Tree:
         """What this stage's layers keep before the first row: keys and values, rows of the convolution, states.
@@ -212,8 +216,7 @@ class NemotronH(nnx.Module):
         x, cache = self.layers.scan(step, hidden, cache)
         out = {} if lengths is None else {"lengths": lengths}
         if not self.cut.last:
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            balances = {"balance": jnp.zeros(x.shape[0], wide)} if self._balances else {}
+            balances = {"balance": self._no_balance(x)} if self._balances else {}
             return {"hidden": x, **balances, **out}, cache
         row = jnp.full(x.shape[0], x.shape[1] - 1) if last is None else last
         x = jnp.take_along_axis(x, row[:, None, None], axis=1)

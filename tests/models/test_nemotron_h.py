@@ -147,10 +147,6 @@ def compacted(batch):
     inputs = {key: take(batch[key]) for key in ("tokens", "labels", "loss_weights", "segments")}
     places = np.array([[2, 3, 4, 11], [2, 3, 4, 11]])
     return {**inputs, "image_tokens": batch["image_tokens"], "image_positions": places}
-        **inputs,
-        "image_tokens": batch["image_tokens"],
-        "image_positions": np.array([[2, 3, 4, 11], [2, 3, 4, 11]]),
-    }
 
 
 def test_pruned_image_tokens_leave_the_sequence(float64):

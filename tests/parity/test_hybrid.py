@@ -18,7 +18,7 @@ CASES = {
     "stage2-expert2-tensor2-uneven": (Layout(stage=2, layers=[2, 1], expert=2, tensor=2), "1f1b", 2),
     "data8": (Layout(data=8), "1f1b", 1),
     "fsdp4-tensor2": (Layout(fsdp=4, tensor=2), "1f1b", 2),
-    "expert4-data2": (Layout(expert=4, data=2), "1f1b", 2),
+    "expert4-data2": (Layout(expert=4, data=2), "1f1b", 1),
     "context4": (Layout(devices="0-3", context=4), "1f1b", 1),
     "tensor2-whole-rows": (Layout(devices="0-1", tensor=2, sequence_parallel=False), "1f1b", 2),
     "expert2-context2-fsdp2": (Layout(expert=2, context=2, fsdp=2), "1f1b", 2),
