@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from hetjax.graph import Edge, ModuleGraph
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
 from meshes import Placement
-from models import LanguageModel, VisionEncoder
+from models import VisionConfig
+from models.components import build_component
 
 
 def use_devices(config: TrainConfig, processes: int = 1) -> None:
@@ -33,19 +35,23 @@ def use_devices(config: TrainConfig, processes: int = 1) -> None:
 
 
 def build_graph(config: TrainConfig) -> ModuleGraph:
-    """The module graph of the settings: an encoder, where there is one, into the language model."""
-    model = config.model
-    modules = {"llm": lambda rngs: LanguageModel(model.llm, rngs=rngs)}
-    if model.vision is None:
-        return ModuleGraph(modules)
-    modules = {"vision": lambda rngs: VisionEncoder(model.vision, rngs=rngs), **modules}
-    return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
+    """The module graph of the settings: encoders, where there are some, into the language model."""
+    components = config.model.components
+    modules = {name: partial(build_component, component) for name, component in components.items()}
+    edges = []
+    if "vision" in components:
+        edges.append(Edge("vision.tokens", "llm.image_tokens"))
+        if getattr(components["vision"], "video_pruning_rate", 0):
+            edges.append(Edge("vision.kept", "llm.image_kept", gradient=False))
+    if "audio" in components:
+        edges.append(Edge("audio.tokens", "llm.audio_tokens"))
+    return ModuleGraph(modules, edges)
 
 
 def tokens_per_image(config: TrainConfig) -> int:
-    """Rows of the fused sequence that one image takes."""
-    vision = config.model.vision
-    return 0 if vision is None else (vision.image_size // vision.patch_size) ** 2
+    """Rows of the fused sequence that one image of fixed size takes."""
+    vision = config.model.components.get("vision")
+    return vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
@@ -92,6 +98,7 @@ def build_trainer(
         schedule_costs=schedule_costs,
         microbatches=config.microbatches,
         frozen=settings.frozen,
+        trained=settings.trained,
         learning_rate_scale=settings.learning_rate_scale,
         max_grad_norm=settings.max_grad_norm,
         param_dtype=config.param_dtype,
@@ -113,7 +120,7 @@ def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.
     """Shapes of a batch of prompts to be answered."""
     data = config.data
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
-    if config.model.vision is None:
+    if not tokens_per_image(config):
         return {"llm": llm}
     positions = (samples, data.images_per_sample * tokens_per_image(config))
     llm["image_positions"] = jax.ShapeDtypeStruct(positions, jnp.int32)
@@ -123,7 +130,7 @@ def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.
 
 def check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError unless the language model has a row for every token."""
-    have, need = config.model.llm.vocab_size, tokenizer.vocab_size
+    have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
     if have < need:
         raise ConfigError(
             f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "

@@ -13,8 +13,11 @@ import jsonargparse
 
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
+from hetjax.model_config import ModelConfig
 from meshes import Layout
-from models import DecoderConfig, VisionConfig
+from models import VisionConfig
+from models.components import COMPONENTS
+from models.sampling import GREEDY, Sampling
 
 
 def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:
@@ -23,19 +26,6 @@ def _check_least(settings: object, least: int, *names: str, section: str = "") -
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ConfigError(f"{section}{name} is {value}; give {least} or more")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What is trained.
-
-    Args:
-        llm: Sizes of the language model.
-        vision: Sizes of the vision encoder, or null for a text-only model.
-    """
-
-    llm: DecoderConfig
-    vision: VisionConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +42,8 @@ class OptimizerConfig:
         weight_decay: Decoupled weight decay, for matrices; scales and biases have none.
         max_grad_norm: Largest norm of the gradient over all modules, or null for no clipping.
         learning_rate_scale: Factor on the learning rate of a module, e.g. {vision: 0.1}.
-        frozen: Modules that do not train.
+        frozen: Modules that do not train, or parts of them, e.g. [audio, vision.layers].
+        trained: The only modules that train, or parts of them, e.g. [vision.projector]; null for all but `frozen`.
     """
 
     learning_rate: float
@@ -65,6 +56,7 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
     learning_rate_scale: dict[str, float] = dataclasses.field(default_factory=dict)
     frozen: list[str] = dataclasses.field(default_factory=list)
+    trained: list[str] | None = None
 
     def __post_init__(self):
         names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon")
@@ -79,14 +71,22 @@ class EvalConfig:
         every: Steps between evaluations, or null for only one, at the end.
         batch_size: Questions answered at once.
         max_new_tokens: Longest answer, in tokens.
+        sampling: How each token is chosen; the most likely one unless a temperature is given.
     """
 
     every: int | None = None
     batch_size: int = 100
     max_new_tokens: int = 16
+    sampling: Sampling = GREEDY
 
     def __post_init__(self):
         _check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
+        sampling = self.sampling
+        if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
+            raise ConfigError(
+                f"eval.sampling.temperature is 0, so that the most likely token is taken, and top_p = {sampling.top_p} "
+                f"and top_k = {sampling.top_k} change nothing; give a temperature too"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class TrainConfig:
     profile_every: int | None = 100
     log_every: int = 20
     run_dir: str | None = None
-    demo_data: Literal["digits"] | None = None
+    demo_data: Literal["digits", "shapes"] | None = None
     fake_devices: int | None = None
     peer_timeout: float = 60.0
     join_timeout: float = 300.0
@@ -152,16 +152,11 @@ class TrainConfig:
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
         _check_least(self, 1, *least, "peer_timeout", "join_timeout")
-        vision, data = self.model.vision, self.data
-        if vision is not None and vision.image_size != data.image_size:
+        vision, data = self.model.components.get("vision"), self.data
+        if isinstance(vision, VisionConfig) and vision.image_size != data.image_size:
             raise ConfigError(
                 f"model.vision.image_size is {vision.image_size}, but data.image_size is {data.image_size}; "
                 "set both alike"
-            )
-        if vision is not None and vision.output_width != self.model.llm.width:
-            raise ConfigError(
-                f"model.vision.output_width is {vision.output_width}, but model.llm.width is {self.model.llm.width}; "
-                "set both alike, for the encoder's tokens enter the language model's sequence"
             )
 
     @property
@@ -217,12 +212,24 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
 
 def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:
     """The names that a command line or a file may use."""
-    return [*parser.get_defaults().keys(), *(field.name for field in dataclasses.fields(Layout))]
+    fields = [field.name for kind in (Layout, *COMPONENTS) for field in dataclasses.fields(kind)]
+    return list(dict.fromkeys((*parser.get_defaults().keys(), *fields)))
+
+
+def _of_each_kind(message: str) -> str:
+    """Where a setting may be of several kinds: why it is none of them, a line each, instead of the parser's types."""
+    key = re.search(r'Parser key "([^"]+)":\s+Does not validate against any of the Union', message)
+    reasons = re.findall(r"Problem with given class_path '(?:\w+\.)*(\w+)':\s*\n\s*(.+)", message)
+    if key is None or not reasons:
+        return message
+    return "\n".join([f"{key[1]} does not fit:", *(f"  as {kind}: {reason}" for kind, reason in reasons)])
 
 
 def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
     """A parser's message, with the name that was likely meant where one is unknown."""
-    for word in re.findall(r"[A-Za-z_][\w.]*", message):
+    message = _of_each_kind(message)
+    named = re.findall(r"Option '([\w.]+)' is not accepted", message)
+    for word in named or re.findall(r"[A-Za-z_][\w.]*", message):
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
         if near and word not in known:
             return f"{message.strip()}\n  did you mean '{near[0]}'? {help_line}"

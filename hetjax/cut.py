@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from hetjax.errors import GraphError
+from hetjax.freezing import frozen_paths
 from hetjax.graph import ModuleGraph, input_ports, optional_ports
 from hetjax.stage import Stage, placed_arrays
 from hetjax.weights import take_apart
@@ -25,19 +26,18 @@ def cut_graph(
     placement: ResolvedPlacement,
     *,
     devices: Sequence[jax.Device],
-    frozen: Iterable[str],
+    frozen: Collection[str],
     param_dtype: Any,
     compute_dtype: Any,
+    trained: Collection[str] | None = None,
     remat: Mapping[str, Remat] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """All stages in topological order. Raises GraphError and PlacementError."""
-    _check_modules(graph, placement, frozen)
-    trained = {name for name in graph.modules if name not in frozen and take_apart(graph.abstract(name))[1]}
-    if not trained:
-        raise GraphError(
-            f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "
-            "leave at least one to train"
-        )
+    """All stages in topological order; `frozen` and `trained` as in `hetjax.freezing.frozen_paths`.
+
+    Raises GraphError, ConfigError and PlacementError.
+    """
+    _check_modules(graph, placement)
+    still_paths = frozen_paths(graph, frozen, trained)
     stages = []
     for module in graph.order:
         layout = placement.placement[module]
@@ -46,10 +46,13 @@ def cut_graph(
             part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
             skeleton, params, buffers = take_apart(part)
             mesh = placement.mesh(module, index, devices)
-            trains = module in trained
-            # A frozen module needs no master copy: its weights are kept as they are computed with.
-            dtype = param_dtype if trains else (compute_dtype or param_dtype)
-            spec = layout.weight_spec if trains else layout.compute_spec
+            still = {path: aval for path, aval in params.items() if path in still_paths[module]}
+            moving = {path: aval for path, aval in params.items() if path not in still}
+            # A frozen weight needs no master copy: it is kept as it is computed with.
+            placed = {
+                **placed_arrays(moving, skeleton, layout.weight_spec, mesh, module, param_dtype),
+                **placed_arrays(still, skeleton, layout.compute_spec, mesh, module, compute_dtype or param_dtype),
+            }
             stages.append(
                 Stage(
                     name=module if layout.stage_count == 1 else f"{module}.{index}",
@@ -60,12 +63,12 @@ def cut_graph(
                     layout=layout,
                     mesh=mesh,
                     skeleton=skeleton,
-                    params=placed_arrays(params, skeleton, spec, mesh, module, dtype),
+                    params={path: placed[path] for path in params},
                     buffers=placed_arrays(buffers, skeleton, layout.weight_spec, mesh, module, None),
                     inputs=input_ports(part),
                     optional=optional_ports(part),
                     port_dims=dict(getattr(part, "port_dims", {})),
-                    trains=trains,
+                    frozen=frozenset(still),
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
                     independent_samples=getattr(part, "independent_samples", False),
@@ -122,13 +125,12 @@ def cut_module(
         return nnx.eval_shape(cut, state) if is_abstract else cut(state)
 
 
-def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement, frozen: Iterable[str]) -> None:
-    modules, placed, frozen = set(graph.modules), set(placement.placement), set(frozen)
+def _check_modules(graph: ModuleGraph, placement: ResolvedPlacement) -> None:
+    modules, placed = set(graph.modules), set(placement.placement)
     if modules - placed:
         raise PlacementError(f"placement has no layout for module '{min(modules - placed)}'; add one")
-    for what, names in (("placement", placed), ("frozen", frozen)):
-        if names - modules:
-            raise PlacementError(
-                f"{what} names module '{min(names - modules)}', which the graph lacks; its modules are "
-                f"{', '.join(graph.modules)}"
-            )
+    if placed - modules:
+        raise PlacementError(
+            f"placement names module '{min(placed - modules)}', which the graph lacks; its modules are "
+            f"{', '.join(graph.modules)}"
+        )

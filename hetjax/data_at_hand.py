@@ -8,18 +8,19 @@ from rich.console import Console
 
 from hetjax.build import tokens_per_image
 from hetjax.config import TrainConfig
-from hetjax.data import Tokenizer, check_dataset, write_digits
+from hetjax.data import Tokenizer, check_dataset, write_digits, write_shapes
 from hetjax.errors import DataError
 from hetjax.job import Job
 
 
 def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
     """Make demonstration data that is missing, in one process for all."""
-    if config.demo_data != "digits":
+    if config.demo_data is None:
         return
     if job.speaks and not Path(config.data.train).exists():
-        folder = write_digits(Path(config.data.train).parent)
-        console.print(f"wrote the digits to {folder}")
+        write = {"digits": write_digits, "shapes": write_shapes}[config.demo_data]
+        folder = write(Path(config.data.train).parent)
+        console.print(f"wrote the {config.demo_data} to {folder}")
     job.agree("demonstration data")
 
 

@@ -27,10 +27,14 @@ def placement_table(trainer: Trainer) -> Table:
             row["mesh"],
             format_devices(row["devices"]),
             f"{row['parameters']:,}",
-            "yes" if row["trains"] else "frozen",
+            _told(row["trained_parameters"], row["parameters"]),
             format_bytes(row["bytes_per_device"]),
         )
     return table
+
+
+def _told(trained: int, parameters: int) -> str:
+    return "frozen" if not trained else "yes" if trained == parameters else f"{trained:,}"
 
 
 def placement_rows(trainer: Trainer) -> list[dict[str, Any]]:
@@ -45,6 +49,7 @@ def placement_rows(trainer: Trainer) -> list[dict[str, Any]]:
                 "devices": list(trainer.placement.device_numbers(stage.module, stage.index)),
                 "parameters": sum(math.prod(aval.shape) for aval in stage.params.values()),
                 "trains": stage.trains,
+                "trained_parameters": sum(math.prod(aval.shape) for aval in stage.trained.values()),
                 "bytes_per_device": state_bytes_per_device(trainer, stage),
             }
         )
@@ -56,7 +61,7 @@ def state_bytes_per_device(trainer: Trainer, stage: Stage) -> int:
     total = _bytes(stage.params) + _bytes(stage.buffers)
     if stage.trains:
         optimizer = jax.tree.leaves(trainer.updates[stage.name].opt_state)
-        total += _bytes(stage.params) + _bytes(stage.cast_params) + _bytes(dict(enumerate(optimizer)))
+        total += _bytes(stage.trained) + _bytes(stage.cast_params) + _bytes(dict(enumerate(optimizer)))
     return total
 
 

@@ -86,15 +86,37 @@ def estimated_costs(step: Step) -> Costs:
     return Costs(of=of)
 
 
-def backward_factor(step: Step, stage: str) -> int:
+def backward_factor(step: Step, stage: str) -> float:
     """FLOPs of a backward in forwards: one for the gradient of what came in, one for that of the weights.
 
     A stage that trains counts as two (its first layer asks for no gradient of the batch: a part too small
-    to tell apart), a frozen one that passes a gradient on as one, and one without backward as none.
+    to tell apart), a frozen one that passes a gradient on as one, and one without backward as none. Where a part
+    trains, the products of the backward are counted.
     """
     if not step.programs[stage].has_backward:
         return 0
+    if step.stages[stage].trains and step.stages[stage].frozen:
+        return _counted_factor(step, stage)
     return 2 if step.stages[stage].trains else 1
+
+
+def _counted_factor(step: Step, name: str) -> float:
+    stage, program = step.stages[name], step.programs[name]
+
+    def both(params: Any, buffers: Any, inputs: Any) -> Any:
+        def call(trained: Any, carried: Any) -> Any:
+            outputs, _ = stage.call_whole({**params, **trained}, buffers, {**inputs, **carried})
+            return {port: outputs[port] for port in program.gradient_outputs}
+
+        trained = {path: params[path] for path in stage.trained}
+        carried = {port: inputs[port] for port in program.gradient_inputs}
+        outputs, vjp = jax.vjp(call, trained, carried)
+        return vjp(outputs)
+
+    with layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none")):
+        arguments = stage.compute_params, stage.buffers, program.inputs
+        forward = count_flops(stage.call_whole, *arguments)
+        return (count_flops(both, *arguments) - forward) / max(forward, 1)
 
 
 def model_flops(step: Step) -> int:

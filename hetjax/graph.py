@@ -61,6 +61,8 @@ class ModuleGraph:
         end_of_step(): called once a training step, after the last microbatch, on each part of a module that trains;
             it may set variables that are not `nnx.Param`, and read any.
 
+    Layers that differ in training and inference, such as norms by statistics of the batch, ask `models.mode.infers`.
+
     Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
     cycle, or more than one module at the end.
     """

@@ -63,9 +63,11 @@ class ToEveryProcess:
 
 
 def to_every_process(
-    stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device]
+    stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device], *, trained: bool = False
 ) -> dict[str, Arrays]:
     """A copy of each stage's weights, or of what is laid out like them, in every process that has one of `devices`.
+
+    With `trained` of those alone that are updated.
 
     `arrays` holds those of the local stages; every process calls it at the same place of its program,
     with stages that it may or may not run.
@@ -77,7 +79,7 @@ def to_every_process(
         held = arrays.get(stage.name, {})
         copied[stage.name] = {
             path: _to_every_process(aval.sharding, aval.shape, str(aval.dtype), tuple(devices))(held.get(path))
-            for path, aval in stage.params.items()
+            for path, aval in (stage.trained if trained else stage.params).items()
         }
     return copied
 

@@ -36,10 +36,10 @@ class Update:
             optimizer if learning_rate_scale == 1 else optax.chain(optimizer, optax.scale(learning_rate_scale))
         )
         self.opt_state = self._placed_opt_state()
-        self.norm_dtype = jnp.result_type(jnp.float32, *(aval.dtype for aval in stage.params.values()))
+        self.norm_dtype = jnp.result_type(jnp.float32, *(aval.dtype for aval in stage.trained.values()))
 
     def _placed_opt_state(self) -> Any:
-        params = self.stage.params
+        params = self.stage.trained
 
         def placed(aval: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
             mirrors = param is not None and aval.shape == param.shape
@@ -81,7 +81,7 @@ class Update:
     def compile(self) -> Update:
         """Compile all of them."""
         stage = self.stage
-        params = {path: aval.sharding for path, aval in stage.params.items()}
+        params = {path: aval.sharding for path, aval in stage.trained.items()}
         cast = {path: aval.sharding for path, aval in self.stage.cast_params.items()}
         opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
@@ -94,7 +94,7 @@ class Update:
         self._prepare_program = in_order(prepare.lower(stage.params).compile(), stage.mesh)
         self._reduce_program = in_order(reduce.lower(stage.gradients).compile(), stage.mesh)
         self._update_program = in_order(
-            update.lower(stage.params, self.opt_state, stage.params, scalar).compile(), stage.mesh
+            update.lower(stage.trained, self.opt_state, stage.trained, scalar).compile(), stage.mesh
         )
         return self
 
@@ -106,7 +106,7 @@ class Update:
     def init(self, params: Arrays) -> Any:
         """The optimizer's state before the first step."""
         shardings = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
-        return in_order(jax.jit(self.optimizer.init, out_shardings=shardings), self.stage.mesh)(params)
+        return in_order(jax.jit(self.optimizer.init, out_shardings=shardings), self.stage.mesh)(self._trained(params))
 
     def prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """Dispatch: (weights to compute with, gradients of zero)."""
@@ -121,5 +121,10 @@ class Update:
         return self._reduce_program(gradients)
 
     def update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
-        """Dispatch: (weights, optimizer state) after the step. Consumes the first two arguments."""
-        return self._update_program(params, opt_state, gradients, square_sum)
+        """Dispatch: (weights, optimizer state) after the step. Consumes the first two arguments, but for weights that
+        are frozen."""
+        trained, opt_state = self._update_program(self._trained(params), opt_state, gradients, square_sum)
+        return {path: trained.get(path, params[path]) for path in params}, opt_state
+
+    def _trained(self, params: Arrays) -> Arrays:
+        return {path: params[path] for path in self.stage.trained}

@@ -21,6 +21,7 @@ from hetjax.residuals import Residuals
 from hetjax.shards import by_shard, merge, split
 from hetjax.split_backward import split_backward
 from hetjax.stage import LOSS, Shapes, Stage
+from hetjax.weight_program import WeightProgram
 from hetjax.weights import Arrays
 from models.remat import remat_in_force, whole
 
@@ -112,7 +113,7 @@ class ForwardBackward:
             outputs, after = stage.call({**params, **trained}, buffers, {**inputs, **carried})
             return {port: outputs[port] for port in self.gradient_outputs}, (outputs, after)
 
-        trained = params if stage.trains else {}
+        trained = {path: params[path] for path in stage.trained}
         carried = {port: inputs[port] for port in self.gradient_inputs}
         with remat_in_force(stage.remat):
             _, vjp, (outputs, after) = jax.vjp(whole(call, self._remat_whole), trained, carried, has_aux=True)
@@ -189,32 +190,21 @@ class ForwardBackward:
         self._backward_program = in_order(backward.lower(*arguments, gradients).compile(), self.stage.mesh)
 
     def _compile_split(self, *arguments: Any) -> None:
-        parts, gradients = split_backward(self._gradients, *arguments), self.stage.gradients
+        parts = split_backward(self._gradients, *arguments)
         first = jax.jit(parts.first, out_shardings=(self._carried_shardings, None)).lower(*arguments).compile()
         _, crossing = jax.eval_shape(parts.first, *arguments)
-        leaves = jax.tree.leaves(arguments)
-
-        def weight(read, crossing, gradients: Arrays) -> Arrays:
-            return _added(gradients, parts.later(read, crossing))
-
-        shardings = {path: aval.sharding for path, aval in gradients.items()}
-        self._reads = parts.reads
-        self.crossing_shapes = _placed(crossing, first.output_shardings[1])
-        later = jax.jit(weight, donate_argnums=2, out_shardings=shardings).lower(
-            tuple(leaves[i] for i in parts.reads), self.crossing_shapes, gradients
-        )
         self._input_program = in_order(first, self.stage.mesh)
-        self._weight_program = in_order(later.compile(), self.stage.mesh)
+        self.crossing_shapes = _placed(crossing, first.output_shardings[1])
+        self._weight_program = WeightProgram(parts, self.stage, jax.tree.leaves(arguments), self.crossing_shapes)
 
     @property
     def programs(self) -> tuple[Any, ...]:
         """What was compiled: the forward, and the backward or its two parts."""
         if not self.has_backward:
             return (self._forward,)
-        return (
-            self._forward,
-            *((self._input_program, self._weight_program) if self.in_two_parts else (self._backward_program,)),
-        )
+        if not self.in_two_parts:
+            return self._forward, self._backward_program
+        return self._forward, self._input_program, *self._weight_program.compiled
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -244,11 +234,11 @@ class ForwardBackward:
         arguments = params, again, kept, cotangents
         carried, crossing = self._input_program(*arguments)
         leaves = jax.tree.leaves(arguments)
-        return carried, (tuple(leaves[i] for i in self._reads), crossing)
+        return carried, (tuple(leaves[i] for i in self._weight_program.reads), crossing)
 
     def backward_weight(self, pending: Any, gradients: Arrays) -> Arrays:
         """Dispatch: gradients with this microbatch added. Consumes `gradients`: their memory is reused."""
-        return self._weight_program(*pending, gradients)
+        return self._weight_program(pending, gradients)
 
 
 def _added(gradients: Arrays, new: Arrays) -> Arrays:

@@ -12,7 +12,7 @@ Written against `jax.extend.core`, the public names for what `jax.make_jaxpr` re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,36 +20,87 @@ import jax
 from hetjax.equations import Equations, Values, cut, equations_of
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitBackward:
-    """Both parts of a backward, as functions of flat tuples of arrays; to be traced.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LaterPiece:
+    """A piece of the second part that shares nothing with the others but what the first part made.
 
     Attributes:
-        reads: positions of those of the first part's arguments that the second reads, too.
+        outputs: which gradients of weights it makes, by their place among all, flattened.
+        reads: which of the first part's arguments it takes, by their place among all, flattened.
+        crossing: which of the crossing values it takes.
     """
 
-    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     reads: tuple[int, ...]
+    crossing: tuple[int, ...]
+    _equations: Equations
+    _reads: tuple[int, ...]
+    _crossing: tuple[int, ...]
+    _outputs: tuple[int, ...]
+
+    def __call__(self, read: Sequence[jax.Array], crossing: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """The gradients at `outputs`, from the arguments at `reads` and the values at `crossing`."""
+        values: Values = dict(zip((*self._reads, *self._crossing), (*read, *crossing), strict=True))
+        self._equations.run(values)
+        return tuple(values[number] for number in self._outputs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitBackward:
+    """Both parts of a backward, as functions of flat tuples of arrays; to be traced."""
+
+    _inputs: tuple[int, ...]
     _first: Equations
     _later: Equations
     _crossing: tuple[int, ...]
     _first_outputs: tuple[tuple[int, ...], Any]
-    _later_outputs: tuple[tuple[int, ...], Any]
+    _later_outputs: tuple[int, ...]
 
     def first(self, *arguments: Any) -> tuple[Any, tuple[jax.Array, ...]]:
         """(gradients of inputs, crossing values), from all arguments of the backward."""
-        values: Values = dict(zip(self.inputs, jax.tree.leaves(arguments), strict=True))
+        values: Values = dict(zip(self._inputs, jax.tree.leaves(arguments), strict=True))
         self._first.run(values)
         numbers, tree = self._first_outputs
         return tree.unflatten([values[number] for number in numbers]), tuple(values[i] for i in self._crossing)
 
-    def later(self, read: tuple[jax.Array, ...], crossing: tuple[jax.Array, ...]) -> Any:
-        """The gradients of weights, from the arguments at `reads` and the crossing values."""
-        values: Values = dict(zip((self.inputs[position] for position in self.reads), read, strict=True))
-        values.update(zip(self._crossing, crossing, strict=True))
-        self._later.run(values)
-        numbers, tree = self._later_outputs
-        return tree.unflatten([values[number] for number in numbers])
+    @property
+    def later(self) -> LaterPiece:
+        """All gradients of weights, in one piece."""
+        return self._piece(range(len(self._later_outputs)))
+
+    @property
+    def later_apart(self) -> tuple[LaterPiece, ...]:
+        """All gradients of weights, in as many pieces as have nothing to do with each other.
+
+        Such as the weights of all layers, which one loop makes, and the embedding's.
+        """
+        needs = [self._later.makes_for(number) for number in self._later_outputs]
+        groups: list[tuple[list[int], set[int]]] = []
+        for place, made in enumerate(needs):
+            # What the first part made already, with no equation left, goes along in one piece.
+            made = made or {-1}
+            joined = [group for group in groups if group[1] & made]
+            groups = [group for group in groups if group not in joined]
+            places = sorted([place, *(each for group in joined for each in group[0])])
+            groups.append((places, made.union(*(group[1] for group in joined))))
+        return tuple(self._piece(places) for places, _ in sorted(groups, key=lambda group: group[0]))
+
+    def _piece(self, places: Iterable[int]) -> LaterPiece:
+        places = tuple(places)
+        outputs = tuple(self._later_outputs[place] for place in places)
+        equations = self._later.only(outputs)
+        needed = equations.needs(outputs)
+        reads = [(place, number) for place, number in enumerate(self._inputs) if number in needed]
+        crossing = [(place, number) for place, number in enumerate(self._crossing) if number in needed]
+        return LaterPiece(
+            outputs=places,
+            reads=tuple(place for place, _ in reads),
+            crossing=tuple(place for place, _ in crossing),
+            _equations=equations,
+            _reads=tuple(number for _, number in reads),
+            _crossing=tuple(number for _, number in crossing),
+            _outputs=outputs,
+        )
 
 
 def split_backward(backward: Callable[..., tuple[Any, Any]], *arguments: Any) -> SplitBackward:
@@ -60,13 +111,11 @@ def split_backward(backward: Callable[..., tuple[Any, Any]], *arguments: Any) ->
     count = len(jax.tree.leaves(of_weights))
     later_outputs, first_outputs = outputs[:count], outputs[count:]
     first, later, crossing = cut(equations, first_outputs, later_outputs)
-    needed = later.needs(later_outputs)
     return SplitBackward(
-        inputs=inputs,
-        reads=tuple(position for position, number in enumerate(inputs) if number in needed),
+        _inputs=inputs,
         _first=first,
         _later=later,
-        _crossing=crossing,
+        _crossing=tuple(crossing),
         _first_outputs=(first_outputs, jax.tree.structure(of_inputs)),
-        _later_outputs=(later_outputs, jax.tree.structure(of_weights)),
+        _later_outputs=later_outputs,
     )

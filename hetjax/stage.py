@@ -38,7 +38,7 @@ class Stage:
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
         port_dims: dim names of the ports that have them.
-        trains: whether its weights are updated; a module without any has nothing to train.
+        frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, as `models.remat` has it.
         independent_samples: whether no sample's outputs depend on another sample of the batch.
@@ -58,7 +58,7 @@ class Stage:
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
     port_dims: Mapping[str, Dims]
-    trains: bool
+    frozen: frozenset[str]
     compute_dtype: Any
     remat: Remat = "none"
     independent_samples: bool = False
@@ -68,6 +68,16 @@ class Stage:
     def is_local(self) -> bool:
         """Whether this process runs the stage: a device of its mesh is its own."""
         return bool(self.mesh.local_devices)
+
+    @functools.cached_property
+    def trained(self) -> Shapes:
+        """Those of `params` that are updated."""
+        return {path: aval for path, aval in self.params.items() if path not in self.frozen}
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its weights is updated; a module without weights has nothing to train."""
+        return bool(self.trained)
 
     @functools.cached_property
     def replicated(self) -> NamedSharding:
@@ -115,17 +125,15 @@ class Stage:
     @functools.cached_property
     def gradients(self) -> Shapes:
         """The sums of gradients as microbatches add to them, with a leading dim where shards keep their own."""
-        if not self.trains:
-            return {}
         if self.gradient_shards == 1:
-            return self.params
+            return self.trained
         return {
             path: jax.ShapeDtypeStruct(
                 (self.gradient_shards, *aval.shape),
                 aval.dtype,
                 sharding=NamedSharding(self.mesh, PartitionSpec("data", *aval.sharding.spec)),
             )
-            for path, aval in self.params.items()
+            for path, aval in self.trained.items()
         }
 
     @functools.cached_property

@@ -52,8 +52,9 @@ class Trainer:
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
             estimated from the FLOPs of the programs, once the shapes of a batch are known.
         microbatches: parts that a batch is cut into.
-        frozen: modules that do not train: they get no optimizer state, a backward program only where a
-            gradient passes through them, and their running statistics stay as they are.
+        frozen: modules that do not train, or parts of them by path ("vision.layers"): they get no optimizer state, a
+            backward program only where a gradient passes through them, and running statistics of whole modules stay.
+        trained: the only modules, or parts of them ("vision.projector"), that train; None for all that is not frozen.
         learning_rate_scale: factor on a module's steps; 1 for the modules left out.
         max_grad_norm: clip the gradient to this norm, taken over all modules; None for no clipping.
         param_dtype: dtype of the weights that are trained.
@@ -79,6 +80,7 @@ class Trainer:
         schedule_costs: Costs | None = None,
         microbatches: int = 1,
         frozen: Collection[str] = (),
+        trained: Collection[str] | None = None,
         learning_rate_scale: Mapping[str, float] | None = None,
         max_grad_norm: float | None = None,
         param_dtype: DTypeLike = "float32",
@@ -86,7 +88,7 @@ class Trainer:
         remat: Mapping[str, Remat | Sequence[str]] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        _check_options(microbatches, frozen, max_grad_norm, param_dtype, compute_dtype)
+        _check_options(microbatches, max_grad_norm, param_dtype, compute_dtype)
         self.graph = graph
         devices = jax.devices() if devices is None else list(devices)
         self.placement = placement.resolve(len(devices))
@@ -101,6 +103,7 @@ class Trainer:
             self.placement,
             devices=devices,
             frozen=frozen,
+            trained=trained,
             param_dtype=param_dtype,
             compute_dtype=compute_dtype,
             remat=_checked_remat(remat or {}, graph),
@@ -113,7 +116,7 @@ class Trainer:
         self._costs_given = schedule_costs is not None
         scales = dict(learning_rate_scale or {})
         _check_modules(scales, graph, "learning_rate_scale")
-        for module in set(scales) & set(frozen):
+        for module in [each for each in scales if not any(s.trains for s in self.stages if s.module == each)]:
             raise ConfigError(f"learning_rate_scale names module '{module}', which is frozen; drop one of the two")
         optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else dict.fromkeys(graph.modules, optimizer)
         _check_modules(optimizers, graph, "optimizer")
@@ -199,14 +202,14 @@ class Trainer:
         return self._ready(batch).train(state, *self._place(batch), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
-        """The loss, and the gradient of every weight as host arrays by module and path; `state` stays valid.
+        """The loss, and the gradient of each weight that trains, as host arrays by module and path; `state` is kept.
 
         With many processes all of them call it, and get all of it.
         """
         self._check_state(state)
         flight, loss = self._ready(batch).gradients(state, *self._place(batch))
         trained = [stage for stage in self.stages if stage.trains]
-        return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients)
+        return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Every weight as host arrays by module and path, the stages of a module joined.
@@ -216,9 +219,12 @@ class Trainer:
         self._check_state(state)
         return self._on_host(self.stages, {name: stage.params for name, stage in state.stages.items()})
 
-    def _on_host(self, stages: Sequence[Stage], arrays: Mapping[str, Arrays]) -> dict[str, dict[str, np.ndarray]]:
+    def _on_host(
+        self, stages: Sequence[Stage], arrays: Mapping[str, Arrays], *, trained: bool = False
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Host copies of these stages' arrays, which are the same in all processes, from those of the local ones."""
-        return merge_stages(self.graph, stages, to_every_process(stages, arrays, self.devices))
+        copies = to_every_process(stages, arrays, self.devices, trained=trained)
+        return merge_stages(self.graph, stages, copies)
 
     def _check_state(self, state: TrainState) -> None:
         names = [stage.name for stage in self.stages if stage.is_local]
@@ -253,15 +259,12 @@ class Trainer:
 
 def _check_options(
     microbatches: int,
-    frozen: Collection[str],
     max_grad_norm: float | None,
     param_dtype: DTypeLike,
     compute_dtype: DTypeLike | None,
 ) -> None:
     if not isinstance(microbatches, int):
         raise ConfigError(f"microbatches={microbatches!r}; give a whole number")
-    if isinstance(frozen, str):
-        raise ConfigError(f"frozen={frozen!r} is one string; give a collection of module names, e.g. [{frozen!r}]")
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ConfigError(f"max_grad_norm={max_grad_norm}; give a number above 0, or None for no clipping")
     for name, dtype in (("param_dtype", param_dtype), ("compute_dtype", compute_dtype)):

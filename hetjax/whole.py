@@ -207,12 +207,14 @@ def merge_stages(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Host copies of params (or what mirrors them) given by stage, by module and whole-module path.
 
-    A module none of whose stages is in `arrays` has no entries. Raises GraphError as `find_parts`.
+    An array that no stage gives, such as the gradient of a frozen weight, has no entry. Raises GraphError as
+    `find_parts`.
     """
     merged: dict[str, dict[str, np.ndarray]] = {}
     for module in graph.order:
         held = {stage.name: arrays[stage.name] for stage in stages if stage.module == module and stage.name in arrays}
-        found = find_parts(module, whole_shapes(graph, module)[0], held) if held else {}
+        given = {path for each in held.values() for path in each}
+        found = find_parts(module, {p: a for p, a in whole_shapes(graph, module)[0].items() if p in given}, held)
         merged[module] = {
             path: whole.join_on_host({stage: held[stage][path] for stage in whole.parts})
             for path, whole in found.items()
@@ -237,10 +239,16 @@ def whole_module(
         "params": find_parts(module, params, {stage.name: stage.params for stage in stages}),
         "buffers": find_parts(module, buffers, {stage.name: stage.buffers for stage in stages}),
     }
-    if stages[0].trains:
-        master = {path: jax.ShapeDtypeStruct(whole.shape, whole.dtype) for path, whole in kinds["params"].items()}
-        opt_state = jax.eval_shape(updates[stages[0].name].optimizer.init, master)
-        parts = {stage.name: by_path(updates[stage.name].opt_state) for stage in stages}
+    training = [stage for stage in stages if stage.trains]
+    if training:
+        trained = {path for stage in training for path in stage.trained}
+        master = {
+            path: jax.ShapeDtypeStruct(whole.shape, whole.dtype)
+            for path, whole in kinds["params"].items()
+            if path in trained
+        }
+        opt_state = jax.eval_shape(updates[training[0].name].optimizer.init, master)
+        parts = {stage.name: by_path(updates[stage.name].opt_state) for stage in training}
         kinds["opt_state"] = find_parts(module, by_path(opt_state), parts)
     return kinds
 

@@ -7,12 +7,11 @@ from models.nemotron_h import NemotronH
 from models.nemotron_h_config import NemotronHConfig
 from models.parakeet import ParakeetEncoder
 from models.parakeet_config import ParakeetConfig
-from models.parts.mamba import MambaConfig
+from models.parts.mamba.config import MambaConfig
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
 from models.radio import RadioEncoder
 from models.radio_config import RadioConfig
-from models.siglip2 import Siglip2Config, Siglip2Encoder
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -28,8 +27,6 @@ __all__ = [
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",
-    "Siglip2Config",
-    "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
 ]

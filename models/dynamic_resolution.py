@@ -29,7 +29,7 @@ class DynamicResolution:
     max_patches: int = 13312
     """The most patches of an image."""
     video_patches: int = 1024
-    """The most patches of a video's frame, and about how many it gets."""
+    """About how many patches a frame of a video gets; rounding may add some."""
     keep_video_aspect: bool = True
     """Whether frames keep their aspect; else they become squares."""
 

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from models.errors import ModelError
 
 POINTS = ("attention", "mamba", "mlp", "convolution")
-"""Names of the points in this package's layers: what each kind adds to the residual stream."""
+"""Names of the points in this package's layers: what each kind of part adds to the residual stream."""
 
 PRODUCT = "product"
 """Name of what `models.parts.project` makes where a layout splits it: matrix products with weights."""

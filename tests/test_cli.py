@@ -34,7 +34,7 @@ def test_a_group_without_a_tool_lists_its_tools(capsys):
 
 
 def test_an_unknown_option_or_setting_is_refused_with_the_one_that_was_meant(capsys):
-    assert "did you mean 'model.llm.width'? `hetjax placement --help`" in refused(
+    assert "did you mean 'width'? `hetjax placement --help`" in refused(
         capsys, "placement", "--config", DIGITS, "--model.llm.widht", "3"
     )
     assert "did you mean 'timed_steps'? `hetjax bench step --help`" in refused(

@@ -1,6 +1,7 @@
 """The two parts of a backward together are the whole: the same numbers, and no product computed twice."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ import pytest
 from hetjax.flops import count_flops
 from hetjax.split_backward import split_backward
 from hetjax.weights import take_apart
+from meshes import Layout
 from models.remat import remat_in_force
 from tests.parity.oracle import relative_error
 from tests.parity.problem import VISION, make_batch, make_graph
+from tests.parity.test_parity import make_trainer
 
 
 def language_model():
@@ -55,14 +58,29 @@ def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(m
     of_weights, of_inputs = jax.jit(backward)(*arguments)
     parts = split_backward(backward, *arguments)
     found_inputs, crossing = jax.jit(parts.first)(*arguments)
-    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.reads)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     found_weights = jax.jit(parts.later)(read, crossing)
-    errors = jax.tree.map(relative_error, (found_weights, found_inputs), (of_weights, of_inputs))
+    expected = jax.tree.leaves(of_weights)
+    errors = jax.tree.map(relative_error, ([*found_weights], found_inputs), (expected, of_inputs))
     assert max(jax.tree.leaves(errors)) < 2e-6
+    leaves = jax.tree.leaves(arguments)
+    for piece in parts.later_apart:
+        made = piece([leaves[i] for i in piece.reads], [crossing[i] for i in piece.crossing])
+        errors = jax.tree.map(relative_error, [*made], [expected[place] for place in piece.outputs])
+        assert max(errors) < 2e-6
+    assert sorted(place for piece in parts.later_apart for place in piece.outputs) == list(range(len(expected)))
     whole, first = count_flops(backward, *arguments), count_flops(parts.first, *arguments)
     later = count_flops(parts.later, read, crossing)
     assert first + later == whole
     assert first > 0 and later > 0
+
+
+def test_the_layers_and_the_embedding_are_pieces_of_their_own():
+    backward, arguments = backward_of(language_model, "none")
+    parts = split_backward(backward, *arguments)
+    names = sorted(language_model()[1])
+    pieces = [{names[place].partition("/")[0] for place in piece.outputs} for piece in parts.later_apart]
+    assert {"layers"} in pieces and {"embedding"} in pieces
 
 
 def test_gradients_of_inputs_leave_the_products_that_make_gradients_of_weights_to_the_other_part():
@@ -76,7 +94,7 @@ def test_gradients_of_inputs_leave_the_products_that_make_gradients_of_weights_t
     backward, arguments = backward_of(lambda: (call, layers, random.normal(size=(8, 16)).astype(np.float32)))
     parts = split_backward(backward, *arguments)
     _, crossing = jax.eval_shape(parts.first, *arguments)
-    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.reads)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     product = 2 * 3 * 8 * 16 * 16
     assert count_flops(parts.first, *arguments) == product
     assert count_flops(parts.later, read, crossing) == product
@@ -94,12 +112,41 @@ def test_a_function_that_cannot_be_taken_apart_goes_to_the_first_part_as_a_whole
     backward, arguments = backward_of(lambda: (lambda w, x: jnp.sum(jnp.sin(product(x, w))), w, x))
     parts = split_backward(backward, *arguments)
     found_inputs, crossing = parts.first(*arguments)
-    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.reads)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     of_weights, of_inputs = backward(*arguments)
     np.testing.assert_allclose(found_inputs, of_inputs, rtol=1e-6)
-    np.testing.assert_allclose(parts.later(read, crossing), of_weights, rtol=1e-6)
+    np.testing.assert_allclose(parts.later(read, crossing)[0], of_weights, rtol=1e-6)
     assert count_flops(functools.partial(parts.later), read, crossing) == 0
 
 
 def _both(x, w, d):
     return d @ w.T, x.T @ d
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"tensor": 2}, {"fsdp": 2}, {"data": 2}, {"context": 2}, {"data": 2, "tensor": 2}], ids=str
+)
+def test_a_stage_on_several_devices_is_cut_as_one_device_is(degrees):
+    """Products inside of `shard_map` are shared out too: the cut goes through it."""
+    one, several = parts_of_a_stage({}), parts_of_a_stage(degrees)
+    assert several[1] == one[1] > 0.7 * one[0]
+    if "context" not in degrees:
+        assert several == one
+
+
+def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
+    """FLOPs of both parts of the last of two stages."""
+    size = 2 * math.prod(degrees.values())
+    layouts = Layout(devices="7"), Layout(devices=list(range(size)), stage=2, **degrees)
+    trainer = make_trainer(layouts, "float32", "zero_bubble", 4)
+    step, _ = trainer.trace(make_batch())
+    program = step.programs["llm.1"]
+    stage, kept = program.stage, program._traced.out_info[2]
+    arguments = jax.tree.leaves((stage.compute_params, stage.buffers, program.inputs))
+    again = {str(i): arguments[i] for i in program._residuals.arguments if i >= len(stage.compute_params)}
+    cotangents = {port: (program.outputs[port],) * count for port, count in program.gradient_outputs.items()}
+    arguments = stage.compute_params, again, kept, cotangents
+    parts = split_backward(program._gradients, *arguments)
+    _, crossing = jax.eval_shape(parts.first, *arguments)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
+    return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from hetjax import Edge, ModuleGraph
 from hetjax.batch import check_batch
 from hetjax.cut import cut_graph, cut_module
-from hetjax.errors import BatchError, GraphError
+from hetjax.errors import BatchError, ConfigError, GraphError
 from hetjax.links import make_links, stage_graph
 from hetjax.weights import take_apart
 from meshes import Layout, Placement, PlacementError
@@ -148,7 +148,7 @@ def test_placement_and_frozen_must_name_the_modules_of_the_graph():
         cut(graph, {"encoder": Layout(data=8)})
     with pytest.raises(PlacementError, match="placement names module 'eye', which the graph lacks; its modules are"):
         cut(graph, {**LAYOUTS, "eye": Layout(data=8)})
-    with pytest.raises(PlacementError, match="frozen names module 'eye', which the graph lacks; its modules are enc"):
+    with pytest.raises(ConfigError, match="frozen names module 'eye', which the graph lacks; its modules are enc"):
         cut(graph, LAYOUTS, frozen=("eye",))
 
 

@@ -14,7 +14,9 @@ from hetjax.data.conversation import (
 from hetjax.data.digits import write_digits
 from hetjax.data.evaluation import EvalBatch, eval_batches
 from hetjax.data.images import load_image
+from hetjax.data.packed import PackedData, train_data
 from hetjax.data.pipeline import HostBatch, TrainData
+from hetjax.data.shapes import write_shapes
 from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -26,6 +28,7 @@ __all__ = [
     "HostBatch",
     "JsonlSource",
     "Message",
+    "PackedData",
     "Prompt",
     "Sample",
     "Tokenizer",
@@ -37,5 +40,7 @@ __all__ = [
     "parse_conversation",
     "render",
     "render_prompt",
+    "train_data",
     "write_digits",
+    "write_shapes",
 ]

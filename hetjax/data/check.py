@@ -8,9 +8,11 @@ import numpy as np
 
 from hetjax.data.config import DataConfig
 from hetjax.data.loading import Loader
+from hetjax.data.omni import OmniLoader
 from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
+from hetjax.processor import Processor
 
 _LOADED = 4  # samples that are rendered and decoded
 _SHOWN = 3  # bad samples that an error spells out
@@ -29,7 +31,9 @@ class DatasetSummary:
     bad: tuple[str, ...]
 
 
-def check_dataset(path: str, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int) -> DatasetSummary:
+def check_dataset(
+    path: str, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, processor: Processor | None = None
+) -> DatasetSummary:
     """Parse every line of `path`, look for every image file, and render and decode a few samples.
 
     Raises:
@@ -37,7 +41,10 @@ def check_dataset(path: str, config: DataConfig, tokenizer: Tokenizer, tokens_pe
             malformed or name a missing image; or none of the samples tried can be rendered and decoded.
     """
     source = JsonlSource(path)
-    loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
+    if processor is not None:
+        loader = OmniLoader(source=source, processor=processor)
+    else:
+        loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
     images, missing = 0, []
     bad: dict[int, str] = {}
     for index in range(len(source)):
@@ -46,11 +53,13 @@ def check_dataset(path: str, config: DataConfig, tokenizer: Tokenizer, tokens_pe
         except DataError as error:
             bad[index] = str(error)
             continue
-        images += len(conversation.images)
-        absent = [str(image) for image in conversation.images if not image.is_file()]
+        images += len(conversation.files)
+        absent = [str(file) for file in conversation.files if not file.is_file()]
         if absent:
             missing += absent
-            bad[index] = f"{conversation.where}: image '{absent[0]}' does not exist"
+            bad[index] = (
+                f"{conversation.where}: {'image' if processor is None else 'file'} '{absent[0]}' does not exist"
+            )
     allowed = min(int(config.max_bad_share * len(source)), len(source) - 1)
     if len(bad) > allowed:
         raise DataError(
@@ -61,7 +70,7 @@ def check_dataset(path: str, config: DataConfig, tokenizer: Tokenizer, tokens_pe
     return DatasetSummary(samples=len(source), images=images, missing=tuple(missing), bad=(*bad.values(), *failed))
 
 
-def _try_some(loader: Loader, indices: list[int]) -> list[str]:
+def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
     """Load a few samples spread over `indices`; the reasons of those that fail."""
     tried = sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, _LOADED)})
     failed = []

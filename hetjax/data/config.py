@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from hetjax.errors import ConfigError
+from hetjax.processor import ProcessorConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class DataConfig:
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
+        processor: How images of any size, videos and sound are taken in; null for images of one size alone.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 
@@ -39,6 +41,7 @@ class DataConfig:
     epochs: int | None = None
     seed: int = 0
     max_bad_share: float = 0.01
+    processor: ProcessorConfig | None = None
     workers: int = 4
 
     def __post_init__(self):
@@ -56,5 +59,7 @@ class DataConfig:
         for name, least_value in least.items():
             if getattr(self, name) < least_value:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; give {least_value} or more")
+        if self.processor is not None and self.max_shift:
+            raise ConfigError(f"data.max_shift is {self.max_shift}, but data.processor moves no images; set it to 0")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {self.max_bad_share}; give a share from 0 to 1")

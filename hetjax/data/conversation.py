@@ -43,6 +43,11 @@ class Conversation:
     images: tuple[Path, ...]
     where: str
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the conversation shows."""
+        return self.images
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:

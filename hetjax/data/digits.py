@@ -7,17 +7,16 @@ pixels in grey levels 0 to 16.
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from hetjax.errors import ConfigError, DataError
+from hetjax.data.whole_folder import write_whole
+from hetjax.errors import ConfigError
 
 QUESTION = "Which digit is this?"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -36,28 +35,20 @@ def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: i
         ConfigError: scikit-learn is not installed, or `held_out` leaves one part empty.
         DataError: `folder` holds other files, or cannot be written (a full disk, no permission).
     """
-    folder = Path(folder).absolute()
     scans, digits = _load()
     if not 0 < held_out < len(digits):
         raise ConfigError(f"held_out is {held_out}; give 1 to {len(digits) - 1} of the {len(digits)} samples")
     order = np.random.default_rng(seed).permutation(len(digits))
     parts = {"heldout.jsonl": np.sort(order[:held_out]), "train.jsonl": np.sort(order[held_out:])}
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "images").mkdir(parents=True)
+
+    def write(partial: Path) -> None:
+        (partial / "images").mkdir()
         for i, scan in enumerate(scans):
             Image.fromarray(scan).save(partial / "images" / _name(i))
         for name, indices in parts.items():
             (partial / name).write_text("".join(_line(i, digits[i]) for i in indices), encoding="utf-8")
-        _publish(partial, folder)
-    except OSError as error:
-        raise DataError(
-            f"digits cannot be written to '{folder}': {error}; free the disk or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+    return write_whole(folder, write, what="digits")
 
 
 def _load() -> tuple[UInt8[np.ndarray, "N 8 8"], Int[np.ndarray, N]]:
@@ -76,21 +67,3 @@ def _name(index: int) -> str:
 def _line(index: int, digit: int) -> str:
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": NAMES[digit]}]
     return json.dumps({"messages": messages, "images": [f"images/{_name(index)}"]}) + "\n"
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Give the finished folder its name in one step."""
-    try:
-        partial.rename(folder)  # also takes the place of an empty folder
-    except OSError:
-        if not folder.exists():
-            raise
-        if not folder.is_dir() or not _same_files(partial, folder):
-            raise DataError(
-                f"'{folder}' holds something other than these digits; remove it or choose another folder"
-            ) from None
-
-
-def _same_files(new: Path, old: Path) -> bool:
-    names = [str(path.relative_to(new)) for path in new.rglob("*") if path.is_file()]
-    return filecmp.cmpfiles(new, old, names, shallow=False)[0] == names

@@ -8,29 +8,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int32
 
 from hetjax.data.config import DataConfig
-from hetjax.data.loading import BadSample, LoadedSample, Loader
-from hetjax.data.pipeline import Arrays
+from hetjax.data.loading import Arrays, BadSample, Loader
+from hetjax.data.omni import OmniLoader
 from hetjax.data.reading import read_ahead
 from hetjax.data.source import JsonlSource
 from hetjax.data.tally import BadTally
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import ConfigError
+from hetjax.processor import Processor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalBatch:
     """Prompts for a model to continue.
 
-    `arrays` holds "vision": images float32 [B, I, H, W, 3], and "llm": tokens int32 [B, S] padded after
-    the prompt, and image_positions int32 [B, N] (S where there is no image). `lengths` is how many ids
-    of each row are prompt. The first `count` rows are real and have their text in `answers`; the rest
-    of a last batch repeats the last sample. `bad` names the samples skipped, each as "file:line: reason".
+    Without a processor `arrays` holds "vision": images float32 [B, I, H, W, 3], and "llm": tokens int32 [B, S]
+    padded after the prompt, and image_positions int32 [B, N] (S where there is no image). `lengths` is how many ids of
+    each row are prompt. The first `count` rows are real and have their text in `answers`; the rest of a last batch
+    repeats the last sample. `bad` names the samples skipped, each as "file:line: reason".
     """
 
     arrays: Arrays
@@ -41,9 +43,15 @@ class EvalBatch:
 
 
 def eval_batches(
-    config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, batch_size: int
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    tokens_per_image: int,
+    batch_size: int,
+    processor: Processor | None = None,
 ) -> Iterator[EvalBatch]:
-    """Every held-out sample once, in file order. Bad samples are skipped under the same limit as in training.
+    """Every held-out sample once, in file order, by `processor` where there is one.
+
+    Bad samples are skipped under the same limit as in training.
 
     Raises:
         ConfigError: `config.eval` is not set.
@@ -52,17 +60,22 @@ def eval_batches(
     if config.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a JSONL file")
     source = JsonlSource(config.eval)
-    loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image, prompts=True)
+    if processor is not None:
+        loader = OmniLoader(source=source, processor=processor, prompts=True)
+    else:
+        loader = Loader(
+            source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image, prompts=True
+        )
     order = grain.MapDataset.range(len(source))
     samples = read_ahead(order, loader, workers=config.workers, batch_size=batch_size)
     tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
-    return _batches(samples, tally, batch_size, tokens_per_image > 0)
+    return _batches(samples, tally, batch_size, loader)
 
 
 def _batches(
-    samples: Generator[LoadedSample | BadSample, None, None], tally: BadTally, batch_size: int, with_images: bool
+    samples: Generator[Any, None, None], tally: BadTally, batch_size: int, loader: Loader | OmniLoader
 ) -> Iterator[EvalBatch]:
-    good: list[LoadedSample] = []
+    good: list[Any] = []
     bad: list[str] = []
     with contextlib.closing(samples):
         for sample in samples:
@@ -72,25 +85,20 @@ def _batches(
                 continue
             # A full batch waits for the next good sample, so that bad ones at the very end are named too.
             if len(good) == batch_size:
-                yield _batch(good, bad, batch_size, with_images)
+                yield _batch(good, bad, batch_size, loader)
                 good, bad = [], []
             tally.good()
             good.append(sample)
         if good:
-            yield _batch(good, bad, batch_size, with_images)
+            yield _batch(good, bad, batch_size, loader)
 
 
-def _batch(samples: Sequence[LoadedSample], bad: Sequence[str], batch_size: int, with_images: bool) -> EvalBatch:
-    rows = [*samples, *[samples[-1]] * (batch_size - len(samples))]
-    prompts = [row.rendered for row in rows]
-    arrays: Arrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
-    if with_images:
-        arrays["llm"]["image_positions"] = np.stack([row.image_positions for row in rows])
-        arrays["vision"] = {"images": np.stack([row.images for row in rows])}
+def _batch(samples: Sequence[Any], bad: Sequence[str], batch_size: int, loader: Loader | OmniLoader) -> EvalBatch:
+    prompts = loader.stack_prompts([*samples, *[samples[-1]] * (batch_size - len(samples))])
     return EvalBatch(
-        arrays=arrays,
-        lengths=np.asarray([prompt.length for prompt in prompts], np.int32),
-        answers=[prompt.answer for prompt in prompts[: len(samples)]],
+        arrays=prompts.arrays,
+        lengths=prompts.lengths,
+        answers=prompts.answers[: len(samples)],
         count=len(samples),
         bad=tuple(bad),
     )

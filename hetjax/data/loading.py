@@ -19,6 +19,8 @@ from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
+Arrays = dict[str, dict[str, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadSample:
@@ -37,6 +39,15 @@ class LoadedSample:
     rendered: Sample | Prompt
     images: Float32[np.ndarray, "I H W 3"]
     image_positions: Int32[np.ndarray, N]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Arrays of a batch of prompts, how many rows of each are prompt, and the answers that are expected."""
+
+    arrays: Arrays
+    lengths: Int32[np.ndarray, " B"]
+    answers: list[str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,32 @@ class Loader:
         images = self._images(conversation.images[:shown], conversation.where)
         return LoadedSample(rendered=rendered, images=images, image_positions=positions)
 
+    def stack(self, samples: Sequence[LoadedSample]) -> Arrays:
+        """The arrays of a batch; also of no rows, where a process needs none."""
+        sequence, images = self.config.seq_len, self.config.images_per_sample
+        rendered = [sample.rendered for sample in samples]
+        llm = {
+            "tokens": _rows([sample.tokens for sample in rendered], np.int32, sequence),
+            "labels": _rows([sample.labels for sample in rendered], np.int32, sequence),
+            "loss_weights": _rows([sample.loss_weights for sample in rendered], np.float32, sequence),
+        }
+        if self.tokens_per_image == 0:
+            return {"llm": llm}
+        positions = [sample.image_positions for sample in samples]
+        llm["image_positions"] = _rows(positions, np.int32, images * self.tokens_per_image)
+        pixels = (images, self.config.image_size, self.config.image_size, 3)
+        return {"vision": {"images": _rows([sample.images for sample in samples], np.float32, *pixels)}, "llm": llm}
+
+    def stack_prompts(self, rows: Sequence[LoadedSample]) -> Prompts:
+        """The arrays of a batch of prompts."""
+        prompts = [row.rendered for row in rows]
+        arrays: Arrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
+        if self.tokens_per_image:
+            arrays["llm"]["image_positions"] = np.stack([row.image_positions for row in rows])
+            arrays["vision"] = {"images": np.stack([row.images for row in rows])}
+        lengths = np.asarray([prompt.length for prompt in prompts], np.int32)
+        return Prompts(arrays=arrays, lengths=lengths, answers=[prompt.answer for prompt in prompts])
+
     def _images(self, paths: Sequence[Path], where: str) -> Float32[np.ndarray, "I H W 3"]:
         size = self.config.image_size
         images = np.zeros((self.config.images_per_sample, size, size, 3), np.float32)
@@ -116,3 +153,8 @@ class Loader:
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
         return images
+
+
+def _rows(values: Sequence[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
+    """Stacked; with a shape and a dtype also where a process needs no row."""
+    return np.stack(values) if values else np.empty((0, *shape), dtype)

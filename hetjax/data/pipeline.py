@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
 from hetjax.data.config import DataConfig
-from hetjax.data.loading import LoadedSample, Loader
+from hetjax.data.loading import Loader
+from hetjax.data.omni import OmniLoader
 from hetjax.data.reading import read_ahead
 from hetjax.data.source import JsonlSource
 from hetjax.data.stand_in import FilledRow, StandIns
 from hetjax.data.tally import BadTally
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
+from hetjax.processor import Processor
 from hetjax.rows import RowSubset, check_rows
 
-Arrays = dict[str, dict[str, np.ndarray]]
 _STREAM_KEYS = ("samples", "shuffle", "seed")
 _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be cut into chunks
 
@@ -31,7 +33,7 @@ _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, 
 class HostBatch:
     """One global batch in host memory, or the rows of it that are needed here.
 
-    `arrays` holds, by module:
+    `arrays` holds, by module (see `hetjax.processor.make_arrays` for those of a processor):
     - "vision": images float32 [B, I, H, W, 3] in [-1, 1], zeros where a sample has fewer than I;
     - "llm": tokens int32 [B, S], labels int32 [B, S], loss_weights float32 [B, S] and
       image_positions int32 [B, N]: the row of each encoder token, S where there is no image.
@@ -59,6 +61,8 @@ class TrainData(Iterator[HostBatch]):
     ascending) that it needs: they equal those rows of the whole batch. No other sample is read. None loads
     all. Threads read ahead of the step.
 
+    With a `processor` it makes the samples, one a row, in the place of `tokenizer` and `tokens_per_image`.
+
     `get_state` after any batch, given to `set_state` of a new object, continues with the same batches,
     whichever rows either loads.
 
@@ -69,14 +73,19 @@ class TrainData(Iterator[HostBatch]):
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, rows: Sequence[int] | None = None
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        tokens_per_image: int,
+        rows: Sequence[int] | None = None,
+        processor: Processor | None = None,
     ):
         source = JsonlSource(config.train)
         self._config = config
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._total = len(source) * self._epochs
+        self._total = len(source) * epochs_of(config)
         if self._total < config.batch_size:
             raise DataError(
                 f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {self._total} samples of "
@@ -85,7 +94,10 @@ class TrainData(Iterator[HostBatch]):
         self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
         self._seen = 0  # samples of the whole stream, in batches given out
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
-        self._loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
+        if processor is not None:
+            self._loader = OmniLoader(source=source, processor=processor)
+        else:
+            self._loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
         self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
         self._reader = self._read()
 
@@ -97,13 +109,13 @@ class TrainData(Iterator[HostBatch]):
         try:
             while len(filled) < len(self._rows):
                 filled.append(next(self._reader))
-                _count(filled[-1], tally)
+                count_row(filled[-1], tally)
         except DataError:
             self._go_to(self._seen)  # asked again, the stream tries the same batch again
             raise
         epoch = self._seen // tally.samples
         self._seen, self._tally = self._seen + self._config.batch_size, tally
-        arrays = _stack([row.sample for row in filled], self._loader)
+        arrays = self._loader.stack([row.sample for row in filled])
         if not self._is_whole:
             arrays = {
                 module: {name: RowSubset(value, self._rows, self._config.batch_size) for name, value in inputs.items()}
@@ -127,15 +139,7 @@ class TrainData(Iterator[HostBatch]):
             DataError: the state is of a dataset of another size, or another order of samples, or lies
                 beyond the last epoch.
         """
-        missing = {*_STREAM_KEYS, "seen", "bad"} - set(state)
-        if missing:
-            raise DataError(f"data state lacks {', '.join(sorted(missing))}; restore one that get_state returned")
-        for key in _STREAM_KEYS:
-            if state[key] != self._stream[key]:
-                raise DataError(
-                    f"dataset '{self._tally.path}': {key} is {state[key]} in the saved state and {self._stream[key]} "
-                    "in this run, so the order of samples cannot continue; use the same, or begin a new run"
-                )
+        check_stream(state, self._stream, self._tally.path)
         if state["seen"] > self._total:
             raise DataError(
                 f"dataset '{self._tally.path}': the saved state is after {state['seen']} samples, "
@@ -151,10 +155,6 @@ class TrainData(Iterator[HostBatch]):
         """Stop reading ahead."""
         self._reader.close()
 
-    @property
-    def _epochs(self) -> int:
-        return _FOREVER if self._config.epochs is None else self._config.epochs
-
     def _go_to(self, seen: int) -> None:
         self.close()
         self._seen = seen
@@ -163,10 +163,7 @@ class TrainData(Iterator[HostBatch]):
     def _read(self) -> Generator[FilledRow, None, None]:
         """The rows loaded here, batch by batch, of the stream after the samples seen so far."""
         config, rows, seen = self._config, self._rows, self._seen
-        order = grain.MapDataset.range(self._tally.samples)
-        if config.shuffle:
-            order = order.shuffle(seed=_spread(config.seed))
-        order = order.repeat(self._epochs)
+        order = sample_order(config, self._tally.samples)
         batches = (self._total - seen) // config.batch_size
 
         def fill(count: int) -> FilledRow:
@@ -178,8 +175,8 @@ class TrainData(Iterator[HostBatch]):
         return read_ahead(counts, fill, workers=config.workers, batch_size=len(rows))
 
 
-def _count(row: FilledRow, tally: BadTally) -> None:
-    """Raises DataError where it is one bad sample too many."""
+def count_row(row: FilledRow, tally: BadTally) -> None:
+    """Count a row's sample as good or bad. Raises DataError where it is one bad sample too many."""
     if row.skipped is None:
         tally.good()
         return
@@ -188,26 +185,32 @@ def _count(row: FilledRow, tally: BadTally) -> None:
         raise tally.no_stand_in(row.skipped)
 
 
-def _stack(samples: Sequence[LoadedSample], loader: Loader) -> Arrays:
-    config = loader.config
-    sequence, images = config.seq_len, config.images_per_sample
-    rendered = [sample.rendered for sample in samples]
-    llm = {
-        "tokens": _rows([sample.tokens for sample in rendered], np.int32, sequence),
-        "labels": _rows([sample.labels for sample in rendered], np.int32, sequence),
-        "loss_weights": _rows([sample.loss_weights for sample in rendered], np.float32, sequence),
-    }
-    if loader.tokens_per_image == 0:
-        return {"llm": llm}
-    positions = [sample.image_positions for sample in samples]
-    llm["image_positions"] = _rows(positions, np.int32, images * loader.tokens_per_image)
-    pixels = (images, config.image_size, config.image_size, 3)
-    return {"vision": {"images": _rows([sample.images for sample in samples], np.float32, *pixels)}, "llm": llm}
+def check_stream(
+    state: Mapping[str, Any], stream: Mapping[str, Any], path: Path, more_keys: Sequence[str] = ()
+) -> None:
+    """Raise DataError unless a saved state is of this very order of samples."""
+    missing = {*_STREAM_KEYS, "seen", "bad", *more_keys} - set(state)
+    if missing:
+        raise DataError(f"data state lacks {', '.join(sorted(missing))}; restore one that get_state returned")
+    for key in _STREAM_KEYS:
+        if state[key] != stream[key]:
+            raise DataError(
+                f"dataset '{path}': {key} is {state[key]} in the saved state and {stream[key]} "
+                "in this run, so the order of samples cannot continue; use the same, or begin a new run"
+            )
 
 
-def _rows(values: Sequence[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
-    """Stacked; with a shape and a dtype also where a process needs no row."""
-    return np.stack(values) if values else np.empty((0, *shape), dtype)
+def epochs_of(config: DataConfig) -> int:
+    """Passes over the data."""
+    return _FOREVER if config.epochs is None else config.epochs
+
+
+def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
+    """Which sample each position of the stream has."""
+    order = grain.MapDataset.range(samples)
+    if config.shuffle:
+        order = order.shuffle(seed=_spread(config.seed))
+    return order.repeat(epochs_of(config))
 
 
 def _spread(seed: int) -> int:

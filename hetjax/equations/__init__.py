@@ -1,8 +1,8 @@
 """A traced function as numbered equations, which can be cut in two and run.
 
 `read` takes apart what `jax.make_jaxpr` returned, `steps` says what equations are and how they are cut, and
-`loop` is the step with a body, through which a cut goes. Everything else is one equation and goes to one side.
-What is used of JAX's own format is named in `read`.
+`loop` and `mapped` are the two kinds of step with a body, through which a cut goes. Everything else is one
+equation and goes to one side. What is used of JAX's own format is named in `read`.
 """
 
 from hetjax.equations.read import equations_of

@@ -1,8 +1,8 @@
 """What `jax.make_jaxpr` returned, taken apart.
 
 Names are those of `jax.extend.core`. Beyond them this file alone knows of parameters of primitives, which JAX
-does not promise to keep: those of "scan" (told in two ways by the versions of JAX that are supported), and which
-calls only group equations. Anything else, a "shard_map" too, is left as one equation.
+does not promise to keep: those of "scan" (told in two ways by the versions of JAX that are supported) and of
+"shard_map", and which calls only group equations. One that is not known so is left as one equation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from hetjax.equations.loop import Loop
+from hetjax.equations.mapped import Mapped
 from hetjax.equations.steps import Equation, Equations, Step, Values, new_number
 
 # What `jax.checkpoint` guards against, merging with the work of the forward, cannot happen in another program.
@@ -49,8 +50,9 @@ def _add(traced: Any, inputs: Sequence[int], steps: list[Step], constants: Value
             made = _add(eqn.params["jaxpr"], [number(atom) for atom in eqn.invars], steps, constants)
         else:
             made = [new_number() for _ in eqn.outvars]
-            if eqn.primitive.name == "scan":
-                steps.append(_loop(eqn, [number(atom) for atom in eqn.invars], made))
+            with_body = _WITH_BODY.get(eqn.primitive.name)
+            if with_body is not None and with_body.applies(eqn):
+                steps.append(with_body.read(eqn, [number(atom) for atom in eqn.invars], made))
             else:
                 steps.append(_equation(eqn, known, made))
         known.update(zip(eqn.outvars, made, strict=True))
@@ -70,20 +72,48 @@ def _equation(eqn: JaxprEqn, known: dict[Any, int], made: Sequence[int]) -> Equa
     )
 
 
-def _loop(eqn: JaxprEqn, reads: list[int], makes: list[int]) -> Loop:
-    body, inputs, outputs = equations_of(eqn.params["jaxpr"])
-    fixed, carried = _counts(eqn)
-    end = fixed + carried
-    return Loop(
-        body=body,
-        constants=tuple(zip(reads[:fixed], inputs[:fixed], strict=True)),
-        carries=tuple(zip(reads[fixed:end], inputs[fixed:end], outputs[:carried], makes[:carried], strict=True)),
-        each=tuple(zip(reads[end:], inputs[end:], strict=True)),
-        stacked=tuple(zip(outputs[carried:], makes[carried:], strict=True)),
-        length=eqn.params["length"],
-        reverse=eqn.params["reverse"],
-        unroll=eqn.params["unroll"],
-    )
+class _Scan:
+    @staticmethod
+    def applies(eqn: JaxprEqn) -> bool:
+        return True
+
+    @staticmethod
+    def read(eqn: JaxprEqn, reads: list[int], makes: list[int]) -> Loop:
+        body, inputs, outputs = equations_of(eqn.params["jaxpr"])
+        fixed, carried = _counts(eqn)
+        end = fixed + carried
+        return Loop(
+            body=body,
+            constants=tuple(zip(reads[:fixed], inputs[:fixed], strict=True)),
+            carries=tuple(zip(reads[fixed:end], inputs[fixed:end], outputs[:carried], makes[:carried], strict=True)),
+            each=tuple(zip(reads[end:], inputs[end:], strict=True)),
+            stacked=tuple(zip(outputs[carried:], makes[carried:], strict=True)),
+            length=eqn.params["length"],
+            reverse=eqn.params["reverse"],
+            unroll=eqn.params["unroll"],
+        )
+
+
+class _ShardMap:
+    @staticmethod
+    def applies(eqn: JaxprEqn) -> bool:
+        """Where JAX tracks what varies over the mesh, values inside are of types that a cut would have to keep."""
+        return not eqn.params["check_vma"]
+
+    @staticmethod
+    def read(eqn: JaxprEqn, reads: list[int], makes: list[int]) -> Mapped:
+        body, inputs, outputs = equations_of(eqn.params["jaxpr"])
+        mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+        return Mapped(
+            body=body,
+            inputs=tuple(zip(reads, inputs, eqn.params["in_specs"], strict=True)),
+            outputs=tuple(zip(outputs, makes, eqn.params["out_specs"], strict=True)),
+            mesh=mesh,
+            axes=tuple(axis for axis in mesh.axis_names if axis in manual),
+        )
+
+
+_WITH_BODY = {"scan": _Scan, "shard_map": _ShardMap}
 
 
 def _counts(eqn: JaxprEqn) -> tuple[int, int]:

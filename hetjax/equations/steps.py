@@ -87,6 +87,10 @@ class Equations:
                 needed.update(step.trimmed(made).reads)
         return needed
 
+    def makes_for(self, output: int) -> set[int]:
+        """Those of the numbers that an output depends on, itself included, which a step makes."""
+        return self.needs((output,)).intersection(number for step in self.steps for number in step.makes)
+
     def only(self, outputs: Iterable[int]) -> Equations:
         """Those that these outputs depend on."""
         needed, steps = set(outputs), []

@@ -36,7 +36,7 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
         raise ConfigError(f"timed_steps is {timed_steps} and warmup {warmup}; give 1 or more of each")
     use_devices(config)
     trainer = build_trainer(config)
-    batch = random_batch(batch_shapes(config), vocab_size=config.model.llm.vocab_size)
+    batch = random_batch(batch_shapes(config), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
     state, seconds = _time(trainer, trainer.init(config.seed), batch, warmup, timed_steps)

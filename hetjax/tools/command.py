@@ -13,34 +13,40 @@ from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, t
 from hetjax.errors import ConfigError
 from hetjax.tools.bench_boundary import bench_boundary
 from hetjax.tools.bench_layouts import layouts
+from hetjax.tools.bench_model import bench_model
 from hetjax.tools.bench_overhead import overhead
 from hetjax.tools.bench_overlap import overlap
 from hetjax.tools.bench_schedules import schedules
 from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.convert import convert
-from hetjax.tools.demo_data import digits
+from hetjax.tools.demo_data import digits, shapes
 from hetjax.tools.launch import launch
+from hetjax.tools.model import model
 from hetjax.tools.outcome import Outcome
 from hetjax.tools.placement import placement
 from hetjax.tools.timeline import timeline
 
 # A tool's parameters are its options and its docstring is its help. One with a parameter `config` takes
 # the settings of a run, as train.py does; one with a parameter `command` takes what stands behind `--`.
+# Parameters that are not keyword-only stand on the command line without a name.
 # An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
 TOOLS: dict[str, Callable[..., Outcome]] = {
     "launch": launch,
     "timeline": timeline,
+    "model": model,
     "placement": placement,
     "boundary": boundary,
     "convert": convert,
     "demo-data digits": digits,
+    "demo-data shapes": shapes,
     "bench overhead": overhead,
     "bench step": step,
     "bench overlap": overlap,
     "bench boundary": bench_boundary,
     "bench layouts": layouts,
     "bench schedules": schedules,
+    "bench model": bench_model,
 }
 # Parameters that are no options.
 BESIDE = {"config", "command"}
@@ -122,13 +128,17 @@ class _Command:
 def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
     settings = "--config FILE " if _takes_config(tool) else ""
     behind = " -- FILE ..." if "command" in _parameters(tool) else ""
+    words = [each for each in inspect.signature(tool).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    ahead = "".join(f"{each.name.upper()} " for each in words)
     parser = jsonargparse.ArgumentParser(
-        usage=f"hetjax {name} {settings}[--key value ...]{behind}", description=_summary(tool), exit_on_error=False
+        usage=f"hetjax {name} {ahead}{settings}[--key value ...]{behind}",
+        description=_summary(tool),
+        exit_on_error=False,
     )
     kept = {key for key in _parameters(tool) if key.endswith("_")}
     for key in sorted(kept):
         _add_kept_word(parser, tool, key)
-    parser.add_function_arguments(tool, skip=BESIDE | kept, as_group=False)
+    parser.add_function_arguments(tool, skip=BESIDE | kept, as_group=False, as_positional=bool(words))
     parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
     if settings:
         add_settings(parser)

@@ -1,8 +1,8 @@
-"""hetjax demo-data digits: a real dataset that needs no download."""
+"""hetjax demo-data: datasets that need no download."""
 
 from __future__ import annotations
 
-from hetjax.data import JsonlSource, write_digits
+from hetjax.data import JsonlSource, write_digits, write_shapes
 from hetjax.tools.outcome import Outcome
 
 
@@ -15,6 +15,24 @@ def digits(*, out: str = "data/digits") -> Outcome:
         out: Folder that is made.
     """
     folder = write_digits(out)
+    counts = {part: len(JsonlSource(folder / f"{part}.jsonl")) for part in ("train", "heldout")}
+    return Outcome(
+        numbers={"folder": str(folder), **counts},
+        shown=(f"{folder}: {counts['train']} samples to train on, {counts['heldout']} held out",),
+    )
+
+
+def shapes(*, out: str = "data/shapes", samples: int = 1200, seed: int = 0) -> Outcome:
+    """Draw small pictures, tones and films, each with a question and an answer, as PNG, WAV, MP4 and JSONL files.
+
+    A folder that holds these very files already is left as it is.
+
+    Args:
+        out: Folder that is made.
+        samples: Conversations, a sixth of which is held out.
+        seed: Seed of what is drawn.
+    """
+    folder = write_shapes(out, samples=samples, seed=seed)
     counts = {part: len(JsonlSource(folder / f"{part}.jsonl")) for part in ("train", "heldout")}
     return Outcome(
         numbers={"folder": str(folder), **counts},

@@ -70,7 +70,7 @@ def timeline(
 
 def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     """Median seconds of each program and transfer, over a few steps that wait for each."""
-    batch = random_batch(batch_shapes(config), vocab_size=config.model.llm.vocab_size)
+    batch = random_batch(batch_shapes(config), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
     stopwatch = Stopwatch()

@@ -28,6 +28,9 @@ _SIZES = {  # (width, layers, heads, mlp_width) of the backbones that a released
 }
 
 
+_TEACHERS = ("clip", "siglip", "dino_v2", "sam")  # each with a class token
+
+
 def radio_entries(config: RadioConfig, *, prefix: str = PREFIX, projector: str = "mlp1.") -> list[Entry]:
     """The encoder's tensors, and those of the projector under its own prefix, where there is one.
 
@@ -212,11 +215,12 @@ def radio_hf_config(config: RadioConfig) -> dict[str, Any]:
     }
 
 
-def radio_omni_config(config: RadioConfig) -> dict[str, Any]:
-    """What an omni-modal config.json says of vision, beside the width of its language model."""
-    return {
-        "vision_config": radio_hf_config(config),
-        "vision_hidden_size": config.width,
+def radio_omni_config(config: RadioConfig, *, released: bool = False) -> dict[str, Any]:
+    """What an omni-modal config.json says of vision, beside the width of its language model.
+
+    In the words of transformers, or as `released`. Raises ModelError for a size that no released config can name.
+    """
+    shared = {
         "patch_size": config.patch_size,
         "downsample_ratio": 1 / config.merge,
         "projector_hidden_size": config.projector_width,
@@ -224,4 +228,28 @@ def radio_omni_config(config: RadioConfig) -> dict[str, Any]:
         "video_pruning_rate": config.video_pruning_rate,
         "norm_mean": list(MEAN),
         "norm_std": list(STD),
+    }
+    if released:
+        return {**shared, "ps_version": "v2", "vit_hidden_size": config.width, "vision_config": _released(config)}
+    return {**shared, "vision_hidden_size": config.width, "vision_config": radio_hf_config(config)}
+
+
+def _released(config: RadioConfig) -> dict[str, Any]:
+    sizes = (config.width, config.layers, config.heads, config.mlp_width)
+    name = next((name for name, known in _SIZES.items() if known == sizes), None)
+    if name is None or config.prefix_tokens < len(_TEACHERS):
+        raise ModelError(
+            f"RADIO config: no backbone of a released config has width, layers, heads and mlp_width = {sizes} with "
+            f"{config.prefix_tokens} prefix tokens; write it in the words of transformers"
+        )
+    return {
+        "patch_size": config.patch_size,
+        "version": "c-radio_v4-h",
+        "args": {
+            "model": name,
+            "cpe_max_size": config.position_side * config.patch_size,
+            "register_multiple": config.prefix_tokens,
+            "teachers": [{"name": teacher} for teacher in _TEACHERS],
+            "separate_video_embedder": config.tubelet is not None,
+        },
     }

@@ -71,8 +71,8 @@ class Attention(nnx.Module):
 
     Queries, keys and values have biases where `qkv_bias` says so. Without rotations, one on the keys adds the same
     number to all scores of a query, which softmax cancels: its gradient is exactly zero but for rounding, and an
-    adaptive optimizer would scale that rounding up to full steps of noise. `fixed_key_bias` gives it no gradient. With
-    `head_norm_epsilon`, each head of queries and of keys passes an RMSNorm of its K channels before it is rotated
+    adaptive optimizer would scale that rounding up to full steps of noise. `fixed_key_bias` gives it no gradient.
+    With `head_norm_epsilon`, each head of queries and of keys passes an RMSNorm of its K channels before it is rotated
     (Dehghani et al. 2023, as Qwen3 has it).
     """
 
@@ -84,9 +84,9 @@ class Attention(nnx.Module):
         head_dim: int,
         *,
         output_bias: bool = False,
-        head_norm_epsilon: float | None = None,
         qkv_bias: bool = False,
         fixed_key_bias: bool = False,
+        head_norm_epsilon: float | None = None,
         rngs: nnx.Rngs,
     ):
         of_queries, of_keys = {"heads": heads, "head_dim": head_dim}, {"kv_heads": kv_heads, "head_dim": head_dim}

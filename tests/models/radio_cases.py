@@ -1,5 +1,7 @@
 """Tiny RADIO encoders, and images and videos for them."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,6 +12,7 @@ from models.arrays import arrays_by_path, with_arrays
 TINY = RadioConfig(
     patch_size=4, width=32, layers=2, heads=4, mlp_width=64, position_side=8, projector_width=40, output_width=24
 )
+GOLDEN = dataclasses.replace(TINY, width=16, mlp_width=24, position_side=6, projector_width=20, output_width=12)
 GRIDS = ((4, 6), (2, 2), (8, 6), (6, 12), (2, 10))
 """Below, at and above the side of the learned grid, in both aspects."""
 

@@ -20,6 +20,7 @@ PACKED = Siglip2Config(
 )
 FIXED = dataclasses.replace(PACKED, image_size=18)
 """A rest of 2 pixels is not seen."""
+GOLDEN = dataclasses.replace(PACKED, width=16, mlp_width=24, layers=1, projector_width=None, output_width=None)
 
 
 def build(config, dtype=np.float32):

@@ -7,17 +7,20 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
-from models import LanguageModel, MoEConfig, VisionEncoder
+from models import LanguageModel, MoEConfig, ParakeetEncoder, VisionEncoder
 from models.generate import generate
 from models.parts.attention import attend
+from models.parts.conformer.attention import attend_relatively, shift_distances
 from models.parts.expert_parallel import mix_experts
 from models.parts.experts import Kernels, Slots, run_experts
 from models.parts.loss import cross_entropy
+from models.parts.mel import log_mel
 from models.parts.moe import MoE
 from models.parts.rope import rope_table, rotate
 from models.parts.router import Router, within_capacity
 from models.parts.scatter import scatter_tokens
 from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
+from tests.models.tiny_parakeet import build_parakeet
 
 
 def checked(function, *args, **kwargs):
@@ -48,6 +51,17 @@ def test_shapes_that_the_signatures_state_are_taken():
     batch = {key: jnp.asarray(value) for key, value in decoder_batch().items()}
     checked(LanguageModel.__call__, build_decoder(), **batch)
     checked(VisionEncoder.__call__, build_vision(), jnp.asarray(image_batch()))
+
+
+def test_shapes_of_sound_that_the_signatures_state_are_taken():
+    lengths, valid = jnp.full((2, 3), 1600), jnp.ones((2, 3, 5), bool)
+    checked(log_mel, ones(2, 3, 1600), lengths, 16)
+    by_head, biases = ones(2, 3, 5, 4, 6), ones(4, 6)
+    checked(attend_relatively, by_head, by_head, by_head, ones(9, 4, 6), biases, biases, valid)
+    checked(shift_distances, ones(2, 5, 9))
+    sound = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
+    checked(ParakeetEncoder.__call__, build_parakeet(), **sound)
+    checked(ParakeetEncoder.encode, build_parakeet(), ones(2, 3, 10, 16), lengths // 160)
 
 
 def checked_table(rows):

@@ -28,7 +28,7 @@ from models.parts.mamba.convolution import causal_conv, starts_from
 from models.parts.mamba.scan import chunk_states, cut, outputs, pass_on
 
 # B batch · S sequence · H heads · P head width · G groups · R heads of a group · N state · K taps
-# On one device: L rows of a run · T = min(L, K - 1) last ones · F what is packed of a row
+# On one device: L rows of a run · T = min(L, K - 1) last ones · C chunks
 
 _BYTES = 4
 """Parts of an id that travel: every float dtype holds the whole numbers 0..255."""
@@ -88,7 +88,8 @@ def mix_across(
     """
     shares = Shares(
         mesh=splits.mesh,
-        batch=splits.axes_of("batch"),
+        # Axes of one device too: gradients are summed over those that no dim rides on.
+        batch=(*splits.axes_of("batch"), *(axis for axis, degree in splits.mesh.shape.items() if degree == 1)),
         seq=splits.axes_of("seq"),
         heads=splits.axes_of("heads"),
         chunk=chunk,
@@ -131,7 +132,7 @@ def _part(shares: Shares, streams: Streams, convs: tuple[Streams, Streams], dt, 
 
 def _rows_before(
     shares: Shares, streams: Streams, segments: Int[Array, "B 2 L"] | None, count: int
-) -> tuple[Streams, Int[Array, "B 2 K-1"] | None]:
+) -> tuple[Streams, Int[Array, "B 2 history"] | None]:
     """The `count` rows of each stream ahead of this device's two runs, and their ids; zeros ahead of the first run."""
     tails = jax.tree.map(lambda rows: rows[:, :, -count:], streams)
     shapes = [rows.shape[3:] for rows in tails]
@@ -152,8 +153,8 @@ def _rows_before(
 
 
 def _states_before(
-    shares: Shares, decay: Float[Array, "2B C G R"], added: Float[Array, "2B C G R P N"]
-) -> Float[Array, "2B G R P N"]:
+    shares: Shares, decay: Float[Array, "runs C G R"], added: Float[Array, "runs C G R P N"]
+) -> Float[Array, "runs G R P N"]:
     """The states that enter this device's two runs of C chunks."""
     zeros = jnp.zeros_like(added[:, 0])
     over_run, added_by_run = decay.prod(axis=1), pass_on(decay, added, zeros)[1]
@@ -180,11 +181,11 @@ def _own(shares: Shares, runs: int) -> tuple[Array, Array]:
     return index, runs - 1 - index
 
 
-def _runs(rows: Shaped[Array, "B 2L ..."]) -> Shaped[Array, "B 2 L ..."]:
+def _runs(rows: Shaped[Array, "B S ..."]) -> Shaped[Array, "B 2 L ..."]:
     return rows.reshape(rows.shape[0], 2, -1, *rows.shape[2:])
 
 
-def _merged(runs: Shaped[Array, "B 2 L ..."]) -> Shaped[Array, "2B L ..."]:
+def _merged(runs: Shaped[Array, "B 2 L ..."]) -> Shaped[Array, "runs L ..."]:
     return runs.reshape(-1, *runs.shape[2:])
 
 

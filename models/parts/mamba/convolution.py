@@ -33,12 +33,12 @@ class CausalConv(nnx.Module):
 @partial(jax.checkpoint, prevent_cse=False)
 def causal_conv(
     x: Float[Array, "B S *F"],
-    before: Float[Array, "B K-1 *F"],
+    before: Float[Array, "B history *F"],
     kernel: Float[Array, " K *F"],
     bias: Float[Array, "*F"],
     ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B S *F"]:
-    """The convolution of `x`, ahead of which come the rows `before`; a row sees those of its own document alone.
+    """The convolution of `x`, ahead of which come K - 1 rows `before`; a row sees those of its own document alone.
 
     `ids` are those of the documents, as `ids_from` makes them. Computed in float32 at least.
     """

@@ -6,9 +6,9 @@ With a_t = dt_t A and s_t the sum of a over the rows of t's chunk up to t, a chu
     y_i = sum over j <= i of exp(s_i - s_j) (C_i · B_j) dt_j x_j  +  exp(s_i) H C_i  +  D x_i
     H'  = exp(s_Q) H + sum over j of exp(s_Q - s_j) dt_j x_j ⊗ B_j
 
-Every exponent is a sum of a, which is never positive. Where a document starts in the chunk, terms that would carry
-something over its border are left out. Products take operands in the dtype of x and add up in float32 at least, in
-which decays, steps and states are held all through.
+Every exponent is a sum of a, which is never positive. Where a document starts in the chunk, s starts from 0 too, and
+terms that would carry something over its border are left out. Products take operands in the dtype of x and add up in
+float32 at least, in which decays, steps and states are held all through.
 """
 
 from __future__ import annotations
@@ -107,18 +107,30 @@ def cut(
     heads = (groups, x.shape[2] // groups)
     document = None if starts is None else jnp.cumsum(split(starts), axis=2, dtype=jnp.int32)
     dt = split(dt, *heads)
-    sums = jnp.cumsum(dt * a.reshape(heads), axis=2)
+    logs = dt * a.reshape(heads)
+    sums = jnp.cumsum(logs, axis=2) if starts is None else _sums_in_documents(logs, split(starts))
     return Chunks(split(x, *heads, x.shape[3]), dt, sums, split(b), split(c), document)
+
+
+def _sums_in_documents(logs: Float[Array, "B C Q G R"], starts: Bool[Array, "B C Q"]) -> Float[Array, "B C Q G R"]:
+    """Sums up to each row, from its document's first row in the chunk on: what is ahead of it leaves no rounding."""
+
+    def join(first, second):
+        return first[0] | second[0], jnp.where(second[0], second[1], first[1] + second[1])
+
+    return jax.lax.associative_scan(join, (starts[..., None, None], logs), axis=2)[1]
 
 
 @partial(jax.checkpoint, prevent_cse=False)
 def chunk_states(chunks: Chunks) -> tuple[Float[Array, "B C G R"], Float[Array, "B C G R P N"]]:
     """(exp(s_Q), what the chunk adds to the state): how each chunk changes a state that enters it."""
     wide, sums, document = chunks.sums.dtype, chunks.sums, chunks.document
-    decay, weights = jnp.exp(sums[:, :, -1]), jnp.exp(sums[:, :, -1:] - sums) * chunks.dt
+    decay, exponents = jnp.exp(sums[:, :, -1]), sums[:, :, -1:] - sums
     if document is not None:
         decay = jnp.where((document[:, :, -1] == 0)[..., None, None], decay, 0)
-        weights = jnp.where((document == document[:, :, -1:])[..., None, None], weights, 0)
+        # Ahead of the exponential: from other documents it may be anything.
+        exponents = jnp.where((document == document[:, :, -1:])[..., None, None], exponents, -jnp.inf)
+    weights = jnp.exp(exponents) * chunks.dt
     weighted = (chunks.x * weights[..., None]).astype(chunks.x.dtype)
     return decay, jnp.einsum("bcqgrp,bcqgn->bcgrpn", weighted, chunks.b, preferred_element_type=wide)
 

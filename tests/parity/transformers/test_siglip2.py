@@ -1,7 +1,6 @@
 """SigLIP 2's vision tower beside transformers: features and the gradients of all weights."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,12 @@ from flax import nnx
 from models import Siglip2Encoder
 from models.arrays import arrays_by_path, with_arrays
 from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
+from models.huggingface.siglip2 import siglip2_config, siglip2_entries
 from tests.models.radio_cases import image_inputs, images
 from tests.models.siglip2_cases import FIXED, PACKED, fixed_images
 
 torch = pytest.importorskip("torch")
-siglip2 = pytest.importorskip("transformers.models.siglip2")
-siglip = pytest.importorskip("transformers.models.siglip")
+reference = pytest.importorskip("tests.parity.transformers.siglip2_reference")
 
 pytestmark = pytest.mark.live
 
@@ -26,45 +24,13 @@ FEATURES = {"projector_width": None, "output_width": None}
 PACKED, FIXED = dataclasses.replace(PACKED, **FEATURES), dataclasses.replace(FIXED, **FEATURES)
 
 
-def reference(config):
-    if config.image_size is None:
-        kind, settings = siglip2.Siglip2VisionModel, siglip2.Siglip2VisionConfig
-    else:
-        kind, settings = siglip.SiglipVisionModel, siglip.SiglipVisionConfig
-    torch.manual_seed(0)
-    model = kind._from_config(settings(**siglip2_hf_config(config)), attn_implementation="sdpa")
-    for name, weight in model.named_parameters():
-        offset = 1.0 if re.search(r"norm\d?\.weight", name) else 0.0
-        scale = 0.3 if weight.ndim < 2 or "position" in name else weight[0].numel() ** -0.5
-        weight.data = offset + scale * torch.randn_like(weight)
-    return model
-
-
-def theirs_packed(model, config, pictures):
-    """Features of each image, the images padded to the longest as transformers wants them."""
-    dtype = next(model.parameters()).dtype
-    grids = [tuple(side // config.patch_size for side in picture.shape[:2]) for picture in pictures]
-    longest = max(height * width for height, width in grids)
-    pixels, mask = (
-        torch.zeros(len(pictures), longest, config.patch_dim, dtype=dtype),
-        torch.zeros(len(pictures), longest),
-    )
-    for i, picture in enumerate(pictures):
-        height, width = grids[i]
-        cut = picture.reshape(height, config.patch_size, width, config.patch_size, -1).swapaxes(1, 2)
-        pixels[i, : height * width] = torch.from_numpy(cut.reshape(height * width, -1).copy())
-        mask[i, : height * width] = 1
-    hidden = model(pixels, mask, torch.tensor(grids)).last_hidden_state
-    return torch.cat([hidden[i, : height * width] for i, (height, width) in enumerate(grids)])
-
-
 def compare(config, dtype, tolerance, gradient_tolerance, grids=None):
-    model = reference(config).to(torch.float64 if dtype == np.float64 else torch.float32)
+    model = reference.reference(config).to(torch.float64 if dtype == np.float64 else torch.float32)
     if config.image_size is None:
         pictures = images(grids)
         inputs, (own,) = image_inputs(config, [pictures], rows=sum(h * w for h, w in grids) + 5)
         chosen = (0, np.concatenate(own))
-        theirs = theirs_packed(model, config, pictures)
+        theirs = reference.packed(model, config, pictures)
     else:
         pixels = fixed_images(dtype)
         inputs, chosen = {"images": pixels}, ...
@@ -112,4 +78,4 @@ def test_in_float64_too(float64):
 
 @pytest.mark.parametrize("config", [PACKED, FIXED])
 def test_their_config_comes_back(config):
-    assert siglip2_config(reference(config).config.to_dict()) == config
+    assert siglip2_config(reference.reference(config).config.to_dict()) == config

@@ -1,0 +1,95 @@
+"""The settings that say what is trained: a model by name, or the sizes of each of its modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hetjax.errors import ConfigError
+from models import DecoderConfig, ModelError, NemotronHConfig, ParakeetConfig, RadioConfig, VisionConfig
+from models.presets import find_preset
+
+MODULES = ("vision", "audio", "llm")
+"""Names of the modules, in the order of the data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained.
+
+    Args:
+        preset: Name of a model, as `hetjax model` knows it, whose sizes the modules below have unless given; null for
+            none.
+        without: Modules of the preset that are left out, such as [audio].
+        changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
+        llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
+        vision: Sizes of the vision encoder: a ViT of images of one size, or RADIO; null for the preset's, or none.
+        audio: Sizes of the encoder of sound; null for the preset's, or none.
+    """
+
+    preset: str | None = None
+    without: list[str] = dataclasses.field(default_factory=list)
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    llm: DecoderConfig | NemotronHConfig | None = None
+    vision: VisionConfig | RadioConfig | None = None
+    audio: ParakeetConfig | None = None
+
+    def __post_init__(self):
+        if self.preset is None:
+            for name in ("without", "changes"):
+                if getattr(self, name):
+                    raise ConfigError(f"model.{name} is {getattr(self, name)}, but there is no model.preset to change")
+        self.components  # noqa: B018  its errors should come now
+        if "llm" not in self.components:
+            raise ConfigError("model.llm is missing; give the sizes of a language model, or model.preset")
+        self._check_widths()
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The config of each module that there is, in the order of the data."""
+        preset = {} if self.preset is None else _changed(find_preset(self.preset), self.changes)
+        unknown = [name for name in self.without if name not in preset or name == "llm"]
+        if unknown:
+            leavable = ", ".join(name for name in preset if name != "llm")
+            raise ConfigError(f"model.without names {', '.join(unknown)}; {self.preset} can do without {leavable}")
+        given = {name: getattr(self, name) or preset.get(name) for name in MODULES}
+        return {name: config for name, config in given.items() if config is not None and name not in self.without}
+
+    def _check_widths(self) -> None:
+        llm = self.components["llm"]
+        for name, config in self.components.items():
+            if name == "llm":
+                continue
+            if config.output_width != llm.width:
+                raise ConfigError(
+                    f"model.{name}.output_width is {config.output_width}, but model.llm.width is {llm.width}; set both "
+                    "alike, for the encoder's tokens enter the language model's sequence"
+                )
+        pruning = getattr(self.components.get("vision"), "video_pruning_rate", 0)
+        if pruning and not isinstance(llm, NemotronHConfig):
+            raise ConfigError(
+                f"model.vision.video_pruning_rate is {pruning}, but a {type(llm).__name__} cannot take rows out of its "
+                "sequence; set it to 0, or make the language model a NemotronHConfig"
+            )
+
+
+def _changed(preset: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    components = dict(preset)
+    for key, value in changes.items():
+        module, *path = key.split(".")
+        if module not in components or not path:
+            raise ConfigError(f"model.changes names {key}; begin with one of {', '.join(preset)} and a dot")
+        components[module] = _replaced(components[module], path, value, key)
+    return components
+
+
+def _replaced(config: Any, path: list[str], value: Any, key: str) -> Any:
+    name, *rest = path
+    known = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    if name not in known:
+        raise ConfigError(f"model.changes names {key}, but {type(config).__name__} has {', '.join(known)}")
+    new = _replaced(getattr(config, name), rest, value, key) if rest else value
+    try:
+        return dataclasses.replace(config, **{name: new})
+    except (ModelError, TypeError) as error:
+        raise ConfigError(f"model.changes, {key}: {error}") from None

@@ -1,0 +1,78 @@
+"""The settings of the processor: how a conversation with media becomes arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, get_args
+
+from hetjax.errors import ConfigError
+from hetjax.media import SAMPLE_RATE, VideoSampling
+from hetjax.processor.layout import AudioInVideo
+from models.dynamic_resolution import DynamicResolution
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessorConfig:
+    """How conversations with images, videos and sound become arrays of fixed shapes.
+
+    Args:
+        image_rows: Rows that a vision encoder has for all images of a row of the batch: patches and prefix tokens.
+        video_rows: The same for the tubelets of all videos.
+        clips: Clips of sound in a row of the batch.
+        clip_seconds: Longest clip; longer sound is cut into several.
+        resolution: How large images and frames become.
+        frames: Which frames of a video are taken.
+        audio_in_video: Where the sound of a video stands: none (it is not read), after_marker (ahead of the frames),
+            after_frames, or interleaved (each clip behind the frames of its time).
+        video_prefix: Text ahead of every video, such as "This is a video:\\n".
+        context: Tokens that the images of a sample share with its text, which limits their size; null for the length of
+            the sequence.
+        pixel_mean: Mean of each channel, subtracted from pixels between 0 and 1.
+        pixel_std: Standard deviation of each channel, which divides them.
+        chat_template: Folder of a checkpoint whose chat template is used; null for that of the tokenizer's folder, or
+            the built-in one.
+        template_options: What the template may ask for, e.g. {enable_thinking: false}.
+        packed: Samples that may share a row of the batch in training; 1 packs none.
+    """
+
+    image_rows: int = 0
+    video_rows: int = 0
+    clips: int = 0
+    clip_seconds: float = 30.0
+    resolution: DynamicResolution = dataclasses.field(default_factory=DynamicResolution)
+    frames: VideoSampling = dataclasses.field(default_factory=VideoSampling)
+    audio_in_video: AudioInVideo = "none"
+    video_prefix: str = ""
+    context: int | None = None
+    pixel_mean: tuple[float, float, float] = CLIP_MEAN
+    pixel_std: tuple[float, float, float] = CLIP_STD
+    chat_template: str | None = None
+    template_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    packed: int = 1
+
+    def __post_init__(self):
+        least = {"image_rows": 0, "video_rows": 0, "clips": 0, "packed": 1, "context": 1}
+        for name, least_value in least.items():
+            value = getattr(self, name)
+            if value is not None and value < least_value:
+                raise ConfigError(f"processor.{name} is {value}; give {least_value} or more")
+        if self.audio_in_video not in get_args(AudioInVideo):
+            known = ", ".join(get_args(AudioInVideo))
+            raise ConfigError(f"processor.audio_in_video is {self.audio_in_video!r}; give one of {known}")
+        for name in ("image_rows", "video_rows"):
+            if getattr(self, name) % self.resolution.merge**2:
+                raise ConfigError(
+                    f"processor.{name} is {getattr(self, name)}; give a multiple of merge² = "
+                    f"{self.resolution.merge**2}, the rows that make a token"
+                )
+        if not (math.isfinite(self.clip_seconds) and self.clip_samples > 0):
+            raise ConfigError(f"processor.clip_seconds is {self.clip_seconds}; give a length above 0")
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of the longest clip."""
+        return int(self.clip_seconds * SAMPLE_RATE)

@@ -1,0 +1,76 @@
+"""Where images, videos and sound stand in a prompt: marks, times and a placeholder for each encoder token.
+
+The layout of Nemotron 3 Nano Omni. An image is `<img>` n times `<image>` `</img>`; sound is `<so_start>` n times
+`<so_embedding>` `<so_end>`; a video is a line for each tubelet, `Frame 1 sampled at 0.00 seconds and frame 2 sampled at
+0.50 seconds: ` and the tubelet as an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+AudioInVideo = Literal["none", "after_marker", "after_frames", "interleaved"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """`count` placeholders of encoder tokens between the marks of their kind ("image" or "audio")."""
+
+    kind: Literal["image", "audio"]
+    count: int
+
+
+Item = str | Tokens
+
+
+def image_items(tokens: int) -> list[Item]:
+    """An image of so many tokens."""
+    return [Tokens(kind="image", count=tokens)]
+
+
+def audio_items(tokens: int) -> list[Item]:
+    """A sound of so many tokens, all its clips together."""
+    return [Tokens(kind="audio", count=tokens)]
+
+
+def video_items(
+    times: Sequence[float],
+    frames_per_tubelet: int,
+    tokens: int,
+    *,
+    clips: Sequence[tuple[float, int]] = (),
+    order: AudioInVideo = "none",
+    prefix: str = "",
+) -> list[Item]:
+    """A video whose frames are shown at these seconds, every tubelet of so many tokens, with its sound.
+
+    Args:
+        times: seconds of each frame; those of one tubelet follow each other, and the last tubelet may be short.
+        frames_per_tubelet: frames that a tubelet spans.
+        tokens: tokens of a tubelet.
+        clips: (second at which it ends, tokens) of each clip of the sound.
+        order: where the sound stands: before the frames, behind them, or each clip behind the tubelets that begin
+            before it ends.
+        prefix: text ahead of it all.
+    """
+    starts = range(0, len(times), frames_per_tubelet)
+    sound = audio_items(sum(count for _, count in clips)) if clips and order != "none" else []
+    items: list[Item] = [prefix] if prefix else []
+    if order == "after_marker":
+        items += sound
+    left = list(clips) if order == "interleaved" else []
+    for start in starts:
+        while left and times[start] >= left[0][0]:
+            items += ["\n", *audio_items(left.pop(0)[1])]
+        line = " and ".join(
+            f"{'Frame' if frame == start else 'frame'} {frame + 1} sampled at {times[frame]:.2f} seconds"
+            for frame in range(start, min(start + frames_per_tubelet, len(times)))
+        )
+        items += [f"\n{line}: " if start else f"{line}: ", Tokens(kind="image", count=tokens)]
+    if order == "after_frames":
+        items += sound
+    for _, count in left:
+        items += ["\n", *audio_items(count)]
+    return items

@@ -1,0 +1,133 @@
+"""Text to token ids for a model that sees and hears: a checkpoint's tokenizer.json, or a built-in one of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from hetjax.errors import ConfigError, DataError
+
+PLACEHOLDERS = {
+    "image": "<image>",
+    "image_start": "<img>",
+    "image_end": "</img>",
+    "audio": "<so_embedding>",
+    "audio_start": "<so_start>",
+    "audio_end": "<so_end>",
+}
+"""The tokens of the prompt layout by what they are for."""
+ENDS = ("<|im_end|>", "</s>", "<|endoftext|>", "<|eot_id|>", "<eos>")
+"""Tokens that end an answer, the first that a tokenizer has, unless the checkpoint says which."""
+THOUGHTS = ("<think>", "</think>")
+"""Special in some tokenizers, yet what an assistant writes."""
+# The first ids are those of the released model, as far as they are known.
+_BUILT_IN = {
+    "<unk>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 10, "<|im_end|>": 11, "<think>": 12, "</think>": 13,
+    "<image>": 18, "<img>": 21, "</img>": 22, "<so_embedding>": 27, "<so_start>": 28, "<so_end>": 29,
+}  # fmt: skip
+_BYTES_FROM = 32
+
+
+class OmniTokenizer:
+    """A `tokenizers` model and the ids that a prompt with media needs.
+
+    Args:
+        model: the tokenizer.
+        ids: ids from the checkpoint's config for PLACEHOLDERS that the tokenizer does not know by their text.
+        stop_ids: ids that end an answer, from the checkpoint; without, the first of ENDS that there is.
+        pad: id of padding.
+
+    Attributes:
+        placeholders: the id of each of PLACEHOLDERS that there is.
+        eos: the first of `stop_ids`.
+        vocab_size: one more than the largest id.
+        specials: the texts of special tokens.
+
+    Raises ConfigError where nothing ends an answer.
+    """
+
+    def __init__(
+        self,
+        model: tokenizers.Tokenizer,
+        *,
+        ids: Mapping[str, int] | None = None,
+        stop_ids: Iterable[int] = (),
+        pad: int = 0,
+    ):
+        model.no_truncation()
+        model.no_padding()
+        model.encode_special_tokens = False
+        self._model = model
+        found = {name: model.token_to_id(text) for name, text in PLACEHOLDERS.items()}
+        given = dict(ids or {})
+        self.placeholders = {
+            name: given.get(name) if token is None else token
+            for name, token in found.items()
+            if token is not None or name in given
+        }
+        ends = [model.token_to_id(text) for text in ENDS]
+        self.stop_ids = tuple(stop_ids) or tuple([token for token in ends if token is not None][:1])
+        if not self.stop_ids:
+            raise ConfigError(f"the tokenizer has none of {', '.join(ENDS)}; say which ids end an answer (stop_ids)")
+        self.eos, self.pad = self.stop_ids[0], pad
+        added = model.get_added_tokens_decoder()
+        special = {token: entry.content for token, entry in added.items() if entry.special}
+        self.specials = frozenset(special.values())
+        self.special_ids = frozenset({*special, *self.placeholders.values(), *self.stop_ids})
+        words = model.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = max((*words, *self.placeholders.values())) + 1
+        self._known = frozenset(words)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; the text of a special token is that token."""
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special ids and ids outside the vocabulary stand for no text."""
+        return self._model.decode([i for i in map(int, ids) if i in self._known], skip_special_tokens=True)
+
+    def placeholder(self, name: str) -> int:
+        """The id of one of PLACEHOLDERS. Raises ConfigError where there is none."""
+        if name not in self.placeholders:
+            raise ConfigError(
+                f"the tokenizer has no token {PLACEHOLDERS[name]}, which a prompt with media needs; give a "
+                f"tokenizer.json that has it, or its id ('{name}') from the checkpoint's config"
+            )
+        return self.placeholders[name]
+
+
+def load_omni_tokenizer(
+    path: str | Path | None, *, ids: Mapping[str, int] | None = None, stop_ids: Iterable[int] = ()
+) -> OmniTokenizer:
+    """The tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
+
+    Raises:
+        DataError: the file is missing, unreadable or malformed.
+    """
+    if path is None:
+        return OmniTokenizer(_byte_tokenizer(), ids=ids, stop_ids=stop_ids)
+    path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        model = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"tokenizer file '{path}' cannot be read: {error}; give a readable tokenizer.json") from error
+    except Exception as error:  # the library raises a bare Exception for every defect of a file
+        raise DataError(
+            f"tokenizer file '{path}' is malformed: {error}; give a tokenizer.json as saved by `tokenizers`"
+        ) from error
+    return OmniTokenizer(model, ids=ids, stop_ids=stop_ids)
+
+
+def _byte_tokenizer() -> tokenizers.Tokenizer:
+    """Special tokens below 32, where the released model has those that are known, then the 256 bytes of UTF-8."""
+    fillers = {f"<unused_{i}>": i for i in range(_BYTES_FROM) if i not in _BUILT_IN.values()}
+    letters = {letter: _BYTES_FROM + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    model = tokenizers.Tokenizer(models.BPE(vocab={**_BUILT_IN, **fillers, **letters}, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (*_BUILT_IN, *fillers)])
+    return model

@@ -1,0 +1,90 @@
+"""hetjax model: what a model is made of, without its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from rich.tree import Tree
+
+from hetjax.errors import ConfigError
+from hetjax.tools.outcome import Outcome
+from models.components import build_component
+from models.huggingface.families import find_family
+from models.presets import PRESETS, find_preset
+
+Branch = dict[str, Any]
+"""{part: parameters, or a branch of its own parts}."""
+
+
+def model(name: str, *, depth: int = 3) -> Outcome:
+    """Show the components of a model with their parameters.
+
+    Args:
+        name: A model by name, such as nemotron_3_nano_omni, or the folder of a Hugging Face checkpoint.
+        depth: Levels of parts that are shown below a component; 0 for none.
+    """
+    if depth < 0:
+        raise ConfigError(f"depth is {depth}; give 0 or more")
+    parts = {module: parameter_tree(config) for module, config in components_of(name).items()}
+    counts = {module: count(branch) for module, branch in parts.items()}
+    numbers = {
+        "name": name,
+        "parameters": sum(counts.values()),
+        "components": {
+            module: {"parameters": counts[module], "parts": dict(_flat(branch, depth))}
+            for module, branch in parts.items()
+        },
+    }
+    tree = Tree(f"{name}: {numbers['parameters']:,} parameters")
+    for module, branch in parts.items():
+        _grow(tree.add(f"{module}: {counts[module]:,}"), branch, depth)
+    return Outcome(numbers=numbers, shown=(tree,))
+
+
+def components_of(name: str) -> dict[str, Any]:
+    """The config of each module of a model by name, or of a checkpoint's folder. Raises ModelError or ConfigError."""
+    folder = Path(name)
+    if name in PRESETS or not folder.exists():
+        return find_preset(name)
+    try:
+        hf = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'} cannot be read: {error}; give a checkpoint's folder") from None
+    return find_family(hf).read_config(hf)
+
+
+def parameter_tree(config: Any) -> Branch:
+    """The parameters of a module, by part; weights alone, no running statistics."""
+    module = nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0)))
+    tree: Branch = {}
+    for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        *parts, last = map(str, path)
+        branch = tree
+        for part in parts:
+            branch = branch.setdefault(part, {})
+        branch[last] = math.prod(weight.get_value().shape)
+    return tree
+
+
+def count(branch: Branch | int) -> int:
+    """All parameters of a branch."""
+    return branch if isinstance(branch, int) else sum(map(count, branch.values()))
+
+
+def _flat(branch: Branch, depth: int, ahead: str = "") -> Iterator[tuple[str, int]]:
+    for part, below in branch.items() if depth else ():
+        yield f"{ahead}{part}", count(below)
+        if isinstance(below, dict):
+            yield from _flat(below, depth - 1, f"{ahead}{part}/")
+
+
+def _grow(tree: Tree, branch: Branch, depth: int) -> None:
+    for part, below in branch.items() if depth else ():
+        twig = tree.add(f"{part}: {count(below):,}")
+        if isinstance(below, dict):
+            _grow(twig, below, depth - 1)

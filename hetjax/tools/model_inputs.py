@@ -1,0 +1,50 @@
+"""Random inputs of a component, of a given size, to measure it alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, VisionConfig
+from models.parts.clips import SAMPLE_RATE, tokens_of_clip
+
+Inputs = tuple[dict[str, np.ndarray], int]
+
+
+def inputs_of(config: Any, *, batch: int, tokens: int, clip_seconds: float) -> Inputs:
+    """(arrays by port, tokens that the component takes or makes of them).
+
+    A language model gets `batch` rows of `tokens` ids; an encoder of images as many images as make about `tokens`
+    tokens a sample; one of sound a clip of `clip_seconds` a sample.
+    """
+    random = np.random.default_rng(0)
+    if isinstance(config, DecoderConfig | NemotronHConfig):
+        ids = random.integers(0, config.vocab_size, (batch, tokens + 1), dtype=np.int32)
+        weights = np.ones((batch, tokens), np.float32)
+        return {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_weights": weights}, batch * tokens
+    if isinstance(config, VisionConfig):
+        images = max(1, tokens // config.tokens_per_image)
+        shape = (batch, images, config.image_size, config.image_size, config.channels)
+        return {"images": random.random(shape, np.float32)}, batch * images * config.tokens_per_image
+    if isinstance(config, RadioConfig):
+        return _packed_image(config, batch, tokens, random)
+    if isinstance(config, ParakeetConfig):
+        samples = int(clip_seconds * SAMPLE_RATE)
+        waveforms = random.normal(size=(batch, 1, samples)).astype(np.float32)
+        return {"waveforms": waveforms, "lengths": np.full((batch, 1), samples, np.int32)}, batch * int(
+            tokens_of_clip(samples)
+        )
+    raise TypeError(f"no inputs are known for a {type(config).__name__}")
+
+
+def _packed_image(config: RadioConfig, batch: int, tokens: int, random: np.random.Generator) -> Inputs:
+    side = config.merge * config.patch_size * max(1, math.isqrt(tokens))
+    image = random.normal(size=(side, side, config.channels)).astype(np.float32)
+    layout = config.image_rows
+    grid = side // config.patch_size
+    rows = layout.pack_images([image], layout.rows(grid, grid))
+    arrays = {"patches": rows.patches, "places": rows.places, "segments": rows.segments}
+    made = batch * len(rows.tokens[0])
+    return {name: np.broadcast_to(array, (batch, *array.shape)) for name, array in arrays.items()}, made

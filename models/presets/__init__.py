@@ -1,0 +1,22 @@
+"""Models by name: the configs of their components, by the name of the module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.errors import ModelError
+from models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "nemotron_3_nano_omni": NANO_OMNI,
+    "nemotron_3_nano_omni_300m": NANO_OMNI_300M,
+    "nemotron_3_nano_omni_tiny": NANO_OMNI_TINY,
+}
+"""{name: {module: config}}."""
+
+
+def find_preset(name: str) -> dict[str, Any]:
+    """The components of a model by its name. Raises ModelError for a name that there is not."""
+    if name not in PRESETS:
+        raise ModelError(f"there is no model '{name}'; the models are {', '.join(PRESETS)}")
+    return PRESETS[name]

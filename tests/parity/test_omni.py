@@ -1,0 +1,95 @@
+"""A model with vision, sound and language, each on a mesh of its own with a layout of its own, equals one device."""
+
+import functools
+
+import numpy as np
+import optax
+import pytest
+
+from hetjax import Trainer
+from meshes import Layout, Placement
+from tests.parity.omni import make_batch, make_graph
+from tests.parity.oracle import relative_error, train_on_one_device
+
+PLACEMENTS = {
+    "three meshes": {
+        "vision": Layout(devices="0-1", data=2),
+        "audio": Layout(devices="2-3", tensor=2),
+        "llm": Layout(devices="4-7", expert=2, tensor=2),
+    },
+    "context and stages": {
+        "vision": Layout(devices="0-3", fsdp=2, tensor=2),
+        "audio": Layout(devices="4-7", data=4),
+        "llm": Layout(devices="0-7", stage=2, context=2, fsdp=2),
+    },
+    "colocated": {
+        "vision": Layout(devices="0-7", data=8),
+        "audio": Layout(devices="0-7", data=4, fsdp=2),
+        "llm": Layout(devices="0-7", data=2, expert=2, context=2),
+    },
+}
+LIMITS = {"float32": 1e-5, "float64": 1e-10}
+
+
+MAX_GRAD_NORM = 1.0
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    """With an epsilon that keeps rounding in the smallest gradients from becoming whole steps."""
+    return optax.adamw(1e-3, eps=3e-2, weight_decay=0.1)
+
+
+@functools.cache
+def reference(dtype: str, pruning_rate: float, pattern: str):
+    optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
+    graph = make_graph(pruning_rate, pattern=pattern)
+    return train_on_one_device(graph, make_batch(dtype=np.dtype(dtype).type), optimizer, steps=3, dtype=dtype)
+
+
+def check(
+    placement: str, dtype: str, *, pruning_rate: float = 0.0, schedule: str = "1f1b", microbatches: int = 2,
+    pattern: str = "MEM*EME",
+) -> None:  # fmt: skip
+    history = reference(dtype, pruning_rate, pattern)
+    trainer = Trainer(
+        make_graph(pruning_rate, pattern=pattern), Placement(PLACEMENTS[placement]), optimizer=make_optimizer(),
+        schedule=schedule, microbatches=microbatches, param_dtype=dtype, max_grad_norm=MAX_GRAD_NORM,
+    )  # fmt: skip
+    batch = make_batch(dtype=np.dtype(dtype).type)
+    state = trainer.init(0)
+    _, found = trainer.loss_and_gradients(state, batch)
+    errors = {}
+    for step, (loss, *_) in enumerate(history):
+        state, metrics = trainer.step(state, batch)
+        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
+    pairs = ("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])
+    for kind, ours, theirs in pairs:
+        for module, arrays in theirs.items():
+            for path, array in arrays.items():
+                errors[kind, module, path] = relative_error(ours[module][path], array)
+    worst = max(errors, key=errors.get)
+    print(f"{placement} {dtype} {schedule}: {errors[worst]:.2e} ({worst})")
+    assert errors[worst] < LIMITS[dtype], (worst, errors[worst])
+
+
+def test_three_modules_on_three_meshes_equal_one_device(float64):
+    check("three meshes", "float64", pattern="M*E")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", LIMITS, indirect=True)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_placement_equals_one_device(placement, dtype):
+    check(placement, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["three meshes", "context and stages"])
+def test_pruned_videos_equal_one_device(placement, float64):
+    check(placement, "float64", pruning_rate=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placement", "schedule"), [("context and stages", "zero_bubble"), ("colocated", "colocated")])
+def test_schedules_equal_one_device(placement, schedule, float64):
+    check(placement, "float64", schedule=schedule, microbatches=4)
