@@ -165,7 +165,7 @@ class _Run:
             source = warm_start[module].name if module in warm_start else f"the seed {self.config.seed}"
             self.console.print(f"{module} starts from {source}")
         for module, source in warm_start.items():
-            for difference in differences(source, module, getattr(self.config.model, module, None)):
+            for difference in differences(source, module, self.config.model.components[module]):
                 self.console.print(f"note: its weights were made for another setting: model.{module}.{difference}")
         return self.trainer.init(self.config.seed, warm_start=warm_start)
 

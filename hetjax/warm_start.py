@@ -62,7 +62,7 @@ def differences(source: WeightSource, module: str, config: Any) -> list[str]:
     Some are free to differ, such as what balances experts; shapes are checked elsewhere.
     """
     made_for = _configs(source).get(module)
-    if config is None or type(made_for) is not type(config):
+    if type(made_for) is not type(config):
         return []
     here, there = dataclasses.asdict(config), dataclasses.asdict(made_for)
     return [f"{name} is {here[name]!r} here, {there[name]!r} there" for name in here if here[name] != there[name]]

@@ -88,9 +88,10 @@ def _model(
         )
     kind = find_family({}, family)
     config, _ = load_config(["--config", os.fspath(settings)])
-    configs = {module: getattr(config.model, module, None) for module in kind.build}
-    if lacking := [module for module, each in configs.items() if each is None]:
+    built = config.model.components
+    if lacking := [module for module in kind.build if module not in built]:
         raise ConfigError(f"family '{kind.name}' has a module '{lacking[0]}', which {settings} lacks")
+    configs = {module: built[module] for module in kind.build}
     return kind, configs, kind.write_config(configs)
 
 
