@@ -41,7 +41,7 @@ from hetjax.metrics import MetricsLog, draw_loss, read_metrics
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
 from hetjax.trainer import Trainer
-from hetjax.warm_start import open_warm_start
+from hetjax.warm_start import differences, open_warm_start
 
 
 def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:
@@ -164,6 +164,9 @@ class _Run:
         for module in self.trainer.graph.modules if warm_start else ():
             source = warm_start[module].name if module in warm_start else f"the seed {self.config.seed}"
             self.console.print(f"{module} starts from {source}")
+        for module, source in warm_start.items():
+            for difference in differences(source, module, self.config.model.components[module]):
+                self.console.print(f"note: its weights were made for another setting: model.{module}.{difference}")
         return self.trainer.init(self.config.seed, warm_start=warm_start)
 
     def _restored(self) -> TrainState:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hetjax.checkpoint.saved import SavedWeights, is_checkpoint
+from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.weight_source import WeightSource
 from models.huggingface.checkpoint import HuggingFaceCheckpoint
+from models.huggingface.families import find_family
+from models.huggingface.family import Configs, read_json
 
 
 def open_weights(directory: str | os.PathLike[str]) -> WeightSource:
@@ -50,6 +54,29 @@ def open_warm_start(setting: str | Mapping[str, str] | None, modules: tuple[str,
         raise ConfigError(f"warm_start names module '{unknown[0]}'; the model consists of {', '.join(modules)}")
     opened = {folder: open_weights(folder) for folder in dict.fromkeys(setting.values())}
     return {module: opened[folder] for module, folder in setting.items()}
+
+
+def differences(source: WeightSource, module: str, config: Any) -> list[str]:
+    """The settings of a module that are others than its weights were made for, where their config.json tells.
+
+    Some are free to differ, such as what balances experts; shapes are checked elsewhere.
+    """
+    made_for = _configs(source).get(module)
+    if type(made_for) is not type(config):
+        return []
+    here, there = dataclasses.asdict(config), dataclasses.asdict(made_for)
+    return [f"{name} is {here[name]!r} here, {there[name]!r} there" for name in here if here[name] != there[name]]
+
+
+def _configs(source: WeightSource) -> Configs:
+    """The config of each module as config.json has it; nothing for a run's own checkpoint."""
+    if isinstance(source, HuggingFaceCheckpoint):
+        return source.configs
+    path = Path(source.name) / HUGGING_FACE / "config.json"
+    if not path.exists():
+        return {}
+    hf = read_json(path)
+    return find_family(hf, source.extra.get("family") if isinstance(source, SavedWeights) else None).read_config(hf)
 
 
 def load_into(trainer: Trainer, folder: str | os.PathLike[str], *, seed: int = 0) -> TrainState:

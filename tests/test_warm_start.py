@@ -13,13 +13,14 @@ from hetjax.checkpoint import Checkpoints
 from hetjax.cli import main
 from hetjax.config import load_config
 from hetjax.errors import ConfigError
-from hetjax.warm_start import load_into, open_warm_start, open_weights
+from hetjax.warm_start import differences, load_into, open_warm_start, open_weights
 from meshes import Layout, Placement
 from models import LanguageModel
 from models.arrays import arrays_by_path
 from models.huggingface.entry import read_arrays
 from models.huggingface.families import FAMILIES
 from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.models.huggingface.omni_configs import TINY as OMNI
 from tests.test_bad_input import run  # noqa: F401, a fixture
 
 # The sizes of the tiny run of tests/conftest.py.
@@ -117,7 +118,7 @@ def test_an_own_checkpoint_starts_modules_with_a_fresh_optimizer(make_trainer, t
         assert array.tobytes() == expected["llm"][path].tobytes()
     for path, array in weights["vision"].items():
         assert array.tobytes() == fresh["vision"][path].tobytes()
-    assert (weights["vision"]["patches/kernel"] != expected["vision"]["patches/kernel"]).any()
+    assert (weights["vision"]["patch/kernel"] != expected["vision"]["patch/kernel"]).any()
     moments = [leaf for stage in found.stages.values() for leaf in jax.tree.leaves(stage.opt_state)]
     assert moments and not any(np.asarray(leaf).any() for leaf in moments)
 
@@ -153,6 +154,46 @@ def test_what_does_not_fit_is_told_with_module_path_and_shapes(make_trainer, fol
         open_warm_start(str(folders["hf"]), ("vision",))
     with pytest.raises(ConfigError, match="holds no module 'vision', only llm"):
         make_trainer().init(0, warm_start=open_warm_start({"vision": str(folders["hf"])}, modules))
+
+
+def test_three_modules_start_on_three_meshes_from_one_omni_folder(tmp_path):
+    """Weights, and buffers that a checkpoint knows; counts of a step start as they are built."""
+    tensors = tensors_of(OMNI, np.float32)
+    for name in tensors:
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.asarray(7, np.int64)
+    source = write_folder(tmp_path / "hf", OMNI, tensors)
+    family = FAMILIES["nemotron_h_omni"]
+    configs = family.read_config(OMNI)
+    build = lambda module: lambda rngs: family.build[module](configs[module], rngs)  # noqa: E731
+    edges = [hetjax.Edge("vision.tokens", "llm.image_tokens"), hetjax.Edge("audio.tokens", "llm.audio_tokens")]
+    graph = hetjax.ModuleGraph({module: build(module) for module in configs}, edges)
+    layouts = {
+        "vision": Layout(devices="0-1", fsdp=2),
+        "audio": Layout(devices="2-3", data=2),
+        "llm": Layout(devices="4-7", expert=2, tensor=2),
+    }
+    trainer = hetjax.Trainer(graph, Placement(layouts), optimizer=optax.adamw(1e-3))
+    state = load_into(trainer, source)
+    for module, entries in family.entries(configs).items():
+        shapes = arrays_by_path(family.module(module, configs))
+        expected = read_arrays(entries, tensors, shapes)
+        (stage,) = (stage for stage in trainer.stages if stage.module == module)
+        held = {**state.stages[stage.name].params, **state.stages[stage.name].buffers}
+        for path, array in expected.items():
+            np.testing.assert_array_equal(np.asarray(held[path]), array, err_msg=path)
+        fresh = sorted(held.keys() - expected.keys())
+        assert all(path.endswith("counts") for path in fresh), fresh
+        assert not any(np.asarray(held[path]).any() for path in fresh)
+
+
+def test_settings_that_the_weights_were_not_made_for_are_told(folders, make_config):
+    config = make_config("--model.llm.rope_theta", "500000").model.llm
+    for kind in ("hf", "ours"):
+        source = open_weights(folders[kind])
+        assert differences(source, "llm", config) == ["rope_theta is 500000.0 here, 10000.0 there"]
+        assert differences(source, "llm", make_config().model.llm) == []
+        assert differences(source, "vision", config) == []
 
 
 @pytest.mark.slow

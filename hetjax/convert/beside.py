@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.family import Family, matches
-from models.huggingface.quantized import ACTIVATION_SCALES
+from models.huggingface.family import Family
 from models.huggingface.shards import ShardWriter
 from models.huggingface.tensors import INDEX, SINGLE, CheckpointTensors, SafetensorsFile
 
@@ -47,5 +46,4 @@ def kept_tensors(folder: Path, family: Family) -> dict[str, np.ndarray]:
         tensors = {name: file.read(name) for name in file.tensors}
     elif any(folder.glob("*.safetensors")):
         tensors = CheckpointTensors(folder)
-    names = [name for name in tensors if matches(family.kept, name) or name.endswith(ACTIVATION_SCALES)]
-    return {name: tensors[name] for name in names}
+    return {name: tensors[name] for name in tensors if family.keeps(name)}

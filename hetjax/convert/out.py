@@ -45,7 +45,7 @@ def from_checkpoint(
     beside = Path(like) if like is not None else source.folder / HUGGING_FACE
     kind, configs, hf = _model(source, beside, like is not None, family)
     plan = Plan(source, kind, configs, dtype, quantize)
-    kept = kept_tensors(beside, kind)
+    kept = kept_tensors(beside, kind) if beside.exists() else kind.constants(configs)
     # Scales of activations belong to a quantized form; those of inputs stand beside their weights.
     scales = {name: kept.pop(name) for name in list(kept) if name.endswith(ACTIVATION_SCALES)}
     if quantize is not None:
@@ -88,9 +88,10 @@ def _model(
         )
     kind = find_family({}, family)
     config, _ = load_config(["--config", os.fspath(settings)])
-    configs = {module: getattr(config.model, module, None) for module in kind.build}
-    if lacking := [module for module, each in configs.items() if each is None]:
+    built = config.model.components
+    if lacking := [module for module in kind.build if module not in built]:
         raise ConfigError(f"family '{kind.name}' has a module '{lacking[0]}', which {settings} lacks")
+    configs = {module: built[module] for module in kind.build}
     return kind, configs, kind.write_config(configs)
 
 

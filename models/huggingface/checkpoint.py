@@ -15,7 +15,7 @@ from models.huggingface.entry import Entry
 from models.huggingface.families import find_family
 from models.huggingface.family import matches, read_json
 from models.huggingface.parts import slot_infos
-from models.huggingface.quantized import ACTIVATION_SCALES, PlainTensors
+from models.huggingface.quantized import PlainTensors
 from models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
 
 Box = tuple[slice, ...]
@@ -74,10 +74,10 @@ class HuggingFaceCheckpoint:
 
     def kept(self) -> list[str]:
         """Tensors that no module of ours takes, and that a checkpoint has to have when it is converted back."""
-        return [name for name in self.tensors if matches(self.family.kept, name) or name.endswith(ACTIVATION_SCALES)]
+        return [name for name in self.tensors if self.family.keeps(name)]
 
     def _explained(self, name: str) -> bool:
-        return matches(self.family.kept + self.family.ignored, name) or name.endswith(ACTIVATION_SCALES)
+        return self.family.keeps(name) or matches(self.family.ignored, name)
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
         """Shape and dtype of every array of a module that the checkpoint fills.
@@ -90,6 +90,9 @@ class HuggingFaceCheckpoint:
                 f"{self.folder} lacks {len(missing)} tensors of module '{module}': {listed(missing)}; "
                 "fetch the checkpoint again, or give the --family that it is of"
             )
+        for name in self.tensors:
+            if matches(self.family.ones, name) and (self.tensors[name] != 1).any():
+                raise ModelError(f"{self.folder}: {name} is not all ones, and the model has no place for it")
         ours = arrays_by_path(self.family.module(module, self.configs))
         found: dict[str, TensorInfo] = {}
         filled: dict[str, int] = {}

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from flax import nnx
 
 from models.decoder import LanguageModel
 from models.errors import ModelError
+from models.huggingface import omni
 from models.huggingface.family import Family
 from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
+from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from models.nemotron_h import NemotronH
+from models.parakeet import ParakeetEncoder
+from models.radio import RadioEncoder
+
+
+def _built(kind: type[nnx.Module]) -> Callable[[Any, nnx.Rngs], nnx.Module]:
+    return lambda config, rngs: kind(config, rngs=rngs)
+
 
 LLAMA = Family(
     name="llama",
     model_types=("llama",),
     read_config=lambda hf: {"llm": llama_config(hf)},
     write_config=lambda configs: llama_hf_config(configs["llm"]),
-    build={"llm": lambda config, rngs: LanguageModel(config, rngs=rngs)},
+    build={"llm": _built(LanguageModel)},
     entries=lambda configs: {"llm": llama_entries(configs["llm"])},
 )
 
@@ -25,11 +37,36 @@ QWEN3 = Family(
     model_types=("qwen3", "qwen3_moe"),
     read_config=lambda hf: {"llm": qwen3_config(hf)},
     write_config=lambda configs: qwen3_hf_config(configs["llm"]),
-    build={"llm": lambda config, rngs: LanguageModel(config, rngs=rngs)},
+    build={"llm": _built(LanguageModel)},
     entries=lambda configs: {"llm": qwen3_entries(configs["llm"])},
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN3)}
+NEMOTRON_H = Family(
+    name="nemotron_h",
+    model_types=("nemotron_h",),
+    read_config=lambda hf: {"llm": nemotron_h_config(hf)},
+    write_config=lambda configs: nemotron_h_hf_config(configs["llm"]),
+    build={"llm": _built(NemotronH)},
+    entries=lambda configs: {"llm": nemotron_h_entries(configs["llm"])},
+    float32=omni.FLOAT32,
+)
+
+OMNI = Family(
+    name="nemotron_h_omni",
+    model_types=omni.MODEL_TYPES,
+    read_config=omni.omni_configs,
+    write_config=omni.omni_hf_config,
+    build={"vision": _built(RadioEncoder), "audio": _built(ParakeetEncoder), "llm": _built(NemotronH)},
+    entries=omni.omni_entries,
+    language_prefix=omni.LANGUAGE,
+    kept=omni.KEPT,
+    constants=omni.omni_constants,
+    ones=omni.ONES,
+    ignored=omni.IGNORED,
+    float32=omni.FLOAT32,
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN3, NEMOTRON_H, OMNI)}
 """All of them, by name."""
 
 

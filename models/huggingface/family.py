@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from models.errors import ModelError
 from models.huggingface.entry import Entry
+from models.huggingface.quantized import ACTIVATION_SCALES
 
 Configs = dict[str, Any]
 """The config of each module, by its name in the module graph."""
@@ -31,6 +33,8 @@ class Family:
         entries: the tensors of each module, from all configs.
         language_prefix: how the names of the language model's tensors begin; it alone is quantized.
         kept: patterns of tensors that no module of ours holds, such as buffers of a front end; they travel along.
+        constants: what is written for those of `kept` that no checkpoint gave.
+        ones: patterns of tensors that are kept, too, and that hold ones; other numbers would be another model.
         ignored: patterns of tensors without meaning, which are left out.
         float32: patterns of tensors that stay float32 where others are cast.
     """
@@ -43,12 +47,18 @@ class Family:
     entries: Callable[[Configs], dict[str, list[Entry]]]
     language_prefix: str = ""
     kept: tuple[str, ...] = ()
+    constants: Callable[[Configs], dict[str, np.ndarray]] = lambda configs: {}
+    ones: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
     float32: tuple[str, ...] = ()
 
     def module(self, name: str, configs: Configs) -> nnx.Module:
         """A module without its numbers."""
         return nnx.eval_shape(lambda: self.build[name](configs[name], nnx.Rngs(0)))
+
+    def keeps(self, name: str) -> bool:
+        """Whether a tensor is none of a module's, and travels along."""
+        return matches(self.kept + self.ones, name) or name.endswith(ACTIVATION_SCALES)
 
     def keeps_float32(self, name: str) -> bool:
         """Whether a tensor stays float32."""

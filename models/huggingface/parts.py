@@ -36,4 +36,5 @@ def _through(function: Callable[..., Sequence[np.ndarray]], given: Sequence[Tens
         raise ModelError(
             f"{told} does not fit the sizes in config.json ({error}); they are of different models"
         ) from None
-    return [TensorInfo(tuple(part.shape), given[0].dtype) for part in made]
+    # An entry that settles a dtype itself, as of a count, is asked for it.
+    return [TensorInfo(part.shape, given[0].dtype if part.dtype == np.uint8 else part.dtype) for part in made]

@@ -11,15 +11,18 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from hetjax.checkpoint import Checkpoints, plain
 from hetjax.checkpoint.items import read_item
 from hetjax.cli import main
+from hetjax.config import load_config
 from models import DecoderConfig
 from models.arrays import arrays_by_path
 from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.entry import read_arrays
+from models.huggingface.entry import read_arrays, write_tensors
 from models.huggingface.families import FAMILIES
 from models.huggingface.tensors import CheckpointTensors
 from tests.models.huggingface.folders import LLAMA, QWEN3_MOE, tensors_of, write_folder
+from tests.models.huggingface.omni_configs import TINY as TINY_OMNI
 
 FORMS = {"llama": LLAMA, "qwen3 with experts": QWEN3_MOE}
 
@@ -286,3 +289,106 @@ def test_a_single_file_of_any_name_is_read(tmp_path):
     (source / "model.safetensors").unlink()
     save_file(tensors, source / "weights.safetensors")
     assert len(HuggingFaceCheckpoint(source).tensors) == len(tensors)
+
+
+# ── the omni-modal family ────────────────────────────────────────────────────────────────────────────
+
+
+def omni_tensors() -> dict[str, np.ndarray]:
+    """Those of the modules, and the passengers of a saved checkpoint."""
+    random = np.random.default_rng(1)
+    tensors = tensors_of(TINY_OMNI)
+    for name in tensors:
+        if name.endswith("e_score_correction_bias"):
+            tensors[name] = tensors[name].astype(np.float32)
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.asarray(7, np.int64)
+    vision, sound = "vision_model.radio_model.", "sound_encoder.encoder.feature_extractor.featurizer."
+    return tensors | {
+        f"{vision}input_conditioner.norm_mean": random.normal(size=(3, 1, 1)).astype(np.float32),
+        f"{vision}input_conditioner.norm_std": random.normal(size=(3, 1, 1)).astype(np.float32),
+        f"{vision}summary_idxs": np.asarray([0, 1]),
+        f"{vision}model.blocks.1.layer_scale1.lambda1": np.ones(32, ml_dtypes.bfloat16),
+        f"{sound}fb": random.normal(size=(1, 16, 257)).astype(np.float32),
+        f"{sound}window": random.normal(size=400).astype(np.float32),
+    }
+
+
+def test_the_omni_family_comes_back_with_all_its_passengers(tmp_path):
+    tensors = omni_tensors()
+    ours = convert(write_folder(tmp_path / "hf", TINY_OMNI, tensors, shards=2), tmp_path / "ours")
+    assert sorted(path.name for path in (ours / "0").iterdir() if path.name.endswith(".weights")) == [
+        "audio.weights", "llm.weights", "vision.weights",
+    ]  # fmt: skip
+    found = load_file(convert(ours, tmp_path / "back") / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert found[name].tobytes() == tensor.tobytes(), name
+
+
+def test_the_omni_family_casts_all_but_the_router_bias_and_quantizes_the_language_model_alone(tmp_path):
+    source = write_folder(tmp_path / "hf", TINY_OMNI, omni_tensors())
+    ours = convert(source, tmp_path / "ours", "--dtype", "float32")
+    quantized = convert(ours, tmp_path / "quantized", "--quantize", "nvfp4", "--dtype", "bfloat16")
+    held = CheckpointTensors(quantized)
+    kinds = {name: held.info(name).dtype.name for name in held}
+    assert kinds["language_model.backbone.layers.1.mixer.gate.e_score_correction_bias"] == "float32"
+    assert kinds["sound_encoder.encoder.layers.0.conv.norm.num_batches_tracked"] == "int64"
+    assert kinds["language_model.backbone.layers.1.mixer.experts.3.up_proj.weight"] == "uint8"
+    assert kinds["language_model.backbone.layers.0.mixer.in_proj.weight"] == "float8_e4m3fn"
+    assert kinds["language_model.backbone.layers.2.mixer.q_proj.weight"] == "bfloat16"
+    assert not [n for n, kind in kinds.items() if kind in ("uint8", "float8_e4m3fn") and "language_model" not in n]
+
+
+def test_a_layer_scale_that_is_not_one_is_told(tmp_path, capsys):
+    name = "vision_model.radio_model.model.blocks.1.layer_scale1.lambda1"
+    tensors = omni_tensors() | {name: np.full(32, 0.5, np.float32)}
+    told = refused(capsys, "--from", write_folder(tmp_path / "hf", TINY_OMNI, tensors), "--to", tmp_path / "ours")
+    assert f"{name} is not all ones" in told
+
+
+# ── what a run trained ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_written_by_its_own_settings_or_like_another_folder(tmp_path, capsys, make_trainer, tiny_yaml):
+    trainer = make_trainer()
+    state = trainer.init(5)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, trainer=trainer)
+    checkpoints.save(state, {})
+    checkpoints.close()
+    told = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert "was not converted from a Hugging Face folder; give --like" in told
+    (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text())
+    back = convert(tmp_path / "run", tmp_path / "back", "--family", "llama")
+    config = json.loads((back / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 24, 3)
+    family = FAMILIES["llama"]
+    entries = family.entries(family.read_config(config))["llm"]
+    expected = write_tensors(entries, trainer.weights(state)["llm"])
+    like = write_folder(tmp_path / "like", config, tensors_of(config))
+    for folder in (back, convert(tmp_path / "run", tmp_path / "second", "--like", str(like))):
+        found = load_file(folder / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].tobytes() == tensor.tobytes(), name
+    assert (tmp_path / "second" / "tokenizer.json").exists()
+
+
+def test_the_settings_that_were_written_make_a_run_of_the_model(tmp_path, tiny_yaml):
+    hf = {**LLAMA, "vocab_size": 40, "hidden_size": 24, "head_dim": 6}
+    ours = convert(write_folder(tmp_path / "hf", hf, tensors_of(hf)), tmp_path / "ours")
+    config, _ = load_config(["--config", str(tiny_yaml), "--config", str(ours / "model.yaml")])
+    assert config.model.llm == FAMILIES["llama"].read_config(hf)["llm"]
+
+
+def test_chunks_cover_an_array_and_are_no_larger_than_asked(monkeypatch):
+    monkeypatch.setattr(plain, "CHUNK_BYTES", 1000)
+    for shape, rows in (((5, 3, 40, 7), 2), ((100, 30), 0), ((4, 6), 1), ((3,), 0), ((2, 5000), 1), ((), 0)):
+        chunks = plain.chunk_shape(shape, np.dtype(np.float32), rows)
+        assert chunks[:rows] == (1,) * rows
+        assert np.prod(chunks) * 4 <= 1000 or chunks[:-1] == (1,) * (len(shape) - 1)
+        filled = np.zeros(shape)
+        for box in plain.boxes(shape, chunks):
+            filled[box] += 1
+        assert (filled == 1).all()
