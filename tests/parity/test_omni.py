@@ -28,7 +28,9 @@ PLACEMENTS = {
         "llm": Layout(devices="0-7", data=2, expert=2, context=2),
     },
 }
-LIMITS = {"float32": 1e-5, "float64": 1e-10}
+# With the shallow pattern, one device in float32 is up to 8e-6 away from itself in float64; a layout may be as far again.
+LIMITS = {"float32": 2e-5, "float64": 1e-10}
+SHALLOW = "M*E"
 
 
 MAX_GRAD_NORM = 1.0
@@ -78,14 +80,14 @@ def check(
 
 
 def test_three_modules_on_three_meshes_equal_one_device(float64):
-    check("three meshes", "float64", pattern="M*E")
+    check("three meshes", "float64", pattern=SHALLOW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMITS, indirect=True)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement_equals_one_device(placement, dtype):
-    check(placement, dtype)
+    check(placement, dtype, **({"pattern": SHALLOW} if dtype == "float32" else {}))
 
 
 @pytest.mark.slow
