@@ -15,6 +15,7 @@ from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 from meshes import Layout
 from models import DecoderConfig, VisionConfig
+from models.sampling import GREEDY, Sampling
 
 
 def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:
@@ -79,14 +80,22 @@ class EvalConfig:
         every: Steps between evaluations, or null for only one, at the end.
         batch_size: Questions answered at once.
         max_new_tokens: Longest answer, in tokens.
+        sampling: How each token is chosen; the most likely one unless a temperature is given.
     """
 
     every: int | None = None
     batch_size: int = 100
     max_new_tokens: int = 16
+    sampling: Sampling = GREEDY
 
     def __post_init__(self):
         _check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
+        sampling = self.sampling
+        if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
+            raise ConfigError(
+                f"eval.sampling.temperature is 0, so that the most likely token is taken, and top_p = {sampling.top_p} "
+                f"and top_k = {sampling.top_k} change nothing; give a temperature too"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

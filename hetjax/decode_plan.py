@@ -18,6 +18,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.host import ToEveryProcess
 from hetjax.links import Link
 from hetjax.stage import Shapes, Stage
+from models.sampling import Sampling, is_stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def trace_decode_plan(
     *,
     cache_dims: Mapping[str, Any],
     new_tokens: int,
-    stop_token: int,
+    stop_tokens: tuple[int, ...],
+    sampling: Sampling,
     devices: Sequence[jax.Device],
 ) -> DecodePlan:
     """Trace all programs for batches of these shapes; `cache_dims` are those of each stage of the language model.
@@ -158,15 +160,22 @@ def trace_decode_plan(
         if stage is own[0]:
             passed[TOKENS] = jax.ShapeDtypeStruct((size, 1), jnp.int32, sharding=stage.port_sharding(TOKENS, (size, 1)))
             next_token = passed[TOKENS]
-        dims = cache_dims[stage.name]
-        decoder = Decode(stage, taken, longest=longest, new_tokens=new_tokens, stop_token=stop_token, cache_dims=dims)
+        decoder = Decode(
+            stage,
+            taken,
+            longest=longest,
+            new_tokens=new_tokens,
+            stop_tokens=stop_tokens,
+            sampling=sampling,
+            cache_dims=cache_dims[stage.name],
+        )
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
     chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated
     all_stopped = None
     if own[-1].is_local:
         all_stopped = Compiled(
-            lambda answer: jnp.all(answer[:, -1] == stop_token), answer, mesh=home.mesh, out_shardings=home
+            lambda answer: jnp.all(is_stop(answer[:, -1], stop_tokens)), answer, mesh=home.mesh, out_shardings=home
         )
     return DecodePlan(
         inputs=inputs,

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from hetjax.ordering import in_order
 from hetjax.stage import Shapes, Stage
 from hetjax.weights import Arrays
 from models.dims import Dims
+from models.sampling import Sampling, choose, is_stop, keys_of_samples
 
 TOKENS = "tokens"
 """The input port of the first stage that takes ids, and what the last stage hands back to it."""
@@ -66,12 +67,14 @@ class Carry(NamedTuple):
     """What a decoder stage keeps on its mesh from step to step; a step consumes it.
 
     `positions` is the row of the token that comes next. The last stage has `answer`, whose last columns
-    are the tokens made so far, newest at the end; other stages have None.
+    are the tokens made so far, newest at the end, and where tokens are drawn, `keys`, one a sample; other
+    stages have None.
     """
 
     cache: Any
     positions: Int[Array, "B 1"]
     answer: Int[Array, "B R"] | None
+    keys: UInt32[Array, "B 2"] | None = None
 
 
 class Decode:
@@ -79,18 +82,30 @@ class Decode:
 
     The prefill takes `prompt` and `lengths` and makes the cache; a step takes the ports of `prompt` that
     `passed` holds, one row a sample. Both return (outputs by port, carry); those of the last stage are
-    {"tokens": [B, 1]}, the most likely next token.
+    {"tokens": [B, 1]}, the next token as `sampling` chooses it. Where it `draws`, the last stage's prefill takes a
+    seed, too, an array of the shape `seed`.
     """
 
     def __init__(
-        self, stage: Stage, prompt: Shapes, *, longest: int, new_tokens: int, stop_token: int, cache_dims: Any
+        self,
+        stage: Stage,
+        prompt: Shapes,
+        *,
+        longest: int,
+        new_tokens: int,
+        stop_tokens: tuple[int, ...],
+        sampling: Sampling,
+        cache_dims: Any,
     ):
         self.stage = stage
         self.is_last = stage.index == stage.count - 1
-        self.longest, self.new_tokens, self.stop_token = longest, new_tokens, stop_token
+        self.longest, self.new_tokens, self.stop_tokens, self.sampling = longest, new_tokens, stop_tokens, sampling
         batch = next(iter(prompt.values())).shape[0]
         self.lengths = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=self._rows("batch", shape=(batch,)))
-        avals = (stage.compute_params, stage.buffers, prompt, self.lengths)
+        self.draws = self.is_last and sampling.draws
+        self.seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=stage.replicated)
+        seeds = (self.seed,) if self.draws else ()
+        avals = (stage.compute_params, stage.buffers, prompt, self.lengths, *seeds)
         outputs, carry = jax.eval_shape(self._prefill, *avals)
         self.outputs = placed_ports(stage, outputs)
         self.carry = self._placed_carry(carry, cache_dims)
@@ -110,7 +125,7 @@ class Decode:
             )
         return outputs
 
-    def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B]):
+    def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B], *seed: jax.Array):
         stage, batch = self.stage, lengths.shape[0]
         module = stage.skeleton.assemble(params, buffers)
         positions = jnp.broadcast_to(jnp.arange(self.longest), (batch, self.longest))
@@ -122,12 +137,12 @@ class Decode:
             outputs, cache = module.decode(cache, positions=positions, **inputs, **told)
         outputs = dict(outputs)
         lengths = outputs.pop(LENGTHS, lengths)
-        answer = None
+        answer, keys = None, keys_of_samples(*seed, batch) if self.draws else None
         if self.is_last:
-            best = _most_likely(outputs)
-            answer = jnp.pad(best, ((0, 0), (self.new_tokens - 1, 0)))
-            outputs = {TOKENS: best}
-        return outputs, Carry(cache, lengths[:, None], answer)
+            new = self._choose(outputs, keys, lengths)
+            answer = jnp.pad(new, ((0, 0), (self.new_tokens - 1, 0)))
+            outputs = {TOKENS: new}
+        return outputs, Carry(cache, lengths[:, None], answer, keys)
 
     def _step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry):
         stage = self.stage
@@ -137,10 +152,15 @@ class Decode:
         answer = carry.answer
         if self.is_last:
             previous = answer[:, -1:]
-            new = jnp.where(previous == self.stop_token, previous, _most_likely(outputs))
+            chosen = self._choose(outputs, carry.keys, carry.positions[:, 0] + 1)
+            new = jnp.where(is_stop(previous, self.stop_tokens), previous, chosen)
             answer = jnp.concatenate([answer[:, 1:], new], axis=1)
             outputs = {TOKENS: new}
-        return dict(outputs), Carry(cache, carry.positions + 1, answer)
+        return dict(outputs), Carry(cache, carry.positions + 1, answer, carry.keys)
+
+    def _choose(self, outputs: Arrays, keys: Any, positions: Int[Array, B]) -> Int[Array, "B 1"]:
+        with self.stage.in_force():
+            return choose(outputs["logits"], self.sampling, keys, positions)[:, None]
 
     @property
     def _dtype(self) -> Any:
@@ -157,14 +177,11 @@ class Decode:
             cache=jax.tree.map(cache_part, carry.cache, cache_dims),
             positions=_placed(carry.positions, rows),
             answer=None if carry.answer is None else _placed(carry.answer, rows),
+            keys=None if carry.keys is None else _placed(carry.keys, rows),
         )
 
     def _rows(self, *dims: str | None, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
         return self.stage.activation_sharding(dims, shape)
-
-
-def _most_likely(outputs: Arrays) -> Int[Array, "B 1"]:
-    return jnp.argmax(outputs["logits"], axis=-1).astype(jnp.int32)[:, None]
 
 
 def placed_ports(stage: Stage, outputs: Shapes) -> Shapes:

@@ -78,8 +78,9 @@ def _read_one_late(
 ) -> Iterator[tuple[EvalBatch, Int[np.ndarray, "B R"]]]:
     """Each batch with its generated ids, read after the next batch is under way, so that devices stay busy."""
     before: tuple[EvalBatch, Answers] | None = None
-    for batch in batches:
-        now = batch, generator.dispatch(weights, batch.arrays, batch.lengths)
+    for number, batch in enumerate(batches):
+        # Where answers are drawn, each batch has a seed of its own, the same in every evaluation.
+        now = batch, generator.dispatch(weights, batch.arrays, batch.lengths, seed=number)
         if before is not None:
             yield before[0], before[1].read()
         before = now

@@ -1,4 +1,4 @@
-"""Greedy generation with every module on its own meshes, as training left them.
+"""Generation with every module on its own meshes, as training left them.
 
 B batch · S longest prompt · R new tokens
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from hetjax.stage import Stage
 from hetjax.state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.weights import Arrays
+from models.sampling import GREEDY, Sampling
 
 Weights = dict[str, tuple[Arrays, Arrays]]
 """By stage name: (weights in the compute dtype, buffers)."""
@@ -32,22 +33,24 @@ Weights = dict[str, tuple[Arrays, Arrays]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`."""
+    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`.
+
+    Fewer are made than were asked for only where every sample has ended with a stop token, its last column.
+    """
 
     ids: jax.Array
     made: int
     count: int
-    stop_token: int
 
     def read(self) -> Int[np.ndarray, "B R"]:
         """The tokens on the host; waits for them."""
         ids = np.asarray(self.ids)[: self.count]
         rest = ids.shape[1] - self.made
-        return np.pad(ids[:, rest:], ((0, 0), (0, rest)), constant_values=self.stop_token)
+        return np.pad(ids[:, rest:], ((0, 0), (0, rest)), mode="edge")
 
 
 class Generator:
-    """Continues prompts by the most likely tokens, on the placement and with the weights of a trainer.
+    """Continues prompts token by token, on the placement and with the weights of a trainer.
 
     Encoders run their stages in order; their tokens cross to the language model, the module that ends
     the graph. That runs a prefill and R - 1 steps, with a cache for every stage on the stage's mesh; the
@@ -65,18 +68,28 @@ class Generator:
     Args:
         trainer: whose graph, stages and compute dtype are used.
         max_new_tokens: R, at least 1.
-        stop_token: after it a sample emits nothing else.
+        stop_token: the token, or several, after which a sample has ended: it emits nothing else.
+        sampling: how tokens are chosen. Draws are those of a seed, whatever the placement.
         check_every: every so many tokens, wait for one boolean from the devices and stop early when all
             samples have stopped; None never waits.
 
     Raises GraphError when the last module cannot generate, ConfigError for a number below 1.
     """
 
-    def __init__(self, trainer: Trainer, *, max_new_tokens: int, stop_token: int, check_every: int | None = None):
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        max_new_tokens: int,
+        stop_token: int | Sequence[int],
+        sampling: Sampling = GREEDY,
+        check_every: int | None = None,
+    ):
         for name, number in (("max_new_tokens", max_new_tokens), ("check_every", check_every)):
             if number is not None and number < 1:
                 raise ConfigError(f"{name} is {number}; give 1 or more")
-        self.max_new_tokens, self.stop_token, self.check_every = max_new_tokens, stop_token, check_every
+        self.max_new_tokens, self.check_every, self.sampling = max_new_tokens, check_every, sampling
+        self.stop_tokens = tuple(int(token) for token in np.atleast_1d(np.asarray(stop_token, np.int32)))
         self.sink, self.links = trainer.graph.sink, trainer.links
         self._devices = trainer.devices
         self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
@@ -90,16 +103,20 @@ class Generator:
         self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params and stage.is_local}
         self._plans: dict[Any, DecodePlan] = {}
 
-    def generate(self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B]) -> Int[np.ndarray, "B R"]:
-        """The new tokens of each prompt, as host int32; after its first `stop_token` a row holds nothing else.
+    def generate(
+        self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B], seed: int = 0
+    ) -> Int[np.ndarray, "B R"]:
+        """The new tokens of each prompt, as host int32; after its first stop token a row only repeats that.
 
         `batch` is {module: {input: array with the batch dim leading}}, without labels. The language model's
         "tokens" [B, S] are padded at the end of each row, and `lengths` tells how many of a row are prompt.
-        B need not divide by any degree. Compiles at the first batch of each shape. `state` stays valid.
+        B need not divide by any degree. Compiles at the first batch of each shape. `state` stays valid. What is
+        drawn depends on `seed`, the row and the position of the token.
 
-        Raises BatchError for a missing or unknown input, or a length outside 1..S.
+        Raises BatchError for a missing or unknown input, or a length outside 1..S, ConfigError for a seed outside
+        0..2**32-1.
         """
-        return self.dispatch(self.prepare(state), batch, lengths).read()
+        return self.dispatch(self.prepare(state), batch, lengths, seed).read()
 
     def prepare(self, state: TrainState) -> Weights:
         """The weights as programs take them, cast once; valid until a training step consumes `state`."""
@@ -120,8 +137,10 @@ class Generator:
         """Compile all programs for batches of these shapes, as `trace` takes them."""
         compile_all(self.trace(batch), progress=progress)
 
-    def dispatch(self, weights: Weights, batch: Batch, lengths: Int[np.ndarray, B]) -> Answers:
+    def dispatch(self, weights: Weights, batch: Batch, lengths: Int[np.ndarray, B], seed: int = 0) -> Answers:
         """Start `generate` with weights from `prepare`, without waiting for its end."""
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed is {seed}; give one from 0 to 2**32 - 1")
         if _signature(self._shapes(batch)) not in self._plans:
             self.compile(batch)
         plan = self._plan(batch)
@@ -129,13 +148,13 @@ class Generator:
         lengths = self._check_lengths(np.asarray(lengths, np.int32), np.shape(batch[self.sink][TOKENS]))
         padded = _map_inputs(batch, lambda array: _repeat_last(np.asarray(array), self._degree))
         arrived = place_inputs(padded, plan.inputs, self.stages, 1)
-        token, carries = self._prefill(plan, weights, arrived, _repeat_last(lengths, self._degree))
+        token, carries = self._prefill(plan, weights, arrived, _repeat_last(lengths, self._degree), seed)
         made = 1
         while made < self.max_new_tokens and not self._may_stop(plan, carries, made):
             token = self._step(plan, weights, plan.back(token) if plan.back.is_local else None, carries)
             made += 1
         ids = plan.answers(carries[plan.last].answer if plan.last in carries else None)
-        return Answers(ids=ids, made=made, count=count, stop_token=self.stop_token)
+        return Answers(ids=ids, made=made, count=count)
 
     def _cast(self, name: str, params: Arrays) -> Arrays:
         return self._casts[name](params) if name in self._casts else {}
@@ -143,7 +162,7 @@ class Generator:
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     def _prefill(
-        self, plan: DecodePlan, weights: Weights, arrived: Mapping[Any, Arrays], lengths: Int[np.ndarray, B]
+        self, plan: DecodePlan, weights: Weights, arrived: Mapping[Any, Arrays], lengths: Int[np.ndarray, B], seed: int
     ) -> tuple[jax.Array | None, dict[str, Carry]]:
         """Run all stages on the prompts: (first tokens, what each stage of the language model keeps)."""
         outputs: dict[str, Arrays] = {}
@@ -159,7 +178,8 @@ class Generator:
             else:
                 decoder = plan.decoders[name]
                 here = to_devices(lengths, decoder.lengths.sharding)
-                outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, here)
+                seeds = [to_devices(np.uint32(seed), decoder.seed.sharding)] if decoder.draws else []
+                outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, here, *seeds)
         return _tokens(outputs, plan.last), carries
 
     def _step(
@@ -204,7 +224,8 @@ class Generator:
                 shapes,
                 cache_dims=self._cache_dims,
                 new_tokens=self.max_new_tokens,
-                stop_token=self.stop_token,
+                stop_tokens=self.stop_tokens,
+                sampling=self.sampling,
                 devices=self._devices,
             )
         return self._plans[key]

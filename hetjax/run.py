@@ -80,7 +80,12 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
     console.print(placement_table(trainer))
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    generator = Generator(trainer, max_new_tokens=config.eval.max_new_tokens, stop_token=tokenizer.eos)
+    generator = Generator(
+        trainer,
+        max_new_tokens=config.eval.max_new_tokens,
+        stop_token=tokenizer.eos,
+        sampling=config.eval.sampling,
+    )
     answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
     # Restored before anything is compiled: a checkpoint that does not fit is told at once.
     run = _Run(config, trainer, generator, tokenizer, directory, console, job)

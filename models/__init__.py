@@ -8,6 +8,7 @@ from models.nemotron_h_config import NemotronHConfig
 from models.parts.mamba import MambaConfig
 from models.parts.moe import MoEConfig
 from models.parts.rope import RopeScaling
+from models.sampling import Sampling
 from models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NemotronH",
     "NemotronHConfig",
     "RopeScaling",
+    "Sampling",
     "VisionConfig",
     "VisionEncoder",
 ]

@@ -38,14 +38,15 @@ class Scripted:
     def __init__(self, *batches):
         width = max(len(row) for batch in batches for row in batch) if batches else 0
         self.left = [np.array([row + [EOS] * (width - len(row)) for row in batch]) for batch in batches]
-        self.events = []
+        self.events, self.seeds = [], []
 
     def prepare(self, state):
         self.events.append("prepare")
         return state
 
-    def dispatch(self, weights, batch, lengths):
+    def dispatch(self, weights, batch, lengths, seed):
         self.events.append("dispatch")
+        self.seeds.append(seed)
         ids, events = self.left.pop(0), self.events
 
         class Pending:
@@ -92,6 +93,7 @@ def test_the_next_batch_is_under_way_before_an_answer_is_read():
     scripted = Scripted([text("1")], [text("1")], [text("1")])
     evaluate(scripted, None, [eval_batch(["a"], ["1"])] * 3, TOKENIZER)
     assert scripted.events == ["prepare", "dispatch", "dispatch", "read", "dispatch", "read", "read"]
+    assert scripted.seeds == [0, 1, 2], "drawn answers of two batches are not drawn alike"
 
 
 def test_no_sample_is_an_error():

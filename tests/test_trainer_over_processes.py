@@ -6,6 +6,7 @@ import pytest
 from hetjax import Trainer
 from hetjax.generate import Generator
 from meshes import Layout, Placement
+from models import Sampling
 from tests.parity.problem import make_batch, make_graph, make_optimizer
 from tests.processes import run_processes
 from tests.waiting import count_waits
@@ -33,10 +34,16 @@ def what_is_here():
         "devices": {device.id for array in jax.live_arrays() for device in array.sharding.addressable_devices},
         "loss": float(metrics["loss"]),
         "answers": Generator(trainer, max_new_tokens=3, stop_token=0).generate(state, prompts(batch), [4] * 8).tolist(),
+        "drawn": draw(trainer, state, batch),
         "early": Generator(trainer, max_new_tokens=3, stop_token=0, check_every=1)
         .generate(state, prompts(batch), [4] * 8)
         .tolist(),
     }
+
+
+def draw(trainer, state, batch):
+    generator = Generator(trainer, max_new_tokens=3, stop_token=0, sampling=Sampling(temperature=2.0, top_p=0.95))
+    return generator.generate(state, prompts(batch), [4] * 8, seed=3).tolist()
 
 
 def prompts(batch):
@@ -60,3 +67,4 @@ def test_a_process_compiles_holds_and_reads_what_its_own_devices_run():
     assert results[0]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-6)
     answers = Generator(trainer, max_new_tokens=3, stop_token=0).generate(state, prompts(batch), [4] * 8)
     assert results[0]["answers"] == answers.tolist()
+    assert results[0]["drawn"] == results[1]["drawn"] == draw(trainer, state, batch) != answers.tolist()
