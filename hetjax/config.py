@@ -107,7 +107,7 @@ class TrainConfig:
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
-            (attention, mlp); none computes nothing again.
+            (attention, mamba, mlp); none computes nothing again.
         seed: Seed of the initial weights.
         warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
             that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
