@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -103,7 +102,4 @@ def _checked(
                 f"module '{module}': config.json makes {path} of shape {tuple(ours[path].shape)}, but {source.name} "
                 f"{has}; give --like a folder of the same model"
             )
-    total = sum(math.prod(held[path].shape) for path in held)
-    if not total:
-        raise ConfigError(f"module '{module}' of {source.name} holds nothing")
     return held

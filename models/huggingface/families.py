@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +11,15 @@ from flax import nnx
 from models.decoder import LanguageModel
 from models.errors import ModelError
 from models.huggingface import omni
-from models.huggingface.family import Family
+from models.huggingface.family import Configs, Family
 from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
 from models.nemotron_h import NemotronH
 from models.parakeet import ParakeetEncoder
 from models.radio import RadioEncoder
+from models.siglip2 import Siglip2Encoder
 
 
 def _built(kind: type[nnx.Module]) -> Callable[[Any, nnx.Rngs], nnx.Module]:
@@ -66,7 +69,33 @@ OMNI = Family(
     float32=omni.FLOAT32,
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN3, NEMOTRON_H, OMNI)}
+SIGLIP2_TOWER = Family(
+    name="siglip2_vision",
+    model_types=("siglip2_vision_model", "siglip_vision_model"),
+    read_config=lambda hf: {"vision": siglip2_config(hf)},
+    write_config=lambda configs: siglip2_hf_config(configs["vision"]),
+    build={"vision": _built(Siglip2Encoder)},
+    entries=lambda configs: {"vision": siglip2_entries(configs["vision"], prefix="")},
+    kept=(r"^head\.",),
+)
+
+
+def _no_text_tower(configs: Configs) -> dict[str, Any]:
+    raise ModelError("the settings of a SigLIP 2's text tower are not ours; give --like its folder, or siglip2_vision")
+
+
+SIGLIP2 = dataclasses.replace(
+    SIGLIP2_TOWER,
+    name="siglip2",
+    model_types=("siglip2", "siglip"),
+    write_config=_no_text_tower,
+    entries=lambda configs: {"vision": siglip2_entries(configs["vision"])},
+    # The text tower and the pooling head train with no module of ours.
+    kept=(r"^text_model\.", r"^logit_(scale|bias)$", r"^vision_model\.head\."),
+)
+
+_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, SIGLIP2, SIGLIP2_TOWER)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All of them, by name."""
 
 

@@ -62,8 +62,10 @@ class PlainTensors(Mapping[str, np.ndarray]):
         info = self._tensors.info(name)
         if name not in self.forms:
             return info
-        out, width = info.shape
-        return TensorInfo((out, width if self.forms[name] == "fp8" else 2 * width), self._dtype)
+        if self.forms[name] == "fp8":
+            return TensorInfo(info.shape, self._dtype)
+        out, half = info.shape
+        return TensorInfo((out, 2 * half), self._dtype)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._dequantized(name) if name in self.forms else self._tensors[name]
