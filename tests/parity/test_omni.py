@@ -28,7 +28,7 @@ PLACEMENTS = {
         "llm": Layout(devices="0-7", data=2, expert=2, context=2),
     },
 }
-# With the shallow pattern, one device in float32 is up to 8e-6 away from itself in float64; a layout may be as far again.
+# One device in float32 is up to 8e-6 away from itself in float64, shallow as it is; a layout may be as far again.
 LIMITS = {"float32": 2e-5, "float64": 1e-10}
 SHALLOW = "M*E"
 
