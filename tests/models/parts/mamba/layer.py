@@ -13,14 +13,18 @@ WIDTH = 8
 CONFIG = MambaConfig(heads=4, head_dim=3, groups=2, state=5, chunk=4)
 
 
-@functools.cache
 def build(config: MambaConfig = CONFIG, dtype=np.float64) -> Mamba2:
     """Weights as large as 1, and A and steps by which states last for some rows and not for others."""
+    layer, drawn = _drawn(config)
+    return with_arrays(layer, {path: jnp.asarray(array, dtype) for path, array in drawn.items()})
+
+
+@functools.cache
+def _drawn(config: MambaConfig):
     rng = np.random.default_rng(3)
     with nnx.use_eager_sharding(False):
         layer = nnx.eval_shape(lambda: Mamba2(WIDTH, config, rngs=nnx.Rngs(0)))
-    drawn = {path: rng.normal(size=shape.shape) * 0.7 for path, shape in arrays_by_path(layer).items()}
-    return with_arrays(layer, {path: jnp.asarray(array, dtype) for path, array in drawn.items()})
+    return layer, {path: rng.normal(size=shape.shape) * 0.7 for path, shape in arrays_by_path(layer).items()}
 
 
 def weights_of(layer: Mamba2) -> dict[str, np.ndarray]:
