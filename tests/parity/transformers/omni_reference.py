@@ -66,7 +66,7 @@ def _is_constant(name: str) -> bool:
 
 
 def run(model: Omni, case: Case, given: dict[str, Any]) -> dict[str, Any]:
-    """{"logits" [R, V], "loss", "gradients" by name, "rows" [R]} of one prompt; `rows` are those that pruning leaves."""
+    """{"logits" [R, V], "loss", "gradients" by name, "rows" [R]} of one prompt; `rows`: what pruning leaves."""
     model.zero_grad()
     inputs, kept = prompt(model, case, given)
     labels = torch.as_tensor(given["labels"][kept])[None]
