@@ -23,7 +23,7 @@ from tests.models.huggingface.omni_configs import TINY
 LEAST_STEP = 0.02
 """The least time step of Mamba, which transformers has in a prefill; large enough to be met."""
 IMAGE, SOUND = TINY["image_token_id"], TINY["audio_token_id"]
-BIAS = "gate.e_score_correction_bias"
+BUFFERS = ("gate.e_score_correction_bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,8 +170,7 @@ def loss_and_gradients(modules, batch) -> tuple[np.ndarray, dict[str, np.ndarray
     }
     entries = omni_entries({name: module.config for name, module in modules.items()})
     named = {key: each for name in by_path for key, each in write_tensors(entries[name], by_path[name]).items()}
-    buffers = (BIAS, "running_mean", "running_var", "num_batches_tracked")
-    return np.asarray(loss), {name: gradient for name, gradient in named.items() if not name.endswith(buffers)}
+    return np.asarray(loss), {name: gradient for name, gradient in named.items() if not name.endswith(BUFFERS)}
 
 
 def logits(modules, batch, rows: np.ndarray) -> np.ndarray:
