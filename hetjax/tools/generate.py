@@ -33,7 +33,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    placement: dict[str, Layout] | None = None,
+    placement: dict[str, Layout] = MappingProxyType({}),
     fake_devices: int | None = None,
 ) -> Outcome:
     """Ask a trained model a question, with images, sound and videos.
