@@ -51,8 +51,9 @@ def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}; give a run's folder, what `hetjax convert` made, or a Hugging "
-                          "Face folder")  # fmt: skip
+        raise ConfigError(
+            f"there is no folder {folder}; give a run's folder, what `hetjax convert` made, or a Hugging Face folder"
+        )
     source = open_weights(folder)
     if isinstance(source, HuggingFaceCheckpoint):
         return _from_hugging_face(source, source.configs, source.folder, source.hf)
@@ -95,9 +96,8 @@ def _from_hugging_face(source: WeightSource, configs: dict[str, Any], folder: Pa
     data = DataConfig(
         train="", tokenizer=str(folder), seq_len=LONGEST, batch_size=1, processor=_processor(components, folder, hf)
     )
-    return ModelFolder(
-        components=components, data=data, source=source, param_dtype="bfloat16" if narrow else "float32"
-    )  # fmt: skip
+    param_dtype = "bfloat16" if narrow else "float32"
+    return ModelFolder(components=components, data=data, source=source, param_dtype=param_dtype)
 
 
 def _processor(components: dict[str, Any], folder: Path, hf: dict[str, Any]) -> ProcessorConfig:

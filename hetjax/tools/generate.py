@@ -33,7 +33,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    placement: dict[str, Layout] = MappingProxyType({}),
+    placement: dict[str, Layout] = {},  # noqa: B006 (only read)
     fake_devices: int | None = None,
 ) -> Outcome:
     """Ask a trained model a question, with images, sound and videos.
@@ -63,11 +63,11 @@ def generate(
     if model.param_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or []})
-    unknown = sorted(set(placement or {}) - set(model.components))
+    unknown = sorted(set(placement) - set(model.components))
     if unknown:
         raise ConfigError(f"--placement names {unknown[0]}; the model consists of {', '.join(model.components)}")
     components = {name: model.components[name] for name in question.modules}
-    layouts = {name: layout for name, layout in (placement or {}).items() if name in components}
+    layouts = {name: layout for name, layout in placement.items() if name in components}
     config = config_of(components, model.data, layouts)
     trainer = Trainer(
         build_graph(config),
