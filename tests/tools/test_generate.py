@@ -13,7 +13,9 @@ from hetjax.checkpoint import Checkpoints
 from hetjax.cli import main
 from hetjax.config import load_config
 from hetjax.data import write_shapes
+from hetjax.processor import load_omni_tokenizer
 from meshes import Layout
+from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
 
 ROOT = Path(__file__).parents[2]
 # The presets' modules with a layer each.
@@ -93,3 +95,14 @@ def test_a_model_of_pictures_of_one_size_answers_and_refuses_sound(tmp_path, ask
     assert 0 <= found["tokens"] <= 3
     told = refused(capsys, "--checkpoint", str(tmp_path / "run"), *media(folder, "audio"))
     assert "the model takes text, image, but no audio" in told
+
+
+def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, ask):
+    hf = {**LLAMA, "vocab_size": 288}
+    source = write_folder(tmp_path / "hf", hf, tensors_of(hf))
+    load_omni_tokenizer(None)._model.save(str(source / "tokenizer.json"))
+    (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    main(["convert", "--from", str(source), "--to", str(tmp_path / "ours")])
+    asked = [ask("--max_new_tokens", "5", run=folder) for folder in (source, tmp_path / "ours")]
+    assert asked[0]["answer"] == asked[1]["answer"]
+    assert asked[0]["tokens"] == asked[1]["tokens"]
