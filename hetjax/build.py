@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from hetjax.config import OptimizerConfig, TrainConfig
-from hetjax.data import Tokenizer
 from hetjax.errors import ConfigError
 from hetjax.graph import Edge, ModuleGraph
+from hetjax.processor import row_shapes
+from hetjax.processor_at_hand import row_room
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
 from meshes import Placement
@@ -109,6 +110,9 @@ def build_trainer(
 
 def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a training batch, as the data pipeline makes them."""
+    room = row_room(config)
+    if room is not None:
+        return _batched(row_shapes(room, training=True), config.data.batch_size)
     shapes = prompt_shapes(config, config.data.batch_size)
     rows = shapes["llm"]["tokens"].shape
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
@@ -118,6 +122,9 @@ def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruc
 
 def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a batch of prompts to be answered."""
+    room = row_room(config)
+    if room is not None:
+        return _batched(row_shapes(room, training=False), samples)
     data = config.data
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
     if not tokens_per_image(config):
@@ -128,11 +135,8 @@ def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.
     return {"vision": {"images": jax.ShapeDtypeStruct(images, jnp.float32)}, "llm": llm}
 
 
-def check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError unless the language model has a row for every token."""
-    have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
-    if have < need:
-        raise ConfigError(
-            f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "
-            f"tokens; set it to {need} or more"
-        )
+def _batched(shapes: dict, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    return {
+        module: {port: jax.ShapeDtypeStruct((samples, *shape), dtype) for port, (shape, dtype) in ports.items()}
+        for module, ports in shapes.items()
+    }

@@ -11,6 +11,7 @@ from hetjax.config import TrainConfig
 from hetjax.data import Tokenizer, check_dataset, write_digits, write_shapes
 from hetjax.errors import DataError
 from hetjax.job import Job
+from hetjax.processor import Processor
 
 
 def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
@@ -24,11 +25,11 @@ def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
     job.agree("demonstration data")
 
 
-def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> None:
-    """Check the data that is there. Raises DataError."""
+def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console, processor: Processor | None = None) -> None:
+    """Check the data that is there, as `processor` makes samples of it where there is one. Raises DataError."""
     data = config.data
     for path in filter(None, (data.train, data.eval)):
-        summary = check_dataset(path, data, tokenizer, tokens_per_image(config))
+        summary = check_dataset(path, data, tokenizer, tokens_per_image(config), processor)
         if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
             raise DataError(
                 f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {config.steps} steps of "
@@ -36,4 +37,5 @@ def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> N
             )
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
-        console.print(f"{path}: {summary.samples} samples, {summary.images} images")
+        what = "images" if processor is None else "files of images, videos and sound"
+        console.print(f"{path}: {summary.samples} samples, {summary.images} {what}")

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from hetjax.data import EvalBatch, Tokenizer
 from hetjax.errors import DataError
 from hetjax.generate import Answers, Generator, Weights
+from hetjax.processor import OmniTokenizer
 from hetjax.state import TrainState
 
 # B batch · R new tokens
@@ -43,11 +44,16 @@ class EvalResult:
 
 
 def evaluate(
-    generator: Generator, state: TrainState, batches: Iterable[EvalBatch], tokenizer: Tokenizer, *, shown: int = 8
+    generator: Generator,
+    state: TrainState,
+    batches: Iterable[EvalBatch],
+    tokenizer: Tokenizer | OmniTokenizer,
+    *,
+    shown: int = 8,
 ) -> EvalResult:
     """Answer every prompt and compare with the expected answer, both stripped of white space at their ends.
 
-    An answer ends at `tokenizer.eos`. `state` stays valid; its weights are cast once. At most `shown`
+    An answer ends at one of `tokenizer.stop_ids`. `state` stays valid; its weights are cast once. At most `shown`
     samples are kept for display. Raises DataError without any sample.
     """
     right, count = 0, 0
@@ -67,9 +73,9 @@ def evaluate(
     return EvalResult(accuracy=right / count, count=count, bad=tuple(bad), samples=tuple(samples))
 
 
-def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer) -> str:
-    """The text of generated ids up to the first eos."""
-    ends = np.flatnonzero(ids == tokenizer.eos)
+def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> str:
+    """The text of generated ids up to the first that ends an answer."""
+    ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
     return tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
 
 

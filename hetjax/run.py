@@ -21,7 +21,6 @@ from hetjax.build import (
     batch_shapes,
     build_graph,
     build_trainer,
-    check_tokenizer,
     learning_rate,
     prompt_shapes,
     tokens_per_image,
@@ -30,7 +29,7 @@ from hetjax.build import (
 from hetjax.checkpoint import Checkpoints
 from hetjax.cluster import AgreedStop
 from hetjax.config import TrainConfig
-from hetjax.data import HostBatch, Tokenizer, TrainData, eval_batches, load_tokenizer
+from hetjax.data import HostBatch, Tokenizer, eval_batches, train_data
 from hetjax.data_at_hand import check_data, make_demo_data
 from hetjax.display import LiveBar, placement_table
 from hetjax.errors import DataError, DivergenceError
@@ -38,6 +37,8 @@ from hetjax.evaluate import EvalResult, evaluate
 from hetjax.generate import Generator
 from hetjax.job import Job, join_job
 from hetjax.metrics import MetricsLog, draw_loss, read_metrics
+from hetjax.processor import OmniTokenizer, Processor
+from hetjax.processor_at_hand import make_processor, tokenizer_of
 from hetjax.state import TrainState
 from hetjax.stopwatch import Stopwatch, rounded
 from hetjax.trainer import Trainer
@@ -67,14 +68,14 @@ def _console_of(job: Job, config: TrainConfig, console: Console) -> Console:
 
 def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> dict[str, Any]:
     use_devices(config, job.processes)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    check_tokenizer(config, tokenizer)
+    processor = make_processor(config)
+    tokenizer = tokenizer_of(config, processor)
     for what, package in (("jax", jax), ("hetjax", hetjax)):
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
     make_demo_data(config, job, console)
     if job.speaks:
-        check_data(config, tokenizer, console)
+        check_data(config, tokenizer, console, processor)
     trainer = build_trainer(config, build_graph(config))
     check_batch(trainer.stages, config.data.batch_size, config.microbatches)
     job.agree("schedule", trainer.schedule.digest()[:16])
@@ -84,12 +85,12 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
     generator = Generator(
         trainer,
         max_new_tokens=config.eval.max_new_tokens,
-        stop_token=tokenizer.eos,
+        stop_token=tokenizer.stop_ids,
         sampling=config.eval.sampling,
     )
     answering = generator.trace(prompt_shapes(config, config.eval.batch_size)) if config.data.eval else {}
     # Restored before anything is compiled: a checkpoint that does not fit is told at once.
-    run = _Run(config, trainer, generator, tokenizer, directory, console, job)
+    run = _Run(config, trainer, generator, (tokenizer, processor), directory, console, job)
     try:
         with job.unlimited("compiling"):
             trainer.compile(batch_shapes(config), progress=console.is_terminal, also=answering)
@@ -126,14 +127,15 @@ class _Run:
         config: TrainConfig,
         trainer: Trainer,
         generator: Generator,
-        tokenizer: Tokenizer,
+        language: tuple[Tokenizer | OmniTokenizer, Processor | None],
         directory: Path,
         console: Console,
         job: Job,
     ):
-        self.config, self.trainer, self.generator, self.tokenizer = config, trainer, generator, tokenizer
+        self.config, self.trainer, self.generator = config, trainer, generator
+        self.tokenizer, self.processor = language
         self.directory, self.console, self.job = directory, console, job
-        self.data = TrainData(config.data, tokenizer, tokens_per_image(config), rows=self._rows())
+        self.data = train_data(config.data, self.tokenizer, tokens_per_image(config), self._rows(), self.processor)
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer)
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         self.learning_rates = np.asarray(
@@ -280,7 +282,9 @@ class _Run:
 
     def _answers(self) -> EvalResult:
         config = self.config
-        batches = eval_batches(config.data, self.tokenizer, tokens_per_image(config), config.eval.batch_size)
+        batches = eval_batches(
+            config.data, self.tokenizer, tokens_per_image(config), config.eval.batch_size, self.processor
+        )
         return evaluate(self.generator, self.state, batches, self.tokenizer)
 
     def _save(self, pending: _Pending | None, bar: LiveBar) -> None:

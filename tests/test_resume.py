@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hetjax.data import write_digits
+from hetjax.data import write_digits, write_shapes
 
 ROOT = Path(__file__).parents[1]
 EXACT = ("step", "epoch", "loss", "grad_norm", "learning_rate", "bad_samples", "eval/accuracy")
@@ -52,9 +52,10 @@ def run_until_killed(arguments: list[str], run_dir: Path, steps: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("config", ["digits", "digits_colocated"])
+@pytest.mark.parametrize("config", ["digits", "digits_colocated", "omni_tiny"])
 def test_a_killed_run_continues_bit_for_bit(config, tmp_path):
-    data = write_digits(tmp_path / "digits")
+    write = write_shapes if config == "omni_tiny" else write_digits
+    data = write(tmp_path / "data")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole, data, config), cwd=ROOT, check=True, timeout=400, stdout=subprocess.DEVNULL)
     steps = sorted(random.sample(range(1, 23), 2))

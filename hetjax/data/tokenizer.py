@@ -23,8 +23,8 @@ class Tokenizer(abc.ABC):
     """Text to ids and back.
 
     `pad` fills a sequence, `bos` opens it, `eos` ends an assistant message; `user`, `assistant` and
-    `system` open a message of that role; `image` holds the place of one encoder token. Every id,
-    special or not, is below `vocab_size`.
+    `system` open a message of that role; `image` holds the place of one encoder token. `stop_ids` are those that
+    end an answer: `eos` alone. Every id, special or not, is below `vocab_size`.
     """
 
     def __init__(self, specials: Mapping[str, int], vocab_size: int):
@@ -33,6 +33,7 @@ class Tokenizer(abc.ABC):
         )
         self.vocab_size = vocab_size
         self.special_ids = frozenset(specials.values())
+        self.stop_ids = (self.eos,)
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ from hetjax.tools.bench_step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.convert import convert
 from hetjax.tools.demo_data import digits, shapes
+from hetjax.tools.generate import generate
 from hetjax.tools.launch import launch
 from hetjax.tools.model import model
 from hetjax.tools.outcome import Outcome
@@ -31,6 +32,7 @@ from hetjax.tools.timeline import timeline
 # the settings of a run, as train.py does; one with a parameter `command` takes what stands behind `--`.
 # Parameters that are not keyword-only stand on the command line without a name.
 # An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
+# One of type `list[str] | None` takes several words: --image a.png b.png.
 TOOLS: dict[str, Callable[..., Outcome]] = {
     "launch": launch,
     "timeline": timeline,
@@ -38,6 +40,7 @@ TOOLS: dict[str, Callable[..., Outcome]] = {
     "placement": placement,
     "boundary": boundary,
     "convert": convert,
+    "generate": generate,
     "demo-data digits": digits,
     "demo-data shapes": shapes,
     "bench overhead": overhead,
@@ -138,7 +141,11 @@ def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.Argume
     kept = {key for key in _parameters(tool) if key.endswith("_")}
     for key in sorted(kept):
         _add_kept_word(parser, tool, key)
-    parser.add_function_arguments(tool, skip=BESIDE | kept, as_group=False, as_positional=bool(words))
+    several = {key for key, hint in typing.get_type_hints(tool).items() if hint == list[str] | None}
+    for key in inspect.signature(tool).parameters:
+        if key in several:
+            parser.add_argument(f"--{key}", nargs="+", type=str, default=None, help=_help_of(tool, key))
+    parser.add_function_arguments(tool, skip=BESIDE | kept | several, as_group=False, as_positional=bool(words))
     parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
     if settings:
         add_settings(parser)
@@ -147,9 +154,14 @@ def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.Argume
 
 def _add_kept_word(parser: jsonargparse.ArgumentParser, tool: Callable[..., Outcome], name: str) -> None:
     """Add the option of a parameter `name` that ends in "_", whose help is its line in the docstring."""
-    (help_text,) = re.findall(rf"^ +{name}: (.*)$", inspect.getdoc(tool), re.MULTILINE)
     hint = typing.get_type_hints(tool)[name]
-    parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=help_text)
+    parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=_help_of(tool, name))
+
+
+def _help_of(tool: Callable[..., Outcome], name: str) -> str:
+    """The line of a parameter in the docstring."""
+    (help_text,) = re.findall(rf"^ +{name}: (.*)$", inspect.getdoc(tool), re.MULTILINE)
+    return help_text
 
 
 def _takes_config(tool: Callable[..., Outcome]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -15,19 +16,48 @@ from hetjax.batch import Batch
 def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vocab_size: int, seed: int = 0) -> Batch:
     """Arrays of these shapes, as `hetjax.build.batch_shapes` gives them: {module: {input: array}}.
 
-    Images are standard normal; tokens and labels are ids below `vocab_size`; every row counts in the loss;
-    image tokens take the first N rows of each sequence (rows past its end are dropped, as padding is).
+    Images, patches and sound are standard normal; tokens and labels are ids below `vocab_size`; every row counts in the
+    loss and belongs to one document; image tokens take the first N rows of each sequence and those of sound the next
+    ones (rows past its end are dropped, as padding is). Patches are those of one square image, or of a video whose
+    tubelets are squares; clips have their full length.
     """
     random = np.random.default_rng(seed)
 
-    def fill(port: str, aval: jax.ShapeDtypeStruct) -> np.ndarray:
+    def fill(module: str, port: str, aval: jax.ShapeDtypeStruct) -> np.ndarray:
+        counted = np.arange(math.prod(aval.shape[1:2]), dtype=np.int32)
         match port:
             case "tokens" | "labels":
                 return random.integers(0, vocab_size, aval.shape).astype(aval.dtype)
             case "image_positions":
-                return np.broadcast_to(np.arange(aval.shape[1], dtype=aval.dtype), aval.shape)
+                return np.broadcast_to(counted, aval.shape)
+            case "audio_positions":
+                ahead = shapes[module].get("image_positions", aval).shape[1] if "vision" in shapes else 0
+                return np.broadcast_to(ahead + counted, aval.shape)
             case "loss_weights":
                 return np.ones(aval.shape, aval.dtype)
+            case "segments" | "video_segments":
+                return np.broadcast_to(counted // _tubelet(port, len(counted)), aval.shape)
+            case "places" | "video_places":
+                rows = _tubelet(port.replace("places", "segments"), len(counted))
+                return np.broadcast_to(_places(rows, counted), aval.shape)
+            case "lengths":
+                samples = shapes[module]["waveforms"].shape[-1]
+                return np.full(aval.shape, samples, aval.dtype)
         return random.standard_normal(aval.shape).astype(aval.dtype)
 
-    return {module: {port: fill(port, aval) for port, aval in inputs.items()} for module, inputs in shapes.items()}
+    return {
+        module: {port: fill(module, port, aval) for port, aval in inputs.items()} for module, inputs in shapes.items()
+    }
+
+
+def _tubelet(port: str, rows: int) -> int:
+    """Rows of an image, which are all, or of a tubelet, of which a video has four where its rows allow it."""
+    return rows // 4 if port == "video_segments" and rows % 16 == 0 else rows
+
+
+def _places(rows: int, counted: np.ndarray) -> np.ndarray:
+    """Row, column, height and width in a square grid of so many rows or some more, for each image or tubelet."""
+    side = math.isqrt(max(rows - 1, 0)) + 1
+    number = counted % rows
+    whole = np.full_like(number, side)
+    return np.stack([number // side, number % side, whole, whole], axis=-1)

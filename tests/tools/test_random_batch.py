@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 
 from hetjax.build import batch_shapes
+from hetjax.config import load_config
 from hetjax.tools.random_batch import random_batch
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_random_batch_has_the_shapes_and_dtypes_asked_for_and_ids_of_the_vocabulary(make_config):
@@ -20,3 +25,17 @@ def test_image_tokens_of_a_sample_take_rows_of_their_own(make_config):
     positions = random_batch(batch_shapes(make_config()), vocab_size=40)["llm"]["image_positions"]
     for row in positions:
         assert len(set(row)) == len(row)
+
+
+def test_a_run_with_a_processor_gets_media_that_there_could_be():
+    config, _ = load_config(["--config", str(ROOT / "configs/omni_tiny.yaml"), "--microbatches", "1"])
+    shapes = batch_shapes(config)
+    batch = random_batch(shapes, vocab_size=288)
+    for module, inputs in shapes.items():
+        for port, aval in inputs.items():
+            assert (batch[module][port].shape, batch[module][port].dtype) == (aval.shape, aval.dtype)
+    images, sound = (set(batch["llm"][f"{kind}_positions"][0]) for kind in ("image", "audio"))
+    assert not images & sound
+    height, width = batch["vision"]["places"][0, 0, 2:]
+    assert np.all(batch["vision"]["places"][..., 0] < height) and np.all(batch["vision"]["places"][..., 1] < width)
+    assert np.all(batch["audio"]["lengths"] == batch["audio"]["waveforms"].shape[-1])

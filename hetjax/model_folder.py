@@ -1,0 +1,116 @@
+"""A folder with a model that has been trained: what it consists of, how it takes text and media, its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights
+from hetjax.config import load_config
+from hetjax.data import DataConfig
+from hetjax.errors import ConfigError
+from hetjax.processor import ProcessorConfig
+from hetjax.warm_start import open_weights
+from hetjax.weight_source import WeightSource
+from models import VisionConfig
+from models.dynamic_resolution import DynamicResolution
+from models.huggingface.checkpoint import HuggingFaceCheckpoint
+from models.huggingface.families import find_family
+from models.huggingface.family import read_json
+
+LONGEST = 131072
+"""Tokens of a prompt, where no run says how many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model in a folder.
+
+    Attributes:
+        components: the config of each module, in the order of the data.
+        data: how prompts are made; its files are those of training, or none.
+        source: the weights.
+        param_dtype: dtype that the model computes in.
+    """
+
+    components: dict[str, Any]
+    data: DataConfig
+    source: WeightSource
+    param_dtype: str
+
+
+def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
+    """The model in a run's folder, in what `hetjax convert` made, or in a Hugging Face folder.
+
+    Raises ConfigError where it is none of these, ModelError or CheckpointError where it cannot be read.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no folder {folder}; give a run's folder, what `hetjax convert` made, or a Hugging Face folder"
+        )
+    source = open_weights(folder)
+    if isinstance(source, HuggingFaceCheckpoint):
+        return _from_hugging_face(source, source.configs, source.folder, source.hf)
+    beside = _run_settings(folder)
+    if beside is not None:
+        config, _ = load_config(["--config", str(beside)])
+        return ModelFolder(
+            components=config.model.components,
+            data=config.data,
+            source=source,
+            param_dtype=config.compute_dtype or config.param_dtype,
+        )
+    beside = source.folder / HUGGING_FACE
+    if isinstance(source, SavedWeights) and (beside / "config.json").is_file():
+        hf = read_json(beside / "config.json")
+        configs = find_family(hf, source.extra.get("family")).read_config(hf)
+        return _from_hugging_face(source, configs, beside, hf)
+    raise ConfigError(
+        f"{folder} has a checkpoint, but no settings of its model: neither config.yaml of a run nor a folder "
+        f"{HUGGING_FACE}; give the run's own folder"
+    )
+
+
+def _run_settings(folder: Path) -> Path | None:
+    """The config.yaml of a run, from its folder, its folder of checkpoints, or that of one step."""
+    for place in (folder, folder.absolute().parent, folder.absolute().parent.parent):
+        if (place / "config.yaml").is_file() and (place / "checkpoints").is_dir():
+            return place / "config.yaml"
+    return None
+
+
+def _from_hugging_face(source: WeightSource, configs: dict[str, Any], folder: Path, hf: dict[str, Any]) -> ModelFolder:
+    components = {name: configs[name] for name in ("vision", "audio", "llm") if name in configs}
+    if "llm" not in components:
+        raise ConfigError(f"{source.name} holds {', '.join(components)}, but no language model, so it answers nothing")
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"{folder} has no tokenizer.json; fetch it into that folder")
+    infos = source.infos("llm").values()
+    narrow = any(info.dtype == np.dtype(ml_dtypes.bfloat16) for info in infos)
+    data = DataConfig(
+        train="", tokenizer=str(folder), seq_len=LONGEST, batch_size=1, processor=_processor(components, folder, hf)
+    )
+    param_dtype = "bfloat16" if narrow else "float32"
+    return ModelFolder(components=components, data=data, source=source, param_dtype=param_dtype)
+
+
+def _processor(components: dict[str, Any], folder: Path, hf: dict[str, Any]) -> ProcessorConfig:
+    """What a checkpoint says of images, beside the defaults, which are those of Nemotron 3 Nano Omni."""
+    vision = components.get("vision")
+    settings: dict[str, Any] = {}
+    if vision is not None and not isinstance(vision, VisionConfig):
+        layout = vision.image_rows
+        settings["resolution"] = DynamicResolution(patch_size=layout.patch_size, merge=layout.merge)
+    found = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
+    for name, keys in {"pixel_mean": ("norm_mean", "image_mean"), "pixel_std": ("norm_std", "image_std")}.items():
+        for value in (each.get(key) for each in (found, hf) for key in keys):
+            if value is not None:
+                settings[name] = tuple(value)
+                break
+    return ProcessorConfig(**settings)

@@ -1,0 +1,133 @@
+"""The processor of a run: what its settings say of the data, fitted to its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hetjax.config import TrainConfig
+from hetjax.data import Tokenizer, load_tokenizer
+from hetjax.errors import ConfigError, DataError
+from hetjax.processor import ChatTemplate, OmniTokenizer, Processor, Room, load_omni_tokenizer, load_template
+from models import VisionConfig
+
+# Where a checkpoint's config.json says which ids stand for encoder tokens.
+_ID_KEYS = {
+    "image": ("img_context_token_id", "image_token_id"),
+    "audio": ("sound_context_token_id", "audio_token_id"),
+}
+
+
+def row_room(config: TrainConfig) -> Room | None:
+    """What a row of a batch has room for; None where the run has no processor.
+
+    Raises ConfigError where the processor and the model's encoders do not fit.
+    """
+    settings = config.data.processor
+    if settings is None:
+        _check_none_is_needed(config)
+        return None
+    _check_encoders(config)
+    return Room.of(settings, config.data.seq_len, **_layouts(config))
+
+
+def make_processor(config: TrainConfig) -> Processor | None:
+    """The processor of a run, with its tokenizer and chat template; None where the run has none.
+
+    Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
+    generation_config.json which ids end an answer. The template is that of `processor.chat_template`, else that of the
+    tokenizer's folder, else the built-in one.
+
+    Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
+    """
+    settings = config.data.processor
+    if row_room(config) is None:
+        return None
+    return Processor(settings, _tokenizer(config), _template(config), seq_len=config.data.seq_len, **_layouts(config))
+
+
+def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
+    """The tokenizer of a run. Raises ConfigError unless the language model has a row for every token, or DataError."""
+    tokenizer = load_tokenizer(config.data.tokenizer) if processor is None else processor.tokenizer
+    have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
+    if have < need:
+        raise ConfigError(
+            f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "
+            f"tokens; set it to {need} or more"
+        )
+    return tokenizer
+
+
+def _layouts(config: TrainConfig) -> dict[str, Any]:
+    vision = config.model.components.get("vision")
+    takes_videos = getattr(vision, "tubelet", None) is not None
+    return {
+        "image_rows": None if vision is None else vision.image_rows,
+        "video_rows": vision.video_rows if takes_videos else None,
+        "pruning_rate": getattr(vision, "video_pruning_rate", 0.0),
+    }
+
+
+def _check_none_is_needed(config: TrainConfig) -> None:
+    components = config.model.components
+    needing = [name for name in components if name != "llm" and not isinstance(components[name], VisionConfig)]
+    if needing:
+        kind = type(components[needing[0]]).__name__
+        raise ConfigError(
+            f"model.{needing[0]} is a {kind}, whose inputs data.processor makes, but that is null; give data.processor"
+        )
+
+
+def _check_encoders(config: TrainConfig) -> None:
+    """Raise ConfigError where an encoder would get nothing, or media no encoder."""
+    components, settings = config.model.components, config.data.processor
+    vision = components.get("vision")
+    if isinstance(vision, VisionConfig) or getattr(vision, "image_size", None) is not None:
+        raise ConfigError(
+            f"data.processor is given, but model.vision is a {type(vision).__name__} of images of one size; set "
+            "data.processor to null, or give a vision encoder that takes any size"
+        )
+    if vision is not None and not settings.image_rows + settings.video_rows:
+        raise ConfigError(
+            "data.processor.image_rows and video_rows are 0, but the model has a vision encoder; raise one of them, or "
+            "leave the encoder out (model.without: [vision])"
+        )
+    if ("audio" in components) != (settings.clips > 0):
+        has, fix = ("an", "raise it, or leave the encoder out (model.without: [audio])")
+        if "audio" not in components:
+            has, fix = ("no", "set it to 0")
+        raise ConfigError(f"data.processor.clips is {settings.clips}, but the model has {has} encoder of sound; {fix}")
+
+
+def _tokenizer(config: TrainConfig) -> OmniTokenizer:
+    path = config.data.tokenizer
+    if path is None:
+        return load_omni_tokenizer(None)
+    folder = _folder(path)
+    found, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    ids = {name: found[key] for name, keys in _ID_KEYS.items() for key in keys if isinstance(found.get(key), int)}
+    stops = generation.get("eos_token_id")
+    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
+
+
+def _template(config: TrainConfig) -> ChatTemplate:
+    named = config.data.processor.chat_template
+    if named is None and config.data.tokenizer is not None:
+        return load_template(_folder(config.data.tokenizer))
+    return load_template(named)
+
+
+def _folder(path: str) -> Path:
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' beside the tokenizer cannot be read: {error}; repair the file") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,49 @@
+"""Answers about a film whose tokens are pruned do not depend on how much room its row has."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hetjax.build import build_graph, build_trainer
+from hetjax.config import load_config
+from hetjax.data import write_shapes
+from hetjax.generate import Generator
+from hetjax.processor import make_arrays, parse_messages, prompt_lengths
+from hetjax.processor_at_hand import make_processor
+from meshes import Layout
+
+CONFIG = Path(__file__).parents[1] / "configs/omni_tiny.yaml"
+SMALL = {"llm.pattern": "M*", "vision.layers": 1, "vision.video_pruning_rate": 0.5}
+
+
+def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
+    """(new tokens, rows taken out of every sequence)."""
+    changes = ["--model.changes", json.dumps(SMALL), "--model.without", "[audio]", "--fake_devices", "null"]
+    room = ["--data.processor.clips", "0", "--data.processor.video_rows", str(video_rows), "--data.seq_len", "256"]
+    config, _ = load_config(["--config", str(CONFIG), *changes, *room, "--param_dtype", "float32"])
+    config = dataclasses.replace(config, placement={name: Layout(devices="0") for name in ("vision", "llm")})
+    processor = make_processor(config)
+    trainer = build_trainer(config, build_graph(config))
+    generator = Generator(trainer, max_new_tokens=6, stop_token=-1)
+    samples = [processor.sample(chat) for chat in chats]
+    assert samples[0].need.tokens < samples[0].need.given
+    arrays = make_arrays(processor, [[sample] for sample in samples], training=False)
+    ids = generator.generate(trainer.init(0), arrays, prompt_lengths(samples))
+    return ids, processor.room.need.given - processor.room.need.tokens
+
+
+def test_a_pruned_film_is_answered_alike_in_any_room(tmp_path):
+    folder = write_shapes(tmp_path / "shapes", samples=6)
+    user = {"role": "user", "content": "<video>Where?"}
+    chats = [
+        parse_messages([user], files={"video": [str(folder / "media/00002.mp4")]}),
+        parse_messages([user], files={"video": [str(folder / "media/00005.mp4")]}),
+        parse_messages([{"role": "user", "content": "No film at all."}]),
+    ]
+    tight, none_out = answer(chats, 56)
+    wide, out = answer(chats, 2048)
+    assert none_out == 0 and out == 256
+    np.testing.assert_array_equal(tight, wide)
+    assert len({tuple(row) for row in wide}) > 1
