@@ -6,7 +6,7 @@ and activations pass through `constrain`, which does nothing until a layout is p
 A part whose communication is ours to choose (a ring, an exchange) asks with `split_of` which mesh
 axes a dim rides on, and runs by `jax.shard_map` over them.
 
-Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch · width
+Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch · state · width
 Activation dims:  batch · seq · residual_seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts
 
 `width` is that of vectors: norm scales and biases as wide as the residual stream, and learned positions. `residual_seq`

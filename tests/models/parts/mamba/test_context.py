@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from hetjax.compiled import collectives
+from hetjax.shards import by_shard, merge, split
 from hetjax.weights import take_apart
 from meshes import Layout, PlacementError
 from models.arrays import arrays_by_path, with_arrays
@@ -19,7 +20,7 @@ from models.dims import RESIDUAL, layout_in_force
 from models.errors import LayoutError
 from models.parts.mamba.cache import Streams
 from models.parts.mamba.context import mix_across
-from models.parts.zigzag import causal_order
+from models.parts.zigzag import SequenceOrder, causal_order
 from tests.models.layouts import constraint_of, splits_of
 from tests.models.parts.mamba.layer import CONFIG, WIDTH, build, error, rows
 from tests.models.parts.mamba.stepwise import documents
@@ -48,10 +49,17 @@ def across(layout: Layout, layer, x, segments):
         return layer(x[:, order.rows], order=order, segments=segments)[0][:, np.argsort(order.rows)]
 
 
-CASES = [pytest.param(degrees, True, id=name) for name, degrees in LAYOUTS.items()]
-CASES += [
-    pytest.param(degrees, False, id=f"{name}-one document", marks=[] if name == "context4" else pytest.mark.slow)
+#: Compiled in every run of the tests; others are left to slow ones.
+QUICK = {
+    ("context4", True),
+    ("data2-context2-tensor2", True),
+    ("data2-context2-tensor2", False),
+    ("data2-tensor2", True),
+}
+CASES = [
+    pytest.param(degrees, packed, id=f"{name}-{packed}", marks=[] if (name, packed) in QUICK else pytest.mark.slow)
     for name, degrees in LAYOUTS.items()
+    for packed in (True, False)
 ]
 
 
@@ -77,6 +85,21 @@ def check(layout: Layout, length: int, packed: bool):
     want = jax.jit(partial(with_gradients, plain, layer))(x, weight)
     errors = jax.tree.map(error, got, want)
     assert max(jax.tree.leaves(errors)) < 1e-10, errors
+
+
+def test_shards_of_the_batch_that_run_apart_equal_one_device(float64):
+    """As programs run whose gradients are added up once a step: `data` is mapped over, the layout knows the rest."""
+    layout, mesh = Layout(context=2, tensor=2), splits_of(Layout(data=2, context=2, tensor=2)).mesh
+    layer, x = build(), jnp.asarray(rows(BATCH, 12))
+    splits = dataclasses.replace(splits_of(layout), mesh=mesh)
+    order = SequenceOrder(length=12, shards=2)
+
+    def shard(x):
+        with layout_in_force(lambda x, dims: x, splits):
+            return layer(x[:, order.rows], order=order)[0][:, np.argsort(order.rows)]
+
+    got = jax.jit(lambda x: merge(by_shard(shard, 2, shared=())(split(x, 2))))(x)
+    assert error(got, jax.jit(lambda x: layer(x)[0])(x)) < 1e-12
 
 
 def test_float32_equals_one_device():
