@@ -16,6 +16,8 @@ from models.huggingface.mamba import mamba_entries
 from models.parts.mamba import Mamba2, MambaCache, MambaConfig
 from tests.models.parts.mamba.layer import build
 
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
 pytestmark = pytest.mark.live
 
 # Theirs clamps steps to 1e-3 where it computes by chunks; random biases of steps put some below.
