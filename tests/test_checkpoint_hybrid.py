@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import optax
 
 from hetjax import ModuleGraph, Trainer
@@ -31,6 +32,8 @@ def save(folder, trainer, state) -> None:
     checkpoints.close()
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_pattern_restores_on_every_other_cut_bit_for_bit(tmp_path):
     trainers = [trainer_on(layout) for layout in LAYOUTS]
     first = trainers[0].init(seed=3)

@@ -76,6 +76,8 @@ def test_answers_to_a_pruned_video_equal_one_device():
     np.testing.assert_array_equal(answers_on(graph, placement, batch), want)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_training_on_pruned_videos_equals_one_device(float64):
     """Every stage takes the same rows out, and the sequence that is left is what is shared out over the devices."""
     samples, rows = 4, 18

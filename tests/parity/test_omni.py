@@ -84,19 +84,22 @@ def test_three_modules_on_three_meshes_equal_one_device(float64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", LIMITS, indirect=True)
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"], indirect=True)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement_equals_one_device(placement, dtype):
     check(placement, dtype, **({"pattern": SHALLOW} if dtype == "float32" else {}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["three meshes", "context and stages"])
+@pytest.mark.quick
+@pytest.mark.parametrize("placement", ["context and stages"])
 def test_pruned_videos_equal_one_device(placement, float64):
     check(placement, "float64", pruning_rate=0.5)
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize(("placement", "schedule"), [("context and stages", "zero_bubble"), ("colocated", "colocated")])
 def test_schedules_equal_one_device(placement, schedule, float64):
     check(placement, "float64", schedule=schedule)
