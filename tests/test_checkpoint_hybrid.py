@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import pytest
 import optax
+import pytest
 
 from hetjax import ModuleGraph, Trainer
 from hetjax.checkpoint import Checkpoints
