@@ -1,10 +1,12 @@
-"""Programs that several processes share, run one after the other.
+"""Programs run one after the other, where the backend does not see to it.
 
 All processes of a job dispatch the programs they share in one order. A GPU or a TPU also runs them in that
-order. The CPU backend does not: it starts each on whichever thread is free, and the messages of two
-programs that are under way at the same time mix up, or wait for each other forever (seen on jax 0.10.2
-with gloo, stacks of both processes in hand). So on CPU devices, and only there, the host waits for every
-program that runs in several processes.
+order. The CPU backend does not: it starts each on whichever thread is free. Two things go wrong (seen on jax
+0.10.2 with gloo, stacks of the processes in hand). The messages of two programs that several processes share
+mix up, or wait for each other forever, when both are under way at the same time. And a process dispatches on
+as many threads as it has devices, each of which stops once 32 programs of a device have not ended: where one
+stops and another is inside a collective that waits for the first's device, both wait forever. So on CPU
+devices of a job of several processes, and only there, the host waits for every program with collectives.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from jax.sharding import Mesh
 
 def in_order(program: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A program over `mesh` as it has to be called: itself, or one that waits where the backend keeps no order."""
-    devices = mesh.devices.flat
-    if devices[0].platform != "cpu" or len({device.process_index for device in devices}) == 1:
+    if mesh.devices.flat[0].platform != "cpu" or jax.process_count() == 1 or mesh.size == 1:
         return program
 
     def run(*arguments: Any) -> Any:
