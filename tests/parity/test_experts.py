@@ -44,6 +44,9 @@ LAYOUTS = {
 QUICK = [("expert4-tensor2", 1), ("stage2-expert2-tensor2", 4), ("expert2-context2-tensor2", 4)]
 
 
+make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
+
+
 @functools.cache
 def make_graph(model: str) -> ModuleGraph:
     modules = {
@@ -51,11 +54,6 @@ def make_graph(model: str) -> ModuleGraph:
         "llm": LanguageModel(MODELS[model], rngs=nnx.Rngs(2)),
     }
     return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
-
-
-def make_optimizer() -> optax.GradientTransformation:
-    """As that of the suite, with a larger epsilon: gradients that are shared out to experts are smaller."""
-    return optax.adamw(1e-3, eps=3e-2, weight_decay=0.1)
 
 
 @functools.cache

@@ -3,12 +3,12 @@
 import functools
 
 import numpy as np
-import optax
 import pytest
 
 from hetjax import ModuleGraph, Trainer
 from meshes import Layout, Placement
 from tests.models.tiny_hybrid import HYBRID, build_hybrid, hybrid_batch
+from tests.parity import problem
 from tests.parity.oracle import relative_error, steps_on_one_device
 
 STEPS, TOLERANCE = 2, {"float32": 1e-5, "float64": 1e-10}
@@ -30,13 +30,12 @@ QUICK = ("stage2-expert2-tensor2-uneven",)
 REMATS = {"stage2-fsdp2-context2-zero-bubble": ("mamba", "mlp"), "stage3-data2-gpipe": "full", "data8": "dots"}
 
 
+make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
+
+
 @functools.cache
 def make_graph() -> ModuleGraph:
     return ModuleGraph({"llm": build_hybrid(HYBRID)})
-
-
-def make_optimizer() -> optax.GradientTransformation:
-    return optax.adamw(1e-3, eps=3e-2, weight_decay=0.1)
 
 
 @functools.cache
