@@ -16,6 +16,7 @@ from hetjax.data import write_shapes
 from hetjax.processor import load_omni_tokenizer
 from meshes import Layout
 from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.models.huggingface.omni_cases import hf_config
 
 ROOT = Path(__file__).parents[2]
 # The presets' modules with a layer each.
@@ -106,3 +107,16 @@ def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, as
     asked = [ask("--max_new_tokens", "5", run=folder) for folder in (source, tmp_path / "ours")]
     assert asked[0]["answer"] == asked[1]["answer"]
     assert asked[0]["tokens"] == asked[1]["tokens"]
+
+
+def test_an_omni_hugging_face_folder_answers_on_all_media_as_what_is_converted_from_it(tmp_path, folder, ask):
+    hf = hf_config()
+    hf["text_config"]["vocab_size"] = 288
+    source = write_folder(tmp_path / "hf", hf, tensors_of(hf))
+    load_omni_tokenizer(None)._model.save(str(source / "tokenizer.json"))
+    (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    main(["convert", "--from", str(source), "--to", str(tmp_path / "ours")])
+    all_media = [word for kind in ("image", "audio", "video") for word in media(folder, kind)]
+    asked = [ask(*all_media, "--max_new_tokens", "5", run=run) for run in (source, tmp_path / "ours")]
+    assert asked[0]["answer"] == asked[1]["answer"]
+    assert asked[0]["tokens"] == asked[1]["tokens"] > 0
