@@ -15,11 +15,11 @@ from models.parakeet_config import ParakeetConfig
 from models.parts.clips import HOP, halved, tokens_of_clip
 from models.parts.conformer.attention import encode_distances
 from models.parts.conformer.block import ConformerBlock
-from models.parts.conformer.feed_forward import Projector
 from models.parts.conformer.rows import CLIPS
 from models.parts.conformer.rows import ROWS as TOKENS
 from models.parts.conformer.subsampling import Subsampling
 from models.parts.mel import log_mel
+from models.parts.projector import Projector
 from models.parts.router import split_by
 from models.parts.stack import Stack
 from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
@@ -43,7 +43,7 @@ class ParakeetEncoder(nnx.Module):
         self.layers = Stack(lambda layer_rngs: ConformerBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
         if config.projector_width is not None:
             self.projector = Projector(
-                config.width, config.projector_width, config.output_width, epsilon=config.norm_epsilon, rngs=rngs
+                config.width, config.projector_width, config.output_width, norm_epsilon=config.norm_epsilon, rngs=rngs
             )
 
     @property
@@ -135,4 +135,4 @@ class ParakeetEncoder(nnx.Module):
         return self.layers.scan(lambda block, x, _: (block(x, distances, valid), None), x)[0]
 
     def _project(self, x: Float[Array, "B C N D"]) -> Float[Array, "B C N E"]:
-        return x if self.config.projector_width is None else self.projector(x)
+        return x if self.config.projector_width is None else self.projector(x, given=TOKENS, wanted=TOKENS)

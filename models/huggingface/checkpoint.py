@@ -77,7 +77,12 @@ class HuggingFaceCheckpoint:
         return [name for name in self.tensors if self.family.keeps(name)]
 
     def _explained(self, name: str) -> bool:
-        return self.family.keeps(name) or matches(self.family.ignored, name)
+        return self.family.keeps(name) or matches(self.family.ignored, name) or self._is_tied_head(name)
+
+    def _is_tied_head(self, name: str) -> bool:
+        """Whether a tensor is a copy of the embedding: some releases have it, and what loads them leaves it out."""
+        llm = self.configs.get("llm")
+        return llm is not None and llm.tie_embeddings and name == f"{self.family.language_prefix}lm_head.weight"
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
         """Shape and dtype of every array of a module that the checkpoint fills.

@@ -33,8 +33,8 @@ def parakeet_entries(config: ParakeetConfig, *, prefix: str = PREFIX, projector:
         width, hidden, output = config.width, config.projector_width, config.output_width
         entries += [
             same(f"{projector}norm.weight", "projector/norm/scale"),
-            kernel(f"{projector}linear1.weight", "projector/up/kernel", ins=(width,), outs=(hidden,)),
-            kernel(f"{projector}linear2.weight", "projector/down/kernel", ins=(hidden,), outs=(output,)),
+            kernel(f"{projector}linear1.weight", "projector/mlp/up/kernel", ins=(width,), outs=(hidden,)),
+            kernel(f"{projector}linear2.weight", "projector/mlp/down/kernel", ins=(hidden,), outs=(output,)),
         ]
     return entries
 

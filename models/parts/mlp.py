@@ -30,7 +30,7 @@ def _gelu(x: Float[Array, "B S F"], approximate: bool) -> Float[Array, "B S F"]:
 
 
 @partial(jax.checkpoint, prevent_cse=False)
-def _relu2(x: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+def _relu2(x: Float[Array, "*rows F"]) -> Float[Array, "*rows F"]:
     return jnp.square(jax.nn.relu(x))
 
 
@@ -54,10 +54,12 @@ class ReLU2MLP(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width or width}, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
-        """`wanted` names the rows of the result; those of x are rows of the residual stream."""
-        (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
-        return project(_relu2(up), self.down, given=ROWS, wanted=wanted)[0]
+    def __call__(
+        self, x: Float[Array, "*rows D"], *, given: Dims = RESIDUAL, between: Dims = ROWS, wanted: Dims = RESIDUAL
+    ) -> Float[Array, "*rows E"]:
+        """`given`, `between` and `wanted` name the rows of x, of the hidden layer and of the result."""
+        (up,) = project(x, self.up, given=given, wanted=between)
+        return project(_relu2(up), self.down, given=between, wanted=wanted)[0]
 
 
 class GeluMLP(nnx.Module):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import ROWS
+from models.dims import RESIDUAL, ROWS, Dims
 from models.parts.mlp import ReLU2MLP
 from models.parts.norms import RMSNorm
 
-# B batch · S rows · D width in · E width of the language model
+# D width in · E width of the language model
 
 
 class Projector(nnx.Module):
@@ -19,6 +19,8 @@ class Projector(nnx.Module):
         self.norm = RMSNorm(width, epsilon=norm_epsilon, rngs=rngs)
         self.mlp = ReLU2MLP(width, hidden, output_width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
-        """From rows of the residual stream to whole rows, which leave the module."""
-        return self.mlp(self.norm(x), wanted=ROWS)
+    def __call__(
+        self, x: Float[Array, "*rows D"], *, given: Dims = RESIDUAL, wanted: Dims = ROWS
+    ) -> Float[Array, "*rows E"]:
+        """From rows named `given`, unless told of the residual stream, to `wanted`, which leave the module."""
+        return self.mlp(self.norm(x), given=given, between=wanted, wanted=wanted)

@@ -100,6 +100,16 @@ def test_unexpected_tensors_are_listed_and_can_be_left_out(tmp_path, capsys):
     assert load_file(convert(ours, tmp_path / "back") / "model.safetensors").keys() == tensors.keys()
 
 
+def test_a_copy_of_tied_embeddings_is_left_out_and_a_head_that_is_none_is_not_taken_for_one(tmp_path):
+    tied = {**LLAMA, "tie_word_embeddings": True}
+    tensors = tensors_of(tied)
+    copied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
+    ours = convert(write_folder(tmp_path / "hf", tied, copied), tmp_path / "ours")
+    assert load_file(convert(ours, tmp_path / "back") / "model.safetensors").keys() == tensors.keys()
+    ours = convert(write_folder(tmp_path / "untied", LLAMA, tensors_of(LLAMA)), tmp_path / "whole")
+    assert "lm_head.weight" in load_file(convert(ours, tmp_path / "again") / "model.safetensors")
+
+
 def test_wrong_shapes_are_told_with_both(tmp_path, capsys):
     tensors = tensors_of(LLAMA)
     name = "model.layers.2.mlp.up_proj.weight"
