@@ -61,6 +61,8 @@ def test_answers_equal_one_device(name):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_answers_to_a_pruned_video_equal_one_device():
     model, video = build_hybrid(), Video(rngs=nnx.Rngs(0))
     seen = video(FRAMES)

@@ -1,6 +1,6 @@
 """Whichever of four processes is killed, and whenever: the others end, and the run goes on bit for bit.
 
-HETJAX_KILLS=20 python -m pytest -s -m slow tests/test_kill_one_of_four.py
+HETJAX_KILLS=20 python -m pytest -n 0 -s -m slow tests/test_kill_one_of_four.py
 
 kills so often, in programs that are compiled as a user's are and with evaluations in between, and says where each
 death fell and what came of it.

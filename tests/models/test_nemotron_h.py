@@ -114,6 +114,8 @@ def test_decoding_of_prompts_of_unlike_lengths_equals_the_whole_model():
             assert relative_error(got[sample, step], want[0]) < 1e-5, (sample, step)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_prefill_has_the_loss_of_training(float64):
     """The two ways through the model agree: cross entropy of a prefill's last row, and that of a batch."""
     model = build_hybrid(WITHOUT_LOSS, np.float64)
@@ -158,6 +160,8 @@ def test_pruned_image_tokens_leave_the_sequence(float64):
         assert relative_error(gradient, want_gradients[path]) < 1e-10, path
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_every_stage_takes_out_the_same_rows(float64):
     model, batch = build_hybrid(HYBRID, np.float64), pruned_batch(np.float64)
     want, _ = loss_and_gradients(model, batch)
@@ -172,6 +176,8 @@ def test_every_stage_takes_out_the_same_rows(float64):
     assert parts[1].input_ports == ("hidden", "balance", "segments", "image_positions", "image_kept")
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_answers_to_pruned_images_are_those_to_the_rows_left():
     model, batch = build_hybrid(WITHOUT_LOSS), pruned_batch(np.float32)
     lengths, by_hand = np.array([12, 12]), compacted(batch)
@@ -202,6 +208,8 @@ def test_stages_are_cut_between_rows_of_groups():
         np.testing.assert_array_equal(np.concatenate(held) if len(held) > 1 else held[0], array)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_tied_head_is_the_embedding(float64):
     tied = dataclasses.replace(WITHOUT_LOSS, tie_embeddings=True)
     model, batch = build_hybrid(WITHOUT_LOSS, np.float64), hybrid_batch(samples=2, rows=8, dtype=np.float64)

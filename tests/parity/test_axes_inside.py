@@ -4,6 +4,7 @@ import pytest
 
 from hetjax.errors import BatchError
 from meshes import Layout, PlacementError
+from tests.choices import others_slow
 from tests.parity.problem import make_batch
 from tests.parity.test_parity import assert_equal, largest_errors, make_trainer
 
@@ -45,7 +46,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", others_slow(QUICK, ["all axes"]))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_axes_inside_a_module_equal_one_device(name, dtype):
     vision, llm, schedule, microbatches = QUICK[name]

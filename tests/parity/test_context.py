@@ -14,6 +14,7 @@ from hetjax.compiled import collectives
 from hetjax.errors import BatchError
 from hetjax.weights import take_apart
 from meshes import Layout, Placement
+from tests.choices import others_slow
 from tests.parity import problem
 from tests.parity.oracle import relative_error, train_on_one_device
 from tests.parity.test_parity import TOLERANCE
@@ -121,7 +122,7 @@ def rows_of(name: str) -> int:
     return 12 if name == "disjoint-context3" else ROWS
 
 
-@pytest.mark.parametrize(("name", "form", "packed"), QUICK)
+@pytest.mark.parametrize(("name", "form", "packed"), others_slow(QUICK, QUICK[::2]))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_split_sequences_equal_one_device_and_gather_no_activation(name, form, packed, dtype):
     check_moves(check(LAYOUTS[name], form, packed, dtype, rows_of(name)), form, packed)

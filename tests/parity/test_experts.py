@@ -20,6 +20,7 @@ from hetjax.compiled import collectives
 from meshes import Layout, Placement, PlacementError
 from models import LanguageModel, MoEConfig, VisionEncoder
 from models.parts import router
+from tests.choices import others_slow
 from tests.parity import problem
 from tests.parity.oracle import relative_error, steps_on_one_device
 from tests.parity.test_parity import TOLERANCE
@@ -102,7 +103,7 @@ def check(trainer: Trainer, dtype: str, model: str = "sigmoid") -> None:
             assert not buffer(trainer, state, COUNTS).any()
 
 
-@pytest.mark.parametrize(("name", "microbatches"), QUICK)
+@pytest.mark.parametrize(("name", "microbatches"), others_slow(QUICK, QUICK[-1:]))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_experts_equal_one_device(name, microbatches, dtype):
     check(make_trainer(LAYOUTS[name], dtype, microbatches), dtype)
@@ -119,6 +120,8 @@ def test_all_layouts_of_experts_equal_one_device(name, microbatches, model, dtyp
     check(make_trainer(LAYOUTS[name], dtype, microbatches, model), dtype, model)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_no_choice_is_close(monkeypatch):
     """Between the last chosen expert and the next one lies more than float32 rounds, in every layer and step."""
     gaps, best = [], router._best

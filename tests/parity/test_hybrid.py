@@ -26,7 +26,6 @@ CASES = {
     "stage3-data2-gpipe": (Layout(devices="0-5", stage=3, data=2), "gpipe", 4),
     "stage2-tensor2-balanced": (Layout(devices="0-3", stage=2, tensor=2, layers="balanced"), "1f1b", 2),
 }
-QUICK = ("stage2-expert2-tensor2-uneven",)
 REMATS = {"stage2-fsdp2-context2-zero-bubble": ("mamba", "mlp"), "stage3-data2-gpipe": "full", "data8": "dots"}
 
 
@@ -72,12 +71,6 @@ def check(name: str, dtype: str) -> None:
             joined = np.concatenate([np.asarray(each[path]) for each in held if path in each])
             np.testing.assert_array_equal(joined, wanted)
             assert path.endswith("/counts") or np.count_nonzero(wanted), "a bias"
-
-
-@pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
-def test_hybrid_equals_one_device(name, dtype):
-    check(name, dtype)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from hetjax.decoding import Encode
 from hetjax.weights import take_apart
 from meshes import Layout, Placement
 from models.parts.linear import Linear
+from tests.choices import others_slow
 from tests.models.tiny_models import call
 from tests.models.tiny_parakeet import TINY, build_parakeet
 from tests.parity.oracle import relative_error, steps_on_one_device
@@ -25,7 +26,6 @@ CASES = {
     "data4": (Layout(devices="0-3", data=4), "train", 1),
     "stage2-data2-tensor2": (Layout(data=2, tensor=2, stage=2), "train", 1),
 }
-QUICK = ("data2-fsdp2-tensor2", "data4")
 
 
 class Head(nnx.Module):
@@ -60,7 +60,7 @@ def expected(mode):
     return steps_on_one_device(make_graph(mode), make_batch(), optax.sgd(0.1), steps=2, dtype="float64")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", others_slow(CASES, ["data2-fsdp2-tensor2"]))
 def test_losses_gradients_weights_and_statistics_equal_one_device(float64, name):
     layout, mode, microbatches = CASES[name]
     trainer = Trainer(

@@ -105,6 +105,7 @@ def test_every_schedule_over_processes_equals_one_device():
         assert any(found["gradient"] for found in errors), f"nobody compared a gradient of {name}"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_device():
     check(2, CROSSING, "float64", timeout=200)
 

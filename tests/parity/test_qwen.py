@@ -13,6 +13,7 @@ from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.compiled import collectives
 from meshes import Layout, Placement
 from models import LanguageModel, ModelError, MoEConfig, RopeScaling, VisionEncoder
+from tests.choices import others_slow
 from tests.parity import problem
 from tests.parity.oracle import relative_error, train_on_one_device
 from tests.parity.test_parity import TOLERANCE
@@ -28,10 +29,10 @@ LAYOUTS = {
     "expert2-tensor2": Layout(devices="0-3", expert=2, tensor=2),
 }
 CASES = [
-    ("dense", "data2-tensor2", 2),
     ("dense", "fsdp2-context2-tensor2", 1),
-    pytest.param("dense", "data2-tensor2-rows whole", 1, marks=[pytest.mark.slow, pytest.mark.quick]),
-    pytest.param("experts", "expert2-tensor2", 1, marks=[pytest.mark.slow, pytest.mark.quick]),
+    ("dense", "data2-tensor2", 2),
+    ("dense", "data2-tensor2-rows whole", 1),
+    ("experts", "expert2-tensor2", 1),
 ]
 
 
@@ -63,7 +64,7 @@ def expected(model: str, dtype: str):
     return train_on_one_device(make_graph(model), problem.make_batch(), optimizer, steps=STEPS, dtype=dtype)
 
 
-@pytest.mark.parametrize(("model", "layout", "microbatches"), CASES)
+@pytest.mark.parametrize(("model", "layout", "microbatches"), others_slow(CASES, CASES[:1]))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_training_equals_one_device(model, layout, microbatches, dtype):
     trainer, batch = make_trainer(model, LAYOUTS[layout], dtype, microbatches), problem.make_batch()

@@ -9,6 +9,7 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph, Trainer
 from meshes import Layout, Placement
 from models import DecoderConfig, LanguageModel, RadioConfig, RadioEncoder
+from tests.choices import others_slow
 from tests.models.radio_cases import image_inputs, images, video, video_inputs
 from tests.parity import problem
 from tests.parity.oracle import relative_error, train_on_one_device
@@ -35,7 +36,6 @@ LAYOUTS = {
     "data2-context4-gathered": Layout(data=2, context=4, context_attention="all_gather"),
     "stage2-data2-context2": Layout(stage=2, data=2, context=2),
 }
-QUICK = {"data2-context2-tensor2"}
 
 
 @functools.cache
@@ -69,9 +69,7 @@ def expected(dtype: str):
 
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYOUTS]
-)
+@pytest.mark.parametrize("name", others_slow(LAYOUTS, ["data2-context2-tensor2"]))
 def test_losses_gradients_and_weights_equal_one_device(name, dtype):
     trainer = Trainer(
         make_graph(),

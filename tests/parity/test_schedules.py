@@ -6,6 +6,7 @@ import pytest
 
 from hetjax.schedule import SCHEDULES, Kind
 from meshes import Layout
+from tests.choices import others_slow
 from tests.parity.test_parity import assert_equal, largest_errors, make_trainer
 
 LAYERS = 4
@@ -44,7 +45,7 @@ def check(name: str, schedule: str, microbatches: int, dtype: str):
     return trainer
 
 
-@pytest.mark.parametrize(("name", "schedule", "microbatches"), QUICK)
+@pytest.mark.parametrize(("name", "schedule", "microbatches"), others_slow(QUICK, QUICK[1::2]))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_some_schedules_equal_one_device(name, schedule, microbatches, dtype):
     check(name, schedule, microbatches, dtype)

@@ -109,6 +109,8 @@ def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, as
     assert asked[0]["tokens"] == asked[1]["tokens"]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_an_omni_hugging_face_folder_answers_on_all_media_as_what_is_converted_from_it(tmp_path, folder, ask):
     hf = hf_config()
     hf["text_config"]["vocab_size"] = 288
