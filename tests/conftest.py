@@ -1,7 +1,5 @@
 """Every test runs on eight CPU devices unless it starts processes of its own."""
 
-import os
-
 import jax
 import pytest
 
@@ -10,20 +8,6 @@ from hetjax.config import load_config
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory, worker_id):
-    """Compile once what several tests, workers and the processes they start compile alike."""
-    folder = tmp_path_factory.getbasetemp()
-    settings = {
-        "jax_compilation_cache_dir": str((folder if worker_id == "master" else folder.parent) / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.05,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(autouse=True)

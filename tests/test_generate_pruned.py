@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hetjax.build import build_graph, build_trainer
 from hetjax.config import load_config
@@ -34,6 +35,8 @@ def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
     return ids, processor.room.need.given - processor.room.need.tokens
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_pruned_film_is_answered_alike_in_any_room(tmp_path):
     folder = write_shapes(tmp_path / "shapes", samples=6)
     user = {"role": "user", "content": "<video>Where?"}

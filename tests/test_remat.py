@@ -53,6 +53,8 @@ def weight_shapes(program) -> set[tuple[int, ...]]:
     return {aval.shape for path, aval in program.stage.params.items() if path.startswith("layers/") and aval.ndim > 2}
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_every_setting_gives_the_same_gradients(found):
     reference = found["none"][0]
     for gradients, _, _ in found.values():
@@ -61,6 +63,8 @@ def test_every_setting_gives_the_same_gradients(found):
                 assert relative_error(gradients[module][path], gradient) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("stage", ["vision", "llm.0", "llm.1"])
 def test_what_computes_more_again_keeps_less(found, stage):
     kept = [found[name][1][stage] for name in SETTINGS]
@@ -68,6 +72,8 @@ def test_what_computes_more_again_keeps_less(found, stage):
     assert kept[-1] < kept[0] / 2
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_no_setting_keeps_weights(found):
     assert not any(weights for _, _, weights in found.values())
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from models import NemotronH
 from models.parts.groups import Group, find_groups
@@ -35,16 +34,6 @@ def seconds_to_compile(pattern: str) -> float:
     return time.process_time() - start
 
 
-@pytest.fixture
-def no_cache():
-    """Compile what has been compiled before, too."""
-    for enabled in (False, True):
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()  # it looks at the setting once
-        if not enabled:
-            yield
-
-
 def layers_to_compile(items) -> str:
     """The letters of all units, those of groups in units once."""
     return "".join(layers_to_compile(item.unit) if isinstance(item, Group) else item.letter for item in items)
@@ -55,7 +44,7 @@ def test_the_compiler_sees_ten_layers_of_52():
 
 
 @pytest.mark.slow
-def test_the_whole_pattern_compiles_in_four_times_one_layer_of_each_kind(no_cache):
+def test_the_whole_pattern_compiles_in_four_times_one_layer_of_each_kind():
     """With layers computed again in the backward, as a model of this depth trains; a tenth for what else runs."""
     with remat_in_force("full"):
         seconds_to_compile("*")  # what is slow the first time has been done

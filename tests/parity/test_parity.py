@@ -64,14 +64,14 @@ def assert_equal(errors: dict[str, float], dtype: str) -> None:
     assert max(errors.values()) <= TOLERANCE[dtype], errors
 
 
-@pytest.mark.parametrize("case", SAMPLE[:8], ids=str)
+@pytest.mark.parametrize("case", SAMPLE[:6], ids=str)
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_sample_of_cases_equals_one_device(case: Case, dtype):
     trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
     assert_equal(largest_errors(trainer, dtype), dtype)
 
 
-@pytest.mark.parametrize("case", SAMPLE[:2], ids=str)
+@pytest.mark.parametrize("case", SAMPLE[:1], ids=str)
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_some_cases_equal_one_device_in_float32(case: Case, dtype):
     trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
@@ -117,6 +117,8 @@ def test_suite_fails_when_two_samples_are_swapped_at_the_boundary(dtype):
     assert min(errors.values()) > 100 * TOLERANCE[dtype], errors
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_three_devices_and_four_equal_one_device(dtype):
     """Degrees need not be powers of two: an encoder on three devices feeds a language model on four."""

@@ -37,6 +37,7 @@ def test_less_than_one_microbatch_is_refused(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_two_processes_of_one_core_each_compute_at_the_same_time(capsys):
     main(["bench", "overlap", "--microbatches", "8", "--json"])

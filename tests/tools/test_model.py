@@ -54,6 +54,8 @@ def test_an_unknown_model_is_refused_with_those_there_are(capsys):
     assert "there is no model 'nemotron_4'; the models are nemotron_3_nano_omni" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_components_are_timed_and_their_arithmetic_counted(capsys):
     options = ("--tokens", "32", "--clip_seconds", "1", "--dtype", "float32", "--timed", "1", "--remat", "none")
     found = numbers(capsys, "bench", "model", "--model", "nemotron_3_nano_omni_tiny", *options)
