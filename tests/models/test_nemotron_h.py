@@ -151,6 +151,8 @@ def compacted(batch):
     return {**inputs, "image_tokens": batch["image_tokens"], "image_positions": places}
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_pruned_image_tokens_leave_the_sequence(float64):
     model, batch = build_hybrid(WITHOUT_LOSS, np.float64), pruned_batch(np.float64)
     loss, gradients = loss_and_gradients(model, batch)

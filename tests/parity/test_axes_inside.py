@@ -46,7 +46,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", others_slow(QUICK, ["all axes"]))
+@pytest.mark.parametrize("name", others_slow(QUICK, []))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_axes_inside_a_module_equal_one_device(name, dtype):
     vision, llm, schedule, microbatches = QUICK[name]
@@ -130,6 +130,8 @@ def test_sequences_that_do_not_divide_are_refused_before_any_program_is_compiled
     assert told in str(caught.value)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_without_sequence_parallelism_any_length_will_do():
     layouts = (Layout(devices="0"), Layout(devices="0-1", tensor=2, sequence_parallel=False))
     trainer, one = (make_trainer(each, "float32", "gpipe", 1) for each in (layouts, (Layout(devices="0"),) * 2))

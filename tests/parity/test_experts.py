@@ -157,6 +157,8 @@ def test_rows_travel_twice_each_way_and_no_weight_travels(dtype):
         assert {each.kind for each in found} == {"all-to-all", "all-reduce"}
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_layers_that_are_computed_again_send_rows_to_the_experts_once_more(dtype):
     trainer = make_trainer(LAYOUTS["expert4-tensor2"], dtype, 1, remat={"llm": "full"})

@@ -77,10 +77,6 @@ def check(
     assert errors[worst] < LIMITS[dtype], (worst, errors[worst])
 
 
-def test_three_modules_on_three_meshes_equal_one_device(float64):
-    check("three meshes", "float64", pattern=SHALLOW)
-
-
 @pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"], indirect=True)

@@ -64,7 +64,7 @@ def assert_equal(errors: dict[str, float], dtype: str) -> None:
     assert max(errors.values()) <= TOLERANCE[dtype], errors
 
 
-@pytest.mark.parametrize("case", SAMPLE[:6], ids=str)
+@pytest.mark.parametrize("case", SAMPLE[:4], ids=str)
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_sample_of_cases_equals_one_device(case: Case, dtype):
     trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)

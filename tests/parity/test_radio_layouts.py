@@ -69,7 +69,7 @@ def expected(dtype: str):
 
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
-@pytest.mark.parametrize("name", others_slow(LAYOUTS, ["data2-context2-tensor2"]))
+@pytest.mark.parametrize("name", others_slow(LAYOUTS, []))
 def test_losses_gradients_and_weights_equal_one_device(name, dtype):
     trainer = Trainer(
         make_graph(),

@@ -33,6 +33,8 @@ def run():
     return json.loads(out.getvalue().splitlines()[-1]), case
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_case_reports_both_times_and_their_ratio(run):
     (case,) = run[0]["cases"]
     keys = {"devices", "microbatches", "plain_seconds", "hetjax_seconds", "ratio", "steps", "parameters"}
@@ -41,6 +43,8 @@ def test_a_case_reports_both_times_and_their_ratio(run):
     assert case["ratio"] == case["hetjax_seconds"] / case["plain_seconds"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_the_plain_step_and_the_trainer_reach_the_same_weights(run):
     numbers, case = run
     ours, plain = case.trainer.weights(case.state), jax.device_get(case.plain_state[0])
@@ -51,6 +55,8 @@ def test_the_plain_step_and_the_trainer_reach_the_same_weights(run):
             np.testing.assert_allclose(ours[module][path], array, atol=1e-4, err_msg=f"{module} {path}")
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_the_plain_step_spreads_every_microbatch_over_all_devices(run):
     _, case = run
     tokens = case.plain._place(case.batch["llm"]["tokens"])
@@ -58,6 +64,8 @@ def test_the_plain_step_spreads_every_microbatch_over_all_devices(run):
     assert {shard.device for shard in tokens.addressable_shards} == set(jax.devices()[:2])
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_steps_whose_losses_differ_are_not_timed(run, monkeypatch):
     _, case = run
     monkeypatch.setattr(case, "_run_plain", lambda: jnp.float32(1))
