@@ -5,7 +5,9 @@ import pytest
 
 from hetjax.build import build_trainer
 from hetjax.config import load_config
+from tests.quick import make_kernels_quickly
 
+make_kernels_quickly()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.quick import KERNELS
+
 ROOT = Path(__file__).parents[1]
 PROCESSES = 4
 PEER_LOST = 75
@@ -39,10 +41,11 @@ def command(run: Path, data: Path, **overrides: Any) -> list[str]:
 
 def environment(*, quick: bool) -> dict[str, str]:
     """That of a process of a job. `quick`: compile fast rather than well."""
-    unwanted = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    unwanted = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     # Unbuffered, so that a log shows how far its process was when it was killed.
-    return kept | {"PYTHONUNBUFFERED": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1" if quick else "0"}
+    compilation = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": KERNELS} if quick else {}
+    return kept | {"PYTHONUNBUFFERED": "1"} | compilation
 
 
 class TrainingJob:
