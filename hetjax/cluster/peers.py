@@ -35,7 +35,12 @@ class Status:
 
 @dataclasses.dataclass
 class Peer:
-    """A process as another one sees it; times are of this machine's monotonic clock, in seconds."""
+    """A process as another one sees it; times are of this machine's monotonic clock, in seconds.
+
+    Attributes:
+        heard: When it last gave a sign of life.
+        moved: When it last made progress, or last was seen to wait for another process.
+    """
 
     process: int
     processes: int
@@ -68,7 +73,8 @@ def judge(peers: Sequence[Peer], timeout: float, now: float) -> str | None:
     """The message that ends the job, if one of these processes is silent or hangs; None while all is well.
 
     Peers that wait for a hung one in a collective look as still as it does, so the blame is on the one that is
-    furthest behind. Where that one may take its time, the others only wait for it.
+    furthest behind. Where that one may take its time, the others only wait for it. Their own time starts when it has
+    caught up: its news may come before that of those it kept waiting.
     """
     silent = [peer for peer in peers if now - peer.heard > timeout]
     if silent:
@@ -76,7 +82,11 @@ def judge(peers: Sequence[Peer], timeout: float, now: float) -> str | None:
         return "\n".join(peer.blame(what) for peer in silent)
     behind = min(peer.status.position for peer in peers)
     last = [peer for peer in peers if peer.status.position == behind]
-    if any(peer.status.unlimited or now - peer.moved <= timeout for peer in last):
+    excused = any(peer.status.unlimited for peer in last)
+    for peer in peers:
+        if excused or peer.status.position != behind:
+            peer.moved = now
+    if excused or any(now - peer.moved <= timeout for peer in last):
         return None
     return "\n".join(peer.blame(f"made no progress for {timeout:g} s") for peer in last)
 

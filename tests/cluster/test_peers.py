@@ -38,6 +38,23 @@ def test_a_still_one_behind_one_that_may_take_its_time_is_named():
     assert named(peer(0, (12, 7)), peer(1, (12, 9), unlimited=True)) == ["0"]
 
 
+def test_time_spent_waiting_for_another_is_not_counted():
+    slow, waiting = peer(0, (12, 7), moved=99), peer(1, (12, 9))
+    assert named(slow, waiting) is None
+    slow.update(Status(position=(12, 10), doing="d", unlimited=False), 101.0)
+    slow.heard = waiting.heard = 150.0
+    assert named(slow, waiting, now=150.0) is None
+    assert named(slow, waiting, now=161.0) == ["1"]
+
+
+def test_time_beside_one_that_may_take_its_time_is_not_counted():
+    busy, waiting = peer(0, (12, 7), unlimited=True), peer(1, (12, 7))
+    assert named(busy, waiting) is None
+    waiting.heard = 150.0
+    assert named(waiting, now=150.0) is None
+    assert named(waiting, now=161.0) == ["1"]
+
+
 def test_silence_counts_even_where_any_time_may_be_taken():
     assert named(peer(0, (1,), moved=99), peer(1, (9,), heard=39, unlimited=True)) == ["1"]
 
