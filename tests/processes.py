@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.quick import environment
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,7 +56,7 @@ def run_processes(
     """
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job"
-        settings = {"devices": devices, "x64": x64, "optimize": optimize, "port": free_port(), "count": count}
+        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count}
         job.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments, settings)))
         logs = [Path(folder) / f"log-{index}" for index in range(count)]
         children = []
@@ -63,7 +65,14 @@ def run_processes(
                 with log.open("w") as output:
                     command = [sys.executable, "-m", "tests.processes", str(job), str(index)]
                     children.append(
-                        subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+                        subprocess.Popen(
+                            command,
+                            cwd=ROOT,
+                            env=environment(quick=not optimize),
+                            stdout=output,
+                            stderr=output,
+                            start_new_session=True,
+                        )
                     )
             _wait(children, timeout)
             told = "\n".join(
@@ -95,7 +104,6 @@ def _child(job: str, index: int) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings["devices"])
-    jax.config.update("jax_disable_most_optimizations", not settings["optimize"])
     jax.config.update("jax_enable_x64", settings["x64"])
     jax.distributed.initialize(
         f"127.0.0.1:{settings['port']}",

@@ -13,6 +13,7 @@ import pytest
 
 from hetjax.data import write_digits
 from tests.processes import free_port
+from tests.quick import environment
 from tests.training_job import (
     PEER_LOST,
     PROCESSES,
@@ -22,7 +23,6 @@ from tests.training_job import (
     checkpoints,
     command,
     end_session,
-    environment,
     rows,
     session,
 )

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.quick import KERNELS
+from tests.quick import environment
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 4
@@ -37,15 +37,6 @@ def command(run: Path, data: Path, **overrides: Any) -> list[str]:
     } | {name.replace("__", "."): value for name, value in overrides.items()}  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return ["train.py", "--config", "configs/digits.yaml", *words]
-
-
-def environment(*, quick: bool) -> dict[str, str]:
-    """That of a process of a job. `quick`: compile fast rather than well."""
-    unwanted = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS")
-    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-    # Unbuffered, so that a log shows how far its process was when it was killed.
-    compilation = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": KERNELS} if quick else {}
-    return kept | {"PYTHONUNBUFFERED": "1"} | compilation
 
 
 class TrainingJob:
