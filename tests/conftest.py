@@ -12,6 +12,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first, those with a longer timeout than others, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout") if mark.args), default=0))
+
+
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
     """Compile fast rather than well: numbers are checked here, not speed. Slow tests compile as a user's run does,

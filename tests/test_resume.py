@@ -61,7 +61,8 @@ def test_a_killed_run_continues_bit_for_bit(config, tmp_path):
     # The digits run as a user's do.
     env = environment(quick=config == "omni_tiny")
     subprocess.run(command(whole, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)
-    steps = sorted(random.sample(range(1, 23), 2))
+    # The omni model, which takes long to start, is killed once.
+    steps = sorted(random.sample(range(1, 23), 1 if config == "omni_tiny" else 2))
     for at in steps:
         run_until_killed(command(killed, data, config), killed, at, env)
     subprocess.run(command(killed, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)

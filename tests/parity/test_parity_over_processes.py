@@ -131,9 +131,10 @@ def test_a_frozen_module_in_one_process_has_no_gradients_in_any():
     assert first["vision"] == 0 < first["llm"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.exhaustive), "float64"])
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sample_of_cases_over_processes_equals_one_device(processes, dtype):
     check(processes, list(SAMPLE), dtype, timeout=1400)
