@@ -13,7 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, those with a longer timeout than others, so that no worker is left alone with one at the end."""
+    """Long tests first, those with a timeout of their own, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout") if mark.args), default=0))
 
 
