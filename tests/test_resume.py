@@ -17,13 +17,15 @@ from hetjax.data import write_digits, write_shapes
 from tests.quick import environment
 
 ROOT = Path(__file__).parents[1]
+STEPS = {"digits": 24, "digits_colocated": 24, "omni_tiny": 12}
 EXACT = ("step", "epoch", "loss", "grad_norm", "learning_rate", "bad_samples", "eval/accuracy")
 
 
 def command(run_dir: Path, data: Path, config: str) -> list[str]:
+    steps = STEPS[config]
     settings = {
-        "run_dir": run_dir, "data.train": data / "train.jsonl", "data.eval": data / "heldout.jsonl", "steps": 24,
-        "checkpoint_every": 6, "eval.every": 8, "data.batch_size": 16, "eval.max_new_tokens": 3,
+        "run_dir": run_dir, "data.train": data / "train.jsonl", "data.eval": data / "heldout.jsonl", "steps": steps,
+        "checkpoint_every": steps // 4, "eval.every": steps // 3, "data.batch_size": 16, "eval.max_new_tokens": 3,
     }  # fmt: skip
     overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     return [sys.executable, "train.py", "--config", f"configs/{config}.yaml", *overrides]
@@ -53,7 +55,7 @@ def run_until_killed(arguments: list[str], run_dir: Path, steps: int, env: dict[
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("config", ["digits", "digits_colocated", "omni_tiny"])
+@pytest.mark.parametrize("config", STEPS)
 def test_a_killed_run_continues_bit_for_bit(config, tmp_path):
     write = write_shapes if config == "omni_tiny" else write_digits
     data = write(tmp_path / "data")
@@ -62,13 +64,13 @@ def test_a_killed_run_continues_bit_for_bit(config, tmp_path):
     env = environment(quick=config == "omni_tiny")
     subprocess.run(command(whole, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)
     # The omni model, which takes long to start, is killed once.
-    steps = sorted(random.sample(range(1, 23), 1 if config == "omni_tiny" else 2))
-    for at in steps:
+    kills = sorted(random.sample(range(1, STEPS[config] - 1), 1 if config == "omni_tiny" else 2))
+    for at in kills:
         run_until_killed(command(killed, data, config), killed, at, env)
     subprocess.run(command(killed, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)
 
     expected, actual = rows(whole), rows(killed)
-    assert [row["step"] for row in actual] == list(range(1, 25))
+    assert [row["step"] for row in actual] == list(range(1, STEPS[config] + 1))
     for one, other in zip(expected, actual, strict=True):
-        assert {k: one.get(k) for k in EXACT} == {k: other.get(k) for k in EXACT}, f"killed at {steps}"
+        assert {k: one.get(k) for k in EXACT} == {k: other.get(k) for k in EXACT}, f"killed at {kills}"
     assert (killed / "loss.png").stat().st_size > 10_000
