@@ -19,8 +19,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
-    """Compile fast rather than well: numbers are checked here, not speed. Slow tests compile as a user's run does,
-    but for those marked quick."""
+    """Compile fast rather than well: numbers are checked here, not speed. Slow tests are optimized as a user's run is,
+    but for those marked quick; the kernels are made quickly in all of them (`tests.quick`)."""
     quick = not {"slow", "optimized"}.intersection(request.keywords) or "quick" in request.keywords
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
