@@ -1,11 +1,11 @@
 """hetjax: train multimodal language models in JAX with a mesh of its own for every module."""
 
-from hetjax.batch import rows_needed
 from hetjax.boundary import Boundary, BoundaryPlan
 from hetjax.errors import HetjaxError
 from hetjax.graph import Edge, ModuleGraph
-from hetjax.rows import RowSubset
-from hetjax.state import TrainState
+from hetjax.stages.batch import rows_needed
+from hetjax.stages.row_subset import RowSubset
+from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 
 __version__ = "0.1.0"

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from hetjax.config import load_config
-from hetjax.telling import USER_ERROR_CODE, USER_ERRORS, tell
+from hetjax.config.run_config import load_config
+from hetjax.error_report import USER_ERROR_CODE, USER_ERRORS, tell
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     with user_errors():
         config, resolved = load_config(arguments)
         # Imported only now: --help and a mistyped setting need no JAX program.
-        from hetjax.run import train
+        from hetjax.training.loop import train
 
         train(config, resolved, console=Console(soft_wrap=True, markup=False, highlight=False))
 

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 
 import jsonargparse
 
-from hetjax.config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
+from hetjax.config.run_config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
 from hetjax.errors import ConfigError
-from hetjax.tools.bench_boundary import bench_boundary
-from hetjax.tools.bench_layouts import layouts
-from hetjax.tools.bench_model import bench_model
-from hetjax.tools.bench_overhead import overhead
-from hetjax.tools.bench_overlap import overlap
-from hetjax.tools.bench_schedules import schedules
-from hetjax.tools.bench_step import step
+from hetjax.tools.bench.boundary import bench_boundary
+from hetjax.tools.bench.layouts import layouts
+from hetjax.tools.bench.model import bench_model
+from hetjax.tools.bench.overhead import overhead
+from hetjax.tools.bench.overlap import overlap
+from hetjax.tools.bench.schedules import schedules
+from hetjax.tools.bench.step import step
 from hetjax.tools.boundary import boundary
 from hetjax.tools.convert import convert
 from hetjax.tools.demo_data import digits, shapes

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from hetjax.errors import HetjaxError
-from meshes import PlacementError
-from models import ModelError
+from hetjax.meshes import PlacementError
+from hetjax.models import ModelError
 
 USER_ERRORS = (HetjaxError, PlacementError, ModelError, OSError)
 USER_ERROR_CODE = 2

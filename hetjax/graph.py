@@ -55,13 +55,14 @@ class ModuleGraph:
         port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
         stage(index, count): the module's part for one pipeline stage; with a third parameter `layers` it can be told
             how many layers each stage has;
-        layer_costs: `models.stages.LayerCosts`, to balance stages by;
+        layer_costs: `hetjax.models.stages.LayerCosts`, to balance stages by;
         independent_samples: True where no sample's outputs depend on another sample of the batch, so that gradients
             of the shards of `data` need to be summed only once a step (default: False);
         end_of_step(): called once a training step, after the last microbatch, on each part of a module that trains;
             it may set variables that are not `nnx.Param`, and read any.
 
-    Layers that differ in training and inference, such as norms by statistics of the batch, ask `models.mode.infers`.
+    Layers that differ in training and inference, such as norms by statistics of the batch, ask
+    `hetjax.models.mode.infers`.
 
     Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
     cycle, or more than one module at the end.

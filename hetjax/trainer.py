@@ -12,28 +12,28 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from hetjax.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
-from hetjax.compiling import compile_all
-from hetjax.cut import cut_graph
+from hetjax.compilation.compile_all import compile_all
 from hetjax.errors import ConfigError, StateError
-from hetjax.executor import Announcer, Executor, Observer
-from hetjax.flops import estimated_costs
+from hetjax.execution.executor import Announcer, Executor, Observer
+from hetjax.execution.flops import estimated_costs
+from hetjax.execution.step_programs import Step, trace_step
 from hetjax.graph import ModuleGraph
-from hetjax.host import to_devices, to_every_process
-from hetjax.initialize import initialize
-from hetjax.links import make_links, stage_graph
-from hetjax.optimizer import Update
+from hetjax.meshes import Placement
+from hetjax.models import ModelError
+from hetjax.models.remat import Remat, check_remat
+from hetjax.programs.update import Update
 from hetjax.schedule import Costs, Schedule, build_schedule
 from hetjax.schedule.check import check
-from hetjax.stage import Stage
-from hetjax.state import TrainState
-from hetjax.step import Step, trace_step
-from hetjax.weight_source import WeightSource
-from hetjax.weights import Arrays
-from hetjax.whole import merge_stages
-from meshes import Placement
-from models import ModelError
-from models.remat import Remat, check_remat
+from hetjax.stages.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
+from hetjax.stages.cut import cut_graph
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.host_transfer import to_devices, to_every_process
+from hetjax.stages.links import make_links, stage_graph
+from hetjax.stages.stage import Stage
+from hetjax.state.initialize import initialize
+from hetjax.state.module_arrays import merge_stages
+from hetjax.state.train_state import TrainState
+from hetjax.state.weight_source import WeightSource
 
 
 class Trainer:
@@ -148,7 +148,8 @@ class Trainer:
         """Weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
 
         The weights depend on the seed and the module's name, not on the placement. Modules of `warm_start` take theirs
-        from a checkpoint (`hetjax.warm_start.open_weights`) of any placement. Raises ConfigError where they do not fit.
+        from a checkpoint (`hetjax.checkpoint.warm_start.open_weights`) of any placement. Raises ConfigError where they
+        do not fit.
         """
         _check_modules(warm_start or {}, self.graph, "warm_start")
         return initialize(self.graph, self.stages, self.updates, seed, warm_start)

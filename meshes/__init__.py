@@ -1,10 +1,10 @@
 """Where things run: layouts, placements, device order and hardware figures."""
 
-from meshes.devices import format_devices, parse_devices
-from meshes.errors import PlacementError
-from meshes.hardware import Hardware, find_hardware
-from meshes.layout import AXES, BATCH_AXES, Layout
-from meshes.placement import Placement, ResolvedPlacement
+from hetjax.meshes.devices import format_devices, parse_devices
+from hetjax.meshes.errors import PlacementError
+from hetjax.meshes.hardware import Hardware, find_hardware
+from hetjax.meshes.layout import AXES, BATCH_AXES, Layout
+from hetjax.meshes.placement import Placement, ResolvedPlacement
 
 __all__ = [
     "AXES",

@@ -6,7 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Sequence
 
-from meshes.errors import PlacementError
+from hetjax.meshes.errors import PlacementError
 
 Devices = str | int | Sequence[int]
 

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from meshes.devices import format_devices
-from meshes.layout import AXES
-from meshes.placement import ResolvedPlacement
+from hetjax.meshes.devices import format_devices
+from hetjax.meshes.layout import AXES
+from hetjax.meshes.placement import ResolvedPlacement
 
 # A hue a module, the deep ones of a timeline; further modules start over.
 _HUES = ("#2f6db3", "#cf7412", "#33843c", "#7a4fae", "#b9403c", "#1f8580", "#ad4585", "#857a1c")

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 from jax.sharding import PartitionSpec
 
-from meshes.devices import Devices, parse_devices
-from meshes.errors import PlacementError
+from hetjax.meshes.devices import Devices, parse_devices
+from hetjax.meshes.errors import PlacementError
 
 #: Axes of a stage's mesh, outermost first: `tensor` is innermost, so that its devices are neighbours.
 AXES = ("data", "fsdp", "expert", "context", "tensor")

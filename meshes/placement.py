@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from meshes.devices import format_devices, parse_devices
-from meshes.errors import PlacementError
-from meshes.layout import AXES, Layout
+from hetjax.meshes.devices import format_devices, parse_devices
+from hetjax.meshes.errors import PlacementError
+from hetjax.meshes.layout import AXES, Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,20 +1,20 @@
 """What is trained: Flax NNX modules and their configs. A model names dims and never mentions a mesh."""
 
-from models.decoder import LanguageModel
-from models.decoder_config import DecoderConfig
-from models.errors import ModelError
-from models.nemotron_h import NemotronH
-from models.nemotron_h_config import NemotronHConfig
-from models.parakeet import ParakeetEncoder
-from models.parakeet_config import ParakeetConfig
-from models.parts.mamba.config import MambaConfig
-from models.parts.moe import MoEConfig
-from models.parts.rope import RopeScaling
-from models.radio import RadioEncoder
-from models.radio_config import RadioConfig
-from models.sampling import GREEDY, Sampling
-from models.siglip2 import Siglip2Config, Siglip2Encoder
-from models.vit import VisionConfig, VisionEncoder
+from hetjax.models.decoder import LanguageModel
+from hetjax.models.decoder_config import DecoderConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.nemotron_h import NemotronH
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.parakeet import ParakeetEncoder
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parts.mamba.config import MambaConfig
+from hetjax.models.parts.moe import MoEConfig
+from hetjax.models.parts.rope import RopeScaling
+from hetjax.models.radio import RadioEncoder
+from hetjax.models.radio_config import RadioConfig
+from hetjax.models.sampling import GREEDY, Sampling
+from hetjax.models.siglip2 import Siglip2Config, Siglip2Encoder
+from hetjax.models.vit import VisionConfig, VisionEncoder
 
 __all__ = [
     "GREEDY",

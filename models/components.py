@@ -6,16 +6,16 @@ from typing import Any
 
 from flax import nnx
 
-from models.decoder import LanguageModel
-from models.decoder_config import DecoderConfig
-from models.nemotron_h import NemotronH
-from models.nemotron_h_config import NemotronHConfig
-from models.parakeet import ParakeetEncoder
-from models.parakeet_config import ParakeetConfig
-from models.radio import RadioEncoder
-from models.radio_config import RadioConfig
-from models.siglip2 import Siglip2Config, Siglip2Encoder
-from models.vit import VisionConfig, VisionEncoder
+from hetjax.models.decoder import LanguageModel
+from hetjax.models.decoder_config import DecoderConfig
+from hetjax.models.nemotron_h import NemotronH
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.parakeet import ParakeetEncoder
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.radio import RadioEncoder
+from hetjax.models.radio_config import RadioConfig
+from hetjax.models.siglip2 import Siglip2Config, Siglip2Encoder
+from hetjax.models.vit import VisionConfig, VisionEncoder
 
 COMPONENTS: dict[type, type[nnx.Module]] = {
     DecoderConfig: LanguageModel,

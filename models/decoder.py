@@ -14,25 +14,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.decoder_config import DecoderConfig
-from models.dims import RESIDUAL, ROWS, constrain, named
-from models.errors import ModelError
-from models.parts.attention import Attention, Cache
-from models.parts.embedding import look_up
-from models.parts.linear import Linear
-from models.parts.loss import cross_entropy
-from models.parts.mlp import SwiGLU
-from models.parts.moe import MoE
-from models.parts.norms import RMSNorm
-from models.parts.project import project
-from models.parts.rope import RopeTable, rope_table
-from models.parts.scatter import scatter_tokens
-from models.parts.segments import positions_in_segments
-from models.parts.stack import Stack
-from models.parts.tied import logits_of_table
-from models.parts.zigzag import causal_order
-from models.remat import point
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.decoder_config import DecoderConfig
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.errors import ModelError
+from hetjax.models.parallel.sharded_embedding import look_up
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.zigzag_order import causal_order
+from hetjax.models.parts.attention import Attention, Cache
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.loss import cross_entropy
+from hetjax.models.parts.mlp import SwiGLU
+from hetjax.models.parts.moe import MoE
+from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.parts.rope import RopeTable, rope_table
+from hetjax.models.parts.scatter import scatter_tokens
+from hetjax.models.parts.segments import positions_in_segments
+from hetjax.models.parts.stack import Stack
+from hetjax.models.parts.tied_head import logits_of_table
+from hetjax.models.remat import point
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · S fused sequence · N M image and audio tokens a sample · D width · V vocabulary
 # L layers of this stage · T cache slots · G key heads · K head width
@@ -128,7 +128,7 @@ class LanguageModel(nnx.Module):
         return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> LanguageModel:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`.
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`.
 
         Raises ModelError for more than one stage with tied embeddings.
         """
@@ -162,7 +162,7 @@ class LanguageModel(nnx.Module):
         to their own document only, and its positions start from 0. Every stage takes it.
 
         All inputs have the natural order of rows. Where the layout in force splits the sequence, the rows of
-        `hidden` alone are in the order of `models.parts.zigzag`, the same in every stage.
+        `hidden` alone are in the order of `hetjax.models.parallel.zigzag_order`, the same in every stage.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
         whole model and the last stage, {"hidden": [B, S, D]} from other stages. With a sequence-balance loss of

@@ -1,12 +1,12 @@
-"""Sizes and choices of the decoder, `models.decoder`."""
+"""Sizes and choices of the decoder, `hetjax.models.decoder`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from models.errors import ModelError
-from models.parts.moe import MoEConfig
-from models.parts.rope import RopeScaling
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.moe import MoEConfig
+from hetjax.models.parts.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

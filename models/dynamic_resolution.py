@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""

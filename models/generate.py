@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from models.decoder import LanguageModel
-from models.sampling import GREEDY, Sampling, StopTokens, choose, is_stop, keys_of_samples
+from hetjax.models.decoder import LanguageModel
+from hetjax.models.sampling import GREEDY, Sampling, StopTokens, choose, is_stop, keys_of_samples
 
 # B batch · S longest prompt · N image tokens a sample · D width · R new tokens
 

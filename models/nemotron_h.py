@@ -12,20 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, named
-from models.errors import ModelError
-from models.nemotron_h_config import NemotronHConfig
-from models.nemotron_h_layer import HybridLayer, empty_layer_cache, layer_cache_dims, layer_cost
-from models.parts.fuse import fuse
-from models.parts.linear import Linear
-from models.parts.loss import cross_entropy
-from models.parts.norms import RMSNorm
-from models.parts.pattern import PatternStack, Tree
-from models.parts.project import project
-from models.parts.pruned_rows import PrunedRows, pruned_rows
-from models.parts.tied import logits_of_table
-from models.parts.zigzag import causal_order
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.dims import RESIDUAL, ROWS, named
+from hetjax.models.errors import ModelError
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.nemotron_h_layer import HybridLayer, empty_layer_cache, layer_cache_dims, layer_cost
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.zigzag_order import causal_order
+from hetjax.models.parts.embed_sequence import fuse
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.loss import cross_entropy
+from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.parts.pattern import PatternStack, Tree
+from hetjax.models.parts.pruned_rows import PrunedRows, pruned_rows
+from hetjax.models.parts.tied_head import logits_of_table
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · S rows of the fused sequence, S' of them after pruning · N M image and audio tokens a sample
 # P image tokens before pruning · D width · V vocabulary
@@ -40,7 +40,7 @@ class NemotronH(nnx.Module):
 
     Where an encoder prunes its tokens, `image_kept` says which of the P image tokens of a sample arrive, as indices
     into `image_positions`, ascending and padded by P. The rows of the others are taken out of the sequence, which
-    becomes P - N rows shorter for every sample: see `models.parts.evs.compact_rows`.
+    becomes P - N rows shorter for every sample: see `hetjax.models.parts.video_pruning.compact_rows`.
     """
 
     def __init__(self, config: NemotronHConfig, *, rngs: nnx.Rngs):
@@ -85,7 +85,7 @@ class NemotronH(nnx.Module):
         return LayerCosts(first=0, layers=tuple(costs), last=self.config.width * self.config.vocab_size)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> NemotronH:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`.
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`.
 
         What is shared out are rows of `layers`, each a repeat of a unit of the pattern, not single layers. Raises
         ModelError for more than one stage with tied embeddings.
@@ -114,8 +114,8 @@ class NemotronH(nnx.Module):
     ) -> dict[str, Array]:
         """The summed loss of a batch, or the hidden state that the next stage takes.
 
-        Inputs and outputs are those of `models.decoder.LanguageModel`. With `segments`, states of Mamba start anew
-        with each document, and rows attend to their own. With `image_kept`, all inputs have the rows of the
+        Inputs and outputs are those of `hetjax.models.decoder.LanguageModel`. With `segments`, states of Mamba start
+        anew with each document, and rows attend to their own. With `image_kept`, all inputs have the rows of the
         sequence before pruning, and `hidden` those after it; every stage takes it with `image_positions`.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least, with the balance
@@ -195,10 +195,10 @@ class NemotronH(nnx.Module):
     ) -> tuple[dict[str, Array], Tree]:
         """Run S rows of each sample against the cache; a prefill has S > 1 and a step S = 1.
 
-        As `models.decoder.LanguageModel.decode`, but for this: where prompts are padded at their ends, every stage
-        takes their `lengths`, for a state of Mamba, unlike keys and values, has no slot that a later row could
-        overwrite. What comes out holds the lengths, in rows after pruning, as "lengths". With `image_kept`,
-        `positions` must be those of the first rows.
+        As `hetjax.models.decoder.LanguageModel.decode`, but for this: where prompts are padded at their ends, every
+        stage takes their `lengths`, for a state of Mamba, unlike keys and values, has no slot that a later row could
+        overwrite. What comes out holds the lengths, in rows after pruning, as "lengths". With `image_kept`, `positions`
+        must be those of the first rows.
         """
         given = dict(
             tokens=tokens, image_tokens=image_tokens, image_positions=image_positions, audio_tokens=audio_tokens,

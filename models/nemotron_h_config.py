@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.errors import ModelError
-from models.parts.mamba import MambaConfig
-from models.parts.moe import MoEConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.mamba import MambaConfig
+from hetjax.models.parts.moe import MoEConfig
 
 KINDS = {"M": "Mamba-2", "*": "attention", "E": "mixture of experts", "-": "MLP"}
 """The letters of a pattern."""

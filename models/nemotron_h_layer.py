@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, constrain
-from models.nemotron_h_config import NemotronHConfig
-from models.parts.attention import Attention, Cache
-from models.parts.mamba import Mamba2, MambaCache
-from models.parts.mlp import ReLU2MLP
-from models.parts.moe import MoE
-from models.parts.norms import RMSNorm
-from models.parts.zigzag import SequenceOrder
-from models.remat import point
+from hetjax.models.dims import RESIDUAL, constrain
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.attention import Attention, Cache
+from hetjax.models.parts.mamba import Mamba2, MambaCache
+from hetjax.models.parts.mlp import ReLU2MLP
+from hetjax.models.parts.moe import MoE
+from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.remat import point
 
 # B batch · S sequence · D width
 
@@ -76,7 +76,7 @@ class HybridLayer(nnx.Module):
 
 
 POINT_OF = {"M": "mamba", "*": "attention", "E": "mlp", "-": "mlp"}
-"""The name of what a layer adds to the residual stream, as `models.remat.POINTS` has it."""
+"""The name of what a layer adds to the residual stream, as `hetjax.models.remat.POINTS` has it."""
 
 
 def layer_cost(letter: str, config: NemotronHConfig) -> int:

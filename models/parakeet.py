@@ -9,20 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import ROWS, constrain
-from models.errors import ModelError
-from models.parakeet_config import ParakeetConfig
-from models.parts.clips import HOP, halved, tokens_of_clip
-from models.parts.conformer.attention import encode_distances
-from models.parts.conformer.block import ConformerBlock
-from models.parts.conformer.rows import CLIPS
-from models.parts.conformer.rows import ROWS as TOKENS
-from models.parts.conformer.subsampling import Subsampling
-from models.parts.mel import log_mel
-from models.parts.projector import Projector
-from models.parts.router import split_by
-from models.parts.stack import Stack
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.dims import ROWS, constrain
+from hetjax.models.errors import ModelError
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parts.audio_clips import HOP, halved, tokens_of_clip
+from hetjax.models.parts.conformer.attention import encode_distances
+from hetjax.models.parts.conformer.block import ConformerBlock
+from hetjax.models.parts.conformer.rows import CLIPS
+from hetjax.models.parts.conformer.rows import ROWS as TOKENS
+from hetjax.models.parts.conformer.subsampling import Subsampling
+from hetjax.models.parts.mel import log_mel
+from hetjax.models.parts.projector import Projector
+from hetjax.models.parts.router import split_by
+from hetjax.models.parts.stack import Stack
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · C clips a sample · T samples of the longest clip · F frames of it · N tokens of it · M mel bins
 # D width of the encoder · E width of the language model, or D without a projector
@@ -82,7 +82,7 @@ class ParakeetEncoder(nnx.Module):
         return LayerCosts(first=cells + channels * bins // 8 * width, layers=(layer,) * config.layers, last=projector)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> ParakeetEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
         last = () if self.config.projector_width is None else ("projector",)
         return cut_stage(self, index, count, layers, first=("subsampling",), last=last)
 
@@ -96,8 +96,8 @@ class ParakeetEncoder(nnx.Module):
 
         `lengths` are the valid samples of each clip, 0 for no clip; every stage takes them. The whole encoder, or its
         last stage, returns {"tokens": [B, C*N, E]}: clip c of a sample has the rows from c*N on, as many as
-        `models.parts.clips.tokens_of_clip` says of its length; the rest of its N rows are finite and mean nothing.
-        Other stages return {"hidden": [B, C, N, D]}.
+        `hetjax.models.parts.audio_clips.tokens_of_clip` says of its length; the rest of its N rows are finite and mean
+        nothing. Other stages return {"hidden": [B, C, N, D]}.
         """
         check_inputs(self, self.input_ports, {"waveforms": waveforms, "lengths": lengths, "hidden": hidden})
         x = self._enter(waveforms, lengths) if self.cut.first else hidden

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from models.errors import ModelError
-from models.parts.clips import HALVINGS
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.audio_clips import HALVINGS
 
 BatchNormMode = Literal["eval", "train"]
 

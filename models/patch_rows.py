@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from PIL import Image
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 # H W pixels · C channels · R rows · F numbers of a patch · T frames
 
@@ -149,7 +149,7 @@ class PatchRows:
         if any(length <= 0 or length % side for length in pixels):
             raise ModelError(
                 f"PatchRows: an image has {pixels[0]} x {pixels[1]} pixels, but patch_size * merge = {self.patch_size} "
-                f"* {self.merge} must divide both; resize it to a grid of `models.dynamic_resolution`"
+                f"* {self.merge} must divide both; resize it to a grid of `hetjax.models.dynamic_resolution`"
             )
         return pixels[0] // self.patch_size, pixels[1] // self.patch_size
 

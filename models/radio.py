@@ -1,7 +1,7 @@
 """C-RADIO: a vision transformer for images of any size, several in one row, and for videos (Heinrich et al. 2025).
 
 Rows come in *merge order*: the patches of each square of neighbours stand next to each other, row by row, so that
-pixel shuffle is a reshape. What packs images this way is `models.patch_rows`.
+pixel shuffle is a reshape. What packs images this way is `hetjax.models.patch_rows`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, constrain, named
-from models.errors import ModelError
-from models.parts.attention import Windows
-from models.parts.evs import prune, room_for_kept
-from models.parts.linear import Linear
-from models.parts.position_grid import cropped_positions
-from models.parts.project import project
-from models.parts.projector import Projector
-from models.parts.stack import Stack
-from models.parts.vision_block import VisionBlock
-from models.radio_config import RadioConfig
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.errors import ModelError
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.attention import Windows
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.position_grid import cropped_positions
+from hetjax.models.parts.projector import Projector
+from hetjax.models.parts.stack import Stack
+from hetjax.models.parts.video_pruning import prune, room_for_kept
+from hetjax.models.parts.vision_block import VisionBlock
+from hetjax.models.radio_config import RadioConfig
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · P rows of images · Q rows of videos · N = P + Q · D width of the encoder · F numbers of a patch
 # E width of the language model · T tokens = N / merge² · K tokens left after pruning
@@ -90,7 +90,7 @@ class RadioEncoder(nnx.Module):
         return LayerCosts(first=config.patch_dim * config.width, layers=(layer,) * config.layers, last=projector)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> RadioEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
         first = ("patch", "video_patch", "positions", "prefix")
         return cut_stage(self, index, count, layers, first=first, last=("projector",))
 
@@ -114,8 +114,9 @@ class RadioEncoder(nnx.Module):
         finite and mean nothing.
 
         With `video_pruning_rate` it returns "kept" [B, K], too: all tokens of images and those of videos that
-        `models.parts.evs.prune` keeps are left, and "kept" says which of the T each is, T or more for padding. The ids
-        of a video's tubelets follow each other. Without a projector, "tokens" are the features of all rows, [B, N, D].
+        `hetjax.models.parts.video_pruning.prune` keeps are left, and "kept" says which of the T each is, T or more for
+        padding. The ids of a video's tubelets follow each other. Without a projector, "tokens" are the features of all
+        rows, [B, N, D].
 
         Raises ModelError where inputs lack or shapes do not fit.
         """

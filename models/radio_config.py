@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.errors import ModelError
-from models.patch_rows import PatchRows
+from hetjax.models.errors import ModelError
+from hetjax.models.patch_rows import PatchRows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

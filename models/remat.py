@@ -15,13 +15,13 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 POINTS = ("attention", "mamba", "mlp", "convolution")
 """Names of the points in this package's layers: what each kind of part adds to the residual stream."""
 
 PRODUCT = "product"
-"""Name of what `models.parts.project` makes where a layout splits it: matrix products with weights."""
+"""Name of what `hetjax.models.parallel.sharded_linear` makes where a layout splits it: matrix products with weights."""
 
 Remat = str | tuple[str, ...]
 """What is kept of a layer: "none" is computed again, "full" all but its input, "dots" all but matrix products with

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from models.dims import constrain
-from models.errors import ModelError
+from hetjax.models.dims import constrain
+from hetjax.models.errors import ModelError
 
 # B batch · V vocabulary
 

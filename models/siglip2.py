@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, constrain, named
-from models.errors import ModelError
-from models.parts.image_patches import cut_images
-from models.parts.linear import Linear
-from models.parts.mlp import GeluMLP
-from models.parts.norms import LayerNorm
-from models.parts.position_grid import resized_positions
-from models.parts.project import project
-from models.parts.stack import Stack
-from models.parts.vision_block import VisionBlock
-from models.patch_rows import PatchRows
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.errors import ModelError
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.image_patches import cut_images
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.mlp import GeluMLP
+from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.parts.position_grid import resized_positions
+from hetjax.models.parts.stack import Stack
+from hetjax.models.parts.vision_block import VisionBlock
+from hetjax.models.patch_rows import PatchRows
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N rows of a sample, or tokens of an image
 # F numbers of a patch · D width of the encoder · E width of the language model
@@ -137,7 +137,7 @@ class Siglip2Encoder(nnx.Module):
         return LayerCosts(first=first, layers=(layer,) * config.layers, last=projector)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> Siglip2Encoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
         return cut_stage(self, index, count, layers, first=("patch", "positions"), last=("norm", "projector"))
 
     def __call__(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 Model = TypeVar("Model", bound=nnx.Module)
 

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import RESIDUAL, ROWS, constrain, named
-from models.errors import ModelError
-from models.parts.image_patches import cut_images
-from models.parts.linear import Linear
-from models.parts.mlp import GeluMLP
-from models.parts.norms import LayerNorm
-from models.parts.project import project
-from models.parts.stack import Stack
-from models.parts.vision_block import VisionBlock
-from models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.errors import ModelError
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.image_patches import cut_images
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.mlp import GeluMLP
+from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.parts.stack import Stack
+from hetjax.models.parts.vision_block import VisionBlock
+from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
 # T tokens a sample = I*N · P patch side · D width of the encoder · E width of the language model
@@ -113,7 +113,7 @@ class VisionEncoder(nnx.Module):
         return LayerCosts(first=patch, layers=(layer,) * config.layers, last=projector)
 
     def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> VisionEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `models.stages.cut_stage`."""
+        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
         return cut_stage(self, index, count, layers, first=("patch", "positions"), last=("norm", "projector"))
 
     def __call__(

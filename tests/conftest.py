@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from hetjax.build import build_trainer
-from hetjax.config import load_config
-from tests.quick import make_kernels_quickly
+from hetjax.config.build import build_trainer
+from hetjax.config.run_config import load_config
+from tests.harness.compile_quickly import make_kernels_quickly
 
 make_kernels_quickly()
 jax.config.update("jax_platforms", "cpu")
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
     """Compile fast rather than well: numbers are checked here, not speed. Slow tests are optimized as a user's run is,
-    but for those marked quick; the kernels are made quickly in all of them (`tests.quick`)."""
+    but for those marked quick; the kernels are made quickly in all of them (`tests.harness.compile_quickly`)."""
     quick = not {"slow", "optimized"}.intersection(request.keywords) or "quick" in request.keywords
     jax.config.update("jax_disable_most_optimizations", quick)
     yield

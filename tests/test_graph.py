@@ -6,8 +6,8 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph
 from hetjax.errors import GraphError
 from hetjax.graph import input_ports, optional_ports, port_of
-from hetjax.weights import take_apart
-from tests.small_modules import Encoder, Head, Middle
+from hetjax.stages.flat_state import take_apart
+from tests.harness.small_modules import Encoder, Head, Middle
 
 
 def refusal(modules, edges=()) -> str:

@@ -9,9 +9,9 @@ import optax
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from meshes import Layout, Placement
-from tests.parity.oracle import relative_error
-from tests.small_modules import CLASSES, IN, Encoder, Head, Middle, Noisy, Tower, Vote
+from hetjax.meshes import Layout, Placement
+from tests.harness.parity.oracle import relative_error
+from tests.harness.small_modules import CLASSES, IN, Encoder, Head, Middle, Noisy, Tower, Vote
 
 SAMPLES = 12
 TOLERANCE = 1e-5

@@ -4,12 +4,12 @@ import jax
 import pytest
 
 from hetjax import Trainer
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models import Sampling
-from tests.parity.problem import make_batch, make_graph, make_optimizer
-from tests.processes import run_processes
-from tests.waiting import count_waits
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models import Sampling
+from tests.harness.count_waits import count_waits
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
+from tests.harness.processes import run_processes
 
 # Four devices in each process: the encoder in the first, and the language model's stages over the border.
 LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-5", stage=2, data=2)}
@@ -26,7 +26,8 @@ def what_is_here():
         found = list(waits)
     step = trainer.compiled
     return {
-        # On CPU devices the host waits for programs of several processes, see hetjax/ordering.py; it never reads.
+        # On CPU devices the host waits for programs of several processes, see hetjax/compilation/dispatch_order.py; it
+        # never reads.
         "reads": [name for name in found if "block_until_ready" not in name],
         "state": set(state.stages),
         "programs": {name for name, program in step.programs.items() if hasattr(program, "_forward")},

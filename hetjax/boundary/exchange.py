@@ -22,7 +22,7 @@ from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
 from hetjax.boundary.tiling import Tiling
-from hetjax.ordering import in_order
+from hetjax.compilation.dispatch_order import in_order
 
 AXIS = "devices"
 

@@ -28,9 +28,9 @@ from hetjax.boundary.exchange import Exchange
 from hetjax.boundary.plan import make_plan
 from hetjax.boundary.route import Move
 from hetjax.boundary.tiling import tiling_of
-from hetjax.compiled import bytes_received
+from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.hlo import bytes_received
 from hetjax.errors import BoundaryError
-from hetjax.ordering import in_order
 
 Way = Literal["stay", "reshard", "copies", "exchange", "device_put"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from hetjax.weight_source import Box
+from hetjax.state.weight_source import Box
 
 CHUNK_BYTES = 4 << 20
 """Most bytes of a chunk, unless a single row of the last two dims has more."""

@@ -15,12 +15,12 @@ import jax
 from hetjax.checkpoint.description import check_fits, describe, description_of
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.items import item_arrays, item_trees, place_in_item, read_item
-from hetjax.checkpoint.runs import read_runs
-from hetjax.checkpoint.write import Write, reason
+from hetjax.checkpoint.layer_slices import read_runs
+from hetjax.checkpoint.writer import Write, reason
 from hetjax.errors import CheckpointError, ConfigError
-from hetjax.state import TrainState
+from hetjax.state.module_arrays import WholeArray, join_module, split_module, whole_module
+from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
-from hetjax.whole import WholeArray, join_module, split_module, whole_module
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetjax.errors import CheckpointError
-from hetjax.whole import WholeArray
+from hetjax.state.module_arrays import WholeArray
 
 FORMAT = 1
 

@@ -16,8 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hetjax.checkpoint.runs import HeldRuns
-from hetjax.whole import Runs
+from hetjax.checkpoint.layer_slices import HeldRuns
+from hetjax.state.module_arrays import Runs
 
 
 class _NotOrbax(logging.Filter):

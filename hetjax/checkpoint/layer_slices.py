@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tensorstore
 
-from hetjax.whole import Run, Runs, WholeArray
+from hetjax.state.module_arrays import Run, Runs, WholeArray
 
 
 class _Shard(NamedTuple):

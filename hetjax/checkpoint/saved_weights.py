@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from hetjax.checkpoint.array_files import ArrayReader
 from hetjax.checkpoint.description import FORMAT
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.items import place_in_item
-from hetjax.checkpoint.plain import ArrayReader
-from hetjax.checkpoint.write import reason
+from hetjax.checkpoint.writer import reason
 from hetjax.errors import CheckpointError
-from hetjax.weight_source import Box
-from models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.state.weight_source import Box
 
 HUGGING_FACE = "huggingface"
 """The folder inside a checkpoint with what a Hugging Face folder had beside its weights."""

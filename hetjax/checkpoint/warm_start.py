@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights, is_checkpoint
+from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
-from hetjax.state import TrainState
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.family import Configs, read_json
+from hetjax.state.train_state import TrainState
+from hetjax.state.weight_source import WeightSource
 from hetjax.trainer import Trainer
-from hetjax.weight_source import WeightSource
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.families import find_family
-from models.huggingface.family import Configs, read_json
 
 
 def open_weights(directory: str | os.PathLike[str]) -> WeightSource:

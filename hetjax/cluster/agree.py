@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hetjax.cluster import store
+from hetjax.cluster import key_value_store as store
 from hetjax.errors import ClusterError
 
 # Every process checks the same things in the same order, so the count is the same in all.

@@ -7,9 +7,9 @@ import math
 import threading
 import time
 
-from hetjax.cluster import store
+from hetjax.cluster import key_value_store as store
+from hetjax.cluster.interrupt import StopRequest
 from hetjax.errors import ClusterError
-from hetjax.interrupt import StopRequest
 
 # How often a process looks whether another one was asked to stop.
 LOOK_SECONDS = 0.25

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import jax
 
-from hetjax.cluster.ending import end_process
 from hetjax.cluster.environment import Environment
+from hetjax.cluster.exit_codes import end_process
 from hetjax.errors import ClusterError
 
 # The names under which JAX knows the managers whose coordinator it finds itself.

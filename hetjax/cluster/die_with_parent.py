@@ -1,7 +1,7 @@
-"""python leash.py PARENT COMMAND...: become the command, which the kernel kills when the process PARENT dies.
+"""python die_with_parent.py PARENT COMMAND...: become the command, which the kernel kills when the process PARENT dies.
 
 It runs between the launcher and its child, by path and without importing hetjax, since code that runs between fork and
-exec in a process with threads may lock up. Linux only: elsewhere the command runs without a leash.
+exec in a process with threads may lock up. Linux only: elsewhere the command runs without it.
 """
 
 import ctypes

@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment, store
+from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment
+from hetjax.cluster import key_value_store as store
+from hetjax.error_report import USER_ERROR_CODE, USER_ERRORS, message_of, tell
 from hetjax.schedule.actions import Action
-from hetjax.telling import USER_ERROR_CODE, USER_ERRORS, message_of, tell
 
 # Seconds that the slowest process may take longer than the fastest to prepare its data, or to compile.
 PATIENCE = 3600.0

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hetjax.cluster.ending import PEER_LOST
 from hetjax.cluster.environment import ADDRESS, LOCAL_DEVICES, PROCESS, PROCESSES
+from hetjax.cluster.exit_codes import PEER_LOST
 from hetjax.cluster.output import Output
 
 LOOK_SECONDS = 0.05
@@ -99,10 +99,10 @@ class _Group:
     def start(self, command: Sequence[str], index: int, variables: dict[str, str]) -> None:
         """Start one process, in a session of its own: Ctrl-C in the terminal then reaches it once, through here."""
         output = Output(index, self._logs, show=self._show)
-        leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), str(os.getpid())]
+        bound = [sys.executable, "-I", "-S", str(Path(__file__).with_name("die_with_parent.py")), str(os.getpid())]
         self._children.append(
             subprocess.Popen(
-                [*leash, sys.executable, *command],
+                [*bound, sys.executable, *command],
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=output.stdout,

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from hetjax.cluster.ending import end_process
-from hetjax.cluster.hub import Hub
-from hetjax.cluster.member import Member
+from hetjax.cluster.exit_codes import end_process
 from hetjax.cluster.peers import RESUME, Status
+from hetjax.cluster.watchdog_client import Member
+from hetjax.cluster.watchdog_server import Hub
 from hetjax.errors import ClusterError
 
 try:
@@ -26,7 +26,7 @@ _watches = itertools.count()
 
 
 class Notes(Protocol):
-    """How process 0 tells the others where it listens: `hetjax.cluster.store`."""
+    """How process 0 tells the others where it listens: `hetjax.cluster.key_value_store`."""
 
     def put(self, key: str, value: str) -> None: ...
     def get(self, key: str, timeout: float) -> str: ...

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hetjax.config import OptimizerConfig, TrainConfig
+from hetjax.config.build_processor import row_room
+from hetjax.config.run_config import OptimizerConfig, TrainConfig
+from hetjax.data.chat import row_shapes
 from hetjax.errors import ConfigError
 from hetjax.graph import Edge, ModuleGraph
-from hetjax.processor import row_shapes
-from hetjax.processor_at_hand import row_room
+from hetjax.meshes import Placement
+from hetjax.models import VisionConfig
+from hetjax.models.components import build_component
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
-from meshes import Placement
-from models import VisionConfig
-from models.components import build_component
 
 
 def use_devices(config: TrainConfig, processes: int = 1) -> None:
@@ -71,7 +71,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]
 def decays(path: str, dims: int) -> bool:
     """Whether weight decay applies: to matrices, not to scales, biases and other vectors.
 
-    Stacks lead with a dim of layers, and those of a pattern (`models.parts.pattern`) with one for each group.
+    Stacks lead with a dim of layers, and those of a pattern (`hetjax.models.parts.pattern`) with one for each group.
     """
     *places, name = path.split("/")
     stacked = max(1, sum(place.startswith("group") for place in places)) if path.startswith("layers/") else 0

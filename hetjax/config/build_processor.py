@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hetjax.config import TrainConfig
+from hetjax.config.run_config import TrainConfig
 from hetjax.data import Tokenizer, load_tokenizer
+from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, Room, load_omni_tokenizer, load_template
 from hetjax.errors import ConfigError, DataError
-from hetjax.processor import ChatTemplate, OmniTokenizer, Processor, Room, load_omni_tokenizer, load_template
-from models import VisionConfig
+from hetjax.models import VisionConfig
 
 # Where a checkpoint's config.json says which ids stand for encoder tokens.
 _ID_KEYS = {

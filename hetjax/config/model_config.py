@@ -6,8 +6,16 @@ import dataclasses
 from typing import Any
 
 from hetjax.errors import ConfigError
-from models import DecoderConfig, ModelError, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
-from models.presets import find_preset
+from hetjax.models import (
+    DecoderConfig,
+    ModelError,
+    NemotronHConfig,
+    ParakeetConfig,
+    RadioConfig,
+    Siglip2Config,
+    VisionConfig,
+)
+from hetjax.models.presets import find_preset
 
 MODULES = ("vision", "audio", "llm")
 """Names of the modules, in the order of the data."""

@@ -11,13 +11,13 @@ from typing import Literal
 
 import jsonargparse
 
+from hetjax.config.model_config import ModelConfig
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
-from hetjax.model_config import ModelConfig
-from meshes import Layout
-from models import VisionConfig
-from models.components import COMPONENTS
-from models.sampling import GREEDY, Sampling
+from hetjax.meshes import Layout
+from hetjax.models import VisionConfig
+from hetjax.models.components import COMPONENTS
+from hetjax.models.sampling import GREEDY, Sampling
 
 
 def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:

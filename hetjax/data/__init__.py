@@ -11,12 +11,12 @@ from hetjax.data.conversation import (
     render,
     render_prompt,
 )
-from hetjax.data.digits import write_digits
+from hetjax.data.demo_digits import write_digits
+from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
 from hetjax.data.images import load_image
 from hetjax.data.packed import PackedData, train_data
 from hetjax.data.pipeline import HostBatch, TrainData
-from hetjax.data.shapes import write_shapes
 from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer, load_tokenizer
 

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
 from hetjax.data.loading import Loader
 from hetjax.data.omni import OmniLoader
 from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
-from hetjax.processor import Processor
 
 _LOADED = 4  # samples that are rendered and decoded
 _SHOWN = 3  # bad samples that an error spells out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError
-from hetjax.processor import ProcessorConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

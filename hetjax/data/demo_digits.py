@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from hetjax.data.whole_folder import write_whole
+from hetjax.data.atomic_folder import write_whole
 from hetjax.errors import ConfigError
 
 QUESTION = "Which digit is this?"

@@ -16,7 +16,7 @@ import soundfile
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw
 
-from hetjax.data.whole_folder import write_whole
+from hetjax.data.atomic_folder import write_whole
 from hetjax.errors import ConfigError
 
 # H, W pixels · F frames

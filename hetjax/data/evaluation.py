@@ -14,15 +14,15 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
+from hetjax.data.bad_samples import BadTally
+from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
 from hetjax.data.loading import Arrays, BadSample, Loader
 from hetjax.data.omni import OmniLoader
-from hetjax.data.reading import read_ahead
+from hetjax.data.prefetch import read_ahead
 from hetjax.data.source import JsonlSource
-from hetjax.data.tally import BadTally
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import ConfigError
-from hetjax.processor import Processor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

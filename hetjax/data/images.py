@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from hetjax.media.image import open_image
+from hetjax.data.media.image import open_image
 
 
 def load_image(path: str | os.PathLike[str], size: int) -> Float32[np.ndarray, "size size 3"]:
-    """Read an image of any size and Pillow mode, as `hetjax.media.read_image` does, as RGB in [-1, 1].
+    """Read an image of any size and Pillow mode, as `hetjax.data.media.read_image` does, as RGB in [-1, 1].
 
     The image is stretched to `size` x `size` pixels with bicubic resampling, then normalised with mean 0.5 and
     standard deviation 0.5 in every channel: `(value / 255 - 0.5) / 0.5`.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
 from hetjax.data.loading import BadSample, Prompts
 from hetjax.data.source import JsonlSource
 from hetjax.errors import DataError
-from hetjax.processor import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
 
 Arrays = dict[str, dict[str, np.ndarray]]
 

@@ -8,22 +8,22 @@ from typing import Any
 
 import grain
 
+from hetjax.data.bad_samples import BadTally
+from hetjax.data.chat import OmniSample, Processor, packed_rows
 from hetjax.data.config import DataConfig
 from hetjax.data.omni import OmniLoader
 from hetjax.data.pipeline import HostBatch, TrainData, check_stream, count_row, epochs_of, sample_order
-from hetjax.data.reading import read_ahead
+from hetjax.data.prefetch import read_ahead
 from hetjax.data.source import JsonlSource
 from hetjax.data.stand_in import FilledRow, StandIns
-from hetjax.data.tally import BadTally
 from hetjax.errors import DataError
-from hetjax.processor import OmniSample, Processor, packed_rows
-from hetjax.rows import RowSubset, check_rows
+from hetjax.stages.row_subset import RowSubset, check_rows
 
 
 class PackedData(Iterator[HostBatch]):
     """Batches in the order of `TrainData`, with samples packed into rows as they come.
 
-    A pool of batch_size * `processor.packed` samples is shared out to rows by `hetjax.processor.packing.pack`. Of its
+    A pool of batch_size * `processor.packed` samples is shared out to rows by `hetjax.data.chat.packing.pack`. Of its
     rows the batch takes those with the oldest samples; what is left stays in the pool. The last samples of all, too few
     for a batch, are dropped.
 

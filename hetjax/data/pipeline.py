@@ -13,17 +13,17 @@ from typing import Any
 import grain
 import numpy as np
 
+from hetjax.data.bad_samples import BadTally
+from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
 from hetjax.data.loading import Loader
 from hetjax.data.omni import OmniLoader
-from hetjax.data.reading import read_ahead
+from hetjax.data.prefetch import read_ahead
 from hetjax.data.source import JsonlSource
 from hetjax.data.stand_in import FilledRow, StandIns
-from hetjax.data.tally import BadTally
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
-from hetjax.processor import Processor
-from hetjax.rows import RowSubset, check_rows
+from hetjax.stages.row_subset import RowSubset, check_rows
 
 _STREAM_KEYS = ("samples", "shuffle", "seed")
 _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be cut into chunks
@@ -33,7 +33,7 @@ _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, 
 class HostBatch:
     """One global batch in host memory, or the rows of it that are needed here.
 
-    `arrays` holds, by module (see `hetjax.processor.make_arrays` for those of a processor):
+    `arrays` holds, by module (see `hetjax.data.chat.make_arrays` for those of a processor):
     - "vision": images float32 [B, I, H, W, 3] in [-1, 1], zeros where a sample has fewer than I;
     - "llm": tokens int32 [B, S], labels int32 [B, S], loss_weights float32 [B, S] and
       image_positions int32 [B, N]: the row of each encoder token, S where there is no image.

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
+from hetjax.execution.step_programs import Step
 from hetjax.schedule.actions import Action, Kind
-from hetjax.stage import LOSS
-from hetjax.state import StageState, TrainState
-from hetjax.step import Step
-from hetjax.weights import Arrays
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import LOSS
+from hetjax.state.train_state import StageState, TrainState
 
 Observer = Callable[[Action, Any], None]
 """Called after each dispatch with the action and what it returned."""

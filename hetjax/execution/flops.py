@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from hetjax.execution.step_programs import Step
+from hetjax.models.dims import layout_in_force
 from hetjax.schedule import Costs, Kind
-from hetjax.step import Step
-from models.dims import layout_in_force
 
 
 def count_flops(function: Any, *arguments: Any) -> int:

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from hetjax.boundary import Transport
-from hetjax.end_of_step import EndOfStep
+from hetjax.compilation.dispatch_order import in_order
 from hetjax.errors import GraphError, ScheduleError
-from hetjax.host import ToEveryProcess
-from hetjax.links import Link
-from hetjax.optimizer import Update
-from hetjax.ordering import in_order
-from hetjax.program import ForwardBackward
+from hetjax.programs.end_of_step import EndOfStep
+from hetjax.programs.forward_backward import ForwardBackward
+from hetjax.programs.update import Update
 from hetjax.schedule import Kind, Schedule
-from hetjax.stage import LOSS, Shapes, Stage
+from hetjax.stages.host_transfer import ToEveryProcess
+from hetjax.stages.links import Link
+from hetjax.stages.stage import LOSS, Shapes, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

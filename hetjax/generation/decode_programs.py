@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hetjax.batch import Batch, input_shapes
 from hetjax.boundary import Transport
-from hetjax.decoding import LENGTHS, TOKENS, Compiled, Decode, Encode
 from hetjax.errors import BatchError, GraphError
+from hetjax.generation.stage_programs import LENGTHS, TOKENS, Compiled, Decode, Encode
 from hetjax.graph import ModuleGraph
-from hetjax.host import ToEveryProcess
-from hetjax.links import Link
-from hetjax.stage import Shapes, Stage
-from models.sampling import Sampling, is_stop
+from hetjax.models.sampling import Sampling, is_stop
+from hetjax.stages.batch import Batch, input_shapes
+from hetjax.stages.host_transfer import ToEveryProcess
+from hetjax.stages.links import Link
+from hetjax.stages.stage import Shapes, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

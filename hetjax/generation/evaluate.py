@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int
 
 from hetjax.data import EvalBatch, Tokenizer
+from hetjax.data.chat import OmniTokenizer
 from hetjax.errors import DataError
-from hetjax.generate import Answers, Generator, Weights
-from hetjax.processor import OmniTokenizer
-from hetjax.state import TrainState
+from hetjax.generation.generator import Answers, Generator, Weights
+from hetjax.state.train_state import TrainState
 
 # B batch · R new tokens
 

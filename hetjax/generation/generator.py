@@ -14,18 +14,18 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hetjax.batch import Batch, module_inputs, place_inputs
-from hetjax.compiling import compile_all
-from hetjax.cut import cut_module
-from hetjax.decode_plan import DecodePlan, stages_for_decoding, trace_decode_plan
-from hetjax.decoding import TOKENS, Carry, Compiled
+from hetjax.compilation.compile_all import compile_all
 from hetjax.errors import BatchError, ConfigError
-from hetjax.host import to_devices
-from hetjax.stage import Stage
-from hetjax.state import TrainState
+from hetjax.generation.decode_programs import DecodePlan, stages_for_decoding, trace_decode_plan
+from hetjax.generation.stage_programs import TOKENS, Carry, Compiled
+from hetjax.models.sampling import GREEDY, Sampling
+from hetjax.stages.batch import Batch, module_inputs, place_inputs
+from hetjax.stages.cut import cut_module
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.host_transfer import to_devices
+from hetjax.stages.stage import Stage
+from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
-from hetjax.weights import Arrays
-from models.sampling import GREEDY, Sampling
 
 Weights = dict[str, tuple[Arrays, Arrays]]
 """By stage name: (weights in the compute dtype, buffers)."""

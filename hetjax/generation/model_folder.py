@@ -10,18 +10,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights
-from hetjax.config import load_config
+from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
+from hetjax.checkpoint.warm_start import open_weights
+from hetjax.config.run_config import load_config
 from hetjax.data import DataConfig
+from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError
-from hetjax.processor import ProcessorConfig
-from hetjax.warm_start import open_weights
-from hetjax.weight_source import WeightSource
-from models import VisionConfig
-from models.dynamic_resolution import DynamicResolution
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.families import find_family
-from models.huggingface.family import read_json
+from hetjax.models import VisionConfig
+from hetjax.models.dynamic_resolution import DynamicResolution
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.family import read_json
+from hetjax.state.weight_source import WeightSource
 
 LONGEST = 131072
 """Tokens of a prompt, where no run says how many."""

@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from hetjax.config import OptimizerConfig, TrainConfig
+from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.model_config import ModelConfig
+from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig, Tokenizer, load_image, parse_conversation, render_prompt
-from hetjax.data.loading import Arrays
-from hetjax.errors import ConfigError
-from hetjax.media import SAMPLE_RATE
-from hetjax.model_config import ModelConfig
-from hetjax.model_folder import ModelFolder
-from hetjax.processor import (
+from hetjax.data.chat import (
     OmniSample,
     OmniTokenizer,
     Processor,
@@ -30,9 +27,12 @@ from hetjax.processor import (
     parse_messages,
     prompt_lengths,
 )
-from hetjax.processor_at_hand import make_processor, tokenizer_of
-from meshes import Layout
-from models import VisionConfig
+from hetjax.data.loading import Arrays
+from hetjax.data.media import SAMPLE_RATE
+from hetjax.errors import ConfigError
+from hetjax.generation.model_folder import ModelFolder
+from hetjax.meshes import Layout
+from hetjax.models import VisionConfig
 
 MOST = 1 << 24
 """Rows and clips while it is still open how many a prompt needs; no array has so many."""

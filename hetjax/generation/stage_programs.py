@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
-from hetjax.ordering import in_order
-from hetjax.stage import Shapes, Stage
-from hetjax.weights import Arrays
-from models.dims import Dims
-from models.mode import inference
-from models.sampling import Sampling, choose, is_stop, keys_of_samples
+from hetjax.compilation.dispatch_order import in_order
+from hetjax.models.dims import Dims
+from hetjax.models.mode import inference
+from hetjax.models.sampling import Sampling, choose, is_stop, keys_of_samples
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Shapes, Stage
 
 TOKENS = "tokens"
 """The input port of the first stage that takes ids, and what the last stage hands back to it."""

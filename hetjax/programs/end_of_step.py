@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import jax
 
+from hetjax.compilation.dispatch_order import in_order
 from hetjax.errors import GraphError
-from hetjax.ordering import in_order
-from hetjax.stage import Stage
-from hetjax.weights import Arrays, take_apart
+from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.stage import Stage
 
 
 class EndOfStep:

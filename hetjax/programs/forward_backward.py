@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from hetjax.compilation.dispatch_order import in_order
 from hetjax.errors import GraphError
-from hetjax.ordering import in_order
-from hetjax.residuals import Residuals
-from hetjax.shards import by_shard, merge, split
-from hetjax.split_backward import split_backward
-from hetjax.stage import LOSS, Shapes, Stage
-from hetjax.weight_program import WeightProgram
-from hetjax.weights import Arrays
-from models.remat import remat_in_force, whole
+from hetjax.models.remat import remat_in_force, whole
+from hetjax.programs.data_shards import by_shard, merge, split
+from hetjax.programs.residuals import Residuals
+from hetjax.programs.split_backward.halves import split_backward
+from hetjax.programs.split_backward.weight_program import WeightProgram
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import LOSS, Shapes, Stage
 
 
 class ForwardBackward:

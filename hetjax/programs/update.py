@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hetjax.ordering import in_order
-from hetjax.stage import Stage
-from hetjax.weights import Arrays
+from hetjax.compilation.dispatch_order import in_order
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Stage
 
 
 class Update:

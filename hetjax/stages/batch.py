@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from hetjax.errors import BatchError
-from hetjax.links import Link
-from hetjax.rows import RowSubset
-from hetjax.stage import Shapes, Stage
-from meshes import BATCH_AXES
+from hetjax.meshes import BATCH_AXES
+from hetjax.stages.links import Link
+from hetjax.stages.row_subset import RowSubset
+from hetjax.stages.stage import Shapes, Stage
 
 # A batch is {module: {input: array with the batch dim leading}, "loss_tokens": number}.
 Batch = Mapping[str, Any]

@@ -11,14 +11,14 @@ import jax
 from flax import nnx
 
 from hetjax.errors import GraphError
-from hetjax.freezing import frozen_paths
 from hetjax.graph import ModuleGraph, input_ports, optional_ports
-from hetjax.stage import Stage, placed_arrays
-from hetjax.weights import take_apart
-from meshes import Layout, PlacementError, ResolvedPlacement
-from models.errors import ModelError
-from models.remat import Remat
-from models.stages import balanced_layers
+from hetjax.meshes import Layout, PlacementError, ResolvedPlacement
+from hetjax.models.errors import ModelError
+from hetjax.models.remat import Remat
+from hetjax.models.stages import balanced_layers
+from hetjax.stages.flat_state import take_apart
+from hetjax.stages.frozen import frozen_paths
+from hetjax.stages.stage import Stage, placed_arrays
 
 
 def cut_graph(
@@ -32,7 +32,7 @@ def cut_graph(
     trained: Collection[str] | None = None,
     remat: Mapping[str, Remat] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """All stages in topological order; `frozen` and `trained` as in `hetjax.freezing.frozen_paths`.
+    """All stages in topological order; `frozen` and `trained` as in `hetjax.stages.frozen.frozen_paths`.
 
     Raises GraphError, ConfigError and PlacementError.
     """
@@ -89,7 +89,7 @@ def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | 
     if not hasattr(module, "layer_costs"):
         raise GraphError(
             f"module '{name}': its layout has layers=balanced, but {type(module).__name__} has no property "
-            "layer_costs (models.stages.LayerCosts) to balance by; add it, or list the layers of each stage"
+            "layer_costs (hetjax.models.stages.LayerCosts) to balance by; add it, or list the layers of each stage"
         )
     try:
         return balanced_layers(module.layer_costs, layout.stage_count)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from hetjax.errors import ConfigError, GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.weights import take_apart
+from hetjax.stages.flat_state import take_apart
 
 
 def frozen_paths(

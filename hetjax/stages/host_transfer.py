@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.boundary import Transport
-from hetjax.stage import Stage
-from hetjax.weights import Arrays
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Stage
 
 
 def to_devices(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hetjax.errors import GraphError
 from hetjax.graph import ModuleGraph, input_ports, port_of
 from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
-from hetjax.stage import Stage
+from hetjax.stages.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.errors import BatchError, GraphError
-from hetjax.weights import Arrays, Skeleton, take_apart
-from meshes import Layout, PlacementError
-from models.dims import Dims, Splits, layout_in_force
-from models.errors import LayoutError
-from models.remat import Remat
+from hetjax.meshes import Layout, PlacementError
+from hetjax.models.dims import Dims, Splits, layout_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.remat import Remat
+from hetjax.stages.flat_state import Arrays, Skeleton, take_apart
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -40,7 +40,7 @@ class Stage:
         port_dims: dim names of the ports that have them.
         frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
-        remat: what its layers keep for the backward, as `models.remat` has it.
+        remat: what its layers keep for the backward, as `hetjax.models.remat` has it.
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
     """

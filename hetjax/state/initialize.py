@@ -7,16 +7,16 @@ from typing import Any
 
 import jax
 
-from hetjax.cut import cut_module
+from hetjax.compilation.dispatch_order import in_order
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
-from hetjax.host import to_devices
-from hetjax.optimizer import Update
-from hetjax.ordering import in_order
-from hetjax.stage import Shapes, Stage
-from hetjax.state import StageState, TrainState
-from hetjax.weight_source import WeightSource, load_stages
-from hetjax.weights import Arrays, take_apart
+from hetjax.programs.update import Update
+from hetjax.stages.cut import cut_module
+from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.host_transfer import to_devices
+from hetjax.stages.stage import Shapes, Stage
+from hetjax.state.train_state import StageState, TrainState
+from hetjax.state.weight_source import WeightSource, load_stages
 
 
 def initialize(

@@ -20,10 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hetjax.errors import GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.optimizer import Update
-from hetjax.stage import Shapes, Stage
-from hetjax.state import StageState, TrainState
-from hetjax.weights import Arrays, take_apart
+from hetjax.programs.update import Update
+from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.stage import Shapes, Stage
+from hetjax.state.train_state import StageState, TrainState
 
 
 class Run(NamedTuple):

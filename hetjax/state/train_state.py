@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from hetjax.weights import Arrays
+from hetjax.stages.flat_state import Arrays
 
 
 @jax.tree_util.register_dataclass

@@ -12,10 +12,10 @@ import numpy as np
 
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
-from hetjax.stage import Stage
-from hetjax.weights import Arrays
-from hetjax.whole import find_parts, whole_shapes
-from models.huggingface.tensors import TensorInfo, listed
+from hetjax.models.huggingface.tensors import TensorInfo, listed
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Stage
+from hetjax.state.module_arrays import find_parts, whole_shapes
 
 Box = tuple[slice, ...]
 """A start and a stop in every dim of an array."""

@@ -9,17 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 from rich.table import Table
 
-from hetjax.boundary.cost import busiest_device_bytes, plan_seconds, step_seconds
-from hetjax.boundary.device_order import best_device_order
-from hetjax.boundary.leader import leader_steps
 from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
-from hetjax.boundary.sides import parse_side
-from hetjax.display import format_bytes
 from hetjax.errors import ConfigError
+from hetjax.meshes import Hardware, find_hardware, format_devices
+from hetjax.meshes.hardware import HARDWARE
+from hetjax.tools.boundary_cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.tools.boundary_sides import parse_side
+from hetjax.tools.device_order import best_device_order
+from hetjax.tools.leader_plan import leader_steps
 from hetjax.tools.outcome import Outcome
 from hetjax.tools.pictures import output_path
-from meshes import Hardware, find_hardware, format_devices
-from meshes.hardware import HARDWARE
+from hetjax.training.display import format_bytes
 
 MOST_LINKS = 16  # that are listed one by one
 
@@ -56,7 +56,7 @@ def boundary(
     plan = make_plan(sizes, itemsize, source, destination)
     leader = leader_steps(sizes, itemsize, source, destination)
     if path is not None:
-        from hetjax.boundary.draw import draw_plan  # only here: matplotlib takes a while to import
+        from hetjax.tools.boundary_picture import draw_plan  # only here: matplotlib takes a while to import
 
         draw_plan(plan, path, title=f"{dtype}[{shape}]   {from_}  →  {to}", format_bytes=format_bytes)
     numbers = {

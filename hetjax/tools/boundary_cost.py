@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from hetjax.boundary.plan import PlanStep
-from meshes import Hardware
+from hetjax.meshes import Hardware
 
 
 def plan_seconds(steps: Iterable[PlanStep], hardware: Hardware, *, devices_per_host: int | None = None) -> float:

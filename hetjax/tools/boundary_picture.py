@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
 from hetjax.boundary.tiling import Tiling, common_part
-from meshes import format_devices
+from hetjax.meshes import format_devices
 
 MOST = 16  # boxes in a column; of more devices, neighbours share one
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from hetjax.boundary.tiling import Tiling
 from hetjax.errors import BoundaryError
-from meshes import AXES, Layout, PlacementError, parse_devices
+from hetjax.meshes import AXES, Layout, PlacementError, parse_devices
 
 EXAMPLE = "data=4,tensor=2@0-7:batch"
 

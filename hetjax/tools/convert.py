@@ -10,11 +10,11 @@ import ml_dtypes
 import numpy as np
 from rich.table import Table
 
-from hetjax.checkpoint.saved import SavedWeights, is_checkpoint
+from hetjax.checkpoint.saved_weights import SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.tensors import listed
 from hetjax.tools.outcome import Outcome, busy
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.tensors import listed
 
 
 def convert(
@@ -41,7 +41,7 @@ def convert(
         quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.
         allow_unexpected: Leave out tensors that no module takes, rather than refuse them.
     """
-    from hetjax.convert import from_checkpoint, into_checkpoint  # only here: they import the models
+    from hetjax.checkpoint.huggingface import from_checkpoint, into_checkpoint  # only here: they import the models
 
     source, target = Path(from_), Path(to)
     wanted = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import optax
 
-from hetjax.build import build_graph
+from hetjax.checkpoint.warm_start import load_into
+from hetjax.config.build import build_graph
 from hetjax.errors import ConfigError
-from hetjax.evaluate import answer_text
-from hetjax.generate import Generator
-from hetjax.model_folder import open_model_folder
-from hetjax.prompting import ask, config_of
+from hetjax.generation.evaluate import answer_text
+from hetjax.generation.generator import Generator
+from hetjax.generation.model_folder import open_model_folder
+from hetjax.generation.prompt import ask, config_of
+from hetjax.meshes import Layout, Placement
+from hetjax.models.sampling import Sampling
 from hetjax.tools.outcome import Outcome, busy
 from hetjax.trainer import Trainer
-from hetjax.warm_start import load_into
-from meshes import Layout, Placement
-from models.sampling import Sampling
 
 
 def generate(

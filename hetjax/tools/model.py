@@ -12,10 +12,10 @@ from flax import nnx
 from rich.tree import Tree
 
 from hetjax.errors import ConfigError
+from hetjax.models.components import build_component
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.presets import PRESETS, find_preset
 from hetjax.tools.outcome import Outcome
-from models.components import build_component
-from models.huggingface.families import find_family
-from models.presets import PRESETS, find_preset
 
 Branch = dict[str, Any]
 """{part: parameters, or a branch of its own parts}."""

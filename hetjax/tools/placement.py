@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax
 
-from hetjax.build import build_trainer, use_devices
-from hetjax.config import TrainConfig
-from hetjax.display import placement_rows, placement_table
+from hetjax.config.build import build_trainer, use_devices
+from hetjax.config.run_config import TrainConfig
 from hetjax.tools.outcome import Outcome
 from hetjax.tools.pictures import output_path
+from hetjax.training.display import placement_rows, placement_table
 
 
 def placement(*, config: TrainConfig, out: str | None = None) -> Outcome:
@@ -21,7 +21,7 @@ def placement(*, config: TrainConfig, out: str | None = None) -> Outcome:
     use_devices(config)
     trainer = build_trainer(config)
     if path is not None:
-        from meshes.draw import draw_placement  # only here: matplotlib takes a while to import
+        from hetjax.meshes.draw import draw_placement  # only here: matplotlib takes a while to import
 
         draw_placement(trainer.placement, path, title=config.name, devices=jax.device_count())
     numbers = {"name": config.name, "stages": placement_rows(trainer), "out": out}

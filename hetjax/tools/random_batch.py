@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from hetjax.batch import Batch
+from hetjax.stages.batch import Batch
 
 # B batch · S fused sequence · N image tokens a sample
 
 
 def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vocab_size: int, seed: int = 0) -> Batch:
-    """Arrays of these shapes, as `hetjax.build.batch_shapes` gives them: {module: {input: array}}.
+    """Arrays of these shapes, as `hetjax.config.build.batch_shapes` gives them: {module: {input: array}}.
 
     Images, patches and sound are standard normal; tokens and labels are ids below `vocab_size`; every row counts in the
     loss and belongs to one document; image tokens take the first N rows of each sequence and those of sound the next

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.table import Table
 
-from hetjax.build import batch_shapes, build_trainer, use_devices
-from hetjax.config import TrainConfig
+from hetjax.config.build import batch_shapes, build_trainer, use_devices
+from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
-from hetjax.flops import estimated_costs
+from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.flops import estimated_costs
 from hetjax.schedule import Costs, Kind, Timeline, simulate
 from hetjax.schedule.trace import write_trace
-from hetjax.stopwatch import Stopwatch
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.outcome import Outcome, busy
 from hetjax.tools.pictures import PICTURES, output_path

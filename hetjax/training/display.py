@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hetjax.stage import Shapes, Stage
+from hetjax.meshes import format_devices
+from hetjax.stages.stage import Shapes, Stage
 from hetjax.trainer import Trainer
-from meshes import format_devices
 
 
 def placement_table(trainer: Trainer) -> Table:

@@ -16,8 +16,11 @@ import numpy as np
 from rich.console import Console
 
 import hetjax
-from hetjax.batch import check_batch, rows_needed
-from hetjax.build import (
+from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint.warm_start import differences, open_warm_start
+from hetjax.cluster import AgreedStop
+from hetjax.cluster.job import Job, join_job
+from hetjax.config.build import (
     batch_shapes,
     build_graph,
     build_trainer,
@@ -26,23 +29,20 @@ from hetjax.build import (
     tokens_per_image,
     use_devices,
 )
-from hetjax.checkpoint import Checkpoints
-from hetjax.cluster import AgreedStop
-from hetjax.config import TrainConfig
+from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, Tokenizer, eval_batches, train_data
-from hetjax.data_at_hand import check_data, make_demo_data
-from hetjax.display import LiveBar, placement_table
+from hetjax.data.chat import OmniTokenizer, Processor
 from hetjax.errors import DataError, DivergenceError
-from hetjax.evaluate import EvalResult, evaluate
-from hetjax.generate import Generator
-from hetjax.job import Job, join_job
-from hetjax.metrics import MetricsLog, draw_loss, read_metrics
-from hetjax.processor import OmniTokenizer, Processor
-from hetjax.processor_at_hand import make_processor, tokenizer_of
-from hetjax.state import TrainState
-from hetjax.stopwatch import Stopwatch, rounded
+from hetjax.execution.action_timer import Stopwatch, rounded
+from hetjax.generation.evaluate import EvalResult, evaluate
+from hetjax.generation.generator import Generator
+from hetjax.stages.batch import check_batch, rows_needed
+from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
-from hetjax.warm_start import differences, open_warm_start
+from hetjax.training.display import LiveBar, placement_table
+from hetjax.training.metrics import MetricsLog, draw_loss, read_metrics
+from hetjax.training.prepare_data import check_data, make_demo_data
 
 
 def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hetjax.build import tokens_per_image
-from hetjax.config import TrainConfig
+from hetjax.cluster.job import Job
+from hetjax.config.build import tokens_per_image
+from hetjax.config.run_config import TrainConfig
 from hetjax.data import Tokenizer, check_dataset, write_digits, write_shapes
+from hetjax.data.chat import Processor
 from hetjax.errors import DataError
-from hetjax.job import Job
-from hetjax.processor import Processor
 
 
 def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from models.arrays import arrays_by_path
-from models.errors import ModelError
-from models.huggingface.entry import Entry
-from models.huggingface.families import find_family
-from models.huggingface.family import matches, read_json
-from models.huggingface.parts import slot_infos
-from models.huggingface.quantized import PlainTensors
-from models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.family import matches, read_json
+from hetjax.models.huggingface.parts import slot_infos
+from hetjax.models.huggingface.quantized import PlainTensors
+from hetjax.models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
 
 Box = tuple[slice, ...]
 """A start and a stop in every dim of an array."""

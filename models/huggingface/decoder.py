@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from models.decoder_config import DecoderConfig
-from models.errors import ModelError
-from models.huggingface.entry import Entry, kernel, same
-from models.parts.rope import RopeScaling
+from hetjax.models.decoder_config import DecoderConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry, kernel, same
+from hetjax.models.parts.rope import RopeScaling
 
 BLOCK = "layers/block"
 ROPE_SCALING_KEYS = {

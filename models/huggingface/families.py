@@ -8,18 +8,18 @@ from typing import Any
 
 from flax import nnx
 
-from models.decoder import LanguageModel
-from models.errors import ModelError
-from models.huggingface import omni
-from models.huggingface.family import Configs, Family
-from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
-from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
-from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
-from models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
-from models.nemotron_h import NemotronH
-from models.parakeet import ParakeetEncoder
-from models.radio import RadioEncoder
-from models.siglip2 import Siglip2Encoder
+from hetjax.models.decoder import LanguageModel
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface import omni
+from hetjax.models.huggingface.family import Configs, Family
+from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
+from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
+from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
+from hetjax.models.nemotron_h import NemotronH
+from hetjax.models.parakeet import ParakeetEncoder
+from hetjax.models.radio import RadioEncoder
+from hetjax.models.siglip2 import Siglip2Encoder
 
 
 def _built(kind: type[nnx.Module]) -> Callable[[Any, nnx.Rngs], nnx.Module]:

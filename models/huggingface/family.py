@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry
-from models.huggingface.quantized import ACTIVATION_SCALES
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.quantized import ACTIVATION_SCALES
 
 Configs = dict[str, Any]
 """The config of each module, by its name in the module graph."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.decoder_config import DecoderConfig
-from models.errors import ModelError
-from models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
-from models.huggingface.entry import Entry
+from hetjax.models.decoder_config import DecoderConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
+from hetjax.models.huggingface.entry import Entry
 
 
 def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
-from models.parts.mamba import MambaConfig
+from hetjax.models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from hetjax.models.parts.mamba import MambaConfig
 
 
 def mamba_entries(prefix: str, path: str, index: tuple[int, ...], config: MambaConfig, width: int) -> list[Entry]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.errors import ModelError
-from models.huggingface.decoder import check_keys
-from models.huggingface.entry import Entry, kernel, same
-from models.huggingface.mamba import mamba_entries
-from models.nemotron_h_config import NemotronHConfig
-from models.parts.groups import layer_places
-from models.parts.mamba import MambaConfig
-from models.parts.moe import MoEConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.decoder import check_keys
+from hetjax.models.huggingface.entry import Entry, kernel, same
+from hetjax.models.huggingface.mamba import mamba_entries
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.parts.groups import layer_places
+from hetjax.models.parts.mamba import MambaConfig
+from hetjax.models.parts.moe import MoEConfig
 
 LETTERS = {
     "linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "moe": "E", "mlp": "-",
@@ -26,7 +26,7 @@ BUILT: dict[str, tuple[Any, ...]] = {
     "moe_latent_size": (None,), "num_nextn_predict_layers": (0, None), "attention_dropout": (0, None),
     "hidden_dropout": (0, None), "sliding_window": (None,), "residual_in_fp32": (False,),
 }  # fmt: skip
-"""The values of keys that mean what `models.nemotron_h` computes."""
+"""The values of keys that mean what `hetjax.models.nemotron_h` computes."""
 
 
 def nemotron_h_entries(config: NemotronHConfig, *, prefix: str = "") -> list[Entry]:

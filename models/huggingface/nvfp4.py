@@ -17,8 +17,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.fp8 import E4M3, LARGEST, largest, row_blocks
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.fp8 import E4M3, LARGEST, largest, row_blocks
 
 BLOCK = 16
 """Inputs that share a scale."""

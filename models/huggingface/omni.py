@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry
-from models.huggingface.family import Configs
-from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
-from models.huggingface.parakeet import (
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.family import Configs
+from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
+from hetjax.models.huggingface.parakeet import (
     FEATURIZER,
     parakeet_buffers,
     parakeet_config,
     parakeet_entries,
     parakeet_hf_config,
 )
-from models.huggingface.radio import IGNORED as RADIO_IGNORED
-from models.huggingface.radio import radio_config, radio_constants, radio_entries, radio_omni_config
+from hetjax.models.huggingface.radio import IGNORED as RADIO_IGNORED
+from hetjax.models.huggingface.radio import radio_config, radio_constants, radio_entries, radio_omni_config
 
 MODEL_TYPES = ("nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 LANGUAGE = "language_model."

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry, Slot, kernel, same
-from models.parakeet_config import ParakeetConfig
-from models.parts.clips import SAMPLE_RATE
-from models.parts.mel import WINDOW, mel_filters
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry, Slot, kernel, same
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parts.audio_clips import SAMPLE_RATE
+from hetjax.models.parts.mel import WINDOW, mel_filters
 
 PREFIX = "sound_encoder.encoder."
 PROJECTOR = "sound_projection."

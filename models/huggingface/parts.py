@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry
-from models.huggingface.tensors import TensorInfo
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.tensors import TensorInfo
 
 # Numbers of stand-ins are never read: one byte in all of them.
 _STAND_IN = np.zeros((), np.uint8)

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
-from models.huggingface.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
-from models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
+from hetjax.models.huggingface.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
+from hetjax.models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
 
 Form = Literal["fp8", "nvfp4"]
 

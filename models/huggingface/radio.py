@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
-from models.radio_config import RadioConfig
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from hetjax.models.radio_config import RadioConfig
 
 PREFIX = "vision_model."
 """Of the encoder's names inside an omni-modal checkpoint; a checkpoint of RADIO alone has none."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ModelError
-from models.huggingface.entry import Entry, Slot, kernel, reshaped, same
-from models.siglip2 import Siglip2Config
+from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.entry import Entry, Slot, kernel, reshaped, same
+from hetjax.models.siglip2 import Siglip2Config
 
 PREFIX = "vision_model."
 """Of the tower's names beside a text tower, and in a checkpoint of its own before transformers 5; none after."""

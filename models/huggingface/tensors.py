@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.dims import device_in_force, splits_in_force
+from hetjax.models.dims import device_in_force, splits_in_force
 
 # B batch · S sequence · H heads · G groups of heads that share a key · K head width
 
@@ -43,7 +43,7 @@ def fused_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """softmax(query · key / sqrt(K)) · value, rows in natural order; see `models.parts.attention.attend`."""
+    """softmax(query · key / sqrt(K)) · value, rows in natural order; see `hetjax.models.parts.attention.attend`."""
     run = partial(_attend, causal=causal)
     splits = splits_in_force()
     if splits is None:
@@ -55,7 +55,7 @@ def fused_attention(
         mesh=splits.mesh,
         in_specs=(of_heads, of_heads, of_heads, PartitionSpec(batch)),
         out_specs=of_heads,
-        check_vma=False,  # as in `models.parts.ring`
+        check_vma=False,  # as in `hetjax.models.parallel.ring_attention`
     )(query, key, value, segments)
 
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from models.dims import Dims
+from hetjax.models.dims import Dims
 
 Axes = tuple[str, ...]
 

@@ -1,8 +1,8 @@
 """The experts of a layer over many devices: tokens go to the experts and come back.
 
 Where the layout in force splits the dim "experts", each device has some of the experts, sends its tokens to
-the devices whose experts they ask for, and gets the results back (`models.parts.exchange`): rows of D values
-travel twice in the forward pass and twice in the backward pass. No weight travels. Where "mlp" is split too,
+the devices whose experts they ask for, and gets the results back (`hetjax.models.parallel.token_exchange`): rows of D
+values travel twice in the forward pass and twice in the backward pass. No weight travels. Where "mlp" is split too,
 each device computes a part of every expert's hidden values, and the results are summed once they are back.
 
 Forward and backward are one `shard_map` each; the backward keeps what the experts got and what their
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.dims import splits_in_force
-from models.errors import LayoutError
-from models.parts.exchange import Peers, Sending, plan_sending, swap, swap_used
-from models.parts.experts import Activation, Kernels, Slots, run_experts, run_experts_backward
-from models.parts.held import Held
+from hetjax.models.dims import splits_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.grouped_experts import Activation, Kernels, Slots, run_experts, run_experts_backward
+from hetjax.models.parallel.dim_axes import Held
+from hetjax.models.parallel.token_exchange import Peers, Sending, plan_sending, swap, swap_used
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
 # On one device: T tokens · N peers · P places for one peer's rows · R = N·P rows to compute · M slots of these

@@ -1,7 +1,7 @@
 """A Mamba-2 recurrence over a sequence that several devices share: summaries of its parts travel, rows do not.
 
-In the zigzag order (`models.parts.zigzag`) device i of c holds the runs i and 2c-1-i of the 2c that a sequence is cut
-into. Two things go from run to run, and each takes one all-gather over the devices of a sequence:
+In the zigzag order (`hetjax.models.parallel.zigzag_order`) device i of c holds the runs i and 2c-1-i of the 2c that a
+sequence is cut into. Two things go from run to run, and each takes one all-gather over the devices of a sequence:
 
     before the convolution   the last K - 1 inputs of every run, of which each device takes those ahead of its own two
     before the outputs       how every run changes a state, the decay over it and what it adds, P·N + 1 numbers a head:
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from models.dims import Splits
-from models.errors import LayoutError
-from models.parts.mamba.cache import Streams
-from models.parts.mamba.convolution import causal_conv, starts_from
-from models.parts.mamba.scan import chunk_states, cut, outputs, pass_on
+from hetjax.models.dims import Splits
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.mamba_scan import chunk_states, cut, outputs, pass_on
+from hetjax.models.parts.mamba.cache import Streams
+from hetjax.models.parts.mamba.convolution import causal_conv, starts_from
 
 # B batch · S sequence · H heads · P head width · G groups · R heads of a group · N state · K taps
 # On one device: L rows of a run · T = min(L, K - 1) last ones · C chunks

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from models.dims import Splits
-from models.errors import LayoutError
-from models.parts.tile import Running, finish, nothing_seen, see, tile_gradients
-from models.parts.zigzag import tiles_of_step
+from hetjax.models.dims import Splits
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.online_softmax import Running, finish, nothing_seen, see, tile_gradients
+from hetjax.models.parallel.zigzag_order import tiles_of_step
 
 # B batch · S sequence · H heads · G groups of heads that share a key · K head width · R = H/G
 # Inside `shard_map` these are the parts of one device: C halves of L rows make its part of S.
@@ -78,7 +78,8 @@ def attend_across(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """`attend` with the sequence split as `splits` says; causal rows are in zigzag order (`models.parts.zigzag`).
+    """`attend` with the sequence split as `splits` says; causal rows are in zigzag order
+    (`hetjax.models.parallel.zigzag_order`).
 
     With `segments`, a query sees the keys of its own segment only. Raises LayoutError where the key heads do
     not divide as the heads are split.

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, splits_in_force
-from models.parts.held import Held, flat, held_in
+from hetjax.models.dims import RESIDUAL, ROWS, splits_in_force
+from hetjax.models.parallel.dim_axes import Held, flat, held_in
 
 # B batch · S sequence · V vocabulary · D width
 

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from models.dims import Dims, Splits, constrain, splits_in_force
-from models.parts.held import Axes, Held, common, flat, held_in
-from models.parts.linear import Linear
-from models.remat import PRODUCT, point
+from hetjax.models.dims import Dims, Splits, constrain, splits_in_force
+from hetjax.models.parallel.dim_axes import Axes, Held, common, flat, held_in
+from hetjax.models.parts.linear import Linear
+from hetjax.models.remat import PRODUCT, point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from models.dims import constrain, split_of
-from models.errors import LayoutError
+from hetjax.models.dims import constrain, split_of
+from hetjax.models.errors import LayoutError
 
 # B batch · S sequence · N some of its rows
 

@@ -1,7 +1,8 @@
 """Multi-head attention with grouped keys and values (Ainslie et al. 2023) and an optional cache of both.
 
-Where the layout in force splits the sequence, keys and values travel between devices (`models.parts.ring`); else GPUs
-that can run a fused kernel (`models.parts.fused`), but for generation, which attends to a cache.
+Where the layout in force splits the sequence, keys and values travel between devices
+(`hetjax.models.parallel.ring_attention`); else GPUs that can run a fused kernel
+(`hetjax.models.kernels.fused_attention`), but for generation, which attends to a cache.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
-from models.errors import LayoutError
-from models.parts.fused import fused_attention, is_fusable
-from models.parts.linear import Linear
-from models.parts.norms import RMSNorm
-from models.parts.project import project
-from models.parts.ring import attend_across
-from models.parts.rope import RopeTable, rotate
-from models.parts.zigzag import SequenceOrder
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, split_of, splits_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.fused_attention import fused_attention, is_fusable
+from hetjax.models.parallel.ring_attention import attend_across
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.parts.rope import RopeTable, rotate
 
 # B batch · S queries · T keys, or slots of the cache · H heads · G groups of heads that share a key · K head width
 # D width
@@ -117,11 +118,11 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], Cache | None]:
         """Causal when `positions` or `order` are given, else every row attends to all.
 
-        Training gives `order`, that of `models.parts.zigzag.causal_order`: the rows of x, and `segments`
-        where only rows of equal ids attend to each other, are in it. Generation gives a `cache`: new keys
-        and values go to the slots at `positions` (one row a sample; slots past its end are dropped) and
-        all its slots are attended. `windows` saves what `segments` would mask, where no id is in two of them and the
-        layout in force does not split the sequence; without positions or order.
+        Training gives `order`, that of `hetjax.models.parallel.zigzag_order.causal_order`: the rows of x, and
+        `segments` where only rows of equal ids attend to each other, are in it. Generation gives a `cache`: new keys
+        and values go to the slots at `positions` (one row a sample; slots past its end are dropped) and all its slots
+        are attended. `windows` saves what `segments` would mask, where no id is in two of them and the layout in force
+        does not split the sequence; without positions or order.
         """
         query, key, value = project(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
         if self.query_norm is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 # C clips · T samples of the longest clip
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, constrain
-from models.errors import ModelError
-from models.parts.embedding import look_up
-from models.parts.scatter import scatter_tokens
+from hetjax.models.dims import RESIDUAL, constrain
+from hetjax.models.errors import ModelError
+from hetjax.models.parallel.sharded_embedding import look_up
+from hetjax.models.parts.scatter import scatter_tokens
 
 # B batch · S fused sequence · N encoder tokens a sample · D width · V vocabulary
 

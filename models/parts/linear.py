@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import named
+from hetjax.models.dims import named
 
 
 def fan_in_normal(fan_in: int) -> nnx.Initializer:
@@ -25,8 +25,8 @@ class Linear(nnx.Module):
     The kernel has shape (*ins, *outs) and enters the contraction as it is stored, so that a backward
     pass keeps a reference to the weight and no copy. Initialized from a truncated normal of variance
     1 / (product of ins), in float32; the computation follows the dtype of `x` and kernel. Where a layout splits
-    dims, `models.parts.project` runs it; called, all communication is the compiler's choice. A bias of which nothing
-    depends, but for rounding, is held with `fixed_bias`: its gradient is exactly zero then.
+    dims, `hetjax.models.parallel.sharded_linear` runs it; called, all communication is the compiler's choice. A bias of
+    which nothing depends, but for rounding, is held with `fixed_bias`: its gradient is exactly zero then.
     """
 
     def __init__(

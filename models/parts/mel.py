@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.errors import ModelError
-from models.parts.clips import HOP, SAMPLE_RATE, frames_of_clip
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.audio_clips import HOP, SAMPLE_RATE, frames_of_clip
 
 # T samples of the longest clip · F frames of it = T // 160 · M mel bins · K bins of the spectrum = 257
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import RESIDUAL, ROWS, Dims
-from models.parts.linear import Linear
-from models.parts.project import project
+from hetjax.models.dims import RESIDUAL, ROWS, Dims
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.linear import Linear
 
 # B batch · S sequence · D width in · E width out · F hidden width
 

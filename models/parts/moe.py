@@ -3,7 +3,7 @@
     y = sum over the chosen e of w_e * expert_e(x)   (+ shared(x))
 
 Experts are stacked weights with the dim "experts". How tokens reach them where that dim is split over devices
-is told in `models.parts.expert_parallel`. No token is dropped unless `capacity_factor` is given.
+is told in `hetjax.models.parallel.expert_parallel`. No token is dropped unless `capacity_factor` is given.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import RESIDUAL, ROWS, constrain, named
-from models.errors import ModelError
-from models.parts.expert_parallel import mix_experts
-from models.parts.experts import Activation, Kernels
-from models.parts.linear import fan_in_normal
-from models.parts.mlp import ReLU2MLP, SwiGLU
-from models.parts.router import Router, Scores, within_capacity
-from models.parts.zigzag import SequenceOrder
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.errors import ModelError
+from hetjax.models.kernels.grouped_experts import Activation, Kernels
+from hetjax.models.parallel.expert_parallel import mix_experts
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.linear import fan_in_normal
+from hetjax.models.parts.mlp import ReLU2MLP, SwiGLU
+from hetjax.models.parts.router import Router, Scores, within_capacity
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
 

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.parts.groups import Group, Single, find_groups
-from models.parts.stack import set_since, values_of
-from models.remat import rematerialized
+from hetjax.models.parts.groups import Group, Single, find_groups
+from hetjax.models.parts.stack import set_since, values_of
+from hetjax.models.remat import rematerialized
 
 Items = tuple[Single | Group, ...]
 Build = Callable[[str, nnx.Rngs], nnx.Module]
@@ -39,7 +39,7 @@ class PatternStack(Unit):
     """Builds the layers of a pattern and runs them in order; `build(letter, rngs)` makes one.
 
     A row is one repeat of an outermost group's unit: what a pipeline stage can have or not. As in
-    `models.parts.stack`, weights are only ever read through a scan, also where a group has one row.
+    `hetjax.models.parts.stack`, weights are only ever read through a scan, also where a group has one row.
 
     Attributes:
         groups: the outermost groups, with the repeats that are here.
@@ -67,7 +67,7 @@ class PatternStack(Unit):
         """`carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
 
         `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the layers dims; the outs
-        are stacked like that. The backward computes again what the setting of `models.remat` in force does not
+        are stacked like that. The backward computes again what the setting of `hetjax.models.remat` in force does not
         keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set here for all layers.
         """
         split = _split(self, self.groups)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import RESIDUAL, ROWS, Dims
-from models.parts.mlp import ReLU2MLP
-from models.parts.norms import RMSNorm
+from hetjax.models.dims import RESIDUAL, ROWS, Dims
+from hetjax.models.parts.mlp import ReLU2MLP
+from hetjax.models.parts.norms import RMSNorm
 
 # D width in · E width of the language model
 

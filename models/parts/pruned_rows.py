@@ -7,9 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from models.dims import constrain
-from models.errors import ModelError
-from models.parts.evs import Compaction, compact_rows
+from hetjax.models.dims import constrain
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.video_pruning import Compaction, compact_rows
 
 # B batch · S rows before pruning · C rows after it · P image tokens before it · N image tokens after it
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 # B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width
 

@@ -33,9 +33,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from models.dims import constrain, named, splits_in_force
-from models.parts.linear import fan_in_normal
-from models.parts.zigzag import SequenceOrder
+from hetjax.models.dims import constrain, named, splits_in_force
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.linear import fan_in_normal
 
 # B batch · S sequence · D width · E experts · K experts chosen by a token
 

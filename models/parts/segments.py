@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from models.dims import constrain
+from hetjax.models.dims import constrain
 
 # B batch · S sequence
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.remat import rematerialized
+from hetjax.models.remat import rematerialized
 
 
 class Stack(nnx.Module):
@@ -28,7 +28,7 @@ class Stack(nnx.Module):
         """`carry, out = step(layer, carry, each[i])` for each layer in turn.
 
         `each` is a pytree whose leaves lead with the layers dim. Returns the last carry and the outs, stacked.
-        The backward computes again what the setting of `models.remat` in force does not keep of a layer.
+        The backward computes again what the setting of `hetjax.models.remat` in force does not keep of a layer.
         Variables that a layer sets, and that are not nnx.Param, are set here for all layers; others stay untouched.
         """
         definition, weights = nnx.split(self.block)

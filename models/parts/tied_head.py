@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.dims import RESIDUAL, ROWS
-from models.parts.project import project
+from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.parallel.sharded_linear import project
 
 # B batch · S sequence · D width · V vocabulary
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 # B batch · T tubelets · N tokens a tubelet, or encoder tokens a sample · D width · K kept tokens · R rows of videos
 # S fused sequence · C compacted sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, constrain
-from models.parts.attention import Attention, Windows
-from models.parts.mlp import GeluMLP
-from models.parts.norms import LayerNorm
-from models.remat import point
+from hetjax.models.dims import RESIDUAL, constrain
+from hetjax.models.parts.attention import Attention, Windows
+from hetjax.models.parts.mlp import GeluMLP
+from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.remat import point
 
 # B batch, or images that are sequences of their own · N rows · D width
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.errors import ModelError
-from models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
+from hetjax.models.errors import ModelError
+from hetjax.models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nemotron_3_nano_omni": NANO_OMNI,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.nemotron_h_config import NemotronHConfig
-from models.parakeet_config import ParakeetConfig
-from models.parts.mamba.config import MambaConfig
-from models.parts.moe import MoEConfig
-from models.radio_config import RadioConfig
+from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parts.mamba.config import MambaConfig
+from hetjax.models.parts.moe import MoEConfig
+from hetjax.models.radio_config import RadioConfig
 
 PATTERN = "MEMEM*E" * 5 + "MEMEMEM*E" + "MEMEMEME"
 """The 52 layers of the full size: 23 Mamba-2, 23 mixtures of experts, 6 attentions."""

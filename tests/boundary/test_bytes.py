@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 
 from hetjax.boundary import Transport
-from hetjax.compiled import bytes_received, collectives
-from tests.boundary.cases import Crossing, crossings, elements_held, elements_lacking
+from hetjax.compilation.hlo import bytes_received, collectives
+from tests.harness.boundary_cases import Crossing, crossings, elements_held, elements_lacking
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 many = settings(max_examples=300, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hetjax.boundary import Boundary, Transport
 from hetjax.boundary.transport import Way
 from hetjax.errors import BoundaryError
-from tests.boundary.cases import Crossing, any_bits, assert_shards_equal, crossings, on_devices
+from tests.harness.boundary_cases import Crossing, any_bits, assert_shards_equal, crossings, on_devices
 
 few = settings(max_examples=20, deadline=None, derandomize=True)
 many = settings(max_examples=250, deadline=None)

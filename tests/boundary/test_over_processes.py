@@ -12,14 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax.boundary import Boundary, Transport
 from hetjax.errors import BoundaryError
-from tests.boundary.cases import (
+from tests.harness.boundary_cases import (
     Crossing,
     any_bits,
     assert_shards_equal,
     draw_crossing,
     on_devices,
 )
-from tests.processes import run_processes
+from tests.harness.processes import run_processes
 
 
 def flat(devices: list[int], spec: P) -> NamedSharding:

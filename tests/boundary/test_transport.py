@@ -11,10 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.boundary import Boundary, Transport
-from hetjax.compiled import bytes_received, collectives
+from hetjax.compilation.hlo import bytes_received, collectives
 from hetjax.errors import BoundaryError
-from tests.boundary.cases import assert_shards_equal
-from tests.waiting import count_waits
+from tests.harness.boundary_cases import assert_shards_equal
+from tests.harness.count_waits import count_waits
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 SHAPE = (24, 8)

@@ -15,9 +15,9 @@ from flax import nnx
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
-from hetjax.whole import by_path
-from meshes import Layout, Placement
-from tests.known_states import (
+from hetjax.meshes import Layout, Placement
+from hetjax.state.module_arrays import by_path
+from tests.harness.known_states import (
     COLOCATED_STAGES,
     DISJOINT,
     ONE_DEVICE,

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import optax
@@ -15,8 +14,8 @@ from flax import nnx
 
 from hetjax.checkpoint import Checkpoints
 from hetjax.errors import CheckpointError, ConfigError
-from meshes import Layout
-from tests.known_states import (
+from hetjax.meshes import Layout
+from tests.harness.known_states import (
     DECODER,
     ONE_DEVICE,
     Noisy,
@@ -28,6 +27,7 @@ from tests.known_states import (
     save,
     trainer_on,
 )
+from tests.harness.paths import ROOT
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
 
@@ -148,7 +148,7 @@ import resource, signal, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 sys.path[:0] = sys.argv[2:]
-from tests.test_checkpoint_errors import Big, Checkpoints, CheckpointError, known_state, noisy_on
+from tests.checkpoint.test_checkpoint_errors import Big, Checkpoints, CheckpointError, known_state, noisy_on
 
 trainer = noisy_on("0", Big)
 checkpoints = Checkpoints(sys.argv[1], keep=3, trainer=trainer)
@@ -176,7 +176,7 @@ class Big(Noisy):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
 def test_a_killed_process_leaves_the_checkpoint_before_and_its_leftovers_are_removed(tmp_path):
-    root = Path(__file__).parents[1]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-c", PROCESS, str(tmp_path), str(root)],
         capture_output=True, text=True, timeout=120, check=False,

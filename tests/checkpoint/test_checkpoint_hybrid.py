@@ -7,10 +7,10 @@ import pytest
 
 from hetjax import ModuleGraph, Trainer
 from hetjax.checkpoint import Checkpoints
-from hetjax.whole import by_path
-from meshes import Layout, Placement
-from models import NemotronH
-from tests.models.tiny_hybrid import HYBRID
+from hetjax.meshes import Layout, Placement
+from hetjax.models import NemotronH
+from hetjax.state.module_arrays import by_path
+from tests.harness.models.tiny_hybrid import HYBRID
 
 LAYOUTS = (
     Layout(devices="0"),

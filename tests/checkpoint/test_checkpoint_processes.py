@@ -14,10 +14,11 @@ import pytest
 import tensorstore
 from flax.traverse_util import unflatten_dict
 
-from hetjax.checkpoint import Checkpoints, write
+from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint import writer as write
 from hetjax.errors import CheckpointError
-from meshes import Layout
-from tests.known_states import (
+from hetjax.meshes import Layout
+from tests.harness.known_states import (
     COLOCATED_STAGES,
     DISJOINT,
     REVERSED,
@@ -27,7 +28,7 @@ from tests.known_states import (
     save,
     trainer_on,
 )
-from tests.processes import ProcessFailed, run_processes
+from tests.harness.processes import ProcessFailed, run_processes
 
 # Over four processes of two devices. Vision lies over processes 0 and 1, a stage of llm on 2 and one on 3.
 BORDERS = {"vision": Layout(devices="1-2", data=2), "llm": Layout(devices="4-7", tensor=2, stage=2)}

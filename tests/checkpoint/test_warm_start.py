@@ -10,18 +10,18 @@ import pytest
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint.warm_start import differences, load_into, open_warm_start, open_weights
 from hetjax.cli import main
-from hetjax.config import load_config
+from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
-from hetjax.warm_start import differences, load_into, open_warm_start, open_weights
-from meshes import Layout, Placement
-from models import LanguageModel
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays
-from models.huggingface.families import FAMILIES
-from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
-from tests.models.huggingface.omni_configs import TINY as OMNI
-from tests.test_bad_input import run  # noqa: F401, a fixture
+from hetjax.meshes import Layout, Placement
+from hetjax.models import LanguageModel
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays
+from hetjax.models.huggingface.families import FAMILIES
+from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.harness.huggingface.omni_configs import TINY as OMNI
+from tests.training.test_bad_input import run  # noqa: F401, a fixture
 
 # The sizes of the tiny run of tests/conftest.py.
 TINY = {

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from hetjax.cluster import AgreedStop, check_agreement, store
+from hetjax.cluster import AgreedStop, check_agreement
+from hetjax.cluster import key_value_store as store
 from hetjax.errors import ClusterError
-from tests.processes import run_processes
+from tests.harness.processes import run_processes
 
 STEPS = 400
 

@@ -6,16 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from hetjax.cluster import PEER_LOST, Environment, connect
 from hetjax.errors import ClusterError
-from tests.processes import free_port
+from tests.harness.paths import ROOT
+from tests.harness.processes import free_port
 
-ROOT = Path(__file__).parents[2]
-JOB = str(Path(__file__).with_name("job.py"))
+JOB = str(ROOT / "tests" / "harness" / "cluster_job.py")
 
 
 class Started:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hetjax.cli import main
+from tests.harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 # The launcher alone: the packages that it lies in import JAX, which it has no use for.
 LAUNCH = """
 import pathlib, sys, types

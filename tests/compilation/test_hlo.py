@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.compiled import bytes_received, collectives
+from hetjax.compilation.hlo import bytes_received, collectives
 
 LISTED = "replica_groups={{0,1,2,3},{4,5,6,7}}"
 

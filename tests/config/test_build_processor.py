@@ -1,17 +1,17 @@
 """The processor of a run fits its model, or the run is refused with the setting that is wrong."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from hetjax.build import batch_shapes, prompt_shapes
-from hetjax.config import load_config
+from hetjax.config.build import batch_shapes, prompt_shapes
+from hetjax.config.build_processor import make_processor, row_room, tokenizer_of
+from hetjax.config.run_config import load_config
+from hetjax.data.chat import load_omni_tokenizer
 from hetjax.errors import ConfigError
-from hetjax.processor import load_omni_tokenizer
-from hetjax.processor_at_hand import make_processor, row_room, tokenizer_of
+from tests.harness.paths import ROOT
 
-CONFIG = Path(__file__).parents[1] / "configs/omni_tiny.yaml"
+CONFIG = ROOT / "configs/omni_tiny.yaml"
 
 
 def config_of(*arguments):

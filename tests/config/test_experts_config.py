@@ -1,14 +1,13 @@
 """The experts of a language model in YAML and on the command line."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-from hetjax.config import load_config
-from models import ModelError, MoEConfig
+from hetjax.config.run_config import load_config
+from hetjax.models import ModelError, MoEConfig
+from tests.harness.paths import ROOT
 
-DIGITS = Path(__file__).parents[1] / "configs" / "digits.yaml"
+DIGITS = ROOT / "configs" / "digits.yaml"
 
 
 def test_experts_from_yaml_and_the_command_line(tmp_path):

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hetjax.build import batch_shapes, build_graph
-from hetjax.config import load_config
-from hetjax.freezing import frozen_paths
-from hetjax.weights import take_apart
+from hetjax.config.build import batch_shapes, build_graph
+from hetjax.config.run_config import load_config
+from hetjax.stages.flat_state import take_apart
+from hetjax.stages.frozen import frozen_paths
+from tests.harness.paths import ROOT
 
-STAGES = sorted((Path(__file__).parent.parent / "configs" / "nemotron_omni").glob("*.yaml"))
+STAGES = sorted((ROOT / "configs" / "nemotron_omni").glob("*.yaml"))
 TRAINED = {
     "s0_vision_projector": {"vision": {"projector"}},
     "s1_vision": {"vision": "all", "llm": "all"},

@@ -3,7 +3,7 @@
 import pytest
 
 from hetjax.errors import ConfigError
-from models import ModelError, Sampling
+from hetjax.models import ModelError, Sampling
 
 
 def test_the_most_likely_tokens_are_taken_unless_a_temperature_is_given(make_config):

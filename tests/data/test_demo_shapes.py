@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from hetjax.data import write_shapes
-from hetjax.data.shapes import COLOURS, TONES
+from hetjax.data.demo_shapes import COLOURS, TONES
+from hetjax.data.media import VideoSampling, read_audio, read_image, read_video
 from hetjax.errors import ConfigError, DataError
-from hetjax.media import VideoSampling, read_audio, read_image, read_video
 
 
 @pytest.fixture(scope="module")

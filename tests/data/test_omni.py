@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hetjax.data import DataConfig, PackedData, TrainData, check_dataset, eval_batches, train_data, write_shapes
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer, row_shapes
 from hetjax.errors import ConfigError, DataError
-from hetjax.processor import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer, row_shapes
-from models.dynamic_resolution import DynamicResolution
-from models.patch_rows import PatchRows
+from hetjax.models.dynamic_resolution import DynamicResolution
+from hetjax.models.patch_rows import PatchRows
 
 TOKENIZER = load_omni_tokenizer(None)
 SETTINGS = dict(

@@ -8,7 +8,7 @@ import pytest
 
 from hetjax.data import TrainData, load_tokenizer
 from hetjax.errors import BatchError, DataError
-from hetjax.rows import RowSubset
+from hetjax.stages.row_subset import RowSubset
 
 TOKENIZER = load_tokenizer(None)
 BATCH = 5

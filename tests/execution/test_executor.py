@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
-from meshes import Layout, Placement
-from tests.parity.problem import make_batch, make_graph, make_optimizer
-from tests.waiting import count_waits
+from hetjax.meshes import Layout, Placement
+from tests.harness.count_waits import count_waits
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 PLACEMENTS = {
     "disjoint, fan-in": {"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", data=2, tensor=2)},

@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from hetjax.build import batch_shapes
-from hetjax.flops import backward_factor, count_flops, forward_flops, model_flops
-from meshes import Layout
-from models.dims import RESIDUAL, ROWS, layout_in_force
-from models.parts.linear import Linear
-from models.parts.project import project
-from tests.models.layouts import constraint_of, splits_of
+from hetjax.config.build import batch_shapes
+from hetjax.execution.flops import backward_factor, count_flops, forward_flops, model_flops
+from hetjax.meshes import Layout
+from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.linear import Linear
+from tests.harness.models.layouts import constraint_of, splits_of
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 
 from hetjax import ModuleGraph, Trainer
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel
 
 STAGES, MICROBATCHES, ROWS = 4, 8, 12
 LLM = DecoderConfig(vocab_size=40, width=24, layers=STAGES, heads=4, kv_heads=2, head_dim=6, mlp_width=56)

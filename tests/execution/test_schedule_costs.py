@@ -1,10 +1,10 @@
 """A schedule that chooses its order by costs gets them from the programs."""
 
 from hetjax import Trainer
-from hetjax.flops import estimated_costs
+from hetjax.execution.flops import estimated_costs
+from hetjax.meshes import Layout, Placement
 from hetjax.schedule import colocated, simulate
-from meshes import Layout, Placement
-from tests.parity.problem import make_batch, make_graph, make_optimizer
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 
 def test_bubble_filling_weighs_programs_by_their_flops_once_shapes_are_known():

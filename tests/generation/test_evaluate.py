@@ -6,11 +6,11 @@ import pytest
 import hetjax
 from hetjax.data import EvalBatch, load_tokenizer
 from hetjax.errors import DataError
-from hetjax.evaluate import EvalSample, evaluate
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel
-from models.generate import generate
+from hetjax.generation.evaluate import EvalSample, evaluate
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel
+from hetjax.models.generate import generate
 
 TOKENIZER = load_tokenizer(None)
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad

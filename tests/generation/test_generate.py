@@ -9,11 +9,11 @@ from flax import nnx
 
 import hetjax
 from hetjax.errors import BatchError, ConfigError, GraphError
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
-from models.generate import generate
-from tests.waiting import count_waits
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.models.generate import generate
+from tests.harness.count_waits import count_waits
 
 # B prompts, which no batch degree below divides · S longest prompt · R new tokens
 B, S, R = 5, 12, 6
@@ -87,7 +87,7 @@ def generator_on(placement, compute_dtype=None, **options):
 
 @jax.jit
 def run_on_one_device(modules, stop_token):
-    """`models.generate`, without any mesh."""
+    """`hetjax.models.generate`, without any mesh."""
     vision, llm = (nnx.merge(*modules[name]) for name in ("vision", "llm"))
     images = vision(images=IMAGES)["tokens"]
     return generate(llm, TOKENS, LENGTHS, images, POSITIONS, max_new_tokens=R, stop_token=stop_token)
@@ -129,7 +129,7 @@ def test_a_batch_padded_to_the_same_size_reuses_the_programs(monkeypatch):
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), BATCH)
     assert {"vision encoding", "llm prefill", "llm decoding step"} < set(generator.trace(shapes))
     generator.compile(shapes)
-    monkeypatch.setattr("hetjax.generate.trace_decode_plan", lambda *_, **__: pytest.fail("traced again"))
+    monkeypatch.setattr("hetjax.generation.generator.trace_decode_plan", lambda *_, **__: pytest.fail("traced again"))
     rows = [3, 0, 4, 1, 2, 1, 0]
     batch = {module: {port: array[rows] for port, array in inputs.items()} for module, inputs in BATCH.items()}
     np.testing.assert_array_equal(generator.generate(state, batch, LENGTHS[rows]), on_one_device(stop_token())[rows])

@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 import hetjax
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models import LanguageModel, MoEConfig
-from models.generate import generate
-from tests.test_generate import DECODER, LENGTHS, TOKENS, B, R, filled
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models import LanguageModel, MoEConfig
+from hetjax.models.generate import generate
+from tests.generation.test_generate import DECODER, LENGTHS, TOKENS, B, R, filled
 
 EXPERTS = MoEConfig(
     count=4, top_k=2, activation="relu2", shared_width=8, scores="sigmoid", bias_rate=0.1, balance_loss=0.1,

@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models.generate import generate
-from models.parts.evs import prune
-from tests.models.tiny_hybrid import HYBRID, build_hybrid
-from tests.parity.oracle import relative_error, steps_on_one_device
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models.generate import generate
+from hetjax.models.parts.video_pruning import prune
+from tests.harness.models.tiny_hybrid import HYBRID, build_hybrid
+from tests.harness.parity.oracle import relative_error, steps_on_one_device
 
 # B prompts, which no batch degree below divides · S longest prompt · R new tokens
 B, S, R = 5, 12, 5

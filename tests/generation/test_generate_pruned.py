@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hetjax.build import build_graph, build_trainer
-from hetjax.config import load_config
+from hetjax.config.build import build_graph, build_trainer
+from hetjax.config.build_processor import make_processor
+from hetjax.config.run_config import load_config
 from hetjax.data import write_shapes
-from hetjax.generate import Generator
-from hetjax.processor import make_arrays, parse_messages, prompt_lengths
-from hetjax.processor_at_hand import make_processor
-from meshes import Layout
+from hetjax.data.chat import make_arrays, parse_messages, prompt_lengths
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout
+from tests.harness.paths import ROOT
 
-CONFIG = Path(__file__).parents[1] / "configs/omni_tiny.yaml"
+CONFIG = ROOT / "configs/omni_tiny.yaml"
 SMALL = {"llm.pattern": "M*", "vision.layers": 1, "vision.video_pruning_rate": 0.5}
 
 

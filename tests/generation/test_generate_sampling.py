@@ -11,11 +11,11 @@ from flax import nnx
 
 import hetjax
 from hetjax.errors import ConfigError
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from models import LanguageModel, MoEConfig, Sampling
-from models.generate import generate
-from tests.test_generate import (
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from hetjax.models import LanguageModel, MoEConfig, Sampling
+from hetjax.models.generate import generate
+from tests.generation.test_generate import (
     BATCH,
     DECODER,
     IMAGES,

@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.models.huggingface.decoders import CONFIGS, inputs
-from tests.parity.transformers.decoders import run
+from tests.harness.huggingface.decoders import CONFIGS, inputs
+from tests.harness.transformers.decoders import run
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = ("llama", "llama-3", "qwen3", "qwen3-moe")

@@ -10,8 +10,8 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.models.huggingface.hybrids import CONFIGS, inputs
-from tests.parity.transformers.hybrids import run
+from tests.harness.huggingface.hybrids import CONFIGS, inputs
+from tests.harness.transformers.hybrids import run
 
 FILE = pathlib.Path(__file__).parent / "nemotron_h.safetensors"
 

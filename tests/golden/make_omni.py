@@ -3,7 +3,7 @@
     python -m tests.golden.make_omni
 
 "weight.*" and "gradient.*" have the names of a released checkpoint; gradients are of "output.loss". The prompt is that
-of `tests.models.huggingface.omni_cases.WHOLE`. Needs the extra `parity`.
+of `tests.harness.huggingface.omni_cases.WHOLE`. Needs the extra `parity`.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.models.huggingface.omni_cases import BUFFERS, WHOLE, hf_config, make_inputs
-from tests.parity.transformers.omni_reference import build, run, tensors
+from tests.harness.huggingface.omni_cases import BUFFERS, WHOLE, hf_config, make_inputs
+from tests.harness.transformers.omni_reference import build, run, tensors
 
 
 def main() -> None:

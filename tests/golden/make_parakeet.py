@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from transformers import ParakeetEncoder, ParakeetEncoderConfig
 from transformers.models.nemotron_h_omni.modeling_nemotron_h_omni import NemotronH_Omni_Reasoning_V3MultiModalProjector
 
-from models.huggingface.parakeet import PREFIX, PROJECTOR
+from hetjax.models.huggingface.parakeet import PREFIX, PROJECTOR
 
 SIZES = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, attention_bias=False,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from tests.models.radio_cases import GOLDEN, images, video
-from tests.parity.transformers.radio_reference import Reference
+from tests.harness.models.radio_cases import GOLDEN, images, video
+from tests.harness.transformers.radio_reference import Reference
 
 GRIDS = ((4, 6), (2, 2), (6, 10))
 

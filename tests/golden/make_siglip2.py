@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from tests.models.radio_cases import images
-from tests.models.siglip2_cases import GOLDEN
-from tests.parity.transformers.siglip2_reference import packed, reference
+from tests.harness.models.radio_cases import images
+from tests.harness.models.siglip2_cases import GOLDEN
+from tests.harness.transformers.siglip2_reference import packed, reference
 
 GRIDS = ((2, 3), (6, 3), (1, 9))
 

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import RadioEncoder
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.radio import radio_entries
-from tests.models.radio_cases import GOLDEN, image_inputs, video_inputs
+from hetjax.models import RadioEncoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.radio import radio_entries
+from tests.harness.models.radio_cases import GOLDEN, image_inputs, video_inputs
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import Siglip2Encoder
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.siglip2 import siglip2_entries
-from tests.models.radio_cases import image_inputs
-from tests.models.siglip2_cases import GOLDEN
+from hetjax.models import Siglip2Encoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.siglip2 import siglip2_entries
+from tests.harness.models.radio_cases import image_inputs
+from tests.harness.models.siglip2_cases import GOLDEN
 
 
 def test_features_and_gradients_equal_transformers():

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment, store
+from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment
+from hetjax.cluster import key_value_store as store
 
 TIMEOUT = 5
 

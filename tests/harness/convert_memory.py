@@ -1,14 +1,14 @@
 """Run `hetjax convert` and print the largest memory it took, beyond what it had before its work began, in bytes.
 
-python -m tests.convert.memory_of FROM TO [OPTION ...]
+python -m tests.harness.convert_memory FROM TO [OPTION ...]
 """
 
 import re
 import sys
 from pathlib import Path
 
-from hetjax.checkpoint.saved import SavedWeights  # noqa: F401, what a conversion imports
-from hetjax.convert import from_checkpoint  # noqa: F401
+from hetjax.checkpoint.huggingface import from_checkpoint  # noqa: F401
+from hetjax.checkpoint.saved_weights import SavedWeights  # noqa: F401, what a conversion imports
 from hetjax.tools import run_tool
 
 

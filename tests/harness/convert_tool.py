@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hetjax.cli import main
-from tests.models.huggingface.folders import LLAMA, QWEN3_MOE
+from tests.harness.huggingface.folders import LLAMA, QWEN3_MOE
 
 FORMS = {"llama": LLAMA, "qwen3 with experts": QWEN3_MOE}
 

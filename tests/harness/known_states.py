@@ -11,10 +11,10 @@ from flax import nnx
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
-from hetjax.state import StageState
-from hetjax.whole import by_path
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.state.module_arrays import by_path
+from hetjax.state.train_state import StageState
 
 VISION = VisionConfig(
     image_size=8, patch_size=4, width=16, layers=2, heads=2, mlp_width=32, projector_width=32, output_width=24

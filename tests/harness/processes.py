@@ -24,9 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.quick import environment
-
-ROOT = Path(__file__).parent.parent
+from tests.harness.compile_quickly import environment
+from tests.harness.paths import ROOT
 
 
 class ProcessFailed(AssertionError):
@@ -63,7 +62,7 @@ def run_processes(
         try:
             for index, log in enumerate(logs):
                 with log.open("w") as output:
-                    command = [sys.executable, "-m", "tests.processes", str(job), str(index)]
+                    command = [sys.executable, "-m", "tests.harness.processes", str(job), str(index)]
                     children.append(
                         subprocess.Popen(
                             command,

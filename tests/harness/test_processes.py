@@ -6,7 +6,7 @@ import time
 import jax
 import pytest
 
-from tests.processes import ProcessFailed, run_processes
+from tests.harness.processes import ProcessFailed, run_processes
 
 
 def where(offset):

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.quick import environment
+from tests.harness.compile_quickly import environment
+from tests.harness.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROCESSES = 4
 PEER_LOST = 75
 # The encoder lies on processes 0 and 1, the language model's first stage on 2, its second on 3.

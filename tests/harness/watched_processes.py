@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from hetjax.cluster.watch import Watch
+from hetjax.cluster.watchdog import Watch
 from hetjax.errors import ClusterError
 
 # A server that has imported everything starts each process in milliseconds.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.cluster.watched"])
+CONTEXT.set_forkserver_preload(["tests.harness.watched_processes"])
 TIMEOUT = 1.5
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from meshes import PlacementError, format_devices, parse_devices
+from hetjax.meshes import PlacementError, format_devices, parse_devices
 
 
 @pytest.mark.parametrize(

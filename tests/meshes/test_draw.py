@@ -3,8 +3,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from meshes import Layout, Placement
-from meshes.draw import draw_placement
+from hetjax.meshes import Layout, Placement
+from hetjax.meshes.draw import draw_placement
 
 BLUE, ORANGE = "2f6db3", "cf7412"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from meshes import find_hardware
-from meshes.hardware import HARDWARE
+from hetjax.meshes import find_hardware
+from hetjax.meshes.hardware import HARDWARE
 
 
 @pytest.mark.parametrize(

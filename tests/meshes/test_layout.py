@@ -1,7 +1,7 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from meshes import AXES, BATCH_AXES, Layout, PlacementError
+from hetjax.meshes import AXES, BATCH_AXES, Layout, PlacementError
 
 
 def refusal(action, *args, **kwargs) -> str:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from meshes import AXES, Layout, Placement, PlacementError
+from hetjax.meshes import AXES, Layout, Placement, PlacementError
 
 
 def refusal(action, *args) -> str:
@@ -110,7 +110,7 @@ def test_resolving_touches_no_device():
     """Where JAX finds no platform at all, a placement still resolves."""
     script = """
 import jax
-from meshes import Layout, Placement
+from hetjax.meshes import Layout, Placement
 placement = Placement({"vision": Layout(devices="0-2", data=3), "llm": Layout(devices="4-7", data=2, tensor=2)})
 resolved = placement.resolve(8)
 assert resolved.relation("vision", "llm") == "disjoint" and resolved.describe("llm", 0)

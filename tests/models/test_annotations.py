@@ -7,21 +7,21 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
-from models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
-from models.generate import generate
-from models.parts.attention import attend
-from models.parts.conformer.attention import attend_relatively, shift_distances
-from models.parts.expert_parallel import mix_experts
-from models.parts.experts import Kernels, Slots, run_experts
-from models.parts.loss import cross_entropy
-from models.parts.mel import log_mel
-from models.parts.moe import MoE
-from models.parts.rope import rope_table, rotate
-from models.parts.router import Router, within_capacity
-from models.parts.scatter import scatter_tokens
-from tests.models import radio_cases, siglip2_cases
-from tests.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
-from tests.models.tiny_parakeet import build_parakeet
+from hetjax.models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
+from hetjax.models.generate import generate
+from hetjax.models.kernels.grouped_experts import Kernels, Slots, run_experts
+from hetjax.models.parallel.expert_parallel import mix_experts
+from hetjax.models.parts.attention import attend
+from hetjax.models.parts.conformer.attention import attend_relatively, shift_distances
+from hetjax.models.parts.loss import cross_entropy
+from hetjax.models.parts.mel import log_mel
+from hetjax.models.parts.moe import MoE
+from hetjax.models.parts.rope import rope_table, rotate
+from hetjax.models.parts.router import Router, within_capacity
+from hetjax.models.parts.scatter import scatter_tokens
+from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
+from tests.harness.models.tiny_parakeet import build_parakeet
 
 
 def checked(function, *args, **kwargs):

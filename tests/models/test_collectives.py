@@ -8,17 +8,17 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from hetjax.compiled import bytes_received, collectives
-from hetjax.weights import take_apart
-from meshes import Layout
-from models import DecoderConfig, VisionConfig
-from models.decoder import DecoderBlock
-from models.dims import RESIDUAL, layout_in_force
-from models.parts.rope import rope_table
-from models.parts.stack import Stack
-from models.parts.vision_block import VisionBlock
-from models.parts.zigzag import causal_order
-from tests.models.layouts import constraint_of, splits_of
+from hetjax.compilation.hlo import bytes_received, collectives
+from hetjax.meshes import Layout
+from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.models.decoder import DecoderBlock
+from hetjax.models.dims import RESIDUAL, layout_in_force
+from hetjax.models.parallel.zigzag_order import causal_order
+from hetjax.models.parts.rope import rope_table
+from hetjax.models.parts.stack import Stack
+from hetjax.models.parts.vision_block import VisionBlock
+from hetjax.stages.flat_state import take_apart
+from tests.harness.models.layouts import constraint_of, splits_of
 
 pytestmark = pytest.mark.optimized
 

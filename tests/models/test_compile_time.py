@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from models import NemotronH
-from models.parts.groups import Group, find_groups
-from models.remat import remat_in_force
+from hetjax.models import NemotronH
+from hetjax.models.parts.groups import Group, find_groups
+from hetjax.models.remat import remat_in_force
+from tests.harness.models.tiny_hybrid import HYBRID
+from tests.harness.processes import run_processes
 from tests.models.test_nemotron_h import NANO
-from tests.models.tiny_hybrid import HYBRID
-from tests.processes import run_processes
 
 SMALL = dataclasses.replace(HYBRID, width=32, vocab_size=64)
 

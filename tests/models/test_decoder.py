@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import LanguageModel, ModelError
-from tests.models.tiny_models import BATCH, DECODER, SEQ, build_decoder, call, cast, decoder_batch, flat, relative_error
+from hetjax.models import LanguageModel, ModelError
+from tests.harness.models.tiny_models import (
+    BATCH,
+    DECODER,
+    SEQ,
+    build_decoder,
+    call,
+    cast,
+    decoder_batch,
+    flat,
+    relative_error,
+)
 
 
 def decoder_in_numpy(w, batch, config):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import ModelError
-from models.dynamic_resolution import DynamicResolution
+from hetjax.models import ModelError
+from hetjax.models.dynamic_resolution import DynamicResolution
 
 RULE = DynamicResolution()
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import MoEConfig
-from models.generate import generate
-from tests.models.tiny_models import DECODER, build_decoder
+from hetjax.models import MoEConfig
+from hetjax.models.generate import generate
+from tests.harness.models.tiny_models import DECODER, build_decoder
 
 LENGTHS, NEW = np.array([5, 2, 7]), 6
 RNG = np.random.default_rng(4)

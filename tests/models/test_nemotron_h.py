@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import MambaConfig, ModelError, MoEConfig, NemotronH, NemotronHConfig
-from models.arrays import arrays_by_path
-from models.generate import generate
-from models.parts.groups import layer_places
-from models.parts.router import RoutingState
-from tests.models.tiny_hybrid import HYBRID, WITHOUT_LOSS, build_hybrid, hybrid_batch, loss_and_gradients
-from tests.models.tiny_models import relative_error
+from hetjax.models import MambaConfig, ModelError, MoEConfig, NemotronH, NemotronHConfig
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.generate import generate
+from hetjax.models.parts.groups import layer_places
+from hetjax.models.parts.router import RoutingState
+from tests.harness.models.tiny_hybrid import HYBRID, WITHOUT_LOSS, build_hybrid, hybrid_batch, loss_and_gradients
+from tests.harness.models.tiny_models import relative_error
 
 NANO = NemotronHConfig(
     pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",

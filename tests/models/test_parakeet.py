@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import ModelError, ParakeetConfig, ParakeetEncoder
-from models.mode import inference
-from models.parts.clips import token_rows, tokens_of_clip
-from tests.models.tiny_models import relative_error
-from tests.models.tiny_parakeet import TINY, build_parakeet, by_path, sounds
+from hetjax.models import ModelError, ParakeetConfig, ParakeetEncoder
+from hetjax.models.mode import inference
+from hetjax.models.parts.audio_clips import token_rows, tokens_of_clip
+from tests.harness.models.tiny_models import relative_error
+from tests.harness.models.tiny_parakeet import TINY, build_parakeet, by_path, sounds
 
 LENGTHS = ((2401, 4800), (0, 2401), (159, 0))
 SAMPLES = 4800

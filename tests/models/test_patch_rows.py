@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import ModelError
-from models.patch_rows import NO_SEGMENT, PADDING, PatchRows, normalize, resize, sequence_rows
+from hetjax.models import ModelError
+from hetjax.models.patch_rows import NO_SEGMENT, PADDING, PatchRows, normalize, resize, sequence_rows
 
 LAYOUT = PatchRows(patch_size=2, merge=2, prefix_tokens=5)
 VIDEO = PatchRows(patch_size=2, merge=2, prefix_tokens=5, frames=2)

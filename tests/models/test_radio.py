@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import ModelError, RadioConfig, RadioEncoder
-from models.arrays import arrays_by_path, with_arrays
-from models.parts.evs import keep_count
-from tests.models.radio_cases import TINY, build, image_inputs, images, video, video_inputs
-from tests.models.tiny_models import call, flat, relative_error
+from hetjax.models import ModelError, RadioConfig, RadioEncoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.parts.video_pruning import keep_count
+from tests.harness.models.radio_cases import TINY, build, image_inputs, images, video, video_inputs
+from tests.harness.models.tiny_models import call, flat, relative_error
 
 FULL = RadioConfig(width=1280, layers=32, heads=16, mlp_width=5120, projector_width=20480, output_width=2688)
 

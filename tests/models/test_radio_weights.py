@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import ModelError, RadioConfig, RadioEncoder, Siglip2Encoder
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.radio import (
+from hetjax.models import ModelError, RadioConfig, RadioEncoder, Siglip2Encoder
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.radio import (
     IGNORED,
     radio_config,
     radio_constants,
@@ -18,8 +18,8 @@ from models.huggingface.radio import (
     radio_hf_config,
     radio_omni_config,
 )
-from models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
-from tests.models import radio_cases, siglip2_cases
+from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
+from tests.harness.models import radio_cases, siglip2_cases
 
 FULL = RadioConfig(width=1280, layers=32, heads=16, mlp_width=5120, projector_width=20480, output_width=2688)
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import ModelError, Sampling
-from models.generate import generate
-from models.sampling import GREEDY, choose, is_stop, kept_tokens, keys_of_samples
-from tests.models.tiny_models import build_decoder
+from hetjax.models import ModelError, Sampling
+from hetjax.models.generate import generate
+from hetjax.models.sampling import GREEDY, choose, is_stop, kept_tokens, keys_of_samples
+from tests.harness.models.tiny_models import build_decoder
 
 DRAWS = 20000
 LOGITS = np.array([0.3, 1.2, -0.4, 1.9, 0.0, -2.0], np.float32)

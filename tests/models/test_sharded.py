@@ -8,9 +8,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models.dims import layout_in_force
-from models.generate import generate
-from tests.models.tiny_models import build_decoder, build_vision, cast, decoder_batch, flat, image_batch, relative_error
+from hetjax.models.dims import layout_in_force
+from hetjax.models.generate import generate
+from tests.harness.models.tiny_models import (
+    build_decoder,
+    build_vision,
+    cast,
+    decoder_batch,
+    flat,
+    image_batch,
+    relative_error,
+)
 
 AXIS_OF = {"batch": "data", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from meshes import Layout
-from models.dims import layout_in_force
-from tests.models import radio_cases, siglip2_cases
-from tests.models.layouts import constraint_of, splits_of
-from tests.models.tiny_models import flat, relative_error
+from hetjax.meshes import Layout
+from hetjax.models.dims import layout_in_force
+from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models.layouts import constraint_of, splits_of
+from tests.harness.models.tiny_models import flat, relative_error
 
 ALL, WHOLE_ROWS = Layout(data=2, context=2, tensor=2), Layout(data=2, tensor=4)
 

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import ModelError
-from models.arrays import arrays_by_path, with_arrays
-from tests.models.radio_cases import image_inputs, images
-from tests.models.siglip2_cases import FIXED, PACKED, build, fixed_images
-from tests.models.tiny_models import call, relative_error
+from hetjax.models import ModelError
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from tests.harness.models.radio_cases import image_inputs, images
+from tests.harness.models.siglip2_cases import FIXED, PACKED, build, fixed_images
+from tests.harness.models.tiny_models import call, relative_error
 
 
 def test_packed_images_equal_each_alone(float64):

@@ -10,9 +10,9 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import LanguageModel, ModelError, VisionEncoder
-from models.stages import LayerCosts, balanced_layers, even_layers
-from tests.models.tiny_models import (
+from hetjax.models import LanguageModel, ModelError, VisionEncoder
+from hetjax.models.stages import LayerCosts, balanced_layers, even_layers
+from tests.harness.models.tiny_models import (
     DECODER,
     VISION,
     build_decoder,

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import ModelError
-from tests.models.tiny_models import BATCH, IMAGES, VISION, build_vision, call, cast, flat, image_batch, relative_error
+from hetjax.models import ModelError
+from tests.harness.models.tiny_models import (
+    BATCH,
+    IMAGES,
+    VISION,
+    build_vision,
+    call,
+    cast,
+    flat,
+    image_batch,
+    relative_error,
+)
 
 PROJECTIONS = ("query", "key", "value")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.tiny_models import (
+from tests.harness.models.tiny_models import (
     DECODER,
     VISION,
     build_decoder,

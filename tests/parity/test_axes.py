@@ -8,13 +8,13 @@ import optax
 import pytest
 
 from hetjax import Trainer
-from meshes import Placement
-from tests.parity import problem
-from tests.parity.axes import ALONE, AXES, CASES, MIXED, PAIRS, QUICK, SLOW, make_batch, make_graph
-from tests.parity.oracle import relative_error, steps_on_one_device
-from tests.parity.problem import MAX_GRAD_NORM, STEPS
+from hetjax.meshes import Placement
+from tests.harness.parity import problem
+from tests.harness.parity.axes import ALONE, AXES, CASES, MIXED, PAIRS, QUICK, SLOW, make_batch, make_graph
+from tests.harness.parity.oracle import relative_error, steps_on_one_device
+from tests.harness.parity.problem import MAX_GRAD_NORM, STEPS
+from tests.harness.processes import run_processes
 from tests.parity.test_parity import TOLERANCE
-from tests.processes import run_processes
 
 make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
 

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from hetjax import Trainer
-from hetjax.compiled import collectives
+from hetjax.compilation.hlo import collectives
 from hetjax.errors import BatchError
-from hetjax.weights import take_apart
-from meshes import Layout, Placement
-from tests.choices import others_slow
-from tests.parity import problem
-from tests.parity.oracle import relative_error, train_on_one_device
+from hetjax.meshes import Layout, Placement
+from hetjax.stages.flat_state import take_apart
+from tests.harness.choices import others_slow
+from tests.harness.parity import problem
+from tests.harness.parity.oracle import relative_error, train_on_one_device
 from tests.parity.test_parity import TOLERANCE
 
 ROWS, SAMPLES, STEPS = 16, 16, 2

@@ -16,13 +16,13 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.compiled import collectives
-from meshes import Layout, Placement, PlacementError
-from models import LanguageModel, MoEConfig, VisionEncoder
-from models.parts import router
-from tests.choices import others_slow
-from tests.parity import problem
-from tests.parity.oracle import relative_error, steps_on_one_device
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout, Placement, PlacementError
+from hetjax.models import LanguageModel, MoEConfig, VisionEncoder
+from hetjax.models.parts import router
+from tests.harness.choices import others_slow
+from tests.harness.parity import problem
+from tests.harness.parity.oracle import relative_error, steps_on_one_device
 from tests.parity.test_parity import TOLERANCE
 
 STEPS, BIAS_ENTRIES = 3, 2 * 8

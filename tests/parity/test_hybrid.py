@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hetjax import ModuleGraph, Trainer
-from meshes import Layout, Placement
-from tests.models.tiny_hybrid import HYBRID, build_hybrid, hybrid_batch
-from tests.parity import problem
-from tests.parity.oracle import relative_error, steps_on_one_device
+from hetjax.meshes import Layout, Placement
+from tests.harness.models.tiny_hybrid import HYBRID, build_hybrid, hybrid_batch
+from tests.harness.parity import problem
+from tests.harness.parity.oracle import relative_error, steps_on_one_device
 
 STEPS, TOLERANCE = 2, {"float32": 1e-5, "float64": 1e-10}
 # {name: (layout, schedule, microbatches)}

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from hetjax import Trainer
-from meshes import Layout, Placement
-from tests.parity import problem
-from tests.parity.omni import make_batch, make_graph
-from tests.parity.oracle import relative_error, train_on_one_device
+from hetjax.meshes import Layout, Placement
+from tests.harness.parity import problem
+from tests.harness.parity.omni import make_batch, make_graph
+from tests.harness.parity.oracle import relative_error, train_on_one_device
 
 PLACEMENTS = {
     "three meshes": {

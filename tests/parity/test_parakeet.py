@@ -10,14 +10,14 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.decoding import Encode
-from hetjax.weights import take_apart
-from meshes import Layout, Placement
-from models.parts.linear import Linear
-from tests.choices import others_slow
-from tests.models.tiny_models import call
-from tests.models.tiny_parakeet import TINY, build_parakeet
-from tests.parity.oracle import relative_error, steps_on_one_device
+from hetjax.generation.stage_programs import Encode
+from hetjax.meshes import Layout, Placement
+from hetjax.models.parts.linear import Linear
+from hetjax.stages.flat_state import take_apart
+from tests.harness.choices import others_slow
+from tests.harness.models.tiny_models import call
+from tests.harness.models.tiny_parakeet import TINY, build_parakeet
+from tests.harness.parity.oracle import relative_error, steps_on_one_device
 
 SAMPLES, CLIPS, LENGTH, ROWS = 8, 2, 4800, 4
 CASES = {

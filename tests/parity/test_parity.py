@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from hetjax import Trainer
-from hetjax.executor import Executor
+from hetjax.execution.executor import Executor
+from hetjax.meshes import Layout, Placement
 from hetjax.schedule import build_schedule
-from meshes import Layout, Placement
-from tests.parity.cases import ALL, LAYOUTS, MICROBATCHES, SCHEDULES, Case, applies, covering_sample, pairs_of
-from tests.parity.oracle import relative_error, train_on_one_device
-from tests.parity.problem import MAX_GRAD_NORM, STEPS, make_batch, make_graph, make_optimizer
+from tests.harness.parity.cases import ALL, LAYOUTS, MICROBATCHES, SCHEDULES, Case, applies, covering_sample, pairs_of
+from tests.harness.parity.oracle import relative_error, train_on_one_device
+from tests.harness.parity.problem import MAX_GRAD_NORM, STEPS, make_batch, make_graph, make_optimizer
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SAMPLE = covering_sample(ALL)

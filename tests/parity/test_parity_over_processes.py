@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
-from hetjax.stage import Stage
-from meshes import Placement
+from hetjax.meshes import Placement
+from hetjax.stages.stage import Stage
+from tests.harness.parity.cases import ALL, LAYOUTS, Case, covering_sample
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
+from tests.harness.processes import run_processes
 from tests.parity import test_schedules
-from tests.parity.cases import ALL, LAYOUTS, Case, covering_sample
-from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch, make_graph, make_optimizer
 from tests.parity.test_parity import TOLERANCE, expected, largest_errors, make_trainer
-from tests.processes import run_processes
 
 SAMPLE = covering_sample(ALL)
 

@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.compiled import collectives
-from meshes import Layout, Placement
-from models import LanguageModel, ModelError, MoEConfig, RopeScaling, VisionEncoder
-from tests.choices import others_slow
-from tests.parity import problem
-from tests.parity.oracle import relative_error, train_on_one_device
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout, Placement
+from hetjax.models import LanguageModel, ModelError, MoEConfig, RopeScaling, VisionEncoder
+from tests.harness.choices import others_slow
+from tests.harness.parity import problem
+from tests.harness.parity.oracle import relative_error, train_on_one_device
 from tests.parity.test_parity import TOLERANCE
 
 STEPS = 2

@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph, Trainer
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel, RadioConfig, RadioEncoder
-from tests.choices import others_slow
-from tests.models.radio_cases import image_inputs, images, video, video_inputs
-from tests.parity import problem
-from tests.parity.oracle import relative_error, train_on_one_device
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel, RadioConfig, RadioEncoder
+from tests.harness.choices import others_slow
+from tests.harness.models.radio_cases import image_inputs, images, video, video_inputs
+from tests.harness.parity import problem
+from tests.harness.parity.oracle import relative_error, train_on_one_device
 from tests.parity.test_parity import TOLERANCE
 
 SAMPLES, ROWS, STEPS, VOCABULARY = 8, 32, 2, 24

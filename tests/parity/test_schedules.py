@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from hetjax.meshes import Layout
 from hetjax.schedule import SCHEDULES, Kind
-from meshes import Layout
-from tests.choices import others_slow
+from tests.harness.choices import others_slow
 from tests.parity.test_parity import assert_equal, largest_errors, make_trainer
 
 LAYERS = 4

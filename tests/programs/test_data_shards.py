@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
-from hetjax.compiled import collectives
-from meshes import Layout, Placement
-from models import VisionEncoder
-from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch, make_graph, make_optimizer
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout, Placement
+from hetjax.models import VisionEncoder
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 pytestmark = pytest.mark.optimized
 

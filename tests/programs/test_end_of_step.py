@@ -9,8 +9,8 @@ from flax import nnx
 
 import hetjax
 from hetjax.errors import GraphError
-from meshes import Layout, Placement
-from models.dims import named
+from hetjax.meshes import Layout, Placement
+from hetjax.models.dims import named
 
 SAMPLES, WIDTH = 8, 3
 X = np.random.default_rng(0).normal(size=(SAMPLES, WIDTH)).astype(np.float32)

@@ -9,10 +9,10 @@ import pytest
 
 from hetjax import Trainer
 from hetjax.errors import GraphError
+from hetjax.meshes import Layout, Placement
 from hetjax.schedule.actions import Kind
-from meshes import Layout, Placement
-from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch, make_graph, make_optimizer
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-3", tensor=2)}
 

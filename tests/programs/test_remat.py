@@ -8,10 +8,10 @@ import pytest
 
 from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.errors import ConfigError
-from meshes import Layout, Placement
-from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch, make_graph, make_optimizer
-from tests.small_modules import CLASSES, IN, Encoder, Head
+from hetjax.meshes import Layout, Placement
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
+from tests.harness.small_modules import CLASSES, IN, Encoder, Head
 
 SETTINGS = {"none": "none", "dots": "dots", "points": ["attention", "mlp"], "full": "full"}
 LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-5", stage=2, data=2)}

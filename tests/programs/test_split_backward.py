@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hetjax.flops import count_flops
-from hetjax.split_backward import split_backward
-from hetjax.weights import take_apart
-from meshes import Layout
-from models.remat import remat_in_force
-from tests.parity.oracle import relative_error
-from tests.parity.problem import VISION, make_batch, make_graph
+from hetjax.execution.flops import count_flops
+from hetjax.meshes import Layout
+from hetjax.models.remat import remat_in_force
+from hetjax.programs.split_backward.halves import split_backward
+from hetjax.stages.flat_state import take_apart
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import VISION, make_batch, make_graph
 from tests.parity.test_parity import make_trainer
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from hetjax import Trainer
-from hetjax.compiled import collectives
-from meshes import Layout, Placement
-from tests.parity import problem
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout, Placement
+from tests.harness.parity import problem
 
 pytestmark = pytest.mark.optimized
 

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.cut import cut_graph
-from hetjax.optimizer import Update
-from hetjax.stage import Stage
-from meshes import Layout, Placement
-from tests.small_modules import Encoder, Tower
+from hetjax.meshes import Layout, Placement
+from hetjax.programs.update import Update
+from hetjax.stages.cut import cut_graph
+from hetjax.stages.stage import Stage
+from tests.harness.small_modules import Encoder, Tower
 
 GRAPH = ModuleGraph({"encoder": Encoder, "tower": Tower}, [Edge("encoder.features", "tower.features")])
 LAYOUTS = {"encoder": Layout(devices="0-3", data=4), "tower": Layout(devices="4-7", fsdp=2, tensor=2)}

@@ -1,13 +1,13 @@
 """docs/schedules.md tells what the schedules make."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from hetjax.schedule import SCHEDULES, Costs, StageGraph, build_schedule
+from tests.harness.paths import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+PAGE = (ROOT / "docs" / "schedules.md").read_text()
 EQUAL = Costs(backward=1, update=0)
 
 

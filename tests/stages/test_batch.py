@@ -5,12 +5,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
-from hetjax.batch import input_shapes, loss_tokens, place_inputs
-from hetjax.cut import cut_graph
 from hetjax.errors import BatchError
-from hetjax.links import make_links
-from meshes import Layout, Placement
-from tests.small_modules import IN, Encoder, Head, Tower
+from hetjax.meshes import Layout, Placement
+from hetjax.stages.batch import input_shapes, loss_tokens, place_inputs
+from hetjax.stages.cut import cut_graph
+from hetjax.stages.links import make_links
+from tests.harness.small_modules import IN, Encoder, Head, Tower
 
 SAMPLES, MICROBATCHES = 16, 2
 

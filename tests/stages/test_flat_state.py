@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from hetjax.errors import GraphError
-from hetjax.weights import take_apart
-from tests.small_modules import IN, WIDTH, Noisy, Tower
+from hetjax.stages.flat_state import take_apart
+from tests.harness.small_modules import IN, WIDTH, Noisy, Tower
 
 
 class Listed(nnx.Module):

@@ -7,11 +7,11 @@ import pytest
 
 from hetjax import Trainer
 from hetjax.errors import ConfigError, GraphError
-from hetjax.flops import backward_factor
-from hetjax.freezing import frozen_paths
-from meshes import Layout, Placement
-from tests.parity.oracle import relative_error
-from tests.parity.problem import make_batch, make_graph
+from hetjax.execution.flops import backward_factor
+from hetjax.meshes import Layout, Placement
+from hetjax.stages.frozen import frozen_paths
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch, make_graph
 
 PLACEMENTS = {
     "one device": {"vision": Layout(devices="0"), "llm": Layout(devices="0")},

@@ -11,15 +11,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
-from hetjax.batch import input_shapes, rows_needed
-from hetjax.cut import cut_graph
 from hetjax.data import DataConfig, TrainData, load_tokenizer
 from hetjax.errors import BatchError
-from hetjax.links import make_links
-from hetjax.rows import RowSubset
-from meshes import Layout, Placement
-from tests.processes import run_processes
-from tests.small_modules import IN, Encoder, Head
+from hetjax.meshes import Layout, Placement
+from hetjax.stages.batch import input_shapes, rows_needed
+from hetjax.stages.cut import cut_graph
+from hetjax.stages.links import make_links
+from hetjax.stages.row_subset import RowSubset
+from tests.harness.processes import run_processes
+from tests.harness.small_modules import IN, Encoder, Head
 
 BATCH, MICROBATCHES = 16, 2
 ARRAY = np.arange(BATCH * 3 * 2, dtype=np.float32).reshape(BATCH, 3, 2)

@@ -9,17 +9,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
-from hetjax.batch import check_batch
-from hetjax.cut import cut_graph, cut_module
 from hetjax.errors import BatchError, ConfigError, GraphError
-from hetjax.links import make_links, stage_graph
-from hetjax.weights import take_apart
-from meshes import Layout, Placement, PlacementError
-from models import LanguageModel, ModelError
-from models.dims import constrain
-from tests.parity.problem import LLM
-from tests.parity.problem import make_graph as make_parity_graph
-from tests.small_modules import IN, WIDTH, Encoder, Head, Middle, Noisy, Tower, Vote
+from hetjax.meshes import Layout, Placement, PlacementError
+from hetjax.models import LanguageModel, ModelError
+from hetjax.models.dims import constrain
+from hetjax.stages.batch import check_batch
+from hetjax.stages.cut import cut_graph, cut_module
+from hetjax.stages.flat_state import take_apart
+from hetjax.stages.links import make_links, stage_graph
+from tests.harness.parity.problem import LLM
+from tests.harness.parity.problem import make_graph as make_parity_graph
+from tests.harness.small_modules import IN, WIDTH, Encoder, Head, Middle, Noisy, Tower, Vote
 
 
 def make_graph() -> ModuleGraph:

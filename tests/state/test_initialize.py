@@ -4,12 +4,12 @@ import pytest
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph
-from hetjax.cut import cut_graph
 from hetjax.errors import ConfigError
-from hetjax.initialize import initialize
-from hetjax.whole import merge_stages
-from meshes import Layout, Placement
-from tests.small_modules import Encoder, Head, Noisy, Tower
+from hetjax.meshes import Layout, Placement
+from hetjax.stages.cut import cut_graph
+from hetjax.state.initialize import initialize
+from hetjax.state.module_arrays import merge_stages
+from tests.harness.small_modules import Encoder, Head, Noisy, Tower
 
 EDGES = [Edge("encoder.features", "tower.features")]
 PLACEMENTS = {

@@ -7,11 +7,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import hetjax
 from hetjax.errors import GraphError
-from hetjax.state import StageState
-from hetjax.weights import take_apart
-from hetjax.whole import WholeArray, by_path, find_parts, join_module, merge_stages, split_module, whole_module
-from meshes import Layout, Placement
-from models import DecoderConfig, LanguageModel
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, LanguageModel
+from hetjax.stages.flat_state import take_apart
+from hetjax.state.module_arrays import (
+    WholeArray,
+    by_path,
+    find_parts,
+    join_module,
+    merge_stages,
+    split_module,
+    whole_module,
+)
+from hetjax.state.train_state import StageState
 
 CONFIG = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
 

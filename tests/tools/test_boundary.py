@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hetjax.cli import main
-from hetjax.tools.command import run_tool
+from hetjax.commands import run_tool
 
 EXAMPLE = [
     "boundary", "--shape", "32,256,1024", "--dtype", "bfloat16",

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hetjax.boundary import PlanStep, make_plan
-from hetjax.boundary.cost import busiest_device_bytes, plan_seconds, step_seconds
-from hetjax.boundary.leader import leader_moves, leader_steps
-from hetjax.boundary.sides import parse_side
-from meshes import Hardware
+from hetjax.meshes import Hardware
+from hetjax.tools.boundary_cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.tools.boundary_sides import parse_side
+from hetjax.tools.leader_plan import leader_moves, leader_steps
 
 ROUND = Hardware(
     name="round numbers",

@@ -3,9 +3,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from hetjax.boundary import Tiling, tiling_of
-from hetjax.boundary.sides import parse_side, tiling_of_layout
 from hetjax.errors import BoundaryError
-from meshes import Layout, Placement, PlacementError
+from hetjax.meshes import Layout, Placement, PlacementError
+from hetjax.tools.boundary_sides import parse_side, tiling_of_layout
 
 SHAPE = (32, 16, 24)
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.boundary import Tiling, Transport, best_device_order, make_plan
-from tests.boundary.cases import assert_shards_equal, on_devices
+from tests.harness.boundary_cases import assert_shards_equal, on_devices
 
 MESHES = {1: [(1,)], 2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)], 5: [(5,)]}
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hetjax.build import build_trainer
 from hetjax.checkpoint import Checkpoints
 from hetjax.cli import main
-from hetjax.config import load_config
+from hetjax.config.build import build_trainer
+from hetjax.config.run_config import load_config
 from hetjax.data import write_shapes
-from hetjax.processor import load_omni_tokenizer
-from meshes import Layout
-from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
-from tests.models.huggingface.omni_cases import hf_config
+from hetjax.data.chat import load_omni_tokenizer
+from hetjax.meshes import Layout
+from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.harness.huggingface.omni_cases import hf_config
+from tests.harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 # The presets' modules with a layer each.
 SMALL = {"llm.pattern": "M*E", "vision.layers": 1, "audio.layers": 1}
 

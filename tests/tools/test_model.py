@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hetjax.cli import main
-from models.presets import PRESETS
+from hetjax.models.presets import PRESETS
 
 
 def numbers(capsys, *arguments: str) -> dict:

@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 
-from hetjax.build import batch_shapes
-from hetjax.config import load_config
+from hetjax.config.build import batch_shapes
+from hetjax.config.run_config import load_config
 from hetjax.tools.random_batch import random_batch
-
-ROOT = Path(__file__).parents[2]
+from tests.harness.paths import ROOT
 
 
 def test_a_random_batch_has_the_shapes_and_dtypes_asked_for_and_ids_of_the_vocabulary(make_config):

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from hetjax.build import batch_shapes
 from hetjax.cli import main
+from hetjax.config.build import batch_shapes
 from hetjax.errors import ConfigError
-from hetjax.flops import estimated_costs
+from hetjax.execution.flops import estimated_costs
 from hetjax.schedule import simulate, zero_bubble
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.timeline import _numbers, _table, timeline

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hetjax.cli import train_main
+from tests.harness.paths import ROOT
 
 CONFIG = "configs/digits.yaml"
 
@@ -31,7 +32,7 @@ def write_dataset(folder: Path, samples: int = 8, *, content: str = "Which?", im
 @pytest.fixture
 def run(tmp_path, capsys, monkeypatch):
     """Run train.py on a small dataset with further arguments: (exit code, what it printed on stderr)."""
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
 
     def call(*arguments: str, data: Path | None = None) -> tuple[int | None, str]:
         data = data or write_dataset(tmp_path / "data")

@@ -1,6 +1,6 @@
 """Whichever of four processes is killed, and whenever: the others end, and the run goes on bit for bit.
 
-HETJAX_KILLS=20 python -m pytest -n 0 -s -m slow tests/test_kill_one_of_four.py
+HETJAX_KILLS=20 python -m pytest -n 0 -s -m slow tests/training/test_kill_one_of_four.py
 
 kills so often, in programs that are compiled as a user's are and with evaluations in between, and says where each
 death fell and what came of it.
@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hetjax.data import write_digits
-from tests.processes import free_port
-from tests.training_job import PEER_LOST, PROCESSES, Metrics, TrainingJob, checkpoints, command, rows
+from tests.harness.processes import free_port
+from tests.harness.training_job import PEER_LOST, PROCESSES, Metrics, TrainingJob, checkpoints, command, rows
 
 KILLS = int(os.environ.get("HETJAX_KILLS", "3"))
 THOROUGH = "HETJAX_KILLS" in os.environ

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetjax.build import decays, learning_rate
 from hetjax.cli import train_main
-from hetjax.config import OptimizerConfig
-from hetjax.interrupt import StopRequest
-from tests.test_bad_input import CONFIG, write_dataset
+from hetjax.cluster.interrupt import StopRequest
+from hetjax.config.build import decays, learning_rate
+from hetjax.config.run_config import OptimizerConfig
+from tests.harness.paths import ROOT
+from tests.training.test_bad_input import CONFIG, write_dataset
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["--data.batch_size", "8", "--eval.max_new_tokens", "2", "--log_every", "1"]
 ONE_DEVICE = [
     *("--placement.vision.devices", "0", "--placement.vision.data", "1", "--placement.llm.devices", "0"),
@@ -70,7 +70,7 @@ def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(tmp_path, caps
 
 
 def test_a_signal_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys, monkeypatch):
-    from hetjax import run
+    from hetjax.training import loop as run
 
     step = run._Run._step
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hetjax.data import write_digits
-from tests.processes import free_port
-from tests.quick import environment
-from tests.training_job import (
+from tests.harness.compile_quickly import environment
+from tests.harness.processes import free_port
+from tests.harness.training_job import (
     PEER_LOST,
     PROCESSES,
     ROOT,

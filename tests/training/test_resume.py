@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hetjax.data import write_digits, write_shapes
-from tests.quick import environment
+from tests.harness.compile_quickly import environment
+from tests.harness.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 STEPS = {"digits": 24, "digits_colocated": 24, "omni_tiny": 12}
 EXACT = ("step", "epoch", "loss", "grad_norm", "learning_rate", "bad_samples", "eval/accuracy")
 

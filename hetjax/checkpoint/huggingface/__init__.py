@@ -4,7 +4,7 @@ A converted checkpoint is one of step 0 without optimizer state, with what a Hug
 inside it.
 """
 
-from hetjax.convert.into import into_checkpoint
-from hetjax.convert.out import from_checkpoint
+from hetjax.checkpoint.huggingface.export_checkpoint import from_checkpoint
+from hetjax.checkpoint.huggingface.import_checkpoint import into_checkpoint
 
 __all__ = ["from_checkpoint", "into_checkpoint"]

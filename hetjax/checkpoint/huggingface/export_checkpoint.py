@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from hetjax.checkpoint.saved import HUGGING_FACE, SavedWeights
-from hetjax.config import load_config
-from hetjax.convert.beside import copy_files, kept_tensors
-from hetjax.convert.plan import Plan
+from hetjax.checkpoint.huggingface.export_list import Plan
+from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
+from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
+from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
-from models.huggingface.families import find_family
-from models.huggingface.family import Configs, Family, read_json
-from models.huggingface.precision import quantization_config
-from models.huggingface.quantized import ACTIVATION_SCALES, Form
-from models.huggingface.shards import SHARD_BYTES, ShardWriter
-from models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.family import Configs, Family, read_json
+from hetjax.models.huggingface.precision import quantization_config
+from hetjax.models.huggingface.quantized import ACTIVATION_SCALES, Form
+from hetjax.models.huggingface.shards import SHARD_BYTES, ShardWriter
+from hetjax.models.huggingface.tensors import TensorInfo
 
 
 def from_checkpoint(

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hetjax.checkpoint.saved import SavedWeights
+from hetjax.checkpoint.saved_weights import SavedWeights
 from hetjax.errors import ConfigError
-from models.arrays import arrays_by_path
-from models.huggingface.checkpoint import wanted_dtype
-from models.huggingface.entry import Entry
-from models.huggingface.family import Configs, Family
-from models.huggingface.parts import name_infos
-from models.huggingface.precision import quantized_forms
-from models.huggingface.quantized import Form, quantized_infos, quantized_tensors
-from models.huggingface.shards import ShardWriter
-from models.huggingface.tensors import TensorInfo
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.checkpoint import wanted_dtype
+from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.family import Configs, Family
+from hetjax.models.huggingface.parts import name_infos
+from hetjax.models.huggingface.precision import quantized_forms
+from hetjax.models.huggingface.quantized import Form, quantized_infos, quantized_tensors
+from hetjax.models.huggingface.shards import ShardWriter
+from hetjax.models.huggingface.tensors import TensorInfo
 
 
 class Plan:

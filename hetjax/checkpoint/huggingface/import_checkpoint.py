@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 
+from hetjax.checkpoint.array_files import write_array, write_metadata
 from hetjax.checkpoint.description import description_of
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.checkpoint.huggingface.other_files import copy_beside
 from hetjax.checkpoint.items import place_in_item
-from hetjax.checkpoint.plain import write_array, write_metadata
-from hetjax.checkpoint.saved import HUGGING_FACE
-from hetjax.convert.beside import copy_beside
+from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
-from hetjax.weights import take_apart
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.tensors import TensorInfo, listed
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.tensors import TensorInfo, listed
+from hetjax.stages.flat_state import take_apart
 
 MODEL_SETTINGS = "model.yaml"
 """The settings `model:` of a run, for train.py."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.family import Family
-from models.huggingface.shards import ShardWriter
-from models.huggingface.tensors import INDEX, SINGLE, CheckpointTensors, SafetensorsFile
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.family import Family
+from hetjax.models.huggingface.shards import ShardWriter
+from hetjax.models.huggingface.tensors import INDEX, SINGLE, CheckpointTensors, SafetensorsFile
 
 KEPT = "kept.safetensors"
 """Among the copied files: tensors that are none of our arrays."""

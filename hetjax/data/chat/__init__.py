@@ -1,14 +1,14 @@
 """From conversations with text, images, videos and sound to the arrays of a model that sees and hears."""
 
-from hetjax.processor.arrays import make_arrays, packed_rows, prompt_lengths, row_shapes
-from hetjax.processor.config import ProcessorConfig
-from hetjax.processor.messages import Chat, Part, Turn, parse_line, parse_messages
-from hetjax.processor.packing import pack
-from hetjax.processor.processor import Processor
-from hetjax.processor.room import Room
-from hetjax.processor.sample import Need, OmniSample
-from hetjax.processor.template import ChatTemplate, load_template
-from hetjax.processor.tokens import OmniTokenizer, load_omni_tokenizer
+from hetjax.data.chat.collate import make_arrays, packed_rows, prompt_lengths, row_shapes
+from hetjax.data.chat.config import ProcessorConfig
+from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages
+from hetjax.data.chat.packing import pack
+from hetjax.data.chat.processor import Processor
+from hetjax.data.chat.row_capacity import Room
+from hetjax.data.chat.sample import Need, OmniSample
+from hetjax.data.chat.special_tokens import OmniTokenizer, load_omni_tokenizer
+from hetjax.data.chat.template import ChatTemplate, load_template
 
 __all__ = [
     "Chat",

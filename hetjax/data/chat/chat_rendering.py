@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from hetjax.data.chat.messages import Chat, Turn
+from hetjax.data.chat.special_tokens import PLACEHOLDERS, THOUGHTS
+from hetjax.data.chat.template import SAID_END, SAID_START, ChatTemplate
 from hetjax.errors import DataError
-from hetjax.processor.messages import Chat, Turn
-from hetjax.processor.template import SAID_END, SAID_START, ChatTemplate
-from hetjax.processor.tokens import PLACEHOLDERS, THOUGHTS
 
 _MEDIUM, _BREAK = "\ufdd0", "\ufdd3"
 _ANSWER_START, _ANSWER_END = "\ufdd1", "\ufdd2"

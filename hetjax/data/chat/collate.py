@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hetjax.data.chat.packing import pack
+from hetjax.data.chat.processor import Processor
+from hetjax.data.chat.row_capacity import Room
+from hetjax.data.chat.sample import Need, OmniSample
 from hetjax.errors import DataError
-from hetjax.processor.packing import pack
-from hetjax.processor.processor import Processor
-from hetjax.processor.room import Room
-from hetjax.processor.sample import Need, OmniSample
-from models.parts.clips import stack_clips, token_rows
+from hetjax.models.parts.audio_clips import stack_clips, token_rows
 
 Arrays = dict[str, dict[str, np.ndarray]]
 
@@ -76,7 +76,7 @@ def row_shapes(room: Room, *, training: bool) -> dict[str, dict[str, tuple[tuple
 
 
 def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
-    """Which samples share a row: about equally full ones, as `hetjax.processor.packing.pack` chooses them.
+    """Which samples share a row: about equally full ones, as `hetjax.data.chat.packing.pack` chooses them.
 
     Samples that would fit into fewer rows than `at_least` are spread over so many.
     """

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any, get_args
 
+from hetjax.data.chat.prompt_order import AudioInVideo
+from hetjax.data.media import SAMPLE_RATE, VideoSampling
 from hetjax.errors import ConfigError
-from hetjax.media import SAMPLE_RATE, VideoSampling
-from hetjax.processor.layout import AudioInVideo
-from models.dynamic_resolution import DynamicResolution
+from hetjax.models.dynamic_resolution import DynamicResolution
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

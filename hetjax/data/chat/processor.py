@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Shaped
 
+from hetjax.data.chat.chat_rendering import Piece, render_chat
+from hetjax.data.chat.config import ProcessorConfig
+from hetjax.data.chat.messages import Chat
+from hetjax.data.chat.prompt_order import Item, Tokens, audio_items, image_items, video_items
+from hetjax.data.chat.reading import Sound, cut_sound, read_part, whole_tubelets
+from hetjax.data.chat.row_capacity import Room
+from hetjax.data.chat.sample import Need, OmniSample
+from hetjax.data.chat.special_tokens import OmniTokenizer
+from hetjax.data.chat.template import ChatTemplate
+from hetjax.data.media import Video
 from hetjax.errors import DataError
-from hetjax.media import Video
-from hetjax.processor.config import ProcessorConfig
-from hetjax.processor.layout import Item, Tokens, audio_items, image_items, video_items
-from hetjax.processor.messages import Chat
-from hetjax.processor.reading import Sound, cut_sound, read_part, whole_tubelets
-from hetjax.processor.rendering import Piece, render_chat
-from hetjax.processor.room import Room
-from hetjax.processor.sample import Need, OmniSample
-from hetjax.processor.template import ChatTemplate
-from hetjax.processor.tokens import OmniTokenizer
-from models.parts.evs import keep_count
-from models.patch_rows import PatchRows, normalize, resize
+from hetjax.models.parts.video_pruning import keep_count
+from hetjax.models.patch_rows import PatchRows, normalize, resize
 
 
 class Processor:
-    """Makes samples of chats; `hetjax.processor.arrays` makes batches of samples.
+    """Makes samples of chats; `hetjax.data.chat.collate` makes batches of samples.
 
     Args:
         config: sizes and options.

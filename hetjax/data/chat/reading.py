@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from hetjax.data.chat.messages import Part
+from hetjax.data.media import SAMPLE_RATE, Video, VideoSampling, read_audio, read_image, read_video
 from hetjax.errors import DataError
-from hetjax.media import SAMPLE_RATE, Video, VideoSampling, read_audio, read_image, read_video
-from hetjax.processor.messages import Part
-from models.parts.clips import cut_clips, tokens_of_clip
+from hetjax.models.parts.audio_clips import cut_clips, tokens_of_clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

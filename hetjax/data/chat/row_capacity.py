@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.data.chat.config import ProcessorConfig
+from hetjax.data.chat.sample import Need
 from hetjax.errors import ConfigError, DataError
-from hetjax.processor.config import ProcessorConfig
-from hetjax.processor.sample import Need
-from models.parts.clips import tokens_of_clip
-from models.parts.evs import room_for_kept
-from models.patch_rows import PatchRows
+from hetjax.models.parts.audio_clips import tokens_of_clip
+from hetjax.models.parts.video_pruning import room_for_kept
+from hetjax.models.patch_rows import PatchRows
 
 _NAMES = {
     "tokens": ("tokens in the language model's sequence", "seq_len"),

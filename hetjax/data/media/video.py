@@ -10,8 +10,8 @@ import av
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from hetjax.data.media.audio import read_track
 from hetjax.errors import ConfigError, DataError
-from hetjax.media.audio import read_track
 
 # F sampled frames · H, W pixels · L sound samples
 

@@ -5,7 +5,7 @@
 equation and goes to one side. What is used of JAX's own format is named in `read`.
 """
 
-from hetjax.equations.read import equations_of
-from hetjax.equations.steps import Equations, Values, cut
+from hetjax.programs.split_backward.equations import Equations, Values, cut
+from hetjax.programs.split_backward.jaxpr import equations_of
 
 __all__ = ["Equations", "Values", "cut", "equations_of"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from hetjax.equations import Equations, Values, cut, equations_of
+from hetjax.programs.split_backward import Equations, Values, cut, equations_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from hetjax.equations.loop import Loop
-from hetjax.equations.mapped import Mapped
-from hetjax.equations.steps import Equation, Equations, Step, Values, new_number
+from hetjax.programs.split_backward.equations import Equation, Equations, Step, Values, new_number
+from hetjax.programs.split_backward.scan import Loop
+from hetjax.programs.split_backward.shard_map import Mapped
 
 # What `jax.checkpoint` guards against, merging with the work of the forward, cannot happen in another program.
 _GROUPS = ("jit", "pjit", "remat2", "remat", "checkpoint")

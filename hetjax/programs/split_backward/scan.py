@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 import jax
 
-from hetjax.equations.steps import Equations, Values, cut, new_number
+from hetjax.programs.split_backward.equations import Equations, Values, cut, new_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from hetjax.equations.steps import Equations, Values, cut, new_number
+from hetjax.programs.split_backward.equations import Equations, Values, cut, new_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

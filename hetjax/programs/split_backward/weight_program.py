@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from hetjax.ordering import in_order
-from hetjax.split_backward import SplitBackward
-from hetjax.stage import Shapes, Stage
-from hetjax.weights import Arrays
+from hetjax.compilation.dispatch_order import in_order
+from hetjax.programs.split_backward.halves import SplitBackward
+from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Shapes, Stage
 
 Pending = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 """What the first part leaves to be read: arguments of the backward, and crossing values."""

@@ -17,13 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hetjax.boundary import Transport
-from hetjax.boundary.cost import busiest_device_bytes
-from hetjax.boundary.leader import leader_steps
 from hetjax.boundary.plan import PlanStep
-from hetjax.boundary.sides import parse_side
 from hetjax.boundary.tiling import Tiling
 from hetjax.errors import ConfigError
-from hetjax.tools.leader_transport import LeaderTransport
+from hetjax.tools.bench.leader_transport import LeaderTransport
+from hetjax.tools.boundary_cost import busiest_device_bytes
+from hetjax.tools.boundary_sides import parse_side
+from hetjax.tools.leader_plan import leader_steps
 from hetjax.tools.outcome import Outcome, stderr
 from hetjax.tools.pictures import output_path
 
@@ -85,7 +85,7 @@ def bench_boundary(*, size: float = 16.0, repeats: int = 20, warmup: int = 3, ou
         "out": out,
     }
     if path is not None:
-        from hetjax.tools.bars import draw_bars  # only here: matplotlib takes a while to import
+        from hetjax.tools.bench.bars import draw_bars  # only here: matplotlib takes a while to import
 
         draw_bars(numbers, HEADINGS, path)
     return Outcome(numbers=numbers, shown=(_table(numbers), *([f"wrote {out}"] if out else [])))

@@ -12,15 +12,15 @@ import optax
 from rich.progress import Progress
 from rich.table import Table
 
-from hetjax.display import format_bytes
 from hetjax.errors import ConfigError
-from hetjax.stopwatch import Stopwatch
+from hetjax.execution.action_timer import Stopwatch
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.tools.bench.problem import Problem, enough_devices
+from hetjax.tools.bench.traffic import bytes_of_step
 from hetjax.tools.outcome import Outcome, busy, stderr
-from hetjax.tools.problem import Problem, enough_devices
-from hetjax.tools.traffic import bytes_of_step
 from hetjax.trainer import Trainer
-from meshes import Layout, Placement
-from models import DecoderConfig, VisionConfig
+from hetjax.training.display import format_bytes
 
 DEVICES = 8
 LLM = Layout(context=4, tensor=2)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from hetjax.boundary.leader import LeaderMove, leader_moves
 from hetjax.boundary.tiling import tiling_of
+from hetjax.tools.leader_plan import LeaderMove, leader_moves
 
 
 class LeaderTransport:
-    """A crossing for one shape, in one process: see `hetjax.boundary.leader`.
+    """A crossing for one shape, in one process: see `hetjax.tools.leader_plan`.
 
     All parts cross at once, and all broadcasts go at once; only device-to-device copies of arrays on one
     device, so nothing passes through the host.

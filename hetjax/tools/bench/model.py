@@ -15,14 +15,14 @@ from rich.progress import track
 from rich.table import Table
 
 from hetjax.errors import ConfigError
-from hetjax.flops import count_flops
-from hetjax.tools.bench_step import share_of_peak
+from hetjax.execution.flops import count_flops
+from hetjax.models.components import build_component
+from hetjax.models.remat import check_remat, remat_in_force
+from hetjax.stages.flat_state import take_apart
+from hetjax.tools.bench.model_inputs import inputs_of
+from hetjax.tools.bench.step import share_of_peak
 from hetjax.tools.model import components_of, count, parameter_tree
-from hetjax.tools.model_inputs import inputs_of
 from hetjax.tools.outcome import Outcome, busy, stderr
-from hetjax.weights import take_apart
-from models.components import build_component
-from models.remat import check_remat, remat_in_force
 
 
 def bench_model(

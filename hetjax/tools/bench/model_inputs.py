@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
-from models.parts.clips import SAMPLE_RATE, tokens_of_clip
+from hetjax.models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
+from hetjax.models.parts.audio_clips import SAMPLE_RATE, tokens_of_clip
 
 Inputs = tuple[dict[str, np.ndarray], int]
 

@@ -14,12 +14,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hetjax.errors import ConfigError
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.tools.bench.plain_step import PlainStep
+from hetjax.tools.bench.problem import Problem, enough_devices
 from hetjax.tools.outcome import Outcome, stderr
-from hetjax.tools.plain_step import PlainStep
-from hetjax.tools.problem import Problem, enough_devices
 from hetjax.trainer import Trainer
-from meshes import Layout, Placement
-from models import DecoderConfig, VisionConfig
 
 MAX_GRAD_NORM = 1.0
 LOSS_RTOL = 1e-5

@@ -44,7 +44,7 @@ def overlap(
     with tempfile.TemporaryDirectory() as folder, busy("timing steps in two processes"):
         settings = [folder, *map(str, (microbatches, steps, warmup)), schedule]
         code = launch_processes(
-            ["-m", "hetjax.tools.overlap_worker", *settings], processes=PROCESSES, logs=Path(folder), show=False
+            ["-m", "hetjax.tools.bench.overlap_worker", *settings], processes=PROCESSES, logs=Path(folder), show=False
         )
         if code:
             logs = "\n".join((Path(folder) / f"process-{i}.log").read_text() for i in range(PROCESSES))

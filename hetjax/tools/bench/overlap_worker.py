@@ -20,14 +20,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.cluster import connect, disconnect, find_environment, store
-from hetjax.ordering import in_order
+from hetjax.cluster import connect, disconnect, find_environment
+from hetjax.cluster import key_value_store as store
+from hetjax.compilation.dispatch_order import in_order
+from hetjax.execution.action_timer import Stopwatch
+from hetjax.meshes import Layout, Placement
+from hetjax.models import DecoderConfig, VisionConfig
 from hetjax.schedule.actions import Action
-from hetjax.stopwatch import Stopwatch
-from hetjax.tools.bench_overhead import Problem
+from hetjax.tools.bench.overhead import Problem
 from hetjax.trainer import Trainer
-from meshes import Layout, Placement
-from models import DecoderConfig, VisionConfig
 
 PEER_TIMEOUT = 60.0
 

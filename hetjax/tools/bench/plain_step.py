@@ -14,11 +14,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from hetjax.batch import Batch
 from hetjax.graph import ModuleGraph
-from hetjax.weights import Arrays, take_apart
-from meshes import Layout
-from models.dims import layout_in_force
+from hetjax.meshes import Layout
+from hetjax.models.dims import layout_in_force
+from hetjax.stages.batch import Batch
+from hetjax.stages.flat_state import Arrays, take_apart
 
 # M microbatches · B samples of a microbatch
 

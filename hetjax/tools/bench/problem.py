@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from hetjax.graph import Edge, ModuleGraph
+from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
 from hetjax.tools.random_batch import random_batch
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

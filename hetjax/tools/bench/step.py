@@ -11,18 +11,18 @@ import jax
 from rich.progress import track
 from rich.table import Table
 
-from hetjax.batch import Batch
-from hetjax.build import batch_shapes, build_trainer, use_devices
-from hetjax.config import TrainConfig
-from hetjax.display import format_bytes
+from hetjax.config.build import batch_shapes, build_trainer, use_devices
+from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
-from hetjax.flops import model_flops
-from hetjax.state import TrainState
-from hetjax.stopwatch import Stopwatch
+from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.flops import model_flops
+from hetjax.meshes import find_hardware
+from hetjax.stages.batch import Batch
+from hetjax.state.train_state import TrainState
 from hetjax.tools.outcome import Outcome, busy, stderr
 from hetjax.tools.random_batch import random_batch
 from hetjax.trainer import Trainer
-from meshes import find_hardware
+from hetjax.training.display import format_bytes
 
 
 def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outcome:

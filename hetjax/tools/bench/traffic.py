@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hetjax.boundary import Transport
-from hetjax.compiled import bytes_received
-from hetjax.step import Step
+from hetjax.compilation.hlo import bytes_received
+from hetjax.execution.step_programs import Step
 
 
 def bytes_of_step(step: Step) -> dict[str, int]:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from models.dims import constrain, named
-from models.parts.conformer.rows import ROWS
-from models.parts.linear import Linear
-from models.parts.project import project
+from hetjax.models.dims import constrain, named
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.linear import Linear
 
 # B batch · C clips a sample · N tokens of a clip · D width · H heads · K head width · P distances = 2N - 1
 

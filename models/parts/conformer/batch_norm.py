@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from models.dims import named
-from models.mode import infers
+from hetjax.models.dims import named
+from hetjax.models.mode import infers
 
 # B batch · C clips a sample · N tokens of a clip · M channels
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from models.dims import constrain
-from models.parakeet_config import ParakeetConfig
-from models.parts.conformer.attention import RelativeAttention
-from models.parts.conformer.convolution import Convolution
-from models.parts.conformer.feed_forward import FeedForward
-from models.parts.conformer.rows import ROWS
-from models.parts.norms import LayerNorm
-from models.remat import point
+from hetjax.models.dims import constrain
+from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parts.conformer.attention import RelativeAttention
+from hetjax.models.parts.conformer.convolution import Convolution
+from hetjax.models.parts.conformer.feed_forward import FeedForward
+from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.remat import point
 
 # B batch · C clips a sample · N tokens of a clip · D width · P distances = 2N - 1
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from models.dims import constrain, named
-from models.parts.conformer.batch_norm import BatchNorm
-from models.parts.conformer.rows import ROWS
-from models.parts.linear import Linear, fan_in_normal
-from models.parts.project import project
+from hetjax.models.dims import constrain, named
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.conformer.batch_norm import BatchNorm
+from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.linear import Linear, fan_in_normal
 
 # B batch · C clips a sample · N tokens of a clip · D width · M channels, as many as D
 

@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.parts.conformer.rows import ROWS
-from models.parts.linear import Linear
-from models.parts.project import project
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.linear import Linear
 
 # B batch · C clips a sample · N tokens of a clip · D width · F hidden width
 

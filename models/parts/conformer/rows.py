@@ -1,6 +1,6 @@
 """The names of the rows of sound: its clips ride where a sequence does, so that devices share out whole clips."""
 
-from models.dims import Dims
+from hetjax.models.dims import Dims
 
 CLIPS: Dims = ("batch", "seq")
 """[samples, clips]."""

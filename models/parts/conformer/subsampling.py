@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import constrain, named
-from models.parts.clips import halved
-from models.parts.conformer.rows import ROWS
-from models.parts.linear import Linear, fan_in_normal
-from models.parts.project import project
+from hetjax.models.dims import constrain, named
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.audio_clips import halved
+from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.linear import Linear, fan_in_normal
 
 # B batch · C clips a sample · F frames · M mel bins · N tokens of a clip, from F by `halved` three times
 # D width · X channels · Y taps = 9, over time first · f m frames and bins ahead of a convolution

@@ -10,8 +10,8 @@ With a head's input x_t [P], its step dt_t > 0 and its A < 0, and the vectors B_
 devices share.
 """
 
-from models.parts.mamba.cache import MambaCache, Streams
-from models.parts.mamba.config import MambaConfig
-from models.parts.mamba.mixer import Mamba2
+from hetjax.models.parts.mamba.cache import MambaCache, Streams
+from hetjax.models.parts.mamba.config import MambaConfig
+from hetjax.models.parts.mamba.mixer import Mamba2
 
 __all__ = ["Mamba2", "MambaCache", "MambaConfig", "Streams"]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.dims import Dims
-from models.parts.mamba.config import MambaConfig
+from hetjax.models.dims import Dims
+from hetjax.models.parts.mamba.config import MambaConfig
 
 # B batch · K taps of the convolution · H heads · P head width · G groups · N state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.errors import ModelError
+from hetjax.models.errors import ModelError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from models.dims import named
+from hetjax.models.dims import named
 
 # B batch · S sequence · K taps · T = K - 1 + S, the rows and the K - 1 before them · F channels, in one dim or more
 

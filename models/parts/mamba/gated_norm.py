@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.dims import named
+from hetjax.models.dims import named
 
 # B batch · S sequence · H heads · P head width
 

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.dims import RESIDUAL, ROWS, constrain, named, split_of, splits_in_force
-from models.errors import LayoutError
-from models.parts.linear import Linear
-from models.parts.mamba.cache import MambaCache, Streams
-from models.parts.mamba.config import MambaConfig
-from models.parts.mamba.context import mix_across
-from models.parts.mamba.convolution import CausalConv, causal_conv, ids_from, starts_from
-from models.parts.mamba.gated_norm import GatedNorm
-from models.parts.mamba.scan import ssd_scan, ssd_step
-from models.parts.project import project
-from models.parts.zigzag import SequenceOrder
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named, split_of, splits_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.mamba_scan import ssd_scan, ssd_step
+from hetjax.models.parallel.mamba_context import mix_across
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.linear import Linear
+from hetjax.models.parts.mamba.cache import MambaCache, Streams
+from hetjax.models.parts.mamba.config import MambaConfig
+from hetjax.models.parts.mamba.convolution import CausalConv, causal_conv, ids_from, starts_from
+from hetjax.models.parts.mamba.gated_norm import GatedNorm
 
 # B batch · S sequence · D width · H heads · P head width · G groups · N state · K taps of the convolution
 
@@ -68,10 +68,11 @@ class Mamba2(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], MambaCache | None]:
         """(what to add to the residual stream, the cache after the last row).
 
-        Training gives `order`, that of `models.parts.zigzag.causal_order`, which the rows of x and of `segments` are
-        in; with `segments`, no document, a run of rows with equal ids, sees another one. Generation gives a `cache`,
-        from which the first row goes on; a call with S = 1 is a step. Of sample b the rows `lengths[b]` and later are
-        padding, which leaves the cache alone; what is returned for them is finite, and means nothing.
+        Training gives `order`, that of `hetjax.models.parallel.zigzag_order.causal_order`, which the rows of x and of
+        `segments` are in; with `segments`, no document, a run of rows with equal ids, sees another one. Generation
+        gives a `cache`, from which the first row goes on; a call with S = 1 is a step. Of sample b the rows
+        `lengths[b]` and later are padding, which leaves the cache alone; what is returned for them is finite, and means
+        nothing.
 
         Raises LayoutError where the order is not that of the layout in force, or groups do not divide over devices.
         """

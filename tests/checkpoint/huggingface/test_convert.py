@@ -10,16 +10,17 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from hetjax.checkpoint import Checkpoints, plain
+from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint import array_files as plain
 from hetjax.checkpoint.items import read_item
-from hetjax.config import load_config
-from models import DecoderConfig
-from models.arrays import arrays_by_path
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.families import FAMILIES
-from tests.convert.tool import FORMS, convert, refused
-from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
+from hetjax.config.run_config import load_config
+from hetjax.models import DecoderConfig
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.families import FAMILIES
+from tests.harness.convert_tool import FORMS, convert, refused
+from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -4,10 +4,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file
 
-from models.huggingface.tensors import CheckpointTensors
-from tests.convert.tool import convert, refused
-from tests.models.huggingface.folders import tensors_of, write_folder
-from tests.models.huggingface.omni_configs import TINY as TINY_OMNI
+from hetjax.models.huggingface.tensors import CheckpointTensors
+from tests.harness.convert_tool import convert, refused
+from tests.harness.huggingface.folders import tensors_of, write_folder
+from tests.harness.huggingface.omni_configs import TINY as TINY_OMNI
 
 
 def omni_tensors() -> dict[str, np.ndarray]:

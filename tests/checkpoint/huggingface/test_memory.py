@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.models.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 
 LARGE = {
     **LLAMA, "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 6,
@@ -17,7 +17,7 @@ LARGE = {
 
 def peak(folder, source: str, target: str, *options: str) -> int:
     paths = [str(folder / name) for name in ("small", source, target)]
-    run = [sys.executable, "-m", "tests.convert.memory_of", *paths, *options]
+    run = [sys.executable, "-m", "tests.harness.convert_memory", *paths, *options]
     found = subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert found.returncode == 0, found.stderr[-2000:]
     return int(found.stdout.splitlines()[-1])

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.huggingface.checkpoint import HuggingFaceCheckpoint
-from models.huggingface.tensors import CheckpointTensors
-from tests.convert.tool import FORMS, convert, refused
-from tests.models.huggingface.folders import LLAMA, QWEN3_MOE, tensors_of, write_folder
+from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.tensors import CheckpointTensors
+from tests.harness.convert_tool import FORMS, convert, refused
+from tests.harness.huggingface.folders import LLAMA, QWEN3_MOE, tensors_of, write_folder
 
 
 def dequantized_by_hand(folder: Path, name: str) -> np.ndarray:
@@ -101,8 +101,8 @@ def load_quantized(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_quantized(folder: Path, hf: dict, tensors: dict[str, np.ndarray]) -> None:
-    from models.huggingface.shards import ShardWriter
-    from models.huggingface.tensors import TensorInfo
+    from hetjax.models.huggingface.shards import ShardWriter
+    from hetjax.models.huggingface.tensors import TensorInfo
 
     with ShardWriter(folder, {n: TensorInfo(t.shape, t.dtype) for n, t in tensors.items()}) as writer:
         for name, tensor in tensors.items():

@@ -2,10 +2,10 @@
 
 import pytest
 
-from hetjax.media import VideoSampling
-from hetjax.processor import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer
-from models.dynamic_resolution import DynamicResolution
-from models.patch_rows import PatchRows
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer
+from hetjax.data.media import VideoSampling
+from hetjax.models.dynamic_resolution import DynamicResolution
+from hetjax.models.patch_rows import PatchRows
 
 RESOLUTION = DynamicResolution(patch_size=4, merge=2, min_patches=4, max_patches=64, video_patches=16)
 IMAGES = PatchRows(patch_size=4, merge=2, prefix_tokens=3)

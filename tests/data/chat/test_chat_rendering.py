@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from hetjax.data.chat import ChatTemplate, load_template, parse_messages
+from hetjax.data.chat.chat_rendering import render_chat
 from hetjax.errors import DataError
-from hetjax.processor import ChatTemplate, load_template, parse_messages
-from hetjax.processor.rendering import render_chat
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from hetjax.data.chat import parse_line, parse_messages
 from hetjax.errors import DataError
-from hetjax.processor import parse_line, parse_messages
 
 
 def kinds(chat):

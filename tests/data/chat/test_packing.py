@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from hetjax.data.chat import pack
 from hetjax.errors import DataError
-from hetjax.processor import pack
 
 
 def test_a_small_case_by_hand():

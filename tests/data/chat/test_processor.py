@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from hetjax.errors import ConfigError, DataError
-from hetjax.media import Video
-from hetjax.processor import (
+from hetjax.data.chat import (
     Processor,
     ProcessorConfig,
     make_arrays,
@@ -13,9 +11,11 @@ from hetjax.processor import (
     parse_messages,
     row_shapes,
 )
-from models.parts.clips import tokens_of_clip
-from models.parts.evs import compact_rows, keep_count
-from tests.processor.conftest import IMAGES
+from hetjax.data.media import Video
+from hetjax.errors import ConfigError, DataError
+from hetjax.models.parts.audio_clips import tokens_of_clip
+from hetjax.models.parts.video_pruning import compact_rows, keep_count
+from tests.data.chat.conftest import IMAGES
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, size=(16, 24, 3), dtype=np.uint8)  # 4 x 6 patches: 6 tokens

@@ -6,8 +6,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from hetjax.data.media import Video, VideoSampling, read_audio, read_image, read_video
 from hetjax.errors import ConfigError, DataError
-from hetjax.media import Video, VideoSampling, read_audio, read_image, read_video
 
 
 def tone(hertz, seconds, rate):

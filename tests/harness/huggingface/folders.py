@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from models.arrays import arrays_by_path
-from models.huggingface.families import find_family
-from models.huggingface.parts import name_infos
-from models.huggingface.tensors import TensorInfo
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.parts import name_infos
+from hetjax.models.huggingface.tensors import TensorInfo
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

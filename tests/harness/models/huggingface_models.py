@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays
 
 
 def with_tensors(build, entries, tensors, dtype=None):

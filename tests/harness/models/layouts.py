@@ -4,8 +4,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from meshes import AXES, Layout
-from models.dims import Splits
+from hetjax.meshes import AXES, Layout
+from hetjax.models.dims import Splits
 
 
 def splits_of(layout: Layout) -> Splits:

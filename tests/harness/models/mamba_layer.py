@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.arrays import arrays_by_path, with_arrays
-from models.parts.mamba import Mamba2, MambaConfig
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.parts.mamba import Mamba2, MambaConfig
 
 WIDTH = 8
 CONFIG = MambaConfig(heads=4, head_dim=3, groups=2, state=5, chunk=4)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def recurrence(x, dt, a, b, c, d, starts=None, state=None):
-    """(y [B, S, H, P], the last state [B, H, P, N]); shapes as for `models.parts.mamba.scan.ssd_scan`."""
+    """(y [B, S, H, P], the last state [B, H, P, N]); shapes as for `hetjax.models.kernels.mamba_scan.ssd_scan`."""
     x, dt, a, b, c, d = (np.asarray(each, np.float64) for each in (x, dt, a, b, c, d))
     samples, length, heads, _ = x.shape
     y = np.zeros(x.shape)

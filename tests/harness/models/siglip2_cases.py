@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from models import Siglip2Config, Siglip2Encoder
-from tests.models.radio_cases import randomized
+from hetjax.models import Siglip2Config, Siglip2Encoder
+from tests.harness.models.radio_cases import randomized
 
 PACKED = Siglip2Config(
     patch_size=4,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import MambaConfig, MoEConfig, NemotronH, NemotronHConfig
+from hetjax.models import MambaConfig, MoEConfig, NemotronH, NemotronHConfig
 
 EXPERTS = MoEConfig(
     count=4, top_k=2, activation="relu2", shared_width=8, scores="sigmoid", factor=2.5, bias_rate=0.02,

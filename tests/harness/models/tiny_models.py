@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
 
 DECODER = DecoderConfig(vocab_size=48, width=32, layers=4, heads=4, kv_heads=2, head_dim=8, mlp_width=40)
 VISION = VisionConfig(

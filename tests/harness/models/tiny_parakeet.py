@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import ParakeetConfig, ParakeetEncoder
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.parakeet import parakeet_config, parakeet_entries
-from tests.models.huggingface_models import with_tensors
+from hetjax.models import ParakeetConfig, ParakeetEncoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.parakeet import parakeet_config, parakeet_entries
+from tests.harness.models.huggingface_models import with_tensors
 
 TINY = ParakeetConfig(
     width=32, layers=2, heads=4, mlp_width=64, mel_bins=16, subsampling_channels=16, projector_width=48, output_width=24

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph
-from meshes import Layout
-from models import DecoderConfig, LanguageModel, MoEConfig, VisionConfig, VisionEncoder
+from hetjax.meshes import Layout
+from hetjax.models import DecoderConfig, LanguageModel, MoEConfig, VisionConfig, VisionEncoder
 
 SAMPLES, ROWS, VOCABULARY = 32, 32, 64
 VISION = VisionConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from meshes import Layout
+from hetjax.meshes import Layout
 
 
 class Case(NamedTuple):

@@ -6,10 +6,10 @@ import numpy as np
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph
-from models import NemotronHConfig, ParakeetConfig, RadioConfig
-from models.components import build_component
-from models.parts.clips import stack_clips, token_rows, tokens_of_clip
-from models.presets import find_preset
+from hetjax.models import NemotronHConfig, ParakeetConfig, RadioConfig
+from hetjax.models.components import build_component
+from hetjax.models.parts.audio_clips import stack_clips, token_rows, tokens_of_clip
+from hetjax.models.presets import find_preset
 
 SAMPLES, ROWS, CLIPS, CLIP_SAMPLES = 8, 64, 2, 9600
 

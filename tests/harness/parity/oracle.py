@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from hetjax import ModuleGraph
-from hetjax.weights import take_apart
+from hetjax.stages.flat_state import take_apart
 
 
 def train_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTransformation, *, steps: int, dtype):

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from hetjax import Edge, ModuleGraph
-from models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
 
 STEPS = 3
 MAX_GRAD_NORM = 0.5

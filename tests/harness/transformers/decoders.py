@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from tests.parity.transformers.wide import float64_for_float32
+from tests.harness.transformers.wide import float64_for_float32
 
 # B batch · S sequence · V vocabulary
 

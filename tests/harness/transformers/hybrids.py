@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from tests.parity.transformers.wide import float64_for_float32
+from tests.harness.transformers.wide import float64_for_float32
 
 # B batch · S sequence · V vocabulary
 
@@ -27,7 +27,7 @@ def build(hf: dict[str, Any]) -> transformers.NemotronHForCausalLM:
 def run(hf: dict[str, Any], inputs: dict[str, np.ndarray], *, wide: bool = False) -> Made:
     """{"weights", "gradients": by name, "output": {"logits" [B, S, V], "loss", "stepped" [B, S, V]}}.
 
-    `inputs` as `tests.parity.transformers.decoders.run` takes them. "stepped" are logits by way of a cache, from a
+    `inputs` as `tests.harness.transformers.decoders.run` takes them. "stepped" are logits by way of a cache, from a
     prefill of 4 rows on; rows before its last are 0. `wide` for float64.
     """
     dtype = torch.float64 if wide else torch.float32

@@ -18,11 +18,11 @@ from transformers.models.nemotron_h_omni import modeling_nemotron_h_omni as mode
 from transformers.models.parakeet import ParakeetEncoder
 from transformers.models.radio import RadioModel
 
-from models.parts.clips import frames_of_clip, stack_clips
-from models.parts.mel import log_mel
-from tests.models.huggingface.omni_cases import IMAGE, SOUND, Case
-from tests.parity.transformers.hybrids import randomize as randomize_language
-from tests.parity.transformers.wide import float64_for_float32
+from hetjax.models.parts.audio_clips import frames_of_clip, stack_clips
+from hetjax.models.parts.mel import log_mel
+from tests.harness.huggingface.omni_cases import IMAGE, SOUND, Case
+from tests.harness.transformers.hybrids import randomize as randomize_language
+from tests.harness.transformers.wide import float64_for_float32
 
 Omni = modeling.NemotronH_Omni_Reasoning_V3
 _FILES = (Omni, NemotronHForCausalLM, ParakeetEncoder, RadioModel)

@@ -8,7 +8,7 @@ from transformers.models.nemotron_h_omni import modeling_nemotron_h_omni as omni
 from transformers.models.radio import RadioConfig as TheirConfig
 from transformers.models.radio import RadioModel
 
-from models.huggingface.radio import radio_hf_config
+from hetjax.models.huggingface.radio import radio_hf_config
 
 NAMES = (
     (r"^embeddings\.patch_projection", "patch_generator.embedder"),

@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from models.huggingface.siglip2 import siglip2_hf_config
+from hetjax.models.huggingface.siglip2 import siglip2_hf_config
 
 
 def reference(config):

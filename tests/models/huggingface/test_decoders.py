@@ -1,19 +1,18 @@
 """Llama and Qwen3: their checkpoints and config.json in and out, and their numbers as transformers made them."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import DecoderConfig, LanguageModel, ModelError, MoEConfig
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.llama import llama_config, llama_entries, llama_hf_config
-from models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
-from tests.models.huggingface.decoders import (
+from hetjax.models import DecoderConfig, LanguageModel, ModelError, MoEConfig
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
+from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from tests.harness.huggingface.decoders import (
     CONFIGS,
     LLAMA_3,
     config_of,
@@ -22,8 +21,7 @@ from tests.models.huggingface.decoders import (
     logits,
     loss_and_gradients,
 )
-
-GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+from tests.harness.paths import GOLDEN
 
 
 def error(got, want):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.mamba import mamba_entries
-from models.parts.mamba import MambaConfig
-from tests.models.parts.mamba.layer import CONFIG, WIDTH, build
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.mamba import mamba_entries
+from hetjax.models.parts.mamba import MambaConfig
+from tests.harness.models.mamba_layer import CONFIG, WIDTH, build
 
 PREFIX = "backbone.layers.3.mixer."
 INNER, VECTORS = CONFIG.heads * CONFIG.head_dim, CONFIG.groups * CONFIG.state

@@ -1,21 +1,20 @@
 """Nemotron-H: its checkpoints and config.json in and out, and its numbers as transformers made them."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import ModelError
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
-from models.nemotron_h import NemotronH
-from tests.models.huggingface.hybrids import CONFIGS, config_of, logits, loss_and_gradients
+from hetjax.models import ModelError
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
+from hetjax.models.nemotron_h import NemotronH
+from tests.harness.huggingface.hybrids import CONFIGS, config_of, logits, loss_and_gradients
+from tests.harness.paths import GOLDEN
 
-GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "nemotron_h.safetensors"
 PROMPT = 4
 
 
@@ -25,7 +24,7 @@ def error(got, want):
 
 
 def test_numbers_equal_those_of_transformers():
-    hf, held = CONFIGS["hybrid"], load_file(GOLDEN)
+    hf, held = CONFIGS["hybrid"], load_file(GOLDEN / "nemotron_h.safetensors")
     part = lambda kind: {k.removeprefix(f"{kind}."): v for k, v in held.items() if k.startswith(f"{kind}.")}  # noqa: E731
     given, output, wanted = part("input"), part("output"), part("gradient")
     weights = {key: value for key, value in held.items() if not key.startswith(("input.", "output.", "gradient."))}

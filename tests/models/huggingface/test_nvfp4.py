@@ -2,8 +2,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models import ModelError
-from models.huggingface.nvfp4 import dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
+from hetjax.models import ModelError
+from hetjax.models.huggingface.nvfp4 import dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
 from tests.models.huggingface.test_fp8 import e4m3_values, weights
 
 FLOAT32 = np.dtype(np.float32)

@@ -7,11 +7,11 @@ import re
 import pytest
 from flax import nnx
 
-from models import ModelError
-from models.huggingface.families import FAMILIES, find_family
-from models.huggingface.omni import omni_configs, omni_entries, omni_hf_config
-from models.huggingface.precision import quantization_config, quantized_forms
-from tests.models.huggingface.omni_configs import RELEASE, TINY
+from hetjax.models import ModelError
+from hetjax.models.huggingface.families import FAMILIES, find_family
+from hetjax.models.huggingface.omni import omni_configs, omni_entries, omni_hf_config
+from hetjax.models.huggingface.precision import quantization_config, quantized_forms
+from tests.harness.huggingface.omni_configs import RELEASE, TINY
 
 
 def parameters(module: nnx.Module) -> int:

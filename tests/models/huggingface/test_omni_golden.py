@@ -1,18 +1,15 @@
 """Three modules as one omni model, against what transformers made of the same image, video, clip and words."""
 
-from pathlib import Path
-
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.models.huggingface.omni_cases import hf_config, logits, loss_and_gradients, our_batch, our_modules
-from tests.parity.oracle import relative_error
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "omni.safetensors"
+from tests.harness.huggingface.omni_cases import hf_config, logits, loss_and_gradients, our_batch, our_modules
+from tests.harness.parity.oracle import relative_error
+from tests.harness.paths import GOLDEN
 
 
 def test_logits_loss_and_gradients_equal_transformers():
-    tensors = load_file(GOLDEN)
+    tensors = load_file(GOLDEN / "omni.safetensors")
     named = lambda kind: {name.removeprefix(kind): each for name, each in tensors.items() if name.startswith(kind)}  # noqa: E731
     given = {name: tensors[f"input.{name}"] for name in ("video", "tokens", "labels")}
     given |= {"images": [tensors["input.image.0"]], "clips": [tensors["input.clip.0"]]}

@@ -1,17 +1,16 @@
 """Encoders of sound in and out of Hugging Face checkpoints, and equal to stored tensors of transformers."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import ModelError, ParakeetConfig, ParakeetEncoder
-from models.arrays import arrays_by_path
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.parakeet import (
+from hetjax.models import ModelError, ParakeetConfig, ParakeetEncoder
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.parakeet import (
     PREFIX,
     PROJECTOR,
     parakeet_buffers,
@@ -19,15 +18,16 @@ from models.huggingface.parakeet import (
     parakeet_entries,
     parakeet_hf_config,
 )
-from tests.models.tiny_parakeet import from_tensors, value_and_gradients
-from tests.parity.oracle import relative_error
+from tests.harness.models.tiny_parakeet import from_tensors, value_and_gradients
+from tests.harness.parity.oracle import relative_error
+from tests.harness.paths import GOLDEN
 
 HF = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, attention_bias=False,
     convolution_bias=False, conv_kernel_size=9, subsampling_factor=8, subsampling_conv_channels=16, num_mel_bins=16,
     scale_input=False, projection_hidden_size=48,
 )  # fmt: skip
-STORED = load_file(Path(__file__).parents[2] / "golden" / "parakeet.safetensors")
+STORED = load_file(GOLDEN / "parakeet.safetensors")
 WEIGHTS = {name: tensor for name, tensor in STORED.items() if name.startswith((PREFIX, PROJECTOR))}
 OUTPUT_WIDTH = 40
 

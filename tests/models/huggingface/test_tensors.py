@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from models import ModelError
-from models.huggingface.shards import ShardWriter, plan_shards
-from models.huggingface.tensors import CheckpointTensors, SafetensorsFile, TensorInfo
+from hetjax.models import ModelError
+from hetjax.models.huggingface.shards import ShardWriter, plan_shards
+from hetjax.models.huggingface.tensors import CheckpointTensors, SafetensorsFile, TensorInfo
 
 RANDOM = np.random.default_rng(0)
 TENSORS = {

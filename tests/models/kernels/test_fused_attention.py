@@ -13,10 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models.dims import Splits, layout_in_force
-from models.parts.attention import Attention, Cache, attend
-from models.parts.fused import fused_attention, is_fusable
-from models.parts.zigzag import causal_order
+from hetjax.models.dims import Splits, layout_in_force
+from hetjax.models.kernels.fused_attention import fused_attention, is_fusable
+from hetjax.models.parallel.zigzag_order import causal_order
+from hetjax.models.parts.attention import Attention, Cache, attend
 
 # B batch · S sequence · H heads · G groups · K head width
 B, S, H, G, K = 4, 16, 4, 2, 8
@@ -128,7 +128,7 @@ def test_the_same_call_without_the_kernel_equals_attend(monkeypatch, causal, pac
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_it_is_lowered_for_shards_of_the_batch_that_run_side_by_side(cudnn_installed, splits, packed):
-    """As `hetjax.shards` runs a model: under a vmap over `data`, whose layout splits `tensor` alone."""
+    """As `hetjax.programs.data_shards` runs a model: under a vmap over `data`, whose layout splits `tensor` alone."""
     segments = jnp.arange(B * S, dtype=jnp.int32).reshape(B, S) // 4 if packed else None
     inner = dataclasses.replace(splits, axes_of=lambda dim: () if dim == "batch" else splits.axes_of(dim))
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.parts.mamba.scan import ssd_scan, ssd_step
-from tests.models.parts.mamba.stepwise import recurrence
+from hetjax.models.kernels.mamba_scan import ssd_scan, ssd_step
+from tests.harness.models.mamba_stepwise import recurrence
 
 HEADS, GROUPS, WIDTH, STATE = 6, 2, 3, 5
 

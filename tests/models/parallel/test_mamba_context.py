@@ -11,19 +11,19 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from hetjax.compiled import collectives
-from hetjax.shards import by_shard, merge, split
-from hetjax.weights import take_apart
-from meshes import Layout, PlacementError
-from models.arrays import arrays_by_path, with_arrays
-from models.dims import RESIDUAL, layout_in_force
-from models.errors import LayoutError
-from models.parts.mamba.cache import Streams
-from models.parts.mamba.context import mix_across
-from models.parts.zigzag import SequenceOrder, causal_order
-from tests.models.layouts import constraint_of, splits_of
-from tests.models.parts.mamba.layer import CONFIG, WIDTH, build, error, rows
-from tests.models.parts.mamba.stepwise import documents
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout, PlacementError
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.dims import RESIDUAL, layout_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.mamba_context import mix_across
+from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
+from hetjax.models.parts.mamba.cache import Streams
+from hetjax.programs.data_shards import by_shard, merge, split
+from hetjax.stages.flat_state import take_apart
+from tests.harness.models.layouts import constraint_of, splits_of
+from tests.harness.models.mamba_layer import CONFIG, WIDTH, build, error, rows
+from tests.harness.models.mamba_stepwise import documents
 
 BATCH = 4
 LAYOUTS = {

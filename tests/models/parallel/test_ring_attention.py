@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.compiled import collectives
-from models.dims import Splits
-from models.errors import LayoutError
-from models.parts.ring import attend_across
-from models.parts.zigzag import SequenceOrder
-from tests.parity.cases import covering_sample
+from hetjax.compilation.hlo import collectives
+from hetjax.models.dims import Splits
+from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.ring_attention import attend_across
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from tests.harness.parity.cases import covering_sample
 
 AXES = {"batch": ("data",), "seq": ("context",), "heads": ("tensor",), "kv_heads": ("tensor",)}
 

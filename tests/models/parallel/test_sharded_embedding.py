@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from meshes import Layout
-from models.dims import RESIDUAL, ROWS, layout_in_force
-from models.parts.embedding import look_up
-from tests.models.layouts import splits_of
+from hetjax.meshes import Layout
+from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
+from hetjax.models.parallel.sharded_embedding import look_up
+from tests.harness.models.layouts import splits_of
 
 # V vocabulary · D width
 V, D = 12, 8

@@ -5,12 +5,12 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from hetjax.compiled import collectives
-from meshes import Layout
-from models.dims import RESIDUAL, ROWS, layout_in_force
-from models.parts.linear import Linear
-from models.parts.project import project
-from tests.models.layouts import constraint_of, splits_of
+from hetjax.compilation.hlo import collectives
+from hetjax.meshes import Layout
+from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
+from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parts.linear import Linear
+from tests.harness.models.layouts import constraint_of, splits_of
 
 # B batch · S sequence · D width · F hidden width
 B, S, D, F = 4, 8, 12, 16

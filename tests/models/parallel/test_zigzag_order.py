@@ -8,11 +8,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models.dims import Splits, layout_in_force
-from models.errors import LayoutError
-from models.parts.attention import Attention
-from models.parts.ring import attend_across
-from models.parts.zigzag import SequenceOrder, causal_order, pairs_computed, tiles_of_step
+from hetjax.models.dims import Splits, layout_in_force
+from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.ring_attention import attend_across
+from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order, pairs_computed, tiles_of_step
+from hetjax.models.parts.attention import Attention
 
 
 def context_in_force(degree: int):

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from models.parts.attention import Attention, Cache, attend
+from hetjax.models.parts.attention import Attention, Cache, attend
 
 
 def attend_by_loops(query, key, value, seen):

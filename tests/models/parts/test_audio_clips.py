@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models import ModelError
-from models.parts.clips import (
+from hetjax.models import ModelError
+from hetjax.models.parts.audio_clips import (
     CLIP_SAMPLES,
     clip_lengths,
     cut_clips,

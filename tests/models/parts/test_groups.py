@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.parts.groups import Group, Single, find_groups, layer_places
+from hetjax.models.parts.groups import Group, Single, find_groups, layer_places
 
 OMNI = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.parts.linear import Linear
+from hetjax.models.parts.linear import Linear
 
 
 def test_contracts_the_trailing_dims_with_the_kernel():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
-from models.parts.loss import cross_entropy
+from hetjax.models.parts.loss import cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS, WEIGHTS = RNG.normal(size=(2, 5, 11)) * 4, RNG.integers(0, 11, (2, 5)), RNG.uniform(size=(2, 5))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.parts.mel import log_mel, mel_filters
-from tests.models.tiny_models import relative_error
+from hetjax.models.parts.mel import log_mel, mel_filters
+from tests.harness.models.tiny_models import relative_error
 
 
 def in_numpy(sound, filters):

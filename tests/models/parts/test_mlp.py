@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 from jax.test_util import check_grads
 
-from models.parts.mlp import GeluMLP, SwiGLU
+from hetjax.models.parts.mlp import GeluMLP, SwiGLU
 
 X = np.random.default_rng(0).normal(size=(2, 3, 8))
 

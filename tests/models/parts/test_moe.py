@@ -11,11 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.compiled import collectives
-from models.dims import Splits, layout_in_force
-from models.errors import LayoutError, ModelError
-from models.parts.moe import MoE, MoEConfig
-from models.parts.zigzag import SequenceOrder
+from hetjax.compilation.hlo import collectives
+from hetjax.models.dims import Splits, layout_in_force
+from hetjax.models.errors import LayoutError, ModelError
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.moe import MoE, MoEConfig
 
 BATCH, SEQ, WIDTH, HIDDEN = 8, 4, 6, 10
 PLAIN = MoEConfig(count=8, top_k=3)

@@ -3,7 +3,7 @@ import numpy as np
 from flax import nnx
 from jax.test_util import check_grads
 
-from models.parts.norms import LayerNorm, RMSNorm
+from hetjax.models.parts.norms import LayerNorm, RMSNorm
 
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 3, 16))
 SCALE, BIAS = np.linspace(0.5, 2, 16, dtype=np.float32), np.linspace(-1, 1, 16, dtype=np.float32)

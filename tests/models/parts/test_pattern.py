@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.parts.groups import layer_places
-from models.parts.pattern import PatternStack
-from models.remat import remat_in_force
+from hetjax.models.parts.groups import layer_places
+from hetjax.models.parts.pattern import PatternStack
+from hetjax.models.remat import remat_in_force
 
 PATTERN = "ABBABBC"  # (A(B)2)2(C)1
 

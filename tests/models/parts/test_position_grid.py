@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.parts.position_grid import cropped_positions, resized_positions
+from hetjax.models.parts.position_grid import cropped_positions, resized_positions
 
 SIDE, WIDTH = 6, 5
 GRIDS = [(6, 6), (4, 6), (3, 2), (1, 1), (13, 7), (2, 12)]

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.errors import ModelError
-from models.parts.rope import RopeScaling, rope_table, rotate
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.rope import RopeScaling, rope_table, rotate
 
 
 def test_rotation_is_complex_multiplication_of_channel_pairs(float64):

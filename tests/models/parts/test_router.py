@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.parts.router import Router, within_capacity
-from models.parts.zigzag import SequenceOrder
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.router import Router, within_capacity
 
 BATCH, SEQ, WIDTH, EXPERTS, K = 3, 5, 6, 7, 2
 X = np.random.default_rng(1).normal(size=(BATCH, SEQ, WIDTH)).astype(np.float32)

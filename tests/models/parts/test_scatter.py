@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from models.parts.scatter import scatter_tokens
+from hetjax.models.parts.scatter import scatter_tokens
 
 RNG = np.random.default_rng(0)
 TEXT, TOKENS = RNG.normal(size=(3, 6, 4)), RNG.normal(size=(3, 3, 4))

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.parts.mlp import SwiGLU
-from models.parts.stack import Stack
+from hetjax.models.parts.mlp import SwiGLU
+from hetjax.models.parts.stack import Stack
 
 
 def build(count=4):

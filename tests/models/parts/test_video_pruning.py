@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.compiled import collectives
-from models.errors import ModelError
-from models.parts.evs import compact_rows, keep_count, prune, retained, room_for_kept
+from hetjax.compilation.hlo import collectives
+from hetjax.models.errors import ModelError
+from hetjax.models.parts.video_pruning import compact_rows, keep_count, prune, retained, room_for_kept
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 

@@ -15,12 +15,12 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from hetjax.checkpoint.saved import SavedWeights
+from hetjax.checkpoint.saved_weights import SavedWeights
 from hetjax.cli import main
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.families import find_family
-from tests.models.huggingface.folders import LLAMA, QWEN3_MOE
-from tests.models.huggingface.omni_configs import TINY as OMNI
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.families import find_family
+from tests.harness.huggingface.folders import LLAMA, QWEN3_MOE
+from tests.harness.huggingface.omni_configs import TINY as OMNI
 
 pytestmark = pytest.mark.live
 

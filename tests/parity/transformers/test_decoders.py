@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.models.huggingface.decoders import (
+from tests.harness.huggingface.decoders import (
     CONFIGS,
     config_of,
     entries_of,
@@ -18,7 +18,7 @@ from tests.models.huggingface.decoders import (
     logits,
     loss_and_gradients,
 )
-from tests.parity.transformers.decoders import CLASSES, run
+from tests.harness.transformers.decoders import CLASSES, run
 
 pytestmark = pytest.mark.live
 # Of an output and of gradients, relative to the largest entry of each.

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from models.dynamic_resolution import DynamicResolution
-from models.huggingface.radio import MEAN, STD
-from models.patch_rows import PatchRows, normalize, resize
+from hetjax.models.dynamic_resolution import DynamicResolution
+from hetjax.models.huggingface.radio import MEAN, STD
+from hetjax.models.patch_rows import PatchRows, normalize, resize
 
 torch = pytest.importorskip("torch")
 try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.parts.evs import keep_count, retained
+from hetjax.models.parts.video_pruning import keep_count, retained
 
 torch = pytest.importorskip("torch")
 modeling = pytest.importorskip("transformers.models.nemotron_h_omni.modeling_nemotron_h_omni")

@@ -9,9 +9,9 @@ from safetensors.numpy import load_file
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
-from tests.models.huggingface.hybrids import CONFIGS, config_of, inputs, logits, loss_and_gradients
-from tests.parity.transformers.hybrids import build, run
+from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
+from tests.harness.huggingface.hybrids import CONFIGS, config_of, inputs, logits, loss_and_gradients
+from tests.harness.transformers.hybrids import build, run
 
 pytestmark = pytest.mark.live
 # Of an output and of gradients, relative to the largest entry of each.

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.mamba import mamba_entries
-from models.parts.mamba import Mamba2, MambaCache, MambaConfig
-from tests.models.parts.mamba.layer import build
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.mamba import mamba_entries
+from hetjax.models.parts.mamba import Mamba2, MambaCache, MambaConfig
+from tests.harness.models.mamba_layer import build
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.parts.mel import log_mel, mel_filters
-from tests.parity.oracle import relative_error
+from hetjax.models.parts.mel import log_mel, mel_filters
+from tests.harness.parity.oracle import relative_error
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from hetjax import Edge, ModuleGraph, Trainer
-from hetjax.generate import Generator
-from meshes import Layout, Placement
-from tests.models.huggingface.omni_cases import (
+from hetjax.generation.generator import Generator
+from hetjax.meshes import Layout, Placement
+from tests.harness.huggingface.omni_cases import (
     WHOLE,
     Case,
     hf_config,
@@ -23,11 +23,11 @@ from tests.models.huggingface.omni_cases import (
     our_batch,
     our_modules,
 )
-from tests.parity.oracle import relative_error
+from tests.harness.parity.oracle import relative_error
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from tests.parity.transformers import omni_reference as reference
+from tests.harness.transformers import omni_reference as reference
 
 pytestmark = pytest.mark.live
 

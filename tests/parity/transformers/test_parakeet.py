@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from models.huggingface.entry import write_tensors
-from models.huggingface.parakeet import parakeet_entries
-from tests.models.tiny_parakeet import from_tensors, value_and_gradients
-from tests.parity.oracle import relative_error
+from hetjax.models.huggingface.entry import write_tensors
+from hetjax.models.huggingface.parakeet import parakeet_entries
+from tests.harness.models.tiny_parakeet import from_tensors, value_and_gradients
+from tests.harness.parity.oracle import relative_error
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from hetjax.processor import ChatTemplate, load_omni_tokenizer, parse_messages
-from hetjax.processor.layout import Tokens, audio_items, image_items, video_items
-from hetjax.processor.rendering import render_chat
-from hetjax.processor.template import DEFAULT_TEMPLATE
+from hetjax.data.chat import ChatTemplate, load_omni_tokenizer, parse_messages
+from hetjax.data.chat.chat_rendering import render_chat
+from hetjax.data.chat.prompt_order import Tokens, audio_items, image_items, video_items
+from hetjax.data.chat.template import DEFAULT_TEMPLATE
 
 transformers = pytest.importorskip("transformers")
 

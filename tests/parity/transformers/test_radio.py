@@ -11,14 +11,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import RadioEncoder
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.radio import IGNORED, radio_config, radio_constants, radio_entries, radio_hf_config
-from tests.models.radio_cases import TINY, image_inputs, images, video, video_inputs
+from hetjax.models import RadioEncoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.radio import IGNORED, radio_config, radio_constants, radio_entries, radio_hf_config
+from tests.harness.models.radio_cases import TINY, image_inputs, images, video, video_inputs
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("tests.parity.transformers.radio_reference")
+reference = pytest.importorskip("tests.harness.transformers.radio_reference")
 
 pytestmark = pytest.mark.live
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import Siglip2Encoder
-from models.arrays import arrays_by_path, with_arrays
-from models.huggingface.entry import read_arrays, write_tensors
-from models.huggingface.siglip2 import siglip2_config, siglip2_entries
-from tests.models.radio_cases import image_inputs, images
-from tests.models.siglip2_cases import FIXED, PACKED, fixed_images
+from hetjax.models import Siglip2Encoder
+from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries
+from tests.harness.models.radio_cases import image_inputs, images
+from tests.harness.models.siglip2_cases import FIXED, PACKED, fixed_images
 
 torch = pytest.importorskip("torch")
-reference = pytest.importorskip("tests.parity.transformers.siglip2_reference")
+reference = pytest.importorskip("tests.harness.transformers.siglip2_reference")
 
 pytestmark = pytest.mark.live
 

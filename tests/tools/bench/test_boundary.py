@@ -8,7 +8,7 @@ import pytest
 
 from hetjax.cli import main
 from hetjax.errors import ConfigError
-from hetjax.tools import bench_boundary as tool
+from hetjax.tools.bench import boundary as tool
 
 SHAPE = (24, 64, 8)
 

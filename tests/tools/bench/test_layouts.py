@@ -1,7 +1,7 @@
 import pytest
 
 from hetjax.errors import ConfigError
-from hetjax.tools.bench_layouts import layouts
+from hetjax.tools.bench.layouts import layouts
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 
 from hetjax.cli import main
 from hetjax.errors import ConfigError
-from hetjax.tools import bench_overhead
-from hetjax.tools.bench_overhead import overhead
+from hetjax.tools.bench import overhead as bench_overhead
+from hetjax.tools.bench.overhead import overhead
 
 COMMAND = "bench overhead --devices [2] --microbatches [4] --steps 2 --warmup 1 --size tiny --json"
 

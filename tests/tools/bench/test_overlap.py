@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hetjax.cli import main
-from hetjax.tools.bench_overlap import summary
+from hetjax.tools.bench.overlap import summary
 
 
 def worker(pipelined, one_at_a_time, stage: str, forward: float, backward: float):

@@ -5,7 +5,7 @@ import pytest
 from hetjax.cli import main
 from hetjax.errors import ConfigError, ScheduleError
 from hetjax.schedule import Costs, interleaved_1f1b, simulate
-from hetjax.tools.bench_schedules import CLOSED_FORMS, peak_live, pipeline, schedules
+from hetjax.tools.bench.schedules import CLOSED_FORMS, peak_live, pipeline, schedules
 from hetjax.tools.given_costs import KindCosts
 
 

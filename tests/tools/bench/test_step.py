@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from hetjax.errors import ConfigError
-from hetjax.tools.bench_step import share_of_peak, step
+from hetjax.tools.bench.step import share_of_peak, step
 
 
 def test_bench_step_relates_tokens_and_flops_to_the_median_step(make_config):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hetjax.tools.traffic import bytes_of_step
-from meshes import Layout
-from tests.test_shards import make_trainer
+from hetjax.meshes import Layout
+from hetjax.tools.bench.traffic import bytes_of_step
+from tests.programs.test_data_shards import make_trainer
 
 pytestmark = pytest.mark.optimized
 

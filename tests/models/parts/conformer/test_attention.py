@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.parts.conformer.attention import attend_relatively, encode_distances, shift_distances
-from tests.models.tiny_models import relative_error
+from hetjax.models.parts.conformer.attention import attend_relatively, encode_distances, shift_distances
+from tests.harness.models.tiny_models import relative_error
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])

@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.mode import inference
-from models.parts.conformer.batch_norm import BatchNorm
-from tests.models.tiny_models import relative_error
+from hetjax.models.mode import inference
+from hetjax.models.parts.conformer.batch_norm import BatchNorm
+from tests.harness.models.tiny_models import relative_error
 
 
 def make(by_batch):

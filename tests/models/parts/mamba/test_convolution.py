@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.arrays import with_arrays
-from models.parts.mamba.convolution import CausalConv, causal_conv, ids_from, starts_from
-from models.parts.mamba.gated_norm import GatedNorm
-from tests.models.parts.mamba.stepwise import convolution, documents, gated_norm
+from hetjax.models.arrays import with_arrays
+from hetjax.models.parts.mamba.convolution import CausalConv, causal_conv, ids_from, starts_from
+from hetjax.models.parts.mamba.gated_norm import GatedNorm
+from tests.harness.models.mamba_stepwise import convolution, documents, gated_norm
 
 BATCH, TAPS = 2, 4
 

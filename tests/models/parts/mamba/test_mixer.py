@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.arrays import arrays_by_path
-from models.errors import LayoutError, ModelError
-from models.parts.mamba import Mamba2, MambaCache, MambaConfig
-from models.parts.zigzag import SequenceOrder
-from tests.models.parts.mamba import stepwise
-from tests.models.parts.mamba.layer import CONFIG, WIDTH, build, call, error, rows, weights_of
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.errors import LayoutError, ModelError
+from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parts.mamba import Mamba2, MambaCache, MambaConfig
+from tests.harness.models import mamba_stepwise as stepwise
+from tests.harness.models.mamba_layer import CONFIG, WIDTH, build, call, error, rows, weights_of
 
 CONFIGS = {
     "plain": CONFIG,

@@ -1,0 +1,1 @@
+"""The programs of a stage: forward, backward, update and end of step."""

@@ -1,0 +1,1 @@
+"""The training state: its first value, and whole modules seen through their stages."""

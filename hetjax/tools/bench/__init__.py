@@ -1,0 +1,1 @@
+"""The measurements: `hetjax bench NAME`, one file each."""
