@@ -37,7 +37,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of hetjax: what a tool found as tables, or with --json as one JSON object on the last line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from hetjax.tools import run_tool  # only here: train.py needs none of them
+    from hetjax.commands import run_tool  # only here: train.py needs none of them
 
     with user_errors():
         outcome, as_json = run_tool(arguments)

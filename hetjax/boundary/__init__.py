@@ -4,6 +4,5 @@ from hetjax.boundary.edge import Boundary
 from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
 from hetjax.boundary.tiling import Tiling, tiling_of
 from hetjax.boundary.transport import Transport
-from hetjax.tools.device_order import best_device_order
 
-__all__ = ["Boundary", "BoundaryPlan", "PlanStep", "Tiling", "Transport", "best_device_order", "make_plan", "tiling_of"]
+__all__ = ["Boundary", "BoundaryPlan", "PlanStep", "Tiling", "Transport", "make_plan", "tiling_of"]

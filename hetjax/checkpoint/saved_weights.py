@@ -16,7 +16,7 @@ from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.items import place_in_item
 from hetjax.checkpoint.writer import reason
 from hetjax.errors import CheckpointError
-from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 from hetjax.state.weight_source import Box
 
 HUGGING_FACE = "huggingface"

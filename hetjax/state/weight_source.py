@@ -12,7 +12,7 @@ import numpy as np
 
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
-from hetjax.models.huggingface.tensors import TensorInfo, listed
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Stage
 from hetjax.state.module_arrays import find_parts, whole_shapes

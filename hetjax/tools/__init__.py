@@ -1,6 +1,1 @@
-"""The tools beside the trainer, one file each."""
-
-from hetjax.commands import run_tool
-from hetjax.tools.outcome import Outcome
-
-__all__ = ["Outcome", "run_tool"]
+"""The tools beside the trainer, one command a file; `hetjax.commands` has the list."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from hetjax.checkpoint.saved_weights import SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.tensors import listed
+from hetjax.models.huggingface.tensor_files.tensors import listed
 from hetjax.tools.outcome import Outcome, busy
 
 

@@ -15,8 +15,8 @@ from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import matches, read_json
 from hetjax.models.huggingface.parts import slot_infos
-from hetjax.models.huggingface.quantized import PlainTensors
-from hetjax.models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.huggingface.tensor_files.quantized import PlainTensors
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
 
 Box = tuple[slice, ...]
 """A start and a stop in every dim of an array."""

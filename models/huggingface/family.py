@@ -14,7 +14,7 @@ from flax import nnx
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry
-from hetjax.models.huggingface.quantized import ACTIVATION_SCALES
+from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES
 
 Configs = dict[str, Any]
 """The config of each module, by its name in the module graph."""

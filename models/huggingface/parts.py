@@ -8,7 +8,7 @@ import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry
-from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 # Numbers of stand-ins are never read: one byte in all of them.
 _STAND_IN = np.zeros((), np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hetjax.checkpoint.huggingface import from_checkpoint  # noqa: F401
 from hetjax.checkpoint.saved_weights import SavedWeights  # noqa: F401, what a conversion imports
-from hetjax.tools import run_tool
+from hetjax.commands import run_tool
 
 
 def memory(what: str) -> int:

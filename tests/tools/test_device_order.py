@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.boundary import Tiling, Transport, best_device_order, make_plan
+from hetjax.boundary import Tiling, Transport, make_plan
+from hetjax.tools.device_order import best_device_order
 from tests.harness.boundary_cases import assert_shards_equal, on_devices
 
 MESHES = {1: [(1,)], 2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)], 5: [(5,)]}

@@ -16,10 +16,10 @@ from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import Configs, Family, read_json
-from hetjax.models.huggingface.precision import quantization_config
-from hetjax.models.huggingface.quantized import ACTIVATION_SCALES, Form
-from hetjax.models.huggingface.shards import SHARD_BYTES, ShardWriter
-from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.precision import quantization_config
+from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES, Form
+from hetjax.models.huggingface.tensor_files.shards import SHARD_BYTES, ShardWriter
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 
 def from_checkpoint(

@@ -13,10 +13,10 @@ from hetjax.models.huggingface.checkpoint import wanted_dtype
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.family import Configs, Family
 from hetjax.models.huggingface.parts import name_infos
-from hetjax.models.huggingface.precision import quantized_forms
-from hetjax.models.huggingface.quantized import Form, quantized_infos, quantized_tensors
-from hetjax.models.huggingface.shards import ShardWriter
-from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.precision import quantized_forms
+from hetjax.models.huggingface.tensor_files.quantized import Form, quantized_infos, quantized_tensors
+from hetjax.models.huggingface.tensor_files.shards import ShardWriter
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 
 class Plan:

@@ -17,7 +17,7 @@ from hetjax.checkpoint.items import place_in_item
 from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.tensors import TensorInfo, listed
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
 from hetjax.stages.flat_state import take_apart
 
 MODEL_SETTINGS = "model.yaml"

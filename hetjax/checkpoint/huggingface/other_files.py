@@ -11,8 +11,8 @@ import numpy as np
 
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.family import Family
-from hetjax.models.huggingface.shards import ShardWriter
-from hetjax.models.huggingface.tensors import INDEX, SINGLE, CheckpointTensors, SafetensorsFile
+from hetjax.models.huggingface.tensor_files.shards import ShardWriter
+from hetjax.models.huggingface.tensor_files.tensors import INDEX, SINGLE, CheckpointTensors, SafetensorsFile
 
 KEPT = "kept.safetensors"
 """Among the copied files: tensors that are none of our arrays."""

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.fp8 import E4M3, LARGEST, largest, row_blocks
+from hetjax.models.huggingface.tensor_files.fp8 import E4M3, LARGEST, largest, row_blocks
 
 BLOCK = 16
 """Inputs that share a scale."""

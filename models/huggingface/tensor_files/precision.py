@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.quantized import Form
+from hetjax.models.huggingface.tensor_files.quantized import Form
 
 _LINEAR = r"\.(in|out|q|k|v|o|gate|up|down)_proj\.weight$"
 _ROUTED = re.compile(r"\.experts\.\d+\.(gate|up|down)_proj\.weight$")

@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
-from hetjax.models.huggingface.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
-from hetjax.models.huggingface.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.huggingface.tensor_files.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
+from hetjax.models.huggingface.tensor_files.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
 
 Form = Literal["fp8", "nvfp4"]
 

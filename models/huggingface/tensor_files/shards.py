@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.tensors import DTYPES, INDEX, SINGLE, TensorInfo, listed
+from hetjax.models.huggingface.tensor_files.tensors import DTYPES, INDEX, SINGLE, TensorInfo, listed
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of a shard, unless one tensor alone has more."""

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file
 
-from hetjax.models.huggingface.tensors import CheckpointTensors
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors
 from tests.harness.convert_tool import convert, refused
 from tests.harness.huggingface.folders import tensors_of, write_folder
 from tests.harness.huggingface.omni_configs import TINY as TINY_OMNI

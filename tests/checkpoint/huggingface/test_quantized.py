@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.tensors import CheckpointTensors
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors
 from tests.harness.convert_tool import FORMS, convert, refused
 from tests.harness.huggingface.folders import LLAMA, QWEN3_MOE, tensors_of, write_folder
 
@@ -101,8 +101,8 @@ def load_quantized(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_quantized(folder: Path, hf: dict, tensors: dict[str, np.ndarray]) -> None:
-    from hetjax.models.huggingface.shards import ShardWriter
-    from hetjax.models.huggingface.tensors import TensorInfo
+    from hetjax.models.huggingface.tensor_files.shards import ShardWriter
+    from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
     with ShardWriter(folder, {n: TensorInfo(t.shape, t.dtype) for n, t in tensors.items()}) as writer:
         for name, tensor in tensors.items():

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.parts import name_infos
-from hetjax.models.huggingface.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

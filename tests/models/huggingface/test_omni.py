@@ -10,7 +10,7 @@ from flax import nnx
 from hetjax.models import ModelError
 from hetjax.models.huggingface.families import FAMILIES, find_family
 from hetjax.models.huggingface.omni import omni_configs, omni_entries, omni_hf_config
-from hetjax.models.huggingface.precision import quantization_config, quantized_forms
+from hetjax.models.huggingface.tensor_files.precision import quantization_config, quantized_forms
 from tests.harness.huggingface.omni_configs import RELEASE, TINY
 
 

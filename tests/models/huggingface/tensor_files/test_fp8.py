@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from hetjax.models.huggingface.fp8 import dequantize_fp8, fp8_scale, quantize_fp8
+from hetjax.models.huggingface.tensor_files.fp8 import dequantize_fp8, fp8_scale, quantize_fp8
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from hetjax.models import ModelError
-from hetjax.models.huggingface.nvfp4 import dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
-from tests.models.huggingface.test_fp8 import e4m3_values, weights
+from hetjax.models.huggingface.tensor_files.nvfp4 import dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
+from tests.models.huggingface.tensor_files.test_fp8 import e4m3_values, weights
 
 FLOAT32 = np.dtype(np.float32)
 MAGNITUDES = np.asarray([0, 0.5, 1, 1.5, 2, 3, 4, 6])

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hetjax.models import ModelError
-from hetjax.models.huggingface.shards import ShardWriter, plan_shards
-from hetjax.models.huggingface.tensors import CheckpointTensors, SafetensorsFile, TensorInfo
+from hetjax.models.huggingface.tensor_files.shards import ShardWriter, plan_shards
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, SafetensorsFile, TensorInfo
 
 RANDOM = np.random.default_rng(0)
 TENSORS = {
