@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-
-from hetjax.models.dims import named
 
 # B batch · S sequence · K taps · T = K - 1 + S, the rows and the K - 1 before them · F channels, in one dim or more
 
 
-class CausalConv(nnx.Module):
-    """silu(bias + sum over j < K of kernel[K-1-j] * x_{t-j}), channel by channel.
+class Streams(NamedTuple):
+    """The three arrays that pass through the convolution of a Mamba-2 layer, or what goes with each of them."""
 
-    Kernel and bias are drawn uniformly from ±1/sqrt(K), the usual for a convolution with K inputs.
-    """
-
-    def __init__(self, taps: int, channels: Mapping[str, int], *, rngs: nnx.Rngs):
-        def uniform(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
-            return jax.random.uniform(key, shape, dtype, minval=-(taps**-0.5), maxval=taps**-0.5)
-
-        shape = tuple(channels.values())
-        self.kernel = nnx.Param(named(uniform, None, *channels)(rngs.params(), (taps, *shape), jnp.float32))
-        self.bias = nnx.Param(named(uniform, *channels)(rngs.params(), shape, jnp.float32))
+    x: Any
+    b: Any
+    c: Any
 
 
 @partial(jax.checkpoint, prevent_cse=False)

@@ -23,9 +23,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from hetjax.models.dims import Splits
 from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.causal_conv import Streams, causal_conv, starts_from
 from hetjax.models.kernels.mamba_scan import chunk_states, cut, outputs, pass_on
-from hetjax.models.parts.mamba.cache import Streams
-from hetjax.models.parts.mamba.convolution import causal_conv, starts_from
 
 # B batch · S sequence · H heads · P head width · G groups · R heads of a group · N state · K taps
 # On one device: L rows of a run · T = min(L, K - 1) last ones · C chunks

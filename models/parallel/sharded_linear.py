@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import Dims, Splits, constrain, splits_in_force
 from hetjax.models.parallel.dim_axes import Axes, Held, common, flat, held_in
-from hetjax.models.parts.linear import Linear
 from hetjax.models.remat import PRODUCT, point
 
 
@@ -60,8 +61,27 @@ class Plan:
     outs_over: Axes
 
 
+class LinearMap(Protocol):
+    """A linear map, as `hetjax.models.parts.linear.Linear` is one: its weights, and what runs it without a layout.
+
+    Attributes:
+        ins, outs: names of the contracted dims, and of those of the result.
+        kernel: [*ins, *outs], read as `kernel[...]`.
+    """
+
+    ins: tuple[str, ...]
+    outs: tuple[str, ...]
+    kernel: nnx.Param
+
+    def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
+        """`x @ kernel`."""
+
+    def shift(self, y: Float[Array, "*batch *outs"]) -> Float[Array, "*batch *outs"]:
+        """`y + bias`, if there is one."""
+
+
 def project(
-    x: Float[Array, "*given_ins"], *linears: Linear, given: Dims, wanted: Dims
+    x: Float[Array, "*given_ins"], *linears: LinearMap, given: Dims, wanted: Dims
 ) -> tuple[Float[Array, "*wanted_outs"], ...]:
     """Each linear map of x [given, ins], as [wanted, outs]; `given` and `wanted` name the same rows.
 
@@ -78,7 +98,7 @@ def project(
     return tuple(linear.shift(constrain(y, *wanted, *linear.outs)) for linear, y in zip(linears, results, strict=True))
 
 
-def _plan(splits: Splits, linears: tuple[Linear, ...], given: Dims, wanted: Dims) -> Plan | None:
+def _plan(splits: Splits, linears: tuple[LinearMap, ...], given: Dims, wanted: Dims) -> Plan | None:
     """Who holds what under a layout; None where a rule of the user's makes it another pattern than ours."""
     if splits.weight_axes_of is None:
         return None

@@ -10,7 +10,8 @@ With a head's input x_t [P], its step dt_t > 0 and its A < 0, and the vectors B_
 devices share.
 """
 
-from hetjax.models.parts.mamba.cache import MambaCache, Streams
+from hetjax.models.kernels.causal_conv import Streams
+from hetjax.models.parts.mamba.cache import MambaCache
 from hetjax.models.parts.mamba.config import MambaConfig
 from hetjax.models.parts.mamba.mixer import Mamba2
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import Dims
+from hetjax.models.kernels.causal_conv import Streams
 from hetjax.models.parts.mamba.config import MambaConfig
 
 # B batch · K taps of the convolution · H heads · P head width · G groups · N state
-
-
-class Streams(NamedTuple):
-    """The three arrays that pass through the convolution, or what goes with each of them."""
-
-    x: Any
-    b: Any
-    c: Any
 
 
 class MambaCache(NamedTuple):

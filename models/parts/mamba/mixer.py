@@ -12,14 +12,15 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named, split_of, splits_in_force
 from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.causal_conv import Streams, causal_conv, ids_from, starts_from
 from hetjax.models.kernels.mamba_scan import ssd_scan, ssd_step
 from hetjax.models.parallel.mamba_context import mix_across
 from hetjax.models.parallel.sharded_linear import project
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.linear import Linear
-from hetjax.models.parts.mamba.cache import MambaCache, Streams
+from hetjax.models.parts.mamba.cache import MambaCache
 from hetjax.models.parts.mamba.config import MambaConfig
-from hetjax.models.parts.mamba.convolution import CausalConv, causal_conv, ids_from, starts_from
+from hetjax.models.parts.mamba.convolution import CausalConv
 from hetjax.models.parts.mamba.gated_norm import GatedNorm
 
 # B batch · S sequence · D width · H heads · P head width · G groups · N state · K taps of the convolution

@@ -16,9 +16,9 @@ from hetjax.meshes import Layout, PlacementError
 from hetjax.models.arrays import arrays_by_path, with_arrays
 from hetjax.models.dims import RESIDUAL, layout_in_force
 from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.causal_conv import Streams
 from hetjax.models.parallel.mamba_context import mix_across
 from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
-from hetjax.models.parts.mamba.cache import Streams
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.stages.flat_state import take_apart
 from tests.harness.models.layouts import constraint_of, splits_of

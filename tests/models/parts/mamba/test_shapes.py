@@ -7,9 +7,9 @@ import pytest
 from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
+from hetjax.models.kernels.causal_conv import causal_conv, ids_from, starts_from
 from hetjax.models.kernels.mamba_scan import chunk_states, cut, outputs, ssd_scan, ssd_step
 from hetjax.models.parts.mamba import Mamba2
-from hetjax.models.parts.mamba.convolution import causal_conv, ids_from, starts_from
 from hetjax.models.parts.mamba.gated_norm import _gated_norm
 from tests.harness.models.mamba_layer import WIDTH, build
 
