@@ -4,26 +4,14 @@ import ast
 import graphlib
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.harness.paths import ROOT
+from tests.harness.sources import MODULES
 
-INSTALLED = {"hetjax": "hetjax", "models": "hetjax.models", "meshes": "hetjax.meshes"}
 # Folders whose own files are parts of no one package: each file stands for itself.
 ROOTS = {"hetjax", "hetjax.models"}
-
-
-def sources() -> Iterator[tuple[str, Path]]:
-    """Every module by its name, with its file."""
-    for folder, package in INSTALLED.items():
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            yield ".".join((package, *parts)).removesuffix(".__init__"), path
-
-
-MODULES = dict(sources())
 
 
 def imports_of(name: str) -> Iterator[str]:

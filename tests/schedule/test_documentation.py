@@ -41,11 +41,3 @@ def test_the_page_has_a_line_in_its_table_for_each_schedule():
     assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == [
         *("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated", "bubble_fill")
     ]
-
-
-def test_the_example_prints_what_it_says(capsys):
-    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
-    exec(code, {})
-    printed = capsys.readouterr().out.splitlines()
-    told = [line.partition("  # ")[2] for line in code.splitlines() if "  # " in line]
-    assert printed[:2] == told
