@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from hetjax.errors import BatchError
 from hetjax.meshes import BATCH_AXES
+from hetjax.stages.flat_state import Arrays
 from hetjax.stages.links import Link
 from hetjax.stages.row_subset import RowSubset
 from hetjax.stages.stage import Shapes, Stage
 
 # A batch is {module: {input: array with the batch dim leading}, "loss_tokens": number}.
 Batch = Mapping[str, Any]
+
+
+class StageMicrobatch(NamedTuple):
+    """One microbatch, by its number in the step, on one stage."""
+
+    stage: str
+    microbatch: int
 
 
 def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], microbatches: int) -> dict[str, Shapes]:
@@ -87,20 +95,22 @@ def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> 
     return tuple(index * size + row for index in range(microbatches) for row in sorted(taken))
 
 
-def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
-    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}, for the stages that this process runs.
+def place_inputs(
+    batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int
+) -> dict[StageMicrobatch, Arrays]:
+    """Dispatch the copies to devices, for each microbatch on each stage that this process runs: arrays by port.
 
     Each device gets its own rows only, so an array may be a `RowSubset` that holds those of this process.
 
     Raises BatchError where the batch is not of the shapes that programs were compiled for.
     """
     _check_compiled(batch, shapes, stages, microbatches)
-    placed = {}
+    placed: dict[StageMicrobatch, Arrays] = {}
     for stage in stages:
         if not stage.is_local:
             continue
         for index in range(microbatches):
-            placed[stage.name, index] = {
+            placed[StageMicrobatch(stage.name, index)] = {
                 port: _place(batch[stage.module][port], aval, index * aval.shape[0])
                 for port, aval in shapes[stage.name].items()
             }
