@@ -65,10 +65,10 @@ class Trainer:
     Args:
         graph: modules and edges.
         placement: a layout for every module.
-        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so what it
-            computes over several weights or over whole ones (a norm in the chain, a factored moment) would depend
-            on the placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
-        schedule: "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated" or "bubble_fill".
+        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so a quantity
+            over several weights or over whole ones (a norm in the chain, a factored moment) would depend on the
+            placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
+        schedule: the name of one of `hetjax.schedule.SCHEDULES`, such as "1f1b" or "gpipe".
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
             estimated from the FLOPs of the programs, once `compile` has the shapes of a batch.
         microbatches: parts that a batch is split into.
@@ -81,8 +81,15 @@ class Trainer:
         compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
-            as ["attention", "mlp"] of the models here: all but those.
+            as ["attention", "mlp"] of hetjax.models: all but those.
         devices: devices that a placement counts; default `jax.devices()`.
+
+    Attributes:
+        placement: the placement on as many devices as there are.
+        stages, links: the modules cut into stages, and the tensors between them.
+        schedule: the schedule that steps run by; one that chooses its order by costs is chosen anew by `compile`.
+        report: the result of its check, with the most microbatches alive on each stage.
+        updates: the update of each stage that trains, by stage name.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
     same order. Each builds, compiles and holds only what its own devices run: a state has the stages of this process.
@@ -156,7 +163,7 @@ class Trainer:
         return self._executor.step
 
     def init(self, seed: int = 0, *, warm_start: Mapping[str, WeightSource] | None = None) -> TrainState:
-        """Weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
+        """Return weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
 
         The weights depend on the seed and the module's name, not on the placement. Modules of `warm_start` take theirs
         from a checkpoint (`hetjax.checkpoint.warm_start.open_weights`) of any placement. Raises ConfigError where they
@@ -208,7 +215,7 @@ class Trainer:
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One training step, dispatched without waiting: (new state, {"loss", "grad_norm"} still on the devices).
+        """Dispatch one training step without waiting: (new state, {"loss", "grad_norm"} still on the devices).
 
         Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
@@ -222,7 +229,7 @@ class Trainer:
         return self._ready(batch).train(state, *self._place(batch), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
-        """The loss, and the gradient of each weight that trains, as host arrays by module and path; `state` is kept.
+        """Return the loss, and the gradients of all trained weights as host arrays by module and path; keeps `state`.
 
         With many processes all of them call it, and get all of it.
         """
@@ -232,7 +239,7 @@ class Trainer:
         return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-        """Every weight as host arrays by module and path, the stages of a module joined.
+        """Return every weight as host arrays by module and path, the stages of a module joined.
 
         With many processes all of them call it, and get all weights, which must fit on one device of each.
         """

@@ -16,10 +16,10 @@ from hetjax.stages.batch import StageMicrobatch
 from hetjax.stages.flat_state import Arrays
 
 # What the programs of a stage hand to each other (see hetjax/programs); nobody else looks inside.
-StageResiduals: TypeAlias = tuple[dict[str, jax.Array], tuple[jax.Array, ...]]
+Residuals: TypeAlias = tuple[dict[str, jax.Array], tuple[jax.Array, ...]]
 """What a forward keeps for its backward: arguments that it takes again, by position, and what it made."""
 
-PendingGradients: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+PendingWeights: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 """What BACKWARD_INPUT keeps for BACKWARD_WEIGHT: arguments that it takes again, and what it made."""
 
 Cotangents: TypeAlias = dict[str, tuple[jax.Array, ...]]
@@ -48,9 +48,9 @@ class StageInFlight:
     square_sum: jax.Array | None = None
     backwards: int = 0
     inputs: dict[int, Arrays] = dataclasses.field(default_factory=dict)
-    residuals: dict[int, StageResiduals] = dataclasses.field(default_factory=dict)
+    residuals: dict[int, Residuals] = dataclasses.field(default_factory=dict)
     cotangents: dict[int, Cotangents] = dataclasses.field(default_factory=lambda: defaultdict(dict))
-    pending: dict[int, PendingGradients] = dataclasses.field(default_factory=dict)
+    pending: dict[int, PendingWeights] = dataclasses.field(default_factory=dict)
 
     def add_cotangent(self, microbatch: int, port: str, cotangent: jax.Array) -> None:
         """Keep one more gradient of an output port for the backward, which adds them up."""

@@ -11,7 +11,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.execution.flops import estimated_costs
-from hetjax.schedule import Costs, Kind, Timeline, check, simulate
+from hetjax.schedule import Costs, Kind, Report, Timeline, simulate
 from hetjax.schedule.trace import write_trace
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.outcome import Outcome, busy
@@ -47,14 +47,15 @@ def timeline(
     trace_path = None if trace is None else output_path(trace, (".json",))
     use_devices(config)
     trainer = build_trainer(config, schedule_costs=None if costs is None else costs.costs())
+    traced = None
     if costs is not None:
-        schedule, taken, unit = trainer.schedule, costs.costs(), "unit of the given costs"
+        taken, unit = costs.costs(), "unit of the given costs"
     elif measured:
         taken, unit = _measure(trainer, config), "seconds"
-        schedule = trainer.schedule
     else:
         traced = trainer.trace(batch_shapes(config))
-        schedule, taken, unit = traced.schedule, estimated_costs(traced.step), "longest forward"
+        taken, unit = estimated_costs(traced.step), "longest forward"
+    schedule, report = (trainer.schedule, trainer.report) if traced is None else (traced.schedule, traced.report)
     found = simulate(schedule, taken)
     if path.suffix == ".json":
         write_trace(found, path)
@@ -65,7 +66,7 @@ def timeline(
         draw(found, path, title=title, unit="ms" if measured else "units")
     if trace_path is not None:
         write_trace(found, trace_path)
-    numbers = _numbers(found, unit)
+    numbers = _numbers(found, report, unit)
     written = [name for name in (out, trace) if name]
     return Outcome(numbers={**numbers, "written": written}, shown=(_table(numbers), f"wrote {', '.join(written)}"))
 
@@ -86,21 +87,20 @@ def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     return stopwatch.costs()
 
 
-def _numbers(found: Timeline, unit: str) -> dict[str, Any]:
+def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Any]:
     schedule = found.schedule
-    peak_live = check(schedule).peak_live
     return {
         "schedule": schedule.name,
         "microbatches": schedule.microbatches,
         "unit": unit,
         "makespan": found.makespan,
         "idle_share": found.idle_share(),
-        "peak_live_microbatches": max(peak_live.values()),
+        "peak_live_microbatches": max(report.peak_live.values()),
         "stages": {
             stage.name: {
                 "devices": list(stage.devices),
                 "idle_share": found.idle_share(stage.name),
-                "peak_live_microbatches": peak_live[stage.name],
+                "peak_live_microbatches": report.peak_live[stage.name],
                 **{kind.value: _longest(found, stage.name, kind) for kind in Kind if kind is not Kind.TRANSFER},
             }
             for stage in schedule.graph.stages

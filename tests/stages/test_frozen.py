@@ -30,7 +30,7 @@ def test_names_stand_for_modules_and_for_parts_by_path():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"frozen": ["audio"]}, ConfigError, "frozen names module 'audio'"),
         ({"trained": ["vision.projctor"]}, ConfigError, "its parts are layers, norm, patch, positions, projector"),
@@ -38,8 +38,8 @@ def test_names_stand_for_modules_and_for_parts_by_path():
         ({"trained": ["llm"], "frozen": ["llm"]}, GraphError, "leave at least one to train"),
     ],
 )
-def test_a_name_without_weights_is_refused(options, error, told):
-    with pytest.raises(error, match=told.replace("'", ".")):
+def test_a_name_without_weights_is_refused(options, error, message):
+    with pytest.raises(error, match=message.replace("'", ".")):
         frozen_paths(make_graph(), **options)
 
 
