@@ -53,7 +53,7 @@ class ModuleGraph:
         input_ports: names of the inputs it takes (default: the parameters of `__call__`);
         optional_ports: those of them that may be left out (default: parameters with a default value);
         port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
-        stage(index, count): the module's part for one pipeline stage; with a third parameter `layers` it can be told
+        stage(index, count): the module's part for one pipeline stage; with a third parameter `layers` it is given
             how many layers each stage has;
         layer_costs: `hetjax.models.stages.LayerCosts`, to balance stages by;
         independent_samples: True where no sample's outputs depend on another sample of the batch, so that gradients

@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
 
 from hetjax.compilation.compile_all import compile_all
-from hetjax.errors import ConfigError, StateError
+from hetjax.errors import ConfigError
 from hetjax.execution.executor import Announcer, Executor, Observer
 from hetjax.execution.flops import estimated_costs
 from hetjax.execution.step_programs import Step, trace_step
+from hetjax.execution.traced_step import TracedStep
+from hetjax.execution.trainer_options import (
+    Optimizers,
+    check_modules,
+    check_options,
+    check_remat_settings,
+    make_updates,
+)
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
-from hetjax.models import ModelError
-from hetjax.models.remat import Remat, check_remat
-from hetjax.programs.update import Update
-from hetjax.schedule import Costs, Schedule, build_schedule
-from hetjax.schedule.check import check
-from hetjax.stages.batch import Batch, check_loss_tokens, input_shapes, loss_tokens, place_inputs
+from hetjax.models.remat import Remat
+from hetjax.schedule import Costs, Report, Schedule, build_schedule, check, needs_costs
+from hetjax.stages.batch import (
+    Batch,
+    StageMicrobatch,
+    check_loss_tokens,
+    input_shapes,
+    loss_tokens,
+    place_inputs,
+)
 from hetjax.stages.cut import cut_graph
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices, to_every_process
 from hetjax.stages.links import make_links, stage_graph
-from hetjax.stages.stage import Stage
+from hetjax.stages.stage import LOSS, Stage
 from hetjax.state.initialize import initialize
 from hetjax.state.module_arrays import merge_stages
-from hetjax.state.train_state import TrainState
+from hetjax.state.train_state import TrainState, check_state
 from hetjax.state.weight_source import WeightSource
+
+_log = logging.getLogger(__name__)
+
+
+class PlacedBatch(NamedTuple):
+    """A batch on the devices: each local stage's inputs, and one over the loss tokens on the last stage's mesh."""
+
+    inputs: dict[StageMicrobatch, Arrays]
+    loss_scale: jax.Array | None
 
 
 class Trainer:
@@ -45,13 +65,13 @@ class Trainer:
     Args:
         graph: modules and edges.
         placement: a layout for every module.
-        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so what it
-            computes over several weights or over whole ones (a norm in the chain, a factored moment) would depend
-            on the placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
-        schedule: "gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated" or "bubble_fill".
+        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so a quantity
+            over several weights or over whole ones (a norm in the chain, a factored moment) would depend on the
+            placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
+        schedule: the name of one of `hetjax.schedule.SCHEDULES`, such as "1f1b" or "gpipe".
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
-            estimated from the FLOPs of the programs, once the shapes of a batch are known.
-        microbatches: parts that a batch is cut into.
+            estimated from the FLOPs of the programs, once `compile` has the shapes of a batch.
+        microbatches: parts that a batch is split into.
         frozen: modules that do not train, or parts of them by path ("vision.layers"): they get no optimizer state, a
             backward program only where a gradient passes through them, and running statistics of whole modules stay.
         trained: the only modules, or parts of them ("vision.projector"), that train; None for all that is not frozen.
@@ -61,8 +81,15 @@ class Trainer:
         compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
-            as ["attention", "mlp"] of the models here: all but those.
+            as ["attention", "mlp"] of hetjax.models: all but those.
         devices: devices that a placement counts; default `jax.devices()`.
+
+    Attributes:
+        placement: the placement on as many devices as there are.
+        stages, links: the modules cut into stages, and the tensors between them.
+        schedule: the schedule that steps run by; one that chooses its order by costs is chosen anew by `compile`.
+        report: the result of its check, with the most microbatches alive on each stage.
+        updates: the update of each stage that trains, by stage name.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
     same order. Each builds, compiles and holds only what its own devices run: a state has the stages of this process.
@@ -75,7 +102,7 @@ class Trainer:
         graph: ModuleGraph,
         placement: Placement,
         *,
-        optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+        optimizer: Optimizers,
         schedule: str = "1f1b",
         schedule_costs: Costs | None = None,
         microbatches: int = 1,
@@ -88,53 +115,44 @@ class Trainer:
         remat: Mapping[str, Remat | Sequence[str]] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        _check_options(microbatches, max_grad_norm, param_dtype, compute_dtype)
+        self.devices = tuple(jax.devices() if devices is None else devices)
+        check_options(
+            microbatches=microbatches,
+            max_grad_norm=max_grad_norm,
+            param_dtype=param_dtype,
+            compute_dtype=compute_dtype,
+            devices=self.devices,
+        )
         self.graph = graph
-        devices = jax.devices() if devices is None else list(devices)
-        self.placement = placement.resolve(len(devices))
-        self.devices = tuple(devices)
-        if jax.process_index() not in {device.process_index for device in devices}:
-            raise ConfigError(
-                f"process {jax.process_index()} of {jax.process_count()} has none of the {len(devices)} devices of the "
-                "trainer; let it run no trainer, or give devices of every process"
-            )
+        self.placement = placement.resolve(len(self.devices))
         self.stages = cut_graph(
             graph,
             self.placement,
-            devices=devices,
+            devices=self.devices,
             frozen=frozen,
             trained=trained,
             param_dtype=param_dtype,
             compute_dtype=compute_dtype,
-            remat=_checked_remat(remat or {}, graph),
+            remat=check_remat_settings(remat or {}, graph),
         )
         self.links = make_links(graph, self.stages)
         self.schedule: Schedule = build_schedule(
             schedule, stage_graph(self.stages, self.links), microbatches, schedule_costs
         )
-        self.report = check(self.schedule)
-        self._costs_given = schedule_costs is not None
-        scales = dict(learning_rate_scale or {})
-        _check_modules(scales, graph, "learning_rate_scale")
-        for module in [each for each in scales if not any(s.trains for s in self.stages if s.module == each)]:
-            raise ConfigError(f"learning_rate_scale names module '{module}', which is frozen; drop one of the two")
-        optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else dict.fromkeys(graph.modules, optimizer)
-        _check_modules(optimizers, graph, "optimizer")
-        self.updates = {
-            stage.name: Update(
-                stage,
-                _of_module(optimizers, stage.module),
-                learning_rate_scale=scales.get(stage.module, 1.0),
-                max_grad_norm=max_grad_norm,
-            )
-            for stage in self.stages
-            if stage.trains
-        }
+        self.report: Report = check(self.schedule)
+        self._estimates_costs = needs_costs(schedule) and schedule_costs is None
+        self.updates = make_updates(
+            graph,
+            self.stages,
+            optimizer,
+            learning_rate_scale=learning_rate_scale or {},
+            max_grad_norm=max_grad_norm,
+        )
         self._executor: Executor | None = None
 
     @property
     def microbatches(self) -> int:
-        """Parts that a batch is cut into."""
+        """Parts that a batch is split into."""
         return self.schedule.microbatches
 
     @property
@@ -145,13 +163,13 @@ class Trainer:
         return self._executor.step
 
     def init(self, seed: int = 0, *, warm_start: Mapping[str, WeightSource] | None = None) -> TrainState:
-        """Weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
+        """Return weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
 
         The weights depend on the seed and the module's name, not on the placement. Modules of `warm_start` take theirs
         from a checkpoint (`hetjax.checkpoint.warm_start.open_weights`) of any placement. Raises ConfigError where they
         do not fit.
         """
-        _check_modules(warm_start or {}, self.graph, "warm_start")
+        check_modules(warm_start or {}, self.graph, "warm_start")
         return initialize(self.graph, self.stages, self.updates, seed, warm_start)
 
     def compile(
@@ -162,24 +180,32 @@ class Trainer:
         `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`. `also` holds further
         compilations to run at the same time, by name, e.g. those of `Generator.trace`.
         """
-        step, tasks = self.trace(batch)
-        compile_all({**tasks, **(also or {})}, progress=progress)
-        self._executor = Executor(step)
+        traced = self.trace(batch)
+        compile_all({**traced.tasks, **(also or {})}, progress=progress)
+        if traced.schedule is not self.schedule:
+            _log.info(
+                "schedule '%s': order chosen by costs estimated from the FLOPs of the programs (%s before, %s now)",
+                self.schedule.name, self.schedule.digest()[:16], traced.schedule.digest()[:16],
+            )  # fmt: skip
+        self.schedule, self.report = traced.schedule, traced.report
+        self._executor = Executor(traced.step)
 
-    def trace(self, batch: Batch) -> tuple[Step, dict[str, Callable[[], object]]]:
-        """Trace all programs of a step for batches of these shapes, and list what remains to compile, by name.
+    def trace(self, batch: Batch) -> TracedStep:
+        """Trace all programs of a step for batches of these shapes; the trainer stays as it is.
+
+        A schedule that chooses its order by costs (`hetjax.schedule.needs_costs`) is built anew from the FLOPs of the
+        traced programs, unless `schedule_costs` were given: the traced step holds the schedule that it would run by.
 
         Raises BatchError and GraphError.
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
         check_loss_tokens(batch, self.graph.sink)
         step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices)
-        if self.schedule.name == "bubble_fill" and not self._costs_given:
-            costs = estimated_costs(step)
-            self.schedule = build_schedule("bubble_fill", self.schedule.graph, self.microbatches, costs)
-            self.report = check(self.schedule)
-            step = dataclasses.replace(step, schedule=self.schedule)
-        return step, tasks
+        if not self._estimates_costs:
+            return TracedStep(step, self.report, tasks)
+        costs = estimated_costs(step)
+        schedule = build_schedule(self.schedule.name, self.schedule.graph, self.microbatches, costs)
+        return TracedStep(dataclasses.replace(step, schedule=schedule), check(schedule), tasks)
 
     def step(
         self,
@@ -189,7 +215,7 @@ class Trainer:
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One training step, dispatched without waiting: (new state, {"loss", "grad_norm"} still on the devices).
+        """Dispatch one training step without waiting: (new state, {"loss", "grad_norm"} still on the devices).
 
         Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
@@ -199,25 +225,25 @@ class Trainer:
         With many processes a batch may hold, as `RowSubset`, the rows that this process needs (`rows_needed`).
         Every process gets the metrics.
         """
-        self._check_state(state)
+        check_state(state, self.stages)
         return self._ready(batch).train(state, *self._place(batch), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
-        """The loss, and the gradient of each weight that trains, as host arrays by module and path; `state` is kept.
+        """Return the loss, and the gradients of all trained weights as host arrays by module and path; keeps `state`.
 
         With many processes all of them call it, and get all of it.
         """
-        self._check_state(state)
+        check_state(state, self.stages)
         flight, loss = self._ready(batch).gradients(state, *self._place(batch))
         trained = [stage for stage in self.stages if stage.trains]
         return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-        """Every weight as host arrays by module and path, the stages of a module joined.
+        """Return every weight as host arrays by module and path, the stages of a module joined.
 
         With many processes all of them call it, and get all weights, which must fit on one device of each.
         """
-        self._check_state(state)
+        check_state(state, self.stages)
         return self._on_host(self.stages, {name: stage.params for name, stage in state.stages.items()})
 
     def _on_host(
@@ -227,76 +253,21 @@ class Trainer:
         copies = to_every_process(stages, arrays, self.devices, trained=trained)
         return merge_stages(self.graph, stages, copies)
 
-    def _check_state(self, state: TrainState) -> None:
-        names = [stage.name for stage in self.stages if stage.is_local]
-        if sorted(state.stages) != sorted(names):
-            raise StateError(
-                f"the state is of stages {', '.join(state.stages)}, but this trainer has {', '.join(names)}; make one "
-                "with init, or restore a checkpoint, which fits any placement"
-            )
-        for name, stage in state.stages.items():
-            if any(array.is_deleted() for array in stage.params.values()):
-                raise StateError(
-                    f"stage '{name}': the state after {state.step} steps was consumed by a step; "
-                    "go on with the state which that step returned"
-                )
-
     def _ready(self, batch: Batch) -> Executor:
         if self._executor is None:
             self.compile(batch)
         return self._executor
 
-    def _place(self, batch: Batch) -> tuple[dict[tuple[str, int], Arrays], jax.Array | None]:
+    def _place(self, batch: Batch) -> PlacedBatch:
         step, sink = self.compiled, self.compiled.sink
         inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
         count = loss_tokens(batch, self.graph.sink)
         if not sink.is_local:
-            return inputs, None
+            return PlacedBatch(inputs, None)
         if count is None:
-            return inputs, step.scale(tuple(inputs[sink.name, i]["loss_weights"] for i in range(self.microbatches)))
-        dtype = step.programs[sink.name].outputs["loss"].dtype
-        return inputs, to_devices(np.asarray(1.0 / count, dtype), sink.replicated)
-
-
-def _check_options(
-    microbatches: int,
-    max_grad_norm: float | None,
-    param_dtype: DTypeLike,
-    compute_dtype: DTypeLike | None,
-) -> None:
-    if not isinstance(microbatches, int):
-        raise ConfigError(f"microbatches={microbatches!r}; give a whole number")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ConfigError(f"max_grad_norm={max_grad_norm}; give a number above 0, or None for no clipping")
-    for name, dtype in (("param_dtype", param_dtype), ("compute_dtype", compute_dtype)):
-        try:
-            floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-        except TypeError:
-            floating = False
-        if not floating:
-            raise ConfigError(f'{name}={dtype!r} is no floating dtype; give e.g. "float32" or "bfloat16"')
-
-
-def _checked_remat(remat: Mapping[str, Remat | Sequence[str]], graph: ModuleGraph) -> dict[str, Remat]:
-    _check_modules(remat, graph, "remat")
-    settings = {module: setting if isinstance(setting, str) else tuple(setting) for module, setting in remat.items()}
-    for module, setting in settings.items():
-        try:
-            check_remat(setting)
-        except ModelError as error:
-            raise ConfigError(f"module '{module}': {error}") from None
-    return settings
-
-
-def _check_modules(named: Mapping[str, Any], graph: ModuleGraph, what: str) -> None:
-    unknown = set(named) - set(graph.modules)
-    if unknown:
-        raise ConfigError(
-            f"{what} names module '{min(unknown)}', which the graph lacks; its modules are {', '.join(graph.modules)}"
-        )
-
-
-def _of_module(optimizers: Mapping[str, optax.GradientTransformation], module: str) -> optax.GradientTransformation:
-    if module not in optimizers:
-        raise ConfigError(f"optimizer has no entry for module '{module}', which trains; add one or freeze the module")
-    return optimizers[module]
+            loss_weights = tuple(
+                inputs[StageMicrobatch(sink.name, i)]["loss_weights"] for i in range(self.microbatches)
+            )
+            return PlacedBatch(inputs, step.scale(loss_weights))
+        dtype = step.programs[sink.name].outputs[LOSS].dtype
+        return PlacedBatch(inputs, to_devices(np.asarray(1.0 / count, dtype), sink.replicated))

@@ -27,11 +27,11 @@ def test_an_output_that_an_edge_names_but_the_module_lacks_is_refused_with_the_l
 
 
 @pytest.mark.parametrize(
-    ("loss", "told"),
+    ("loss", "message"),
     [(lambda x: jnp.sum(x, axis=-1), r"'loss'.*float32\[4\]"), (lambda x: jnp.sum(x > 0), "'loss' is int32")],
     ids=["vector", "integer"],
 )
-def test_a_loss_that_is_no_floating_scalar_is_refused_with_what_it_is(loss, told):
+def test_a_loss_that_is_no_floating_scalar_is_refused_with_what_it_is(loss, message):
     class Odd(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(IN, CLASSES, rngs=rngs)
@@ -41,7 +41,7 @@ def test_a_loss_that_is_no_floating_scalar_is_refused_with_what_it_is(loss, told
 
     trainer = Trainer(ModuleGraph({"head": Odd}), Placement({"head": Layout(devices="0")}), optimizer=optax.sgd(1))
     batch = {"head": {"x": np.ones((4, IN), np.float32)}, "loss_tokens": 4}
-    with pytest.raises(GraphError, match=f"module 'head'.*{told}"):
+    with pytest.raises(GraphError, match=f"module 'head'.*{message}"):
         trainer.compile(batch)
 
 
@@ -90,7 +90,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_compiles():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"frozen": "encoder"}, r"frozen='encoder' is one string; .*\['encoder'\]"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0; give a number above 0"),
@@ -100,8 +100,8 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_compiles():
         ({"frozen": ["encoder"], "learning_rate_scale": {"encoder": 0.1}}, "names module 'encoder', which is frozen"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         plain_trainer(**options)
 
 

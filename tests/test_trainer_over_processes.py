@@ -16,7 +16,7 @@ LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-5",
 STAGES = ({"vision", "llm.0"}, {"llm.1"})
 
 
-def what_is_here():
+def build_and_step():
     trainer = Trainer(make_graph(), Placement(LAYOUTS), optimizer=make_optimizer(), microbatches=2, max_grad_norm=1.0)
     batch, state = make_batch(), trainer.init()
     state, _ = trainer.step(state, batch)
@@ -53,10 +53,10 @@ def prompts(batch):
 
 
 def test_a_process_compiles_holds_and_reads_what_its_own_devices_run():
-    results = run_processes(2, what_is_here, devices=4, timeout=200)
-    for here, stages in zip(results, STAGES, strict=True):
-        assert here["reads"] == []
-        assert here["state"] == here["programs"] == here["updates"] == stages
+    results = run_processes(2, build_and_step, devices=4, timeout=200)
+    for result, stages in zip(results, STAGES, strict=True):
+        assert result["reads"] == []
+        assert result["state"] == result["programs"] == result["updates"] == stages
     assert results[0]["devices"].isdisjoint(results[1]["devices"])
     assert results[0]["loss"] == results[1]["loss"]
     assert results[0]["answers"] == results[1]["answers"] == results[0]["early"] == results[1]["early"]

@@ -1,4 +1,4 @@
-"""Checkpoints of whole modules, so that what one placement saved restores on any other (Orbax).
+"""Checkpoints of whole modules (Orbax): saved on one placement, restored on any other.
 
 The checkpoint of step 7 is the folder "7" with these items:
     <module>.weights     {"params": ..., "buffers": ...}, each a tree by the whole module's paths;

@@ -1,44 +1,50 @@
-"""The checkpoints of a run: saved in the background, restored on any placement."""
+"""Saves the checkpoints of a run in the background, and restores them on any placement."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from hetjax.checkpoint.description import check_fits, describe, description_of
+from hetjax.checkpoint.description import (
+    DESCRIPTION_FILE,
+    Description,
+    Json,
+    ModuleDescription,
+    check_fits,
+    describe_module,
+)
 from hetjax.checkpoint.folder import CheckpointFolder
-from hetjax.checkpoint.items import item_arrays, item_trees, place_in_item, read_item
-from hetjax.checkpoint.layer_slices import read_runs
+from hetjax.checkpoint.items import Saved, Tree, item_arrays, item_trees, place_in_item, read_item
+from hetjax.checkpoint.layer_slices import read_slices
 from hetjax.checkpoint.writer import Write, reason
 from hetjax.errors import CheckpointError, ConfigError
-from hetjax.state.module_arrays import WholeArray, join_module, split_module, whole_module
-from hetjax.state.train_state import TrainState
+from hetjax.state.module_state import JoinedArrays, Kind, StateArrays, find_state, join_state, split_state
+from hetjax.state.train_state import StageState, TrainState
+from hetjax.state.whole_array import LayerSlices
 from hetjax.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a run in a folder, written in the background.
+    """Writes checkpoints of a run into a folder in the background, and keeps the newest `keep` of them.
 
     While one is written, `keep` others may lie beside it. A checkpoint that a killed job left
-    unfinished does not count, and the next to save here removes it.
+    unfinished does not count, and the next save into the folder removes it.
 
     Over several processes all of them make one and call its methods at the same steps, each with the
-    stages that it runs. The folder must be on a file system that all of them share. What any number of
-    processes wrote, any other number restores.
+    stages that it runs. The folder must be on a file system that all of them share. A checkpoint that any number of
+    processes wrote restores in any other number.
 
     Args:
         directory: the folder; the first `save` makes it.
         keep: how many to keep, at least 1.
-        trainer: whose states are saved and restored.
+        trainer: the trainer of the states that are saved and restored.
 
     Raises ConfigError for `keep` below 1, and GraphError when a module's stages do not make up the whole module.
     """
@@ -50,24 +56,27 @@ class Checkpoints:
         self.keep = keep
         self.trainer = trainer
         graph, stages, updates = trainer.graph, trainer.stages, trainer.updates
-        self._modules = {module: whole_module(graph, module, stages, updates) for module in graph.order}
-        self._description = {module: describe(kinds) for module, kinds in self._modules.items()}
+        self._modules = {module: find_state(graph, module, stages, updates) for module in graph.order}
+        self._described = {module: describe_module(kinds) for module, kinds in self._modules.items()}
         self._folder = CheckpointFolder(self.directory)
         self._write: Write | None = None
-        # The step last saved or restored: on the disk, or on its way there.
+        # The step last saved or restored: on the disk, or on its way to it.
         self._step: int | None = None
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, or None. Raises CheckpointError for an unreadable folder."""
+        """Return the step of the newest complete checkpoint, or None.
+
+        Raises CheckpointError for an unreadable folder.
+        """
         with _failing(f"cannot list the checkpoints in {self.directory}", "give a folder that can be read"):
             return max(self._folder.steps(), default=None)
 
-    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
-        """Begin to save a state; returns when it is copied to the host, so that a step may consume it.
+    def save(self, state: TrainState, extra: Mapping[str, Json]) -> None:
+        """Begin to save a state; return when it is copied to the host, so that a step may consume it.
 
         `extra` is JSON data, which `restore` gives back; of several processes that of process 0 is kept.
-        Saving once more what was last saved or restored does nothing. Raises TypeError when `extra` is not JSON, and
-        CheckpointError when this checkpoint or the one before cannot be written, or when the folder has
+        Saving the step that was last saved or restored once more does nothing. Raises TypeError when `extra` is not
+        JSON, and CheckpointError when this checkpoint or the one before cannot be written, or when the folder has
         one of this step or a later one that this run did not start from.
         """
         self.wait()
@@ -79,14 +88,15 @@ class Checkpoints:
                 f"cannot save step {state.step}: {self.directory} has a checkpoint of step {latest} from another run; "
                 "resume from it, delete it, or give another run_dir"
             )
-        description = description_of(state.step, self._description, extra)
-        trees, writers = {}, {}
+        description = Description(step=state.step, modules=self._described, extra=extra).to_json()
+        trees: dict[str, Tree[Saved]] = {}
+        writers: dict[str, list[int]] = {}
         for module, kinds in self._modules.items():
             processes = self._processes(module)
             shapes = {kind: {path: whole.aval for path, whole in found.items()} for kind, found in kinds.items()}
             writers |= dict.fromkeys(item_trees(module, shapes), processes)
             if jax.process_index() in processes:
-                trees |= item_trees(module, join_module(kinds, state))
+                trees |= item_trees(module, join_state(kinds, state))
         with self._writing(state.step):
             self._write = Write(
                 self._folder, state.step, keep=self.keep, description=description, writers=writers, trees=trees
@@ -94,18 +104,18 @@ class Checkpoints:
         self._step = state.step
 
     def wait(self) -> None:
-        """Wait until what was saved is a complete checkpoint. Raises CheckpointError when it could not be written."""
+        """Wait until the last save is a complete checkpoint. Raises CheckpointError when it could not be written."""
         write, self._write = self._write, None
         if write is not None:
             with self._writing(write.step):
                 write.wait()
 
     def close(self) -> None:
-        """`wait`; nothing is left in the background. Raises CheckpointError as `wait` does."""
+        """Wait, so that nothing is left in the background. Raises CheckpointError as `wait` does."""
         self.wait()
 
-    def restore(self) -> tuple[TrainState, dict[str, Any]]:
-        """The state and `extra` of the newest complete checkpoint, bit for bit, on the trainer's placement.
+    def restore(self) -> tuple[TrainState, Mapping[str, Json]]:
+        """Return the state and `extra` of the newest complete checkpoint, bit for bit, on the trainer's placement.
 
         A process gets the stages that it runs, and reads no more than they need. A module that was
         frozen then and trains now, or the reverse, has its weights cast to their dtype now and its
@@ -117,41 +127,44 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"there is no checkpoint in {self.directory}; train first, or give another run_dir")
-        what = f"the checkpoint of step {step} in {self.directory}"
+        name = f"the checkpoint of step {step} in {self.directory}"
         with self._reading(step):
-            description = json.loads((self._folder.item(step, "description") / "metadata").read_text())
-            check_fits(what, description, self._description)
-        stages = {}
+            text = self._folder.item(step, DESCRIPTION_FILE).read_text()
+            description = Description.from_json(text, name, "use the version that wrote it, or another run_dir")
+            check_fits(name, description.modules, self._described)
+        stages: dict[str, StageState] = {}
         for module, kinds in self._modules.items():
-            saved = description["modules"][module]
-            _warn_of_a_switch(what, module, kinds, saved)
+            saved = description.modules[module]
+            _warn_of_a_switch(name, module, self._described[module], saved)
             parts = [stage for stage in self.trainer.stages if stage.module == module and stage.is_local]
             if parts:
                 arrays = self._read(step, module, {kind: kinds[kind] for kind in kinds if kind in saved})
-                stages.update(split_module(kinds, arrays, parts, self.trainer.updates))
+                stages.update(split_state(kinds, arrays, parts, self.trainer.updates))
         self._step = step
         in_order = {stage.name: stages[stage.name] for stage in self.trainer.stages if stage.is_local}
-        return TrainState(step=step, stages=in_order), description["extra"]
+        return TrainState(step=step, stages=in_order), description.extra
 
-    def _read(
-        self, step: int, module: str, kinds: Mapping[str, Mapping[str, WholeArray]]
-    ) -> dict[str, dict[str, jax.Array]]:
+    def _read(self, step: int, module: str, kinds: StateArrays) -> JoinedArrays:
         """A module's arrays of which this process holds a part, by kind and path."""
         local = {
             kind: {path: whole for path, whole in found.items() if whole.is_local} for kind, found in kinds.items()
         }
         avals = {
-            kind: {path: whole.aval for path, whole in found.items() if not whole.in_runs}
+            kind: {path: whole.aval for path, whole in found.items() if not whole.is_sliced}
             for kind, found in local.items()
         }
         with self._reading(step):
             trees = {
                 item: read_item(self._folder.item(step, item), tree) for item, tree in item_trees(module, avals).items()
             }
-            arrays = {kind: item_arrays(trees, module, kind) for kind in kinds}
-            for kind, path, whole in ((k, p, w) for k, found in local.items() for p, w in found.items() if w.in_runs):
-                item, keys = place_in_item(module, kind, path)
-                arrays[kind][path] = read_runs(self._folder.item(step, item), keys, whole)
+            arrays: dict[Kind, dict[str, jax.Array | LayerSlices]] = {
+                kind: item_arrays(trees, module, kind) for kind in kinds
+            }
+            for kind, found in local.items():
+                for path, whole in found.items():
+                    if whole.is_sliced:
+                        place = place_in_item(module, kind, path)
+                        arrays[kind][path] = read_slices(self._folder.item(step, place.item), place.name, whole)
         return arrays
 
     def _processes(self, module: str) -> list[int]:
@@ -179,20 +192,21 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _failing(what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever Orbax and the file system raise, which is of many types, into CheckpointError."""
+def _failing(failure: str, remedy: str) -> Iterator[None]:
+    """Turn any error of Orbax and the file system, which raise many types, into CheckpointError."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{what}: {reason(error)}; {remedy}") from error
+        raise CheckpointError(f"{failure}: {reason(error)}; {remedy}") from error
 
 
-def _warn_of_a_switch(what: str, module: str, kinds: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    if ("opt_state" in kinds) != ("opt_state" in saved):
-        was, now = ("frozen", "trains") if "opt_state" in kinds else ("trained", "is frozen")
+def _warn_of_a_switch(name: str, module: str, now: ModuleDescription, saved: ModuleDescription) -> None:
+    if ("opt_state" in now) != ("opt_state" in saved):
+        trains = "opt_state" in now
+        before, after = ("frozen", "trains") if trains else ("trained", "is frozen")
         _log.warning(
             "%s: module '%s' %s then and %s now; its optimizer state %s",
-            what, module, was, now, "starts fresh" if "opt_state" in kinds else "is dropped",
+            name, module, before, after, "starts fresh" if trains else "is dropped",
         )  # fmt: skip

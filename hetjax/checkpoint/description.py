@@ -1,70 +1,123 @@
-"""What a checkpoint says of itself, and whether it fits the model at hand."""
+"""The JSON item that describes a checkpoint, and whether it fits a model."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from hetjax.errors import CheckpointError
-from hetjax.state.module_arrays import WholeArray
+from hetjax.state.module_state import Kind, StateArrays
 
 FORMAT = 1
 
-Description = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""{"shape", "dtype"} of a module's arrays by kind and path."""
+DESCRIPTION_FILE = "description/metadata"
+"""Where the description is inside a checkpoint."""
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
-def describe(kinds: Mapping[str, Mapping[str, WholeArray]]) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of a module's arrays by kind and path, as JSON data."""
+class ArrayInfo(NamedTuple):
+    """Shape of a whole array, and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+ModuleDescription: TypeAlias = Mapping[Kind, Mapping[str, ArrayInfo]]
+"""The arrays of a module by kind and path."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """The description of a checkpoint.
+
+    Attributes:
+        step: steps done when it was saved.
+        modules: the arrays of each module.
+        extra: whatever the caller of `Checkpoints.save` gave.
+    """
+
+    step: int
+    modules: Mapping[str, ModuleDescription]
+    extra: Mapping[str, Json]
+
+    def to_json(self) -> str:
+        """Return the text of the item. Raises TypeError when `extra` is not JSON."""
+        modules = {
+            module: {
+                kind: {path: {"shape": list(info.shape), "dtype": info.dtype} for path, info in arrays.items()}
+                for kind, arrays in kinds.items()
+            }
+            for module, kinds in self.modules.items()
+        }
+        return json.dumps({"format": FORMAT, "step": self.step, "modules": modules, "extra": dict(self.extra)})
+
+    @classmethod
+    def from_json(cls, text: str, name: str, remedy: str) -> Description:
+        """Return the description in the text of an item.
+
+        Raises CheckpointError where it has another format, with the `name` of the checkpoint and what to do; ValueError
+        and KeyError where it is damaged.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("the description is no JSON object")
+        if content.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{name} has format {content.get('format')}, but this version reads format {FORMAT}; {remedy}"
+            )
+        modules = {
+            module: {
+                kind: {path: ArrayInfo(tuple(info["shape"]), info["dtype"]) for path, info in arrays.items()}
+                for kind, arrays in kinds.items()
+            }
+            for module, kinds in content["modules"].items()
+        }
+        return cls(step=content["step"], modules=modules, extra=content["extra"])
+
+
+def describe_module(kinds: StateArrays) -> dict[Kind, dict[str, ArrayInfo]]:
+    """Return shape and dtype of a module's arrays by kind and path."""
     return {
-        kind: {path: {"shape": list(whole.aval.shape), "dtype": str(whole.dtype)} for path, whole in found.items()}
+        kind: {path: ArrayInfo(tuple(whole.shape), str(whole.dtype)) for path, whole in found.items()}
         for kind, found in kinds.items()
     }
 
 
-def description_of(step: int, modules: Mapping[str, Description], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole description. Raises TypeError when `extra` is not JSON."""
-    description = {"format": FORMAT, "step": step, "modules": modules, "extra": dict(extra)}
-    json.dumps(description)
-    return description
+def check_fits(name: str, saved: Mapping[str, ModuleDescription], now: Mapping[str, ModuleDescription]) -> None:
+    """Raise CheckpointError when a checkpoint, called `name` in the message, is of another model or optimizer.
 
-
-def check_fits(what: str, description: Mapping[str, Any], now: Mapping[str, Description]) -> None:
-    """Raise CheckpointError when a checkpoint, called `what`, is of another format, model or optimizer."""
-    if description["format"] != FORMAT:
-        raise CheckpointError(
-            f"{what} has format {description['format']}, but this version reads format {FORMAT}; "
-            "use the version that wrote it, or another run_dir"
-        )
-    saved = description["modules"]
+    `saved` has the modules of the checkpoint, `now` those of the model. A module may be frozen in one and train in the
+    other.
+    """
+    remedy = "use the config that it was written with, or another run_dir"
     for module in sorted(saved.keys() ^ now.keys()):
         holder, other = ("the checkpoint", "the model") if module in saved else ("the model", "the checkpoint")
         raise CheckpointError(
-            f"{what} is of another model: {holder} has module '{module}', which {other} lacks; "
-            "use the config that it was written with, or another run_dir"
+            f"{name} is of another model: {holder} has module '{module}', which {other} lacks; {remedy}"
         )
     for module in now:
         switched = ("opt_state" in saved[module]) != ("opt_state" in now[module])
         for kind in now[module]:
             if kind not in saved[module]:
                 continue
-            difference = _difference(saved[module][kind], now[module][kind], dtypes=not switched)
+            difference = next(_differences(saved[module][kind], now[module][kind], dtypes=not switched), None)
             if difference is not None:
                 of = "optimizer" if kind == "opt_state" else "model"
-                raise CheckpointError(
-                    f"{what} is of another {of}: module '{module}': {kind} {difference}; "
-                    "use the config that it was written with, or another run_dir"
-                )
+                raise CheckpointError(f"{name} is of another {of}: module '{module}': {kind} {difference}; {remedy}")
 
 
-def _difference(saved: Mapping[str, Any], now: Mapping[str, Any], *, dtypes: bool) -> str | None:
-    """The first array that differs, in words."""
+def _differences(saved: Mapping[str, ArrayInfo], now: Mapping[str, ArrayInfo], *, dtypes: bool) -> Iterator[str]:
+    """Every array that differs, in words."""
     for path in [*now, *saved]:
-        for holder, here, there in (("is only in the model", now, saved), ("is only in the checkpoint", saved, now)):
-            if path not in there:
-                return f"{path} of shape {tuple(here[path]['shape'])} {holder}"
-        for key in ("shape", "dtype") if dtypes else ("shape",):
-            if saved[path][key] != now[path][key]:
-                return f"{path} has {key} {saved[path][key]} in the checkpoint, but {now[path][key]} in the model"
-    return None
+        if path not in saved:
+            yield f"{path} of shape {now[path].shape} is only in the model"
+        elif path not in now:
+            yield f"{path} of shape {saved[path].shape} is only in the checkpoint"
+        elif saved[path].shape != now[path].shape:
+            shapes = list(saved[path].shape), list(now[path].shape)
+            yield f"{path} has shape {shapes[0]} in the checkpoint, but {shapes[1]} in the model"
+        elif dtypes and saved[path].dtype != now[path].dtype:
+            yield f"{path} has dtype {saved[path].dtype} in the checkpoint, but {now[path].dtype} in the model"

@@ -1,9 +1,9 @@
-"""The folder of a run's checkpoints: what counts as one, and how one comes to be.
+"""The folder of a run's checkpoints: which names in it are checkpoints, and how one is made.
 
     7/                    the checkpoint of step 7; it appears by one rename
     8.partial/            one that is being written, or that a killed job left behind; it does not count
         checkpoint/         what becomes "8"
-        written/2           how process 2 fared: `DONE`, or what went wrong
+        written/2           the report of process 2: `DONE`, or what went wrong
     3.deleted/            one that is being deleted
 
 Only process 0 makes, renames and deletes folders.
@@ -30,15 +30,15 @@ class CheckpointFolder:
         self.directory = directory
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, in order."""
+        """Return the steps of the complete checkpoints, in order."""
         return sorted(int(name) for name in self._names() if _STEP.fullmatch(name) and self.is_complete(int(name)))
 
     def item(self, step: int, name: str) -> Path:
-        """Where an item of a complete checkpoint is."""
+        """Return where an item of a complete checkpoint is."""
         return self.directory / str(step) / name
 
     def partial_item(self, step: int, name: str) -> Path:
-        """Where to write an item of a checkpoint that was begun."""
+        """Return where to write an item of a checkpoint that was begun."""
         return self._partial(step) / "checkpoint" / name
 
     def begin(self, step: int) -> None:
@@ -50,24 +50,27 @@ class CheckpointFolder:
         (self._partial(step) / "written").mkdir()
 
     def has_begun(self, step: int) -> bool:
-        """Whether there is room for a checkpoint."""
+        """Return whether `begin` has made the folder of a checkpoint."""
         return (self._partial(step) / "written").is_dir()
 
     def report(self, step: int, process: int, outcome: str) -> None:
-        """Tell the other processes how this one fared."""
+        """Report the outcome of a process, `DONE` or an error, to the other processes."""
         (self._partial(step) / "written" / str(process)).write_text(outcome)
 
     def reports(self, step: int, *, beside: Collection[int] = ()) -> dict[int, str]:
-        """What the processes, `beside` some, have told so far; nothing when the checkpoint is complete, or gone."""
+        """Return the outcomes that processes, `beside` some, have reported so far.
+
+        There are none when the checkpoint is complete, or gone.
+        """
         try:
-            told = {int(name) for name in os.listdir(self._partial(step) / "written")}
+            reported = {int(name) for name in os.listdir(self._partial(step) / "written")}
         except FileNotFoundError:
             return {}
-        outcomes = {process: self.report_of(step, process) for process in told.difference(beside)}
+        outcomes = {process: self.report_of(step, process) for process in reported.difference(beside)}
         return {process: outcome for process, outcome in outcomes.items() if outcome is not None}
 
     def report_of(self, step: int, process: int) -> str | None:
-        """What one process has told, or None."""
+        """Return the outcome that one process has reported, or None."""
         try:
             outcome = (self._partial(step) / "written" / str(process)).read_text()
         except FileNotFoundError:
@@ -76,12 +79,12 @@ class CheckpointFolder:
         return outcome or None
 
     def commit(self, step: int) -> None:
-        """Make a checkpoint count whose items are all written."""
+        """Turn the partial folder, whose items are all written, into the checkpoint of its step."""
         os.rename(self._partial(step) / "checkpoint", self.directory / str(step))
         shutil.rmtree(self._partial(step))
 
     def is_complete(self, step: int) -> bool:
-        """Whether a checkpoint counts."""
+        """Return whether there is a checkpoint of a step."""
         return (self.directory / str(step)).is_dir()
 
     def keep_newest(self, count: int) -> None:

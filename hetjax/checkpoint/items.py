@@ -1,7 +1,7 @@
-"""The items of a checkpoint: a module's arrays as trees that Orbax writes and reads.
+"""Writes and reads the items of a checkpoint with Orbax: a module's arrays as trees.
 
 A process writes and reads the shards that its own devices hold. Orbax gives each process a database of
-its own inside the item, and `merge` makes them one; nothing else ties the processes together here.
+its own inside the item, and `merge` makes them one; the processes do nothing else together.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hetjax.checkpoint.layer_slices import HeldRuns
-from hetjax.state.module_arrays import Runs
+from hetjax.checkpoint.layer_slices import HeldSlices
+from hetjax.state.module_state import Kind
+from hetjax.state.whole_array import LayerSlices
+
+Leaf = TypeVar("Leaf")
+
+Tree: TypeAlias = Mapping[str, "Tree[Leaf] | Leaf"]
+"""Leaves in dicts inside of dicts, by the parts of their paths."""
+
+Saved: TypeAlias = jax.Array | LayerSlices
+"""A leaf that an item is written from; this process may hold a part of it, or nothing."""
 
 
 class _NotOrbax(logging.Filter):
@@ -30,28 +39,38 @@ class _NotOrbax(logging.Filter):
 logging.getLogger("absl").addFilter(_NotOrbax())
 
 
-def item_trees(module: str, arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A module's arrays by kind and path, or their shapes, as the trees of its items; Orbax writes no empty ones."""
+class ArrayPlace(NamedTuple):
+    """The item that holds an array, and the array's name in it."""
+
+    item: str
+    name: str
+
+
+def place_in_item(module: str, kind: Kind, path: str) -> ArrayPlace:
+    """Return where a checkpoint keeps an array of a module."""
+    if kind == "opt_state":
+        return ArrayPlace(f"{module}.opt_state", path.replace("/", "."))
+    return ArrayPlace(f"{module}.weights", f"{kind}.{path.replace('/', '.')}")
+
+
+def item_trees(module: str, arrays: Mapping[Kind, Mapping[str, Leaf]]) -> dict[str, Tree[Leaf]]:
+    """Return a module's arrays by kind and path, or their shapes, as the trees of its items, by item.
+
+    Orbax writes no empty items, so an empty tree is left out.
+    """
     trees = {kind: unflatten_dict(flat, sep="/") for kind, flat in arrays.items() if flat}
     opt_state = trees.pop("opt_state", {})
     return {item: tree for item, tree in ((f"{module}.weights", trees), (f"{module}.opt_state", opt_state)) if tree}
 
 
-def item_arrays(trees: Mapping[str, Any], module: str, kind: str) -> dict[str, Any]:
-    """The reverse of `item_trees`, for one kind: arrays by path."""
+def item_arrays(trees: Mapping[str, Tree[Leaf]], module: str, kind: Kind) -> dict[str, Leaf]:
+    """Return the arrays of one kind by path, from the trees that `item_trees` makes."""
     tree = (
         trees.get(f"{module}.opt_state", {})
         if kind == "opt_state"
         else trees.get(f"{module}.weights", {}).get(kind, {})
     )
     return flatten_dict(tree, sep="/")
-
-
-def place_in_item(module: str, kind: str, path: str) -> tuple[str, str]:
-    """(the item that holds an array, what it is called there)."""
-    if kind == "opt_state":
-        return f"{module}.opt_state", path.replace("/", ".")
-    return f"{module}.weights", f"{kind}.{path.replace('/', '.')}"
 
 
 class Item:
@@ -65,20 +84,22 @@ class Item:
     def __init__(self, folder: Path, processes: Collection[int]):
         self._folder = folder
         # Each process makes the database entries of what it writes; the shape of the tree comes from one.
-        arrays = _HeldArrays(
+        arrays = _HeldArrayHandler(
             primary_host=None,
             use_replica_parallel=False,
             # One file for all arrays, which several processes cannot write.
             enable_write_sharding_file=len(processes) == 1,
         )
         self._handler = ocp.PyTreeCheckpointHandler(
-            type_handler_registry=ocp.type_handlers.create_type_handler_registry((_Held, arrays), (HeldRuns, arrays)),
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                (_HeldArray, arrays), (HeldSlices, arrays)
+            ),
             multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=min(processes)),
         )
 
-    def copy(self, tree: Any) -> Sequence[ocp.Future]:
+    def copy(self, tree: Tree[Saved]) -> Sequence[ocp.Future]:
         """Copy this process's shards of a tree of arrays to the host, and begin to write them."""
-        held = jax.tree.map(lambda array: (HeldRuns if isinstance(array, Runs) else _Held)(array), tree)
+        held = jax.tree.map(lambda array: (HeldSlices if isinstance(array, LayerSlices) else _HeldArray)(array), tree)
         return asyncio.run(self._handler.async_save(self._folder, args=ocp.args.PyTreeSave(held))) or []
 
     def merge(self) -> None:
@@ -86,8 +107,8 @@ class Item:
         self._handler.finalize(self._folder)
 
 
-def read_item(folder: Path, avals: Any) -> Any:
-    """The arrays of an item, for a tree of shapes with shardings; the tree may leave out some of them."""
+def read_item(folder: Path, avals: Tree[jax.ShapeDtypeStruct]) -> Tree[jax.Array]:
+    """Read the arrays of an item, for a tree of shapes with shardings; the tree may leave out some of them."""
     handler = ocp.PyTreeCheckpointHandler()
     arguments = ocp.args.PyTreeRestore(
         avals, restore_args=ocp.checkpoint_utils.construct_restore_args(avals), partial_restore=True
@@ -95,24 +116,24 @@ def read_item(folder: Path, avals: Any) -> Any:
     return handler.restore(folder, args=arguments)
 
 
-class _Held:
+class _HeldArray:
     """A stand-in for an array which Orbax takes as it is.
 
-    Of a `jax.Array` it refuses one whose devices all belong to one of several processes; here that is
-    an array of a stage that one process runs.
+    Orbax refuses a `jax.Array` whose devices all belong to one of several processes, such as an array of a stage that
+    one process runs.
     """
 
     def __init__(self, array: jax.Array):
         self._array = array
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._array, name)
 
 
-class _HeldArrays(ocp.type_handlers.ArrayHandler):
+class _HeldArrayHandler(ocp.type_handlers.ArrayHandler):
     """Writes arrays of which this process may hold no shard at all, as those of a stage in other processes."""
 
     async def serialize(self, values, infos, args=None):
         args = args or [ocp.SaveArgs()] * len(values)
-        held = [row for row in zip(values, infos, args, strict=True) if row[0].addressable_shards]
+        held = [entry for entry in zip(values, infos, args, strict=True) if entry[0].addressable_shards]
         return await super().serialize(*map(list, zip(*held, strict=True))) if held else []

@@ -1,7 +1,8 @@
-"""Arrays of a module whose stages cannot be the shards of one `jax.Array`: runs of unlike length, or several a device.
+"""Writes and reads stacked arrays whose stages cannot be the shards of one `jax.Array`.
 
-On the disk they are whole arrays like any other. They are written run by run, in blocks of rows whose
-number divides every run, so that no two processes write one block; and read run by run.
+These are arrays of a module with stages of unlike length, or with several stages a device. On the disk they are whole
+arrays like any other. They are written slice by slice, in blocks of layers whose number divides every slice, so that
+no two processes write one block; and read slice by slice.
 """
 
 from __future__ import annotations
@@ -9,56 +10,65 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import tensorstore
 
-from hetjax.state.module_arrays import Run, Runs, WholeArray
+from hetjax.state.whole_array import LayerSlice, LayerSlices, WholeArray
+
+Bounds: TypeAlias = tuple[tuple[int, int], ...]
+"""A start and a stop in every dim."""
 
 
 class _Shard(NamedTuple):
-    """What Orbax reads of a shard."""
+    """The part of a shard's interface that Orbax reads."""
 
     index: tuple[slice, ...]
     data: jax.Array
     replica_id: int
 
 
-class HeldRuns:
-    """A stand-in for the whole array which Orbax takes as it is; its shards are blocks of this process's runs."""
+class HeldSlices:
+    """A stand-in for the whole array which Orbax takes as it is; its shards are blocks of this process's slices."""
 
-    def __init__(self, runs: Runs):
-        self._runs, self._first = runs, next(iter(runs.held.values()), None)
-        self.shape, self.dtype = runs.shape, runs.dtype
+    def __init__(self, slices: LayerSlices):
+        self._slices, self._first = slices, next(iter(slices.held.values()), None)
+        self.shape, self.dtype = slices.shape, slices.dtype
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._first, name)
 
     @property
     def addressable_shards(self) -> list[_Shard]:
-        runs = self._runs
-        block = math.gcd(*(run.sharding.shard_shape((run.stop - run.start, *self.shape[1:]))[0] for run in runs.runs))
+        """The blocks of layers on this process's devices, with their place in the whole array."""
+        block = self._layers_in_block()
         return [
             _Shard(
                 (slice(first + start, first + start + block), *shard.index[1:]),
                 shard.data if block == len(shard.data) else shard.data[start : start + block],
                 shard.replica_id,
             )
-            for stage, array in runs.held.items()
+            for stage, array in self._slices.held.items()
             for shard in array.addressable_shards
-            for first in [runs.run_of(stage).start + (shard.index[0].start or 0)]
+            for first in [self._slices.slice_of(stage).start + (shard.index[0].start or 0)]
             for start in range(0, len(shard.data), block)
         ]
 
+    def _layers_in_block(self) -> int:
+        """The most layers of a block that divide the shards of every slice."""
+        return math.gcd(
+            *(each.sharding.shard_shape((each.stop - each.start, *self.shape[1:]))[0] for each in self._slices.slices)
+        )
 
-def read_runs(folder: Path, name: str, whole: WholeArray) -> Runs:
-    """This process's runs of an array that is called `name` in an item that Orbax wrote."""
-    return Runs(whole.shape, whole.dtype, whole.runs, asyncio.run(_read_runs(folder, name, whole)))
+
+def read_slices(folder: Path, name: str, whole: WholeArray) -> LayerSlices:
+    """Read this process's slices of an array that is called `name` in an item that Orbax wrote."""
+    return LayerSlices(whole.shape, whole.dtype, whole.slices, asyncio.run(_read_slices(folder, name, whole)))
 
 
-async def _read_runs(folder: Path, name: str, whole: WholeArray) -> dict[str, jax.Array]:
+async def _read_slices(folder: Path, name: str, whole: WholeArray) -> dict[str, jax.Array]:
     store = await tensorstore.open(
         {
             "driver": "zarr",
@@ -66,23 +76,30 @@ async def _read_runs(folder: Path, name: str, whole: WholeArray) -> dict[str, ja
             "open": True,
         }
     )
-    local = [run for run in whole.runs if run.sharding.addressable_devices]
-    return {run.stage: await _read_run(store, run, whole.shape, whole.dtype) for run in local}
+    local = [each for each in whole.slices if each.sharding.addressable_devices]
+    return {each.stage: await _read_slice(store, each, whole.shape, whole.dtype) for each in local}
 
 
-async def _read_run(store: tensorstore.TensorStore, run: Run, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+async def _read_slice(
+    store: tensorstore.TensorStore, layers: LayerSlice, shape: tuple[int, ...], dtype: np.dtype
+) -> jax.Array:
     """Each part once, however many devices have it."""
-    part = (run.stop - run.start, *shape[1:])
-    places: dict[tuple, list[jax.Device]] = {}
-    for device, index in run.sharding.addressable_devices_indices_map(part).items():
+    part = (layers.stop - layers.start, *shape[1:])
+    devices_of: dict[Bounds, list[jax.Device]] = {}
+    for device, index in layers.sharding.addressable_devices_indices_map(part).items():
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, part, strict=True))
-        places.setdefault(bounds, []).append(device)
-    parts = await asyncio.gather(*(_read_part(store, run.start, bounds, dtype) for bounds in places))
-    shards = [jax.device_put(data, device) for data, who in zip(parts, places.values(), strict=True) for device in who]
-    return jax.make_array_from_single_device_arrays(part, run.sharding, shards)
+        devices_of.setdefault(bounds, []).append(device)
+    parts = await asyncio.gather(*(_read_part(store, layers.start, bounds, dtype) for bounds in devices_of))
+    shards = [
+        jax.device_put(data, device)
+        for data, devices in zip(parts, devices_of.values(), strict=True)
+        for device in devices
+    ]
+    return jax.make_array_from_single_device_arrays(part, layers.sharding, shards)
 
 
-async def _read_part(store: tensorstore.TensorStore, first: int, bounds: tuple, dtype: Any) -> np.ndarray:
+async def _read_part(store: tensorstore.TensorStore, first: int, bounds: Bounds, dtype: np.dtype) -> np.ndarray:
+    """A part of a slice whose first layer is layer `first` of the whole array."""
     (start, stop), *rest = bounds
     index = (slice(first + start, first + stop), *(slice(*pair) for pair in rest))
     return np.asarray(await store[index].read(), dtype)

@@ -1,30 +1,29 @@
-"""The weights of a checkpoint, of which any part can be read without a trainer."""
+"""Reads any part of the weights of a checkpoint, without a trainer."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from hetjax.checkpoint.array_files import ArrayReader
-from hetjax.checkpoint.description import FORMAT
+from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.items import place_in_item
 from hetjax.checkpoint.writer import reason
 from hetjax.errors import CheckpointError
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
+from hetjax.state.module_state import Kind
 from hetjax.state.weight_source import Box
 
 HUGGING_FACE = "huggingface"
-"""The folder inside a checkpoint with what a Hugging Face folder had beside its weights."""
+"""The folder inside a checkpoint with the files that a Hugging Face folder had beside its weights."""
 
 
 class SavedWeights:
-    """The arrays of a checkpoint's modules, by path; nothing is read before it is asked for.
+    """Gives the arrays of a checkpoint's modules by path; none is read before `read` asks for it.
 
     Args:
         directory: a run's folder, its folder of checkpoints, the folder of one step, or what `hetjax convert` made.
@@ -36,22 +35,21 @@ class SavedWeights:
     def __init__(self, directory: str | os.PathLike[str]):
         self.folder = _find(Path(directory).absolute())
         try:
-            description = json.loads((self.folder / "description" / "metadata").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the checkpoint in {self.folder}: {reason(error)}") from None
-        if description.get("format") != FORMAT:
-            raise CheckpointError(
-                f"the checkpoint in {self.folder} has format {description.get('format')}, but this version reads "
-                f"format {FORMAT}; use the version that wrote it"
+            text = (self.folder / DESCRIPTION_FILE).read_text()
+            description = Description.from_json(
+                text, f"the checkpoint in {self.folder}", "use the version that wrote it"
             )
-        self._modules: dict[str, dict[str, Any]] = description["modules"]
-        self.extra: dict[str, Any] = description["extra"]
-        self.step: int = description["step"]
-        self._reader: tuple[tuple[str, str], ArrayReader] | None = None
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"cannot read the checkpoint in {self.folder}: {reason(error)}") from None
+        self._modules = description.modules
+        self.extra, self.step = description.extra, description.step
+        self._open_reader: _OpenReader | None = None
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name in messages: the folder of the step."""
         return str(self.folder)
 
     @property
@@ -60,36 +58,40 @@ class SavedWeights:
         return tuple(self._modules)
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
-        """Shape and dtype of every weight and buffer of a module."""
-        return {
-            path: TensorInfo(tuple(each["shape"]), np.dtype(each["dtype"]))
-            for path, (_, each) in self._arrays(module).items()
-        }
+        """Return shape and dtype of every weight and buffer of a module."""
+        return {path: TensorInfo(info.shape, np.dtype(info.dtype)) for path, (_, info) in self._arrays(module).items()}
 
     def read(self, module: str, path: str, box: Box) -> np.ndarray:
-        """A part of a module's array. Raises CheckpointError where it cannot be read."""
+        """Return a part of a module's array. Raises CheckpointError where it cannot be read."""
         try:
-            return self._open(module, path).read(box)
+            return self._reader(module, path).read(box)
         except Exception as error:  # tensorstore raises whatever it meets
             raise CheckpointError(
                 f"cannot read {path} of module '{module}' in {self.folder}: {reason(error)}; the checkpoint is damaged"
             ) from error
 
-    def _open(self, module: str, path: str) -> ArrayReader:
-        if self._reader is None or self._reader[0] != (module, path):
-            self._reader = None
+    def _reader(self, module: str, path: str) -> ArrayReader:
+        """The reader of an array; only that of the last array is kept open."""
+        if self._open_reader is None or (self._open_reader.module, self._open_reader.path) != (module, path):
+            self._open_reader = None
             kind, _ = self._arrays(module)[path]
-            item, keys = place_in_item(module, kind, path)
-            self._reader = (module, path), ArrayReader(self.folder / item, keys)
-        return self._reader[1]
+            item, name = place_in_item(module, kind, path)
+            self._open_reader = _OpenReader(module, path, ArrayReader(self.folder / item, name))
+        return self._open_reader.reader
 
-    def _arrays(self, module: str) -> Mapping[str, tuple[str, dict[str, Any]]]:
+    def _arrays(self, module: str) -> dict[str, tuple[Kind, ArrayInfo]]:
         kinds = self._modules[module]
-        return {path: (kind, each) for kind in ("params", "buffers") for path, each in kinds.get(kind, {}).items()}
+        return {path: (kind, info) for kind in ("params", "buffers") for path, info in kinds.get(kind, {}).items()}
+
+
+class _OpenReader(NamedTuple):
+    module: str
+    path: str
+    reader: ArrayReader
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a folder is one that `SavedWeights` takes."""
+    """Return whether a folder is one that `SavedWeights` takes."""
     try:
         _find(directory)
     except CheckpointError:
@@ -99,7 +101,7 @@ def is_checkpoint(directory: Path) -> bool:
 
 def _find(directory: Path) -> Path:
     """The folder of a checkpoint's step."""
-    if (directory / "description" / "metadata").exists():
+    if (directory / DESCRIPTION_FILE).exists():
         return directory
     for folder in (directory, directory / "checkpoints"):
         if steps := CheckpointFolder(folder).steps():

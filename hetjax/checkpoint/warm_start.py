@@ -1,4 +1,4 @@
-"""Weights for a first state: Hugging Face folders, converted checkpoints and those of other runs."""
+"""Opens the weights that a first state starts from: of a Hugging Face folder, a converted checkpoint or another run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
@@ -19,7 +18,7 @@ from hetjax.trainer import Trainer
 
 
 def open_weights(directory: str | os.PathLike[str]) -> WeightSource:
-    """The weights in a folder: a Hugging Face checkpoint, a converted one, or a run's own.
+    """Open the weights in a folder: a Hugging Face checkpoint, a converted one, or a run's own.
 
     Raises ConfigError where it is none of these, ModelError or CheckpointError where it cannot be read.
     """
@@ -35,7 +34,7 @@ def open_weights(directory: str | os.PathLike[str]) -> WeightSource:
 
 
 def open_warm_start(setting: str | Mapping[str, str] | None, modules: tuple[str, ...]) -> dict[str, WeightSource]:
-    """The weights that each module named in the setting starts from; one folder stands for all modules that it holds.
+    """Open the weights that each module named in the setting starts from; one folder serves all modules that it holds.
 
     Raises ConfigError for a module that the model or the folder lacks, and whatever `open_weights` raises.
     """
@@ -56,20 +55,25 @@ def open_warm_start(setting: str | Mapping[str, str] | None, modules: tuple[str,
     return {module: opened[folder] for module, folder in setting.items()}
 
 
-def differences(source: WeightSource, module: str, config: Any) -> list[str]:
-    """The settings of a module that are others than its weights were made for, where their config.json tells.
+def differences(source: WeightSource, module: str, config: object) -> list[str]:
+    """Describe the settings of a module that differ from those in the config.json of its weights, where they have one.
 
-    Some are free to differ, such as what balances experts; shapes are checked elsewhere.
+    `config` is the module's own dataclass. Some settings are free to differ, such as the factor of the loss that
+    balances experts; shapes are checked by `check_source`.
     """
     made_for = _configs(source).get(module)
     if type(made_for) is not type(config):
         return []
-    here, there = dataclasses.asdict(config), dataclasses.asdict(made_for)
-    return [f"{name} is {here[name]!r} here, {there[name]!r} there" for name in here if here[name] != there[name]]
+    model, weights = dataclasses.asdict(config), dataclasses.asdict(made_for)
+    return [
+        f"{name} is {model[name]!r} in the model, {weights[name]!r} in the weights"
+        for name in model
+        if model[name] != weights[name]
+    ]
 
 
 def _configs(source: WeightSource) -> Configs:
-    """The config of each module as config.json has it; nothing for a run's own checkpoint."""
+    """The config of each module that config.json describes; none for a run's own checkpoint."""
     if isinstance(source, HuggingFaceCheckpoint):
         return source.configs
     path = Path(source.name) / HUGGING_FACE / "config.json"
@@ -80,7 +84,7 @@ def _configs(source: WeightSource) -> Configs:
 
 
 def load_into(trainer: Trainer, folder: str | os.PathLike[str], *, seed: int = 0) -> TrainState:
-    """A first state of a trainer whose modules start from a folder's weights, for those that it holds.
+    """Return a trainer's first state, in which the modules that a folder holds start from its weights.
 
     `trainer.init(seed, warm_start=...)` for one folder. Raises ConfigError, ModelError or CheckpointError.
     """

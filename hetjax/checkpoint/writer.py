@@ -1,24 +1,24 @@
-"""One checkpoint on its way from the devices to the disk.
+"""Writes one checkpoint from the devices to the disk.
 
-Every process writes what it holds and reports it in the folder. Process 0 waits for all reports, puts
+Every process writes the shards that it holds and reports it in the folder. Process 0 waits for all reports, puts
 the items together and renames the folder, which is when the checkpoint counts; the others wait for that.
-After `begin_together` the processes meet in the file system alone: the thread that writes runs no
+After `_begin_together` the processes meet in the file system alone: the thread that writes runs no
 program of several processes, whose order it would disturb.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from orbax.checkpoint.multihost import sync_global_processes
 
+from hetjax.checkpoint.description import DESCRIPTION_FILE
 from hetjax.checkpoint.folder import DONE, CheckpointFolder
-from hetjax.checkpoint.items import Item
+from hetjax.checkpoint.items import Item, Saved, Tree
 from hetjax.errors import CheckpointError
 
 TIME_LIMIT_S = 600.0
@@ -36,19 +36,19 @@ class OtherProcessFailed(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     text = next(iter(str(error).splitlines()), "no reason given")
     return text if isinstance(error, OtherProcessFailed) else f"{type(error).__name__}: {text}"
 
 
 class Write:
-    """One checkpoint that this process writes its part of.
+    """The writing of this process's part of one checkpoint, in a thread.
 
     Args:
         folder: the folder of checkpoints.
-        step: which one it becomes.
+        step: the step that the checkpoint is of.
         keep: how many to keep once it is complete.
-        description: its JSON item.
+        description: the text of its JSON item.
         writers: the processes that write an item, for every item of the checkpoint.
         trees: this process's arrays by item.
 
@@ -61,9 +61,9 @@ class Write:
         step: int,
         *,
         keep: int,
-        description: Mapping[str, Any],
+        description: str,
         writers: Mapping[str, Collection[int]],
-        trees: Mapping[str, Any],
+        trees: Mapping[str, Tree[Saved]],
     ):
         self.step = step
         self._folder, self._keep, self._description = folder, keep, description
@@ -79,7 +79,7 @@ class Write:
         self._copied.wait()
 
     def wait(self) -> None:
-        """Until the checkpoint is complete. Raises what went wrong, here or in another process."""
+        """Wait until the checkpoint is complete. Raises what went wrong, in this process or another."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -96,7 +96,7 @@ class Write:
             self._report(reason(error))
 
     def _write(self) -> None:
-        writing = []
+        writing: list[ocp.Future] = []
         try:
             while self._trees:
                 item = next(iter(self._trees))
@@ -111,9 +111,9 @@ class Write:
         self._await("all processes to write", self._all_have_written)
         for item in self._items.values():
             item.merge()
-        path = self._folder.partial_item(self.step, "description") / "metadata"
+        path = self._folder.partial_item(self.step, DESCRIPTION_FILE)
         path.parent.mkdir()
-        path.write_text(json.dumps(self._description))
+        path.write_text(self._description)
         self._folder.commit(self.step)
         self._folder.keep_newest(self._keep)
 
@@ -134,14 +134,14 @@ class Write:
         _check_report(0, self._folder.report_of(self.step, 0) or DONE)
         return False
 
-    def _await(self, what: str, done: Callable[[], bool]) -> None:
+    def _await(self, event: str, done: Callable[[], bool]) -> None:
         end, poll = time.monotonic() + TIME_LIMIT_S, _POLL_S
         while not done():
             if time.monotonic() > end:
                 reports = self._folder.reports(self.step)
                 missing = [str(process) for process in self._writers if reports.get(process) != DONE]
                 raise OtherProcessFailed(
-                    f"waited {TIME_LIMIT_S:g} s for {what}; processes that have not written: "
+                    f"waited {TIME_LIMIT_S:g} s for {event}; processes that have not written: "
                     f"{', '.join(missing) or 'none'}"
                 )
             time.sleep(poll)
@@ -152,18 +152,18 @@ class Write:
             self._folder.report(self.step, jax.process_index(), outcome)
         except OSError as error:
             # What stopped the writing may stop this too; the others then see that the report is missing.
-            self._error.add_note(f"could not tell the other processes: {error}")
+            self._error.add_note(f"could not report it to the other processes: {error}")
 
 
 def _check_report(process: int, outcome: str) -> None:
     if outcome != DONE:
-        # Process 0 repeats what another one told.
-        told = outcome if outcome.startswith("process ") else f"process {process} failed: {outcome}"
-        raise OtherProcessFailed(told)
+        # Process 0 repeats the report of another one.
+        message = outcome if outcome.startswith("process ") else f"process {process} failed: {outcome}"
+        raise OtherProcessFailed(message)
 
 
 def _begin_together(folder: CheckpointFolder, step: int) -> None:
-    """Make the partial folder, when no process is concerned with one before it any more."""
+    """Make the partial folder, once no process is writing the checkpoint before it."""
     _meet(f"hetjax: all have come to save step {step}")
     try:
         if jax.process_index() == 0:
@@ -186,9 +186,9 @@ def _meet(name: str) -> None:
     sync_global_processes(name, timeout=int(TIME_LIMIT_S), processes=set(range(jax.process_count())))
 
 
-def _finish(writing: Sequence[Any]) -> None:
-    """Until all is on the disk; raises the first error, when nothing is being written any more."""
-    errors = []
+def _finish(writing: Sequence[ocp.Future]) -> None:
+    """Wait until all is on the disk; raises the first error, when nothing is being written any more."""
+    errors: list[BaseException] = []
     for future in writing:
         try:
             future.result()

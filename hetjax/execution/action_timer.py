@@ -6,35 +6,41 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 import jax
 
+from hetjax.execution.executor import Dispatched
 from hetjax.schedule import Costs, StageGraph
 from hetjax.schedule.actions import Action, Kind
+from hetjax.state.train_state import TrainState
 
 
 class Stopwatch:
-    """Seconds of every action. A timed step gives the same numbers as any other, but nothing overlaps in it."""
+    """Measures the seconds of every action. A timed step gives the same numbers as any other, but nothing overlaps.
+
+    Attributes:
+        seconds: one measurement a microbatch and step, by (stage, or link of a transfer; kind of action).
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[str, Kind], list[float]] = defaultdict(list)
         self._last = 0.0
 
-    def start(self, state: Any) -> Stopwatch:
+    def start(self, state: TrainState) -> Stopwatch:
         """Wait for all that is under way; to be called right before the step."""
         jax.block_until_ready(state)
         self._last = time.perf_counter()
         return self
 
-    def __call__(self, action: Action, result: Any) -> None:
-        jax.block_until_ready(result)
+    def __call__(self, action: Action, dispatched: Dispatched) -> None:
+        """Wait for an action and record its seconds, as `Trainer.step(observe=...)` asks."""
+        jax.block_until_ready(dispatched)
         now = time.perf_counter()
         self.seconds[action.edge or action.stage, action.kind].append(now - self._last)
         self._last = now
 
     def by_module(self, graph: StageGraph) -> dict[str, float]:
-        """Seconds of a step that each module's programs took, and "boundaries" for all transfers."""
+        """Return the seconds of a step that each module's programs took, and "boundaries" for all transfers."""
         modules = {stage.name: stage.module for stage in graph.stages}
         totals: dict[str, float] = defaultdict(float)
         for (name, _), seconds in self.seconds.items():
@@ -42,10 +48,10 @@ class Stopwatch:
         return dict(totals)
 
     def costs(self) -> Costs:
-        """Median seconds of each action, for `hetjax.schedule.simulate`."""
+        """Return the median seconds of each action, for `hetjax.schedule.simulate`."""
         return Costs(of={key: median(seconds) for key, seconds in self.seconds.items()})
 
 
 def rounded(times: Mapping[str, float]) -> dict[str, float]:
-    """Times as metrics: {"seconds/vision": ...}."""
+    """Return times as metrics: {"seconds/vision": ...}."""
     return {f"seconds/{name}": round(seconds, 6) for name, seconds in times.items()}

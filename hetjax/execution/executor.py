@@ -7,43 +7,38 @@ that all of them dispatch the programs they share in one order.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
 
+from hetjax.execution.in_flight import LinkInFlight, StageInFlight, StepInFlight
 from hetjax.execution.step_programs import Step
 from hetjax.schedule.actions import Action, Kind
+from hetjax.stages.batch import StageMicrobatch
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import LOSS
 from hetjax.state.train_state import StageState, TrainState
 
-Observer = Callable[[Action, Any], None]
+Dispatched: TypeAlias = jax.Array | Arrays | tuple[Arrays, Arrays] | None
+"""The arrays that an action makes, which may still be under way; None where this process holds none of a transfer's.
+
+FORWARD: outputs by port. BACKWARD: (gradient sums by path, gradients by input port). BACKWARD_INPUT: gradients by
+input port. BACKWARD_WEIGHT: gradient sums by path. TRANSFER: the array on its destination. UPDATE: weights by path.
+"""
+
+Observer: TypeAlias = Callable[[Action, Dispatched], None]
 """Called after each dispatch with the action and what it returned."""
 
-Announcer = Callable[[int, Action], None]
+Announcer: TypeAlias = Callable[[int, Action], None]
 """Called before each dispatch with the action and its place in the schedule."""
 
 
-@dataclasses.dataclass
-class _InFlight:
-    """What a step holds between its actions. Entries leave as soon as their last reader has been dispatched."""
+class PlacedAction(NamedTuple):
+    """An action with its place in the one order of all processes."""
 
-    compute: dict[str, Arrays]
-    buffers: dict[str, Arrays]
-    gradients: dict[str, Arrays]
-    arrived: dict[tuple[str, int], Arrays]
-    leaving: dict[tuple[str, int], jax.Array] = dataclasses.field(default_factory=dict)
-    returning: dict[tuple[str, int], jax.Array] = dataclasses.field(default_factory=dict)
-    cotangents: dict[tuple[str, int], dict[str, tuple[jax.Array, ...]]] = dataclasses.field(
-        default_factory=lambda: defaultdict(dict)
-    )
-    residuals: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
-    pending: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
-    backwards: Counter[str] = dataclasses.field(default_factory=Counter)
-    square_sums: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    losses: list[jax.Array] = dataclasses.field(default_factory=list)
+    place: int
+    action: Action
 
 
 class Executor:
@@ -52,12 +47,13 @@ class Executor:
     def __init__(self, step: Step):
         self.step = step
         graph = step.schedule.graph
-        self._out = {name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages}
-        self._in = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
-        # With their places in the one order of all processes.
-        actions = list(enumerate(step.schedule.actions))
-        self._actions = [(place, action) for place, action in actions if self._takes_part(action)]
-        self._updates = [(place, action) for place, action in actions if action.kind is Kind.UPDATE]
+        self._links_from = {
+            name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages
+        }
+        self._links_to = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
+        actions = [PlacedAction(place, action) for place, action in enumerate(step.schedule.actions)]
+        self._actions = [each for each in actions if self._takes_part(each.action)]
+        self._updates = [each for each in actions if each.action.kind is Kind.UPDATE]
 
     def _takes_part(self, action: Action) -> bool:
         """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
@@ -68,18 +64,18 @@ class Executor:
     def gradients(
         self,
         state: TrainState,
-        inputs: Mapping[tuple[str, int], Arrays],
-        scale: jax.Array | None,
+        inputs: Mapping[StageMicrobatch, Arrays],
+        loss_scale: jax.Array | None,
         observe: Observer | None = None,
         announce: Announcer | None = None,
-    ) -> tuple[_InFlight, jax.Array | None]:
-        """Dispatch all but the updates: (what is left, with gradients and buffers by stage; loss).
+    ) -> tuple[StepInFlight, jax.Array | None]:
+        """Dispatch all but the updates: (what is left, with gradients and buffers of every stage; loss).
 
-        `inputs` holds each stage's part of each microbatch, `scale` one over the global token count, on the last
-        stage's mesh. A process that does not run the last stage gives and gets None for scale and loss.
+        `inputs` holds each stage's part of each microbatch, `loss_scale` one over the global token count, on the last
+        stage's mesh. A process that does not run the last stage gives None for `loss_scale` and gets None for the loss.
         """
-        flight = self._begin(state, inputs)
-        run = {
+        flight = self._begin(state, inputs, loss_scale)
+        run: dict[Kind, Callable[[StepInFlight, Action], Dispatched]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
             Kind.BACKWARD_INPUT: self._backward_input,
@@ -89,131 +85,155 @@ class Executor:
         for place, action in self._actions:
             if announce is not None:
                 announce(place, action)
-            done = run[action.kind](flight, action, scale)
+            dispatched = run[action.kind](flight, action)
             if observe is not None:
-                observe(action, done)
-        loss = self.step.finish(tuple(flight.losses), scale) if self.step.sink.is_local else None
+                observe(action, dispatched)
+        loss = self.step.finish(tuple(flight.losses), loss_scale) if self.step.sink.is_local else None
         return flight, loss
 
     def train(
         self,
         state: TrainState,
-        inputs: Mapping[tuple[str, int], Arrays],
-        scale: jax.Array | None,
+        inputs: Mapping[StageMicrobatch, Arrays],
+        loss_scale: jax.Array | None,
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
-        flight, loss = self.gradients(state, inputs, scale, observe, announce)
-        for name, end in self.step.ends.items():
-            if name in flight.buffers:
-                flight.buffers[name] = end(state.stages[name].params, flight.buffers[name])
+        flight, loss = self.gradients(state, inputs, loss_scale, observe, announce)
+        self._end_of_step(state, flight)
         square_sum = self._square_sum(flight)
         stages = {
-            name: dataclasses.replace(stage, buffers=flight.buffers[name]) for name, stage in state.stages.items()
+            name: dataclasses.replace(stage, buffers=flight.stages[name].buffers)
+            for name, stage in state.stages.items()
         }
         for place, action in self._updates:
-            name = action.stage
             if announce is not None:
                 announce(place, action)
-            arrived = self.step.norm_out[name](square_sum) if self.step.norm_out[name].is_local else None
-            if name not in stages:
-                continue
-            stage = stages[name]
-            params, opt_state = self.step.updates[name].update(
-                stage.params, stage.opt_state, flight.gradients.pop(name), arrived
-            )
-            stages[name] = StageState(params=params, buffers=stage.buffers, opt_state=opt_state)
-            if observe is not None:
-                observe(action, params)
+            # Every process takes part in carrying the sum to the stages that it has a device of.
+            carry = self.step.norm_out[action.stage]
+            arrived = carry(square_sum) if carry.is_local else None
+            if action.stage in stages:
+                updated = self._update(stages[action.stage], flight.stages[action.stage], action, arrived)
+                stages[action.stage] = updated
+                if observe is not None:
+                    observe(action, updated.params)
         norm = None if square_sum is None else self.step.root(square_sum)
         metrics = {"loss": self.step.tell["loss"](loss), "grad_norm": self.step.tell["grad_norm"](norm)}
         return TrainState(step=state.step + 1, stages=stages), metrics
 
-    def _begin(self, state: TrainState, inputs: Mapping[tuple[str, int], Arrays]) -> _InFlight:
-        compute, gradients = {}, {}
-        for name, stage in state.stages.items():
-            if name in self.step.updates:
-                compute[name], gradients[name] = self.step.updates[name].prepare(stage.params)
-            else:
-                compute[name] = stage.params
-        return _InFlight(
-            compute=compute,
-            gradients=gradients,
-            buffers={name: stage.buffers for name, stage in state.stages.items()},
-            arrived={key: dict(arrays) for key, arrays in inputs.items()},
+    def _begin(
+        self, state: TrainState, inputs: Mapping[StageMicrobatch, Arrays], loss_scale: jax.Array | None
+    ) -> StepInFlight:
+        flight = StepInFlight(
+            stages={name: self._begin_stage(name, stage) for name, stage in state.stages.items()},
+            links={name: LinkInFlight() for name in self.step.crossings},
+            loss_scale=loss_scale,
         )
+        flight.add_inputs(inputs)
+        return flight
 
-    def _forward(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        name, key = action.stage, (action.stage, action.microbatch)
-        outputs, buffers, residuals = self.step.programs[name].forward(
-            flight.compute[name], flight.buffers[name], flight.arrived.pop(key)
+    def _begin_stage(self, name: str, stage: StageState) -> StageInFlight:
+        compute, gradients = stage.params, {}
+        if name in self.step.updates:
+            compute, gradients = self.step.updates[name].prepare(stage.params)
+        return StageInFlight(compute=compute, buffers=stage.buffers, gradients=gradients)
+
+    # ── actions on a microbatch ──────────────────────────────────────────────────────────────────
+
+    def _forward(self, flight: StepInFlight, action: Action) -> Arrays:
+        stage = flight.stages[action.stage]
+        outputs, buffers, residuals = self.step.programs[action.stage].forward(
+            stage.compute, stage.buffers, stage.inputs.pop(action.microbatch)
         )
-        if self.step.stages[name].trains:
-            flight.buffers[name] = buffers
+        if self.step.stages[action.stage].trains:
+            stage.buffers = buffers
         if residuals is not None:
-            flight.residuals[key] = residuals
-        for link in self._out[name]:
-            flight.leaving[link.name, action.microbatch] = outputs[link.source_port]
-        if name == self.step.schedule.graph.sink.name:
+            stage.residuals[action.microbatch] = residuals
+        for link in self._links_from[action.stage]:
+            flight.links[link.name].activations[action.microbatch] = outputs[link.source_port]
+        if action.stage == self.step.sink.name:
             flight.losses.append(outputs[LOSS])
-            flight.cotangents[key][LOSS] = (scale,)
+            stage.add_cotangent(action.microbatch, LOSS, flight.loss_scale)
         return outputs
 
-    def _backward(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        name, key = action.stage, (action.stage, action.microbatch)
-        gradients, carried = self.step.programs[name].backward(
-            flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key), flight.gradients.get(name, {})
+    def _backward(self, flight: StepInFlight, action: Action) -> tuple[Arrays, Arrays]:
+        stage = flight.stages[action.stage]
+        gradients, input_gradients = self.step.programs[action.stage].backward(
+            stage.compute,
+            stage.residuals.pop(action.microbatch),
+            stage.cotangents.pop(action.microbatch),
+            stage.gradients,
         )
         if gradients:
-            self._accumulate(flight, name, gradients)
-        self._return(flight, action, carried)
-        return flight.gradients.get(name, {}), carried
+            self._accumulate(stage, action, gradients)
+        self._send_back(flight, action, input_gradients)
+        return stage.gradients, input_gradients
 
-    def _backward_input(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        name, key = action.stage, (action.stage, action.microbatch)
-        carried, flight.pending[key] = self.step.programs[name].backward_input(
-            flight.compute[name], flight.residuals.pop(key), flight.cotangents.pop(key)
+    def _backward_input(self, flight: StepInFlight, action: Action) -> Arrays:
+        stage = flight.stages[action.stage]
+        input_gradients, stage.pending[action.microbatch] = self.step.programs[action.stage].backward_input(
+            stage.compute, stage.residuals.pop(action.microbatch), stage.cotangents.pop(action.microbatch)
         )
-        self._return(flight, action, carried)
-        return carried
+        self._send_back(flight, action, input_gradients)
+        return input_gradients
 
-    def _backward_weight(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        name, pending = action.stage, flight.pending.pop((action.stage, action.microbatch))
-        gradients = self.step.programs[name].backward_weight(pending, flight.gradients[name])
-        self._accumulate(flight, name, gradients)
-        return flight.gradients[name]
+    def _backward_weight(self, flight: StepInFlight, action: Action) -> Arrays:
+        stage = flight.stages[action.stage]
+        gradients = self.step.programs[action.stage].backward_weight(
+            stage.pending.pop(action.microbatch), stage.gradients
+        )
+        self._accumulate(stage, action, gradients)
+        return stage.gradients
 
-    def _accumulate(self, flight: _InFlight, name: str, gradients: Arrays) -> None:
+    def _accumulate(self, stage: StageInFlight, action: Action, gradients: Arrays) -> None:
         """Keep a stage's gradients; after its last microbatch, those of the whole batch."""
-        flight.backwards[name] += 1
-        if flight.backwards[name] == self.step.schedule.microbatches:
-            gradients, flight.square_sums[name] = self.step.updates[name].reduce(gradients)
-        flight.gradients[name] = gradients
+        stage.backwards += 1
+        if stage.backwards == self.step.schedule.microbatches:
+            gradients, stage.square_sum = self.step.updates[action.stage].reduce(gradients)
+        stage.gradients = gradients
 
-    def _return(self, flight: _InFlight, action: Action, carried: Arrays) -> None:
-        for link in self._in[action.stage]:
+    def _send_back(self, flight: StepInFlight, action: Action, input_gradients: Arrays) -> None:
+        for link in self._links_to[action.stage]:
             if link.gradient:
-                flight.returning[link.name, action.microbatch] = carried[link.destination_port]
+                flight.links[link.name].gradients[action.microbatch] = input_gradients[link.destination_port]
 
-    def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        crossing, edge = self.step.crossings[action.edge], (action.edge, action.microbatch)
+    def _transfer(self, flight: StepInFlight, action: Action) -> jax.Array | None:
+        crossing, tensors, microbatch = self.step.crossings[action.edge], flight.links[action.edge], action.microbatch
         link = crossing.link
+        # A process may hold a part of the destination alone, and then has nothing to send.
         if action.backward:
-            moved = crossing.backward(flight.returning.pop(edge, None))
+            moved = crossing.backward(tensors.gradients.pop(microbatch, None))
             if moved is not None:
-                arriving = flight.cotangents[link.source, action.microbatch]
-                arriving[link.source_port] = (*arriving.get(link.source_port, ()), moved)
+                flight.stages[link.source].add_cotangent(microbatch, link.source_port, moved)
         else:
-            moved = crossing.forward(flight.leaving.pop(edge, None))
+            moved = crossing.forward(tensors.activations.pop(microbatch, None))
             if moved is not None:
-                flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
+                flight.stages[link.destination].inputs[microbatch][link.destination_port] = moved
         return moved
 
-    def _square_sum(self, flight: _InFlight) -> jax.Array | None:
-        """The sum over all stages, on the last stage's mesh; None where that is not."""
+    # ── after the last microbatch ────────────────────────────────────────────────────────────────
+
+    def _end_of_step(self, state: TrainState, flight: StepInFlight) -> None:
+        for name, program in self.step.ends.items():
+            if name in flight.stages:
+                stage = flight.stages[name]
+                stage.buffers = program(state.stages[name].params, stage.buffers)
+
+    def _square_sum(self, flight: StepInFlight) -> jax.Array | None:
+        """The sum over all stages, on the last stage's mesh; None in a process without a device of it."""
         arrived = []
         for name in self.step.updates:
             if self.step.norm_in[name].is_local:
-                arrived.append(self.step.norm_in[name](flight.square_sums.get(name)))
+                stage = flight.stages.get(name)
+                arrived.append(self.step.norm_in[name](None if stage is None else stage.square_sum))
         return self.step.total(tuple(arrived)) if self.step.sink.is_local else None
+
+    def _update(
+        self, before: StageState, stage: StageInFlight, action: Action, square_sum: jax.Array | None
+    ) -> StageState:
+        gradients, stage.gradients = stage.gradients, {}
+        params, opt_state = self.step.updates[action.stage].update(
+            before.params, before.opt_state, gradients, square_sum
+        )
+        return StageState(params=params, buffers=before.buffers, opt_state=opt_state)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hetjax.execution.step_programs import Step
 from hetjax.models.dims import layout_in_force
 from hetjax.schedule import Costs, Kind
+from hetjax.stages.flat_state import Arrays
 
 
-def count_flops(function: Any, *arguments: Any) -> int:
-    """FLOPs of all matrix products in a traced call: two for each multiply and add.
+def count_flops(function: Callable[..., object], *arguments: object) -> int:
+    """Return the FLOPs of all matrix products in a call: two for each multiply and add.
 
-    A scan counts as often as it runs. (XLA's own `cost_analysis` counts the body of a loop once, so it
-    misses all layers but one of a stack.) Elementwise work is left out, as is usual.
+    `arguments` are arrays or shapes, or trees of them. A scan counts as often as it runs. (XLA's own `cost_analysis`
+    counts the body of a loop once, so it misses all layers but one of a stack.) Elementwise work is left out, as is
+    usual.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def _count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -31,14 +34,14 @@ def _count(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(left[dim] for dim in contracted) * math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name.startswith("ragged_dot"):
-            # Rows of each group by the matrix of that group: every row once.
-            (rows, contracted), (_, _, columns) = (invar.aval.shape for invar in equation.invars[:2])
-            total += 2 * rows * contracted * columns
-        total += _runs(equation) * sum(_count(inner) for inner in _inner(equation.params.values()))
+            # Tokens of each group by the matrix of that group: every token once.
+            (tokens, contracted), (_, _, columns) = (invar.aval.shape for invar in equation.invars[:2])
+            total += 2 * tokens * contracted * columns
+        total += _repeats(equation) * sum(_count(inner) for inner in _inner(equation.params.values()))
     return total
 
 
-def _runs(equation: Any) -> int:
+def _repeats(equation: JaxprEqn) -> int:
     """How often programs inside an equation run: a scan's in turn, a `shard_map`'s on devices that split the work."""
     match equation.primitive.name:
         case "scan":
@@ -52,7 +55,7 @@ def _runs(equation: Any) -> int:
     return 1
 
 
-def _inner(values: Iterable[Any]) -> Iterable[Any]:
+def _inner(values: Iterable[object]) -> Iterator[Jaxpr | ClosedJaxpr]:
     """The programs inside an equation: jaxprs, closed or open, alone or in a tuple."""
     for value in values:
         if isinstance(value, (tuple, list)):
@@ -61,10 +64,17 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
             yield value
 
 
+def _no_layout() -> AbstractContextManager[None]:
+    """A block in which the model's layers run as on one device, of no kind: a fused kernel would hide its products."""
+    return layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none"))
+
+
 def forward_flops(step: Step) -> dict[str, int]:
-    """FLOPs of each stage's forward for one microbatch, over all devices of its mesh, whatever its layout."""
-    # On no device in particular: a fused kernel would hide its products.
-    with layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none")):
+    """Return the FLOPs of each stage's forward for one microbatch, over all devices of its mesh, whatever its layout.
+
+    The keys are stage names.
+    """
+    with _no_layout():
         return {
             name: count_flops(stage.call_whole, stage.compute_params, stage.buffers, step.programs[name].inputs)
             for name, stage in step.stages.items()
@@ -72,7 +82,7 @@ def forward_flops(step: Step) -> dict[str, int]:
 
 
 def estimated_costs(step: Step) -> Costs:
-    """FLOPs of each program over the devices that share it, in units of the longest forward.
+    """Estimate the costs of a step's actions: FLOPs over the devices that share them, in units of the longest forward.
 
     Devices count as equally fast, transfers as immediate; each part of a backward takes one forward, an update a
     tenth of a unit.
@@ -87,7 +97,7 @@ def estimated_costs(step: Step) -> Costs:
 
 
 def backward_factor(step: Step, stage: str) -> float:
-    """FLOPs of a backward in forwards: one for the gradient of what came in, one for that of the weights.
+    """Return the FLOPs of a stage's backward in forwards: one for the gradient of its inputs, one for its weights'.
 
     A stage that trains counts as two (its first layer asks for no gradient of the batch: a part too small
     to tell apart), a frozen one that passes a gradient on as one, and one without backward as none. Where a part
@@ -103,24 +113,24 @@ def backward_factor(step: Step, stage: str) -> float:
 def _counted_factor(step: Step, name: str) -> float:
     stage, program = step.stages[name], step.programs[name]
 
-    def both(params: Any, buffers: Any, inputs: Any) -> Any:
-        def call(trained: Any, carried: Any) -> Any:
-            outputs, _ = stage.call_whole({**params, **trained}, buffers, {**inputs, **carried})
+    def forward_and_backward(params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        def call(trained: Arrays, differentiated: Arrays) -> Arrays:
+            outputs, _ = stage.call_whole({**params, **trained}, buffers, {**inputs, **differentiated})
             return {port: outputs[port] for port in program.gradient_outputs}
 
         trained = {path: params[path] for path in stage.trained}
-        carried = {port: inputs[port] for port in program.gradient_inputs}
-        outputs, vjp = jax.vjp(call, trained, carried)
+        differentiated = {port: inputs[port] for port in program.gradient_inputs}
+        outputs, vjp = jax.vjp(call, trained, differentiated)
         return vjp(outputs)
 
-    with layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none")):
+    with _no_layout():
         arguments = stage.compute_params, stage.buffers, program.inputs
         forward = count_flops(stage.call_whole, *arguments)
-        return (count_flops(both, *arguments) - forward) / max(forward, 1)
+        return (count_flops(forward_and_backward, *arguments) - forward) / max(forward, 1)
 
 
 def model_flops(step: Step) -> int:
-    """FLOPs that one training step needs: per microbatch a forward and `backward_factor` times as much.
+    """Return the FLOPs that one training step needs: per microbatch a forward and `backward_factor` times as much.
 
     Where everything trains that is, in tokens T, weights N that tokens are multiplied with, layers L,
     heads H of width K, and sequences of length S, the model FLOPs of PaLM's utilisation (Chowdhery et

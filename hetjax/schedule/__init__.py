@@ -43,9 +43,14 @@ def build_schedule(name: str, graph: StageGraph, microbatches: int, costs: Costs
     """
     if name not in SCHEDULES:
         raise ScheduleError(f"unknown schedule {name!r}; the known ones are {', '.join(SCHEDULES)}")
-    if name == "bubble_fill":
+    if needs_costs(name):
         return bubble_fill(graph, microbatches, costs)
     return SCHEDULES[name](graph, microbatches)
+
+
+def needs_costs(name: str) -> bool:
+    """Whether the schedule of that name chooses its order by what actions cost."""
+    return name == "bubble_fill"
 
 
 __all__ = [
@@ -67,6 +72,7 @@ __all__ = [
     "colocated",
     "gpipe",
     "interleaved_1f1b",
+    "needs_costs",
     "one_f_one_b",
     "simulate",
     "zero_bubble",

@@ -1,1 +1,1 @@
-"""Modules cut into stages with a mesh each, the links between them, and a batch on its way to them."""
+"""Modules cut into stages with a mesh each, the links between the stages, and the placing of a batch on them."""

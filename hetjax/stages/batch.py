@@ -1,26 +1,37 @@
-"""From a batch on the host to every microbatch on the stages that take it."""
+"""Checks a batch on the host, and places every microbatch of it on the stages that take it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from hetjax.errors import BatchError
 from hetjax.meshes import BATCH_AXES
+from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.links import Link
 from hetjax.stages.row_subset import RowSubset
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
-# A batch is {module: {input: array with the batch dim leading}, "loss_tokens": number}.
-Batch = Mapping[str, Any]
+BatchArray: TypeAlias = np.ndarray | jax.Array | RowSubset | jax.ShapeDtypeStruct
+"""One input of a batch, leading with the batch dim; a shape where only shapes matter."""
+
+Batch: TypeAlias = Mapping[str, Mapping[str, BatchArray] | float]
+"""{module: {input: array}, "loss_tokens": number}; the number may be left out where loss weights are an input."""
+
+
+class StageMicrobatch(NamedTuple):
+    """One microbatch, by its number in the step, on one stage."""
+
+    stage: str
+    microbatch: int
 
 
 def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], microbatches: int) -> dict[str, Shapes]:
-    """What each stage takes of one microbatch: {stage: {port: shape with sharding}}.
+    """Return the inputs that each stage takes of one microbatch from the batch: {stage: {port: shape with sharding}}.
 
     `batch` may hold arrays or shapes. Raises BatchError for a missing or unknown input, for what is no
     array, for leading dims that differ, and where the batch does not divide.
@@ -33,13 +44,13 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
         for port, array in inputs.items()
     }
     if len(set(sizes.values())) != 1 or None in sizes.values():
-        told = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise BatchError(f"the inputs of a batch must lead with the same number of samples, but have {told}")
+        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise BatchError(f"the inputs of a batch must lead with the same number of samples, but have {listed}")
     size = check_batch(stages, next(iter(sizes.values())), microbatches)
     return {
         stage.name: {
             port: _shape(stage, port, array, size)
-            for port, array in batch.get(stage.module, {}).items()
+            for port, array in module_inputs(batch).get(stage.module, {}).items()
             if port in stage.inputs
         }
         for stage in stages
@@ -47,7 +58,10 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
 
 
 def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> int:
-    """Samples in a microbatch. Raises BatchError where the batch, or a microbatch, does not divide."""
+    """Return the number of samples in a microbatch.
+
+    Raises BatchError where the batch does not divide into microbatches, or a microbatch over a stage's batch axes.
+    """
     if batch_size % microbatches:
         raise BatchError(
             f"a batch of {batch_size} samples is not divisible into {microbatches} microbatches "
@@ -69,7 +83,7 @@ def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> 
 
 
 def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> tuple[int, ...]:
-    """The rows of a global batch that the devices of this process take, ascending: all of them in one process.
+    """Return the rows of a global batch that the devices of this process take, ascending: all of them in one process.
 
     Microbatch i of b rows covers the rows i*b to (i+1)*b; a device takes those of each microbatch that the
     batch dim of its stage's layout gives it. Nothing is asked of other processes.
@@ -87,27 +101,30 @@ def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> 
     return tuple(index * size + row for index in range(microbatches) for row in sorted(taken))
 
 
-def place_inputs(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int):
-    """Dispatch the copies to devices: {(stage, microbatch): {port: array}}, for the stages that this process runs.
+def place_inputs(
+    batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int
+) -> dict[StageMicrobatch, Arrays]:
+    """Dispatch the copies to devices: arrays by port, for each microbatch on each stage that this process runs.
 
     Each device gets its own rows only, so an array may be a `RowSubset` that holds those of this process.
 
     Raises BatchError where the batch is not of the shapes that programs were compiled for.
     """
     _check_compiled(batch, shapes, stages, microbatches)
-    placed = {}
+    given = module_inputs(batch)
+    placed: dict[StageMicrobatch, Arrays] = {}
     for stage in stages:
         if not stage.is_local:
             continue
         for index in range(microbatches):
-            placed[stage.name, index] = {
-                port: _place(batch[stage.module][port], aval, index * aval.shape[0])
+            placed[StageMicrobatch(stage.name, index)] = {
+                port: _place(given[stage.module][port], aval, index * aval.shape[0])
                 for port, aval in shapes[stage.name].items()
             }
     return placed
 
 
-def _place(array: Any, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
+def _place(array: BatchArray, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
     """Rows of a global array from `first` on, as many as `aval` has."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -118,9 +135,10 @@ def _place(array: Any, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
 
 
 def loss_tokens(batch: Batch, sink: str) -> float | None:
-    """The global count that the summed loss is divided by, 1 for a batch without any.
+    """Return the global count that the summed loss is divided by, 1 for a batch without any.
 
-    None where this process has some rows only of what is to be summed. Raises BatchError.
+    None where this process has only some rows of the loss weights, which are then summed on the devices. `sink` is the
+    module that ends the graph. Raises BatchError for no count, and for one that cannot divide.
     """
     check_loss_tokens(batch, sink)
     weights = batch["loss_tokens"] if "loss_tokens" in batch else batch[sink]["loss_weights"]
@@ -133,7 +151,7 @@ def loss_tokens(batch: Batch, sink: str) -> float | None:
 
 
 def check_loss_tokens(batch: Batch, sink: str) -> None:
-    """Raise BatchError where nothing tells the global count; `batch` may hold shapes."""
+    """Raise BatchError where a batch gives neither a global count nor loss weights; it may hold shapes."""
     if "loss_tokens" not in batch and "loss_weights" not in batch.get(sink, {}):
         raise BatchError(
             f"a batch needs 'loss_tokens', the number that the summed loss is divided by, "
@@ -141,8 +159,8 @@ def check_loss_tokens(batch: Batch, sink: str) -> None:
         )
 
 
-def module_inputs(batch: Batch) -> dict[str, Mapping[str, Any]]:
-    """The inputs of a batch by module, without its count of loss tokens."""
+def module_inputs(batch: Batch) -> dict[str, Mapping[str, BatchArray]]:
+    """Return the inputs of a batch by module, without its count of loss tokens."""
     return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
 
 
@@ -200,9 +218,10 @@ def _check_names(batch: Batch, stages: Sequence[Stage], links: Sequence[Link]) -
                     f"the batch has an input '{module}.{port}', but module '{module}' takes {', '.join(takes)} "
                     "from the batch; rename or drop it"
                 )
+    inputs = module_inputs(batch)
     for stage in stages:
         for port in stage.inputs:
-            given = port in batch.get(stage.module, {}) or (stage.name, port) in fed or port in stage.optional
+            given = port in inputs.get(stage.module, {}) or (stage.name, port) in fed or port in stage.optional
             if not given:
                 raise BatchError(
                     f"module '{stage.module}': nothing feeds its input '{port}'; add batch['{stage.module}']['{port}'] "
@@ -210,7 +229,7 @@ def _check_names(batch: Batch, stages: Sequence[Stage], links: Sequence[Link]) -
                 )
 
 
-def _shape(stage: Stage, port: str, array: Any, size: int) -> jax.ShapeDtypeStruct:
+def _shape(stage: Stage, port: str, array: BatchArray, size: int) -> jax.ShapeDtypeStruct:
     shape = (size, *np.shape(array)[1:])
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=stage.port_sharding(port, shape))

@@ -1,14 +1,14 @@
-"""Modules cut into stages and laid out on their meshes."""
+"""Cuts modules into stages on their meshes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from hetjax.errors import GraphError
 from hetjax.graph import ModuleGraph, input_ports, optional_ports
@@ -18,7 +18,8 @@ from hetjax.models.remat import Remat
 from hetjax.models.stages import balanced_layers
 from hetjax.stages.flat_state import take_apart
 from hetjax.stages.frozen import frozen_paths
-from hetjax.stages.stage import Stage, placed_arrays
+from hetjax.stages.placed_shapes import placed_shapes
+from hetjax.stages.stage import Stage
 
 
 def cut_graph(
@@ -27,17 +28,17 @@ def cut_graph(
     *,
     devices: Sequence[jax.Device],
     frozen: Collection[str],
-    param_dtype: Any,
-    compute_dtype: Any,
+    param_dtype: DTypeLike,
+    compute_dtype: DTypeLike | None,
     trained: Collection[str] | None = None,
     remat: Mapping[str, Remat] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
-    """All stages in topological order; `frozen` and `trained` as in `hetjax.stages.frozen.frozen_paths`.
+    """Return all stages in topological order; `frozen` and `trained` as in `hetjax.stages.frozen.frozen_paths`.
 
     Raises GraphError, ConfigError and PlacementError.
     """
     _check_modules(graph, placement)
-    still_paths = frozen_paths(graph, frozen, trained)
+    frozen_in = frozen_paths(graph, frozen, trained)
     stages = []
     for module in graph.order:
         layout = placement.placement[module]
@@ -46,12 +47,14 @@ def cut_graph(
             part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
             skeleton, params, buffers = take_apart(part)
             mesh = placement.mesh(module, index, devices)
-            still = {path: aval for path, aval in params.items() if path in still_paths[module]}
-            moving = {path: aval for path, aval in params.items() if path not in still}
+            frozen_params = {path: aval for path, aval in params.items() if path in frozen_in[module]}
+            trained_params = {path: aval for path, aval in params.items() if path not in frozen_params}
             # A frozen weight needs no master copy: it is kept as it is computed with.
             placed = {
-                **placed_arrays(moving, skeleton, layout.weight_spec, mesh, module, param_dtype),
-                **placed_arrays(still, skeleton, layout.compute_spec, mesh, module, compute_dtype or param_dtype),
+                **placed_shapes(trained_params, skeleton, layout.weight_spec, mesh, module, param_dtype),
+                **placed_shapes(
+                    frozen_params, skeleton, layout.compute_spec, mesh, module, compute_dtype or param_dtype
+                ),
             }
             stages.append(
                 Stage(
@@ -64,11 +67,11 @@ def cut_graph(
                     mesh=mesh,
                     skeleton=skeleton,
                     params={path: placed[path] for path in params},
-                    buffers=placed_arrays(buffers, skeleton, layout.weight_spec, mesh, module, None),
+                    buffers=placed_shapes(buffers, skeleton, layout.weight_spec, mesh, module, None),
                     inputs=input_ports(part),
                     optional=optional_ports(part),
                     port_dims=dict(getattr(part, "port_dims", {})),
-                    frozen=frozenset(still),
+                    frozen=frozenset(frozen_params),
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
                     independent_samples=getattr(part, "independent_samples", False),
@@ -79,7 +82,7 @@ def cut_graph(
 
 
 def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | None:
-    """How many layers each stage has, None where the module is to decide. Raises GraphError."""
+    """The number of layers of each stage, None where the module decides. Raises GraphError."""
     if layout.layers == "even":
         return None
     if layout.layers != "balanced":
@@ -100,7 +103,7 @@ def _layers(module: nnx.Module, name: str, layout: Layout) -> tuple[int, ...] | 
 def cut_module(
     module: nnx.Module, name: str, index: int, count: int, layers: Sequence[int] | None = None
 ) -> nnx.Module:
-    """The part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError.
+    """Return the part of a module for one stage of `count`, with weights or with shapes alone. Raises GraphError.
 
     `layers` says how many layers each stage has, for a module whose `stage` takes that.
     """

@@ -1,22 +1,28 @@
-"""A module's state as flat dicts by path, so that programs, optimizers and checkpoints see plain arrays."""
+"""Splits a module into flat dicts of arrays by path, so that programs, optimizers and checkpoints see plain arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TypeVar
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from hetjax.errors import GraphError
 
 Arrays = dict[str, jax.Array]
-"""Arrays by path, e.g. "layers/block/attention/query/kernel"."""
+"""Arrays by path, e.g. "layers/block/attention/query/kernel"; of inputs and outputs by port."""
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+"""Shapes and dtypes by path or port, with the sharding where it is known."""
+
+Array = TypeVar("Array", jax.Array, jax.ShapeDtypeStruct)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """What a module is without its arrays.
+    """The structure of a module, without its arrays.
 
     Attributes:
         definition: the NNX graph definition.
@@ -27,7 +33,7 @@ class Skeleton:
         dims: dim names of every path that has them.
     """
 
-    definition: Any
+    definition: nnx.GraphDef[nnx.Module]
     treedef: jax.tree_util.PyTreeDef
     paths: tuple[str, ...]
     params: frozenset[str]
@@ -35,15 +41,15 @@ class Skeleton:
     dims: dict[str, tuple[str | None, ...]]
 
     def assemble(self, params: Arrays, buffers: Arrays) -> nnx.Module:
-        """The module with these arrays in place."""
+        """Return the module with these arrays in place."""
         arrays = {**params, **buffers, **{path: jax.random.wrap_key_data(buffers[path]) for path in self.keys}}
         return nnx.merge(self.definition, self.treedef.unflatten([arrays[path] for path in self.paths]))
 
 
 def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
-    """A module as (skeleton, params, buffers); random keys become their plain data.
+    """Split a module, with arrays or with shapes alone, into (skeleton, params, buffers).
 
-    Raises GraphError for a variable that does not hold one array.
+    Random keys become their plain data. Raises GraphError for a variable that does not hold one array.
     """
     definition, state = nnx.split(module)
     entries, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -65,13 +71,19 @@ def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
     return (
         Skeleton(definition, treedef, paths, params, keys, dims),
         {path: arrays[path] for path in paths if path in params},
-        {path: _as_data(arrays[path], path in keys) for path in paths if path not in params},
+        {path: _plain_data(arrays[path], path in keys) for path in paths if path not in params},
     )
 
 
-def _as_data(value: Any, is_key: bool) -> Any:
+def by_path(tree: PyTree[Array]) -> dict[str, Array]:
+    """Return the leaves of any tree by path, in tree order, e.g. "0/mu/layers/block/attention/query/kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _plain_data(array: Array, is_key: bool) -> Array:
     if not is_key:
-        return value
-    if isinstance(value, jax.ShapeDtypeStruct):
-        return jax.eval_shape(jax.random.key_data, value)
-    return jax.random.key_data(value)
+        return array
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, array)
+    return jax.random.key_data(array)

@@ -1,4 +1,4 @@
-"""Which weights train: whole modules, or parts of them."""
+"""Find the weights that are frozen, from names of modules and of their parts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hetjax.stages.flat_state import take_apart
 def frozen_paths(
     graph: ModuleGraph, frozen: Collection[str] = (), trained: Collection[str] | None = None
 ) -> dict[str, frozenset[str]]:
-    """The paths of each module's weights that do not train.
+    """Return the paths of each module's weights that do not train.
 
     A name is that of a module, "vision", or of a part of one by its path, "vision.projector" or "vision.layers.block".
     With `trained`, only what it names trains; of that, too, nothing that `frozen` names.
 
     Raises ConfigError for a name that stands for no weights, GraphError where nothing is left to train.
     """
-    for what, names in (("frozen", frozen), ("trained", trained)):
+    for option, names in (("frozen", frozen), ("trained", trained)):
         if isinstance(names, str):
-            raise ConfigError(f"{what}={names!r} is one string; give a collection of names, e.g. [{names!r}]")
+            raise ConfigError(f"{option}={names!r} is one string; give a collection of names, e.g. [{names!r}]")
     weights = {module: frozenset(take_apart(graph.abstract(module))[1]) for module in graph.modules}
-    moving = weights if trained is None else _named(weights, trained, "trained")
-    still = _named(weights, frozen, "frozen")
-    frozen_of = {module: (paths - moving[module]) | still[module] for module, paths in weights.items()}
+    named_trained = weights if trained is None else _named(weights, trained, "trained")
+    named_frozen = _named(weights, frozen, "frozen")
+    frozen_of = {module: (paths - named_trained[module]) | named_frozen[module] for module, paths in weights.items()}
     if frozen_of == weights:
         raise GraphError(
             f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "
@@ -34,20 +34,21 @@ def frozen_paths(
     return frozen_of
 
 
-def _named(weights: dict[str, frozenset[str]], names: Collection[str], what: str) -> dict[str, frozenset[str]]:
+def _named(weights: dict[str, frozenset[str]], names: Collection[str], option: str) -> dict[str, frozenset[str]]:
+    """The paths of the weights that an option names, by module; `weights` has all paths."""
     found = dict.fromkeys(weights, frozenset())
     for name in names:
         module, _, part = name.partition(".")
         if module not in weights:
             raise ConfigError(
-                f"{what} names module '{module}', which the graph lacks; its modules are {', '.join(weights)}"
+                f"{option} names module '{module}', which the graph lacks; its modules are {', '.join(weights)}"
             )
         part = part.replace(".", "/")
         paths = {path for path in weights[module] if not part or path == part or path.startswith(f"{part}/")}
         if part and not paths:
             parts = sorted({path.partition("/")[0] for path in weights[module]})
             raise ConfigError(
-                f"{what} names {name}, but module '{module}' has no weights of that path; its parts are "
+                f"{option} names {name}, but module '{module}' has no weights of that path; its parts are "
                 f"{', '.join(parts)}"
             )
         found[module] |= paths

@@ -1,4 +1,4 @@
-"""The links between stages: the edges of the module graph, and what passes inside a module."""
+"""The links between stages: along the edges of the module graph, and inside the modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hetjax.stages.stage import Stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Link:
-    """A tensor that one stage hands to another: an edge of the graph, or what passes inside a module.
+    """A tensor that one stage hands to another: along an edge of the graph, or inside a module.
 
     `gradient` says whether a gradient comes back: something upstream trains, one arrives at the destination, and
     the edge lets it through.
@@ -28,7 +28,7 @@ class Link:
 
 
 def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links of all edges, and those that pass a module's own tensors from stage to stage.
+    """Return the links of all edges, and those that pass a module's own tensors from stage to stage.
 
     Raises GraphError when a module trains that no gradient reaches.
     """
@@ -37,8 +37,8 @@ def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
         for edge in graph.inputs(stage.module):
             source, port = port_of(edge.source), port_of(edge.destination).name
             if port in stage.inputs:
-                giver = next(other for other in reversed(stages) if other.module == source.module)
-                links.append(_link(giver, source.name, stage, port, edge.gradient and _learns(giver, links)))
+                last = next(other for other in reversed(stages) if other.module == source.module)
+                links.append(_link(last, source.name, stage, port, edge.gradient and _learns(last, links)))
         if stage.index > 0:
             before = stages[stages.index(stage) - 1]
             for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
@@ -49,17 +49,17 @@ def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
 def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
     """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
     *others, sink = stages
-    answers = {sink.name}
+    reached = {sink.name}
     for stage in reversed(others):
         leaving = [link for link in links if link.source == stage.name]
-        if any(link.gradient and link.destination in answers for link in leaving):
-            answers.add(stage.name)
+        if any(link.gradient and link.destination in reached for link in leaving):
+            reached.add(stage.name)
         elif stage.trains:
             raise GraphError(
                 f"module '{stage.module}' trains, but no gradient reaches it, as no edge from it lets one through "
                 f"({', '.join(link.name for link in leaving)}); give one gradient=True or freeze '{stage.module}'"
             )
-    return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in answers) for link in links)
+    return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in reached) for link in links)
 
 
 def _learns(stage: Stage, links: Sequence[Link]) -> bool:
@@ -79,7 +79,7 @@ def _link(source: Stage, source_port: str, destination: Stage, destination_port:
 
 
 def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
-    """The stages and links as schedules see them."""
+    """Return the stages and links in the form that schedules are made for."""
     return StageGraph(
         stages=tuple(
             StageNode(

@@ -19,14 +19,14 @@ _SHOWN = 8  # missing rows that an error spells out
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowSubset:
-    """A global host array of which only some rows (entries of the leading dim) are here.
+    """A global host array of which this process holds only some rows (entries of the leading dim).
 
     It stands in for the whole array: `shape`, `dtype` and `ndim` are those of the whole, and slices are
     counted over the global rows, so that `jax.make_array_from_callback` may ask it for what its devices hold.
-    numpy sees it as an array if all rows are here.
+    numpy sees it as an array if it holds all rows.
 
     Args:
-        values: the rows that are here, [len(rows), ...].
+        values: the rows that it holds, [len(rows), ...].
         rows: their numbers in the global array, ascending.
         size: how many rows the global array has, B.
 
@@ -61,10 +61,10 @@ class RowSubset:
         return self.values.ndim
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
-        """The rows of a slice without a step, by global number; further slices are of the other dims.
+        """Return the rows of a slice without a step, by global number; further slices are of the other dims.
 
         Raises:
-            BatchError: some of these rows are not here.
+            BatchError: it does not hold some of these rows.
             TypeError: rows are asked for by anything but such a slice.
         """
         leading, *others = index if isinstance(index, tuple) else (index,)
@@ -79,7 +79,7 @@ class RowSubset:
         return self.values[(slice(low, high), *others)]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """The whole array; raises BatchError if some of its rows are not here."""
+        """Return the whole array; raises BatchError if it does not hold all rows."""
         return np.array(self[:], dtype=dtype, copy=copy)
 
     def _missing(self, start: int, stop: int) -> BatchError:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from hetjax.errors import BatchError, GraphError
 from hetjax.meshes import Layout, PlacementError
 from hetjax.models.dims import Dims, Splits, layout_in_force
 from hetjax.models.errors import LayoutError
 from hetjax.models.remat import Remat
-from hetjax.stages.flat_state import Arrays, Skeleton, take_apart
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
+from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, take_apart
+from hetjax.stages.placed_shapes import cast_shape, placed_shapes
 
 LOSS = "loss"
 """The port of the module that ends the graph: a sum over tokens."""
@@ -33,14 +32,14 @@ class Stage:
         module, index, count: which part of which module.
         layers: how many layers each of the module's stages has; None where the module decides.
         layout, mesh: the module's degrees and this stage's mesh.
-        skeleton: the part without its arrays.
-        params: shape, master dtype and sharding of every weight.
+        skeleton: the structure of the part, without its arrays.
+        params: shape, master dtype and sharding of every weight, by path.
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
         port_dims: dim names of the ports that have them.
         frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
-        remat: what its layers keep for the backward, as `hetjax.models.remat` has it.
+        remat: what its layers keep for the backward, a setting of `hetjax.models.remat`.
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
     """
@@ -59,19 +58,19 @@ class Stage:
     optional: tuple[str, ...]
     port_dims: Mapping[str, Dims]
     frozen: frozenset[str]
-    compute_dtype: Any
+    compute_dtype: DTypeLike | None
     remat: Remat = "none"
     independent_samples: bool = False
     ends_steps: bool = False
 
     @functools.cached_property
     def is_local(self) -> bool:
-        """Whether this process runs the stage: a device of its mesh is its own."""
+        """Whether this process has a device of the stage's mesh, and so runs the stage."""
         return bool(self.mesh.local_devices)
 
     @functools.cached_property
     def trained(self) -> Shapes:
-        """Those of `params` that are updated."""
+        """The `params` that are updated."""
         return {path: aval for path, aval in self.params.items() if path not in self.frozen}
 
     @property
@@ -81,18 +80,18 @@ class Stage:
 
     @functools.cached_property
     def replicated(self) -> NamedSharding:
-        """A copy on every device of the mesh."""
+        """The sharding of a copy on every device of the mesh."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @functools.cached_property
     def compute_params(self) -> Shapes:
-        """The weights as programs see them."""
-        whole = placed_arrays(self.params, self.skeleton, self.layout.compute_spec, self.mesh, self.module, None)
-        return {path: cast_shape(shape, self.compute_dtype) for path, shape in whole.items()}
+        """The weights in the dtype and sharding that programs take them in."""
+        placed = placed_shapes(self.params, self.skeleton, self.layout.compute_spec, self.mesh, self.module, None)
+        return {path: cast_shape(shape, self.compute_dtype) for path, shape in placed.items()}
 
     @functools.cached_property
     def cast_params(self) -> Shapes:
-        """Those weights that programs see in another dtype, or in other parts, than they are kept in."""
+        """The weights that programs take in another dtype or sharding than they are kept in."""
         return {
             path: aval
             for path, aval in self.compute_params.items()
@@ -124,7 +123,7 @@ class Stage:
 
     @functools.cached_property
     def gradients(self) -> Shapes:
-        """The sums of gradients as microbatches add to them, with a leading dim where shards keep their own."""
+        """Shapes of the sums of gradients that microbatches add to, with a leading dim where shards keep their own."""
         if self.gradient_shards == 1:
             return self.trained
         return {
@@ -138,24 +137,24 @@ class Stage:
 
     @functools.cached_property
     def of_one_shard(self) -> Stage:
-        """The stage as one shard of `data` runs it on its own samples, beside the others on the same mesh."""
+        """The stage for one shard of `data`, which runs on its own samples beside the others on the same mesh."""
         return dataclasses.replace(self, layout=dataclasses.replace(self.layout, data=1))
 
     def port_sharding(self, port: str, shape: Sequence[int]) -> NamedSharding:
-        """Where the array of a port lives: its leading dim is the batch unless `port_dims` says otherwise."""
+        """Return the sharding of a port's array; its leading dim is the batch unless `port_dims` says otherwise."""
         dims = self.port_dims.get(port, ("batch", *[None] * (len(shape) - 1)) if shape else ())
         return self.activation_sharding(dims, shape, what=f"port '{port}'")
 
     def activation_sharding(self, dims: Dims, shape: Sequence[int], *, what: str = "activation") -> NamedSharding:
-        """Where an activation with these dim names lives. Raises BatchError when it does not divide."""
+        """Return the sharding of an activation with these dim names. Raises BatchError when it does not divide."""
         name = f"module '{self.module}': {what} of shape {tuple(shape)}"
         try:
             return NamedSharding(self.mesh, self.layout.activation_spec(dims, shape, name=name))
         except PlacementError as error:
             raise BatchError(str(error)) from None
 
-    def in_force(self):
-        """A block inside which the model's `constrain` and `split_of` calls follow this stage's layout."""
+    def in_force(self) -> AbstractContextManager[None]:
+        """Return a block inside which the model's `constrain` and `split_of` calls follow this stage's layout."""
 
         def constraint(x: jax.Array, dims: Dims) -> jax.Array:
             return jax.lax.with_sharding_constraint(x, self.activation_sharding(dims, x.shape))
@@ -182,7 +181,7 @@ class Stage:
             return self.call_whole(params, buffers, inputs)
 
     def call_whole(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
-        """`call` without the layout in force, as one device would run it."""
+        """Run the part without the layout in force, as one device would; else as `call`."""
         module = self.skeleton.assemble(params, buffers)
         try:
             outputs = module(**inputs)
@@ -191,41 +190,20 @@ class Stage:
         if not isinstance(outputs, Mapping):
             outputs = {"output": outputs}
         skeleton, _, after = take_apart(module)
+        self._check_state_kept(skeleton, after)
+        return dict(outputs), after
+
+    def _check_state_kept(self, skeleton: Skeleton, buffers: Arrays) -> None:
+        """Raise GraphError unless a call has left the state tree, and every buffer's shape and dtype, as they were."""
         if skeleton.paths != self.skeleton.paths:
             new = sorted(set(skeleton.paths) ^ set(self.skeleton.paths))
             raise GraphError(
                 f"module '{self.module}': calling it changed its state tree ({', '.join(new)}); keep it fixed"
             )
-        for path, array in after.items():
+        for path, array in buffers.items():
             before = self.buffers[path]
             if (array.shape, array.dtype) != (before.shape, before.dtype):
                 raise GraphError(
                     f"module '{self.module}': calling it turned {path} from {before.dtype}{list(before.shape)} into "
                     f"{array.dtype}{list(array.shape)}; keep its shape and dtype, or build it as what it becomes"
                 )
-        return dict(outputs), after
-
-
-def placed_arrays(
-    arrays: Mapping[str, Any],
-    skeleton: Skeleton,
-    spec_of: Callable[..., PartitionSpec],
-    mesh: Mesh,
-    module: str,
-    dtype: Any,
-) -> Shapes:
-    """Shapes of a module's arrays on a mesh, split by what `spec_of` says of their dims. Raises PlacementError."""
-    placed = {}
-    for path, array in arrays.items():
-        dims = skeleton.dims.get(path, (None,) * len(array.shape))
-        spec = spec_of(dims, array.shape, name=f"module '{module}': weight {path} of shape {array.shape}")
-        shape = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
-        placed[path] = cast_shape(shape, dtype)
-    return placed
-
-
-def cast_shape(shape: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
-    """The shape in another dtype, if that is given and it is a floating one."""
-    if dtype is None or not jnp.issubdtype(shape.dtype, jnp.floating):
-        return shape
-    return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shape.sharding)

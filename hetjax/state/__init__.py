@@ -1,1 +1,1 @@
-"""The training state: its first value, and whole modules seen through their stages."""
+"""The training state: its first value, and whole modules joined from their stages."""

@@ -1,20 +1,20 @@
-"""The first state: weights from a seed, the same on every placement, or from a checkpoint."""
+"""Makes the first state: weights from a seed, the same on every placement, or from a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from hetjax.compilation.dispatch_order import in_order
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.programs.update import Update
 from hetjax.stages.cut import cut_module
-from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.flat_state import Arrays, Shapes, take_apart
 from hetjax.stages.host_transfer import to_devices
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 from hetjax.state.train_state import StageState, TrainState
 from hetjax.state.weight_source import WeightSource, load_stages
 
@@ -26,14 +26,15 @@ def initialize(
     seed: int,
     warm_start: Mapping[str, WeightSource] | None = None,
 ) -> TrainState:
-    """Weights, buffers and optimizer state of the stages that this process runs, each on its mesh.
+    """Return weights, buffers and optimizer state of the stages that this process runs, each on its mesh.
 
     Modules of `warm_start` take their weights from there. Raises ConfigError for a seed beyond 32 bits, and for
     weights that do not fit.
     """
     if not -(2**31) <= seed < 2**31:
         raise ConfigError(f"seed is {seed}, which does not fit into 32 bits; give a number from 0 to {2**31 - 1}")
-    made, given = {}, {}
+    made: dict[str, StageState] = {}
+    given: dict[str, tuple[Arrays, Arrays]] = {}
     for module, source in (warm_start or {}).items():
         given |= load_stages(graph, module, [stage for stage in stages if stage.module == module], source)
     for stage in stages:
@@ -49,7 +50,7 @@ def initialize(
 
 
 def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, Arrays]:
-    def make(seed: Any) -> tuple[Arrays, Arrays]:
+    def make(seed: int | jax.Array) -> tuple[Arrays, Arrays]:
         part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count, stage.layers)
         _, params, buffers = take_apart(part)
         return _cast(params, stage.params), buffers
@@ -70,5 +71,5 @@ def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:
     return {path: array.astype(shapes[path].dtype) for path, array in arrays.items()}
 
 
-def _shardings(shapes: Shapes) -> dict[str, Any]:
+def _shardings(shapes: Shapes) -> dict[str, NamedSharding]:
     return {path: aval.sharding for path, aval in shapes.items()}

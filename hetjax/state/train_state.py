@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import jax
+import optax
 
+from hetjax.errors import StateError
 from hetjax.stages.flat_state import Arrays
+from hetjax.stages.stage import Stage
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageState:
-    """One stage's arrays, on its mesh: weights and other state by path, and the optimizer's own tree."""
+    """One stage's arrays, on its mesh: weights and other state by path, and the optimizer's own tree.
+
+    `opt_state` is None for a stage that does not train.
+    """
 
     params: Arrays
     buffers: Arrays
-    opt_state: Any
+    opt_state: optax.OptState | None
 
 
 @jax.tree_util.register_dataclass
@@ -30,3 +36,19 @@ class TrainState:
 
     step: int
     stages: dict[str, StageState]
+
+
+def check_state(state: TrainState, stages: Sequence[Stage]) -> None:
+    """Raise StateError for a state of other stages than those of this process, and for one that a step consumed."""
+    names = [stage.name for stage in stages if stage.is_local]
+    if sorted(state.stages) != sorted(names):
+        raise StateError(
+            f"the state is of stages {', '.join(state.stages)}, but this trainer has {', '.join(names)}; make one "
+            "with init, or restore a checkpoint, which fits any placement"
+        )
+    for name, stage in state.stages.items():
+        if any(array.is_deleted() for array in stage.params.values()):
+            raise StateError(
+                f"stage '{name}': the state after {state.step} steps was consumed by a step; "
+                "go on with the state which that step returned"
+            )

@@ -1,11 +1,11 @@
-"""Weights of modules from elsewhere, read straight into the layout that they have here.
+"""Weights of modules from another place, read straight into the shardings of this trainer.
 
 A device's part of an array is read for itself; no whole array is made.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -26,21 +26,21 @@ class WeightSource(Protocol):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name in messages."""
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The modules that it holds."""
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
-        """Shape and dtype of every array of a module."""
+        """Return shape and dtype of every array of a module, by path."""
 
     def read(self, module: str, path: str, box: Box) -> np.ndarray:
-        """A part of an array, from a start to a stop in every dim."""
+        """Return a part of an array, from a start to a stop in every dim."""
 
 
 def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
-    """Raise ConfigError unless the weights of a module are there, each in its shape. Buffers may lack."""
+    """Raise ConfigError unless the source holds every weight of a module in its shape; buffers may be missing."""
     if module not in source.modules:
         raise ConfigError(
             f"warm_start: {source.name} holds no module '{module}', only {', '.join(source.modules)}; name the "
@@ -49,13 +49,15 @@ def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
     held = source.infos(module)
     params, buffers = whole_shapes(graph, module)
     wrong = [
-        f"{path} has shape {held[path].shape} there, {tuple(aval.shape)} here"
+        f"{path} has shape {held[path].shape} in the weights, {tuple(aval.shape)} in the model"
         for path, aval in {**params, **buffers}.items()
         if path in held and held[path].shape != tuple(aval.shape)
     ]
-    wrong += [f"{path} of shape {tuple(params[path].shape)} is only here" for path in params if path not in held]
+    wrong += [
+        f"{path} of shape {tuple(params[path].shape)} is only in the model" for path in params if path not in held
+    ]
     extra = sorted(held.keys() - params.keys() - buffers.keys())
-    wrong += [f"{path} of shape {held[path].shape} is only there" for path in extra]
+    wrong += [f"{path} of shape {held[path].shape} is only in the weights" for path in extra]
     if wrong:
         raise ConfigError(
             f"warm_start: module '{module}' does not fit {source.name}: {listed(wrong)}; give model.{module} the sizes "
@@ -66,7 +68,7 @@ def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
 def load_stages(
     graph: ModuleGraph, module: str, stages: list[Stage], source: WeightSource
 ) -> dict[str, tuple[Arrays, Arrays]]:
-    """(params, buffers) of a module's stages that this process runs, by stage, in their dtypes and layouts.
+    """Return (params, buffers) of a module's stages that this process runs, by stage, in their dtypes and shardings.
 
     `stages` are all of the module. Buffers that the source lacks are left out. Raises ConfigError as `check_source`.
     """
@@ -79,7 +81,7 @@ def load_stages(
         for path, whole in find_parts(module, shapes[kind], parts[kind]).items():
             if path not in held:
                 continue
-            starts = {run.stage: run.start for run in whole.runs} if whole.stacked else {}
+            starts = {each.stage: each.start for each in whole.slices} if whole.stacked else {}
             for stage, aval in whole.parts.items():
                 if stage in found:
                     found[stage][kind][path] = _load(source, module, path, aval, starts.get(stage, 0))
@@ -87,13 +89,13 @@ def load_stages(
 
 
 def _load(source: WeightSource, module: str, path: str, aval: jax.ShapeDtypeStruct, start: int) -> jax.Array:
-    """A stage's part of an array, whose first row is row `start` of the whole one; each piece of it is read once."""
-    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    """A stage's part of an array, from index `start` of the whole array's leading dim on; each shard is read once."""
+    devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in aval.sharding.addressable_devices_indices_map(aval.shape).items():
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, aval.shape, strict=True))
-        places.setdefault(bounds, []).append(device)
-    shards: dict[jax.Device, Any] = {}
-    for bounds, devices in places.items():
+        devices_of.setdefault(bounds, []).append(device)
+    shards: dict[jax.Device, jax.Array] = {}
+    for bounds, devices in devices_of.items():
         first = (start, *[0] * (len(bounds) - 1))
         box = tuple(slice(low + shift, high + shift) for (low, high), shift in zip(bounds, first, strict=False))
         # A copy in row-major order: a view of a mapped file must not become the memory of a weight.

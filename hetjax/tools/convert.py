@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -52,10 +53,10 @@ def convert(
                 raise ConfigError(f"--{option} is for writing Hugging Face checkpoints, and {source} is one; drop it")
         with busy(f"converting {source}"):
             weights = HuggingFaceCheckpoint(source, family=family, dtype=wanted)
-            numbers = into_checkpoint(weights, target, allow_unexpected=allow_unexpected)
+            report = into_checkpoint(weights, target, allow_unexpected=allow_unexpected)
     elif source.exists():
         with busy(f"converting {source}"):
-            numbers = from_checkpoint(
+            report = from_checkpoint(
                 SavedWeights(source),
                 target,
                 like=None if like is None else Path(like),
@@ -65,7 +66,8 @@ def convert(
             )
     else:
         raise ConfigError(f"there is no {source}; give --from a Hugging Face folder or a checkpoint of ours")
-    numbers |= {"to": str(target), "seconds": round(time.perf_counter() - started, 3)}
+    seconds = round(time.perf_counter() - started, 3)
+    numbers = {**dataclasses.asdict(report), "to": str(target), "seconds": seconds}
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 

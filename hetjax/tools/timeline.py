@@ -11,7 +11,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.execution.flops import estimated_costs
-from hetjax.schedule import Costs, Kind, Timeline, simulate
+from hetjax.schedule import Costs, Kind, Report, Timeline, simulate
 from hetjax.schedule.trace import write_trace
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.outcome import Outcome, busy
@@ -47,13 +47,16 @@ def timeline(
     trace_path = None if trace is None else output_path(trace, (".json",))
     use_devices(config)
     trainer = build_trainer(config, schedule_costs=None if costs is None else costs.costs())
+    traced = None
     if costs is not None:
         taken, unit = costs.costs(), "unit of the given costs"
     elif measured:
         taken, unit = _measure(trainer, config), "seconds"
     else:
-        taken, unit = estimated_costs(trainer.trace(batch_shapes(config))[0]), "longest forward"
-    found = simulate(trainer.schedule, taken)
+        traced = trainer.trace(batch_shapes(config))
+        taken, unit = estimated_costs(traced.step), "longest forward"
+    schedule, report = (trainer.schedule, trainer.report) if traced is None else (traced.schedule, traced.report)
+    found = simulate(schedule, taken)
     if path.suffix == ".json":
         write_trace(found, path)
     else:
@@ -63,7 +66,7 @@ def timeline(
         draw(found, path, title=title, unit="ms" if measured else "units")
     if trace_path is not None:
         write_trace(found, trace_path)
-    numbers = _numbers(trainer, found, unit)
+    numbers = _numbers(found, report, unit)
     written = [name for name in (out, trace) if name]
     return Outcome(numbers={**numbers, "written": written}, shown=(_table(numbers), f"wrote {', '.join(written)}"))
 
@@ -84,7 +87,7 @@ def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     return stopwatch.costs()
 
 
-def _numbers(trainer: Trainer, found: Timeline, unit: str) -> dict[str, Any]:
+def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Any]:
     schedule = found.schedule
     return {
         "schedule": schedule.name,
@@ -92,12 +95,12 @@ def _numbers(trainer: Trainer, found: Timeline, unit: str) -> dict[str, Any]:
         "unit": unit,
         "makespan": found.makespan,
         "idle_share": found.idle_share(),
-        "peak_live_microbatches": max(trainer.report.peak_live.values()),
+        "peak_live_microbatches": max(report.peak_live.values()),
         "stages": {
             stage.name: {
                 "devices": list(stage.devices),
                 "idle_share": found.idle_share(stage.name),
-                "peak_live_microbatches": trainer.report.peak_live[stage.name],
+                "peak_live_microbatches": report.peak_live[stage.name],
                 **{kind.value: _longest(found, stage.name, kind) for kind in Kind if kind is not Kind.TRANSFER},
             }
             for stage in schedule.graph.stages

@@ -16,7 +16,7 @@ from flax import nnx
 import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.meshes import Layout, Placement
-from hetjax.state.module_arrays import by_path
+from hetjax.stages.flat_state import by_path
 from tests.harness.known_states import (
     COLOCATED_STAGES,
     DISJOINT,
@@ -49,7 +49,7 @@ def test_a_checkpoint_restores_on_every_other_placement_bit_for_bit(tmp_path):
 
 
 def test_uneven_stages_and_chunks_restore_on_every_other_cut_bit_for_bit(tmp_path):
-    """Whole arrays on the disk, whatever cut wrote them: runs of 1 and 3 layers, or two runs a device."""
+    """Whole arrays on the disk, whatever cut wrote them: slices of 1 and 3 layers, or two slices a device."""
     layouts = [
         Layout(fsdp=4, tensor=2),
         Layout(stage=2, tensor=2, fsdp=2, layers=[1, 3]),

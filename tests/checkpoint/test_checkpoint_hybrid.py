@@ -9,7 +9,7 @@ from hetjax import ModuleGraph, Trainer
 from hetjax.checkpoint import Checkpoints
 from hetjax.meshes import Layout, Placement
 from hetjax.models import NemotronH
-from hetjax.state.module_arrays import by_path
+from hetjax.stages.flat_state import by_path
 from tests.harness.models.tiny_hybrid import HYBRID
 
 LAYOUTS = (

@@ -34,7 +34,7 @@ from tests.harness.processes import ProcessFailed, run_processes
 BORDERS = {"vision": Layout(devices="1-2", data=2), "llm": Layout(devices="4-7", tensor=2, stage=2)}
 # Stages of unlike length over the border of processes, so that files of both have rows of one array.
 UNEVEN = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-7", tensor=2, stage=3, layers=[1, 2, 1])}
-# Two runs of layers on each mesh, and each mesh over two processes.
+# Two slices of layers on each mesh, and each mesh over two processes.
 CHUNKS = {"vision": Layout(devices="0-7", data=8), "llm": Layout(tensor=2, fsdp=2, stage=2, chunks=2)}
 # Vision is on process 1 alone, llm over 2 and 3, and process 0, which puts the items together, holds nothing.
 IDLE_FIRST = {"vision": Layout(devices="3"), "llm": Layout(devices="4-7", fsdp=2, tensor=2)}
@@ -137,16 +137,16 @@ def save_to_a_folder_that_is_not_shared(folder: str, trainer) -> str:
 
 
 def test_a_write_that_fails_in_one_process_is_told_in_all_and_the_next_works(tmp_path):
-    here, there = run_processes(2, fail_and_recover, devices=1, folder=str(tmp_path))
-    for message in (here[0], there[0]):
+    first, second = run_processes(2, fail_and_recover, devices=1, folder=str(tmp_path))
+    for message in (first[0], second[0]):
         assert message.startswith(f"cannot write the checkpoint of step 1 to {tmp_path}: ")
         assert "No space left on device; make room" in message
-    assert "process 1 failed: " in here[0]
-    assert "waited 1 s for all processes to write; processes that have not written: 1" in here[1]
-    assert "process 0 failed: waited 1 s" in there[1]
-    assert "process 1 does not see what process 0 made" in there[2]
-    assert "a file system that all processes share" in there[2]
-    assert "processes that have not written: 1" in here[2]
+    assert "process 1 failed: " in first[0]
+    assert "waited 1 s for all processes to write; processes that have not written: 1" in first[1]
+    assert "process 0 failed: waited 1 s" in second[1]
+    assert "process 1 does not see what process 0 made" in second[2]
+    assert "a file system that all processes share" in second[2]
+    assert "processes that have not written: 1" in first[2]
     assert sorted(os.listdir(tmp_path)) == ["2", "3", "of-0"]
 
 

@@ -1,4 +1,4 @@
-"""Modules that start from weights of elsewhere: any source, any placement, and what does not fit is told."""
+"""Modules that start from weights of another place: any source, any placement, and what does not fit is reported."""
 
 import json
 
@@ -134,13 +134,15 @@ def test_a_converted_checkpoint_is_restored_by_the_trainer_itself(folders, tmp_p
             assert array.tobytes() == folders["expected"][path].tobytes()
 
 
-def test_what_does_not_fit_is_told_with_module_path_and_shapes(make_trainer, folders, tmp_path):
+def test_what_does_not_fit_is_reported_with_module_path_and_shapes(make_trainer, folders, tmp_path):
     trainer = make_trainer("--model.llm.mlp_width", "52", "--model.llm.layers", "2")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as raised:
         load_into(trainer, folders["ours"])
-    assert f"module 'llm' does not fit {folders['ours']}/0: " in str(told.value)
-    assert "layers/block/mlp/down/kernel has shape (3, 48, 24) there, (2, 52, 24) here" in str(told.value)
-    assert "and 1 more" in str(told.value)
+    assert f"module 'llm' does not fit {folders['ours']}/0: " in str(raised.value)
+    assert "layers/block/mlp/down/kernel has shape (3, 48, 24) in the weights, (2, 52, 24) in the model" in str(
+        raised.value
+    )
+    assert "and 1 more" in str(raised.value)
     modules = ("vision", "llm")
     for setting, message in {
         str(tmp_path): "holds no weights to start from",
@@ -187,11 +189,11 @@ def test_three_modules_start_on_three_meshes_from_one_omni_folder(tmp_path):
         assert not any(np.asarray(held[path]).any() for path in fresh)
 
 
-def test_settings_that_the_weights_were_not_made_for_are_told(folders, make_config):
+def test_settings_that_the_weights_were_not_made_for_are_reported(folders, make_config):
     config = make_config("--model.llm.rope_theta", "500000").model.llm
     for kind in ("hf", "ours"):
         source = open_weights(folders[kind])
-        assert differences(source, "llm", config) == ["rope_theta is 500000.0 here, 10000.0 there"]
+        assert differences(source, "llm", config) == ["rope_theta is 500000.0 in the model, 10000.0 in the weights"]
         assert differences(source, "llm", make_config().model.llm) == []
         assert differences(source, "vision", config) == []
 
@@ -201,26 +203,26 @@ def test_settings_that_the_weights_were_not_made_for_are_told(folders, make_conf
 def test_a_run_starts_where_its_settings_say(run, tmp_path):  # noqa: F811
     digits = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
     source = write_folder(tmp_path / "hf", digits, tensors_of(digits, np.float32))
-    code, told = run("--warm_start", str(source))
-    assert code is None, told
-    # One more step of the same run goes on from its own checkpoint, not from there.
+    code, printed = run("--warm_start", str(source))
+    assert code is None, printed
+    # One more step of the same run goes on from its own checkpoint, not from these weights.
     source.rename(tmp_path / "moved")
-    code, told = run("--warm_start", str(source), "--steps", "3")
-    assert code is None, told
+    code, printed = run("--warm_start", str(source), "--steps", "3")
+    assert code is None, printed
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     # Another run starts from that run's vision encoder.
-    code, told = run("--warm_start.vision", str(tmp_path / "run"), "--run_dir", str(tmp_path / "next"))
-    assert code is None, told
+    code, printed = run("--warm_start.vision", str(tmp_path / "run"), "--run_dir", str(tmp_path / "next"))
+    assert code is None, printed
     config, _ = load_config(["--config", str(tmp_path / "next" / "config.yaml")])
     assert config.warm_start == {"vision": str(tmp_path / "run")}
 
 
 def test_a_run_refuses_weights_of_another_size(run, tmp_path):  # noqa: F811
     source = write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA))
-    code, told = run("--warm_start.llm", str(source))
+    code, printed = run("--warm_start.llm", str(source))
     assert code == 2
-    assert "module 'llm' does not fit" in told and "(264, 32) there, (264, 64) here" in told
-    code, told = run("--warm_start.lml", str(source))
+    assert "module 'llm' does not fit" in printed and "(264, 32) in the weights, (264, 64) in the model" in printed
+    code, printed = run("--warm_start.lml", str(source))
     assert code == 2
-    assert "warm_start names module 'lml'" in told
+    assert "warm_start names module 'lml'" in printed

@@ -1,4 +1,4 @@
-"""A step never waits and nothing bounces through the host; what is in flight is let go."""
+"""A step never waits and nothing bounces through the host; tensors in flight are freed."""
 
 import jax
 import numpy as np
@@ -40,10 +40,12 @@ def test_a_step_neither_waits_nor_reads_an_array_on_the_host(placement, monkeypa
 def test_a_bounce_through_the_host_would_be_counted(monkeypatch):
     devices = np.array(jax.devices())
     spec = jax.sharding.PartitionSpec("x")
-    here, there = (jax.sharding.NamedSharding(jax.sharding.Mesh(d, ("x",)), spec) for d in (devices[:4], devices[4:6]))
-    x = jax.device_put(np.arange(8.0), here)
+    source, destination = (
+        jax.sharding.NamedSharding(jax.sharding.Mesh(d, ("x",)), spec) for d in (devices[:4], devices[4:6])
+    )
+    x = jax.device_put(np.arange(8.0), source)
     with count_waits(monkeypatch) as waits, jax.transfer_guard_device_to_host("allow"):
-        jax.device_put(x, there)
+        jax.device_put(x, destination)
         assert "_value" in waits
 
 

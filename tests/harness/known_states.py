@@ -13,7 +13,7 @@ import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
-from hetjax.state.module_arrays import by_path
+from hetjax.stages.flat_state import by_path
 from hetjax.state.train_state import StageState
 
 VISION = VisionConfig(

@@ -139,8 +139,7 @@ def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
     size = 2 * math.prod(degrees.values())
     layouts = Layout(devices="7"), Layout(devices=list(range(size)), stage=2, **degrees)
     trainer = make_trainer(layouts, "float32", "zero_bubble", 4)
-    step, _ = trainer.trace(make_batch())
-    program = step.programs["llm.1"]
+    program = trainer.trace(make_batch()).step.programs["llm.1"]
     stage, kept = program.stage, program._traced.out_info[2]
     arguments = jax.tree.leaves((stage.compute_params, stage.buffers, program.inputs))
     again = {str(i): arguments[i] for i in program._residuals.arguments if i >= len(stage.compute_params)}

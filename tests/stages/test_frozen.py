@@ -30,7 +30,7 @@ def test_names_stand_for_modules_and_for_parts_by_path():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"frozen": ["audio"]}, ConfigError, "frozen names module 'audio'"),
         ({"trained": ["vision.projctor"]}, ConfigError, "its parts are layers, norm, patch, positions, projector"),
@@ -38,8 +38,8 @@ def test_names_stand_for_modules_and_for_parts_by_path():
         ({"trained": ["llm"], "frozen": ["llm"]}, GraphError, "leave at least one to train"),
     ],
 )
-def test_a_name_without_weights_is_refused(options, error, told):
-    with pytest.raises(error, match=told.replace("'", ".")):
+def test_a_name_without_weights_is_refused(options, error, message):
+    with pytest.raises(error, match=message.replace("'", ".")):
         frozen_paths(make_graph(), **options)
 
 
@@ -77,6 +77,6 @@ def test_a_frozen_part_has_no_optimizer_state_and_no_master_copy():
 
 def test_a_frozen_body_costs_its_forward_alone():
     batch = make_batch()
-    step, _ = make_trainer(trained=["vision.projector", "llm"]).trace(batch)
+    step = make_trainer(trained=["vision.projector", "llm"]).trace(batch).step
     assert 0 < backward_factor(step, "vision") < 1
     assert backward_factor(step, "llm") == 2

@@ -141,7 +141,7 @@ def addressable_rows(stages) -> list[int]:
 
 
 def check_rows_and_data(path: str) -> dict:
-    """In each of two processes: the rows needed, those that JAX puts here, and a batch loaded by rows."""
+    """In each of two processes: the rows needed, those that JAX places in it, and a batch loaded by rows."""
     found = {}
     for name, layouts in LAYOUTS.items():
         stages = cut(layouts)[1]

@@ -9,17 +9,11 @@ import hetjax
 from hetjax.errors import GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel
-from hetjax.stages.flat_state import take_apart
-from hetjax.state.module_arrays import (
-    WholeArray,
-    by_path,
-    find_parts,
-    join_module,
-    merge_stages,
-    split_module,
-    whole_module,
-)
+from hetjax.stages.flat_state import by_path, take_apart
+from hetjax.state.module_arrays import find_parts, merge_stages
+from hetjax.state.module_state import find_state, join_state, split_state
 from hetjax.state.train_state import StageState
+from hetjax.state.whole_array import WholeArray
 
 CONFIG = DecoderConfig(vocab_size=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=48)
 
@@ -67,8 +61,8 @@ def test_a_module_without_arrays_given_has_no_entries():
 def test_joined_state_has_the_values_of_the_stages_in_their_own_memory():
     trainer = trainer_on(Layout(data=1, fsdp=2, tensor=2, stage=2))
     state = random_state(trainer)
-    kinds = whole_module(trainer.graph, "llm", trainer.stages, trainer.updates)
-    joined = join_module(kinds, state)
+    kinds = find_state(trainer.graph, "llm", trainer.stages, trainer.updates)
+    joined = join_state(kinds, state)
     assert joined.keys() == {"params", "buffers", "opt_state"}
     path = "layers/block/mlp/down/kernel"
     halves = [state.stages[name].params[path] for name in ("llm.0", "llm.1")]
@@ -76,7 +70,7 @@ def test_joined_state_has_the_values_of_the_stages_in_their_own_memory():
     assert pointers(joined["params"][path]) == pointers(*halves)
     assert len(pointers(*halves)) == 8
 
-    apart = split_module(kinds, joined, trainer.stages, trainer.updates)
+    apart = split_state(kinds, joined, trainer.stages, trainer.updates)
     assert apart.keys() == state.stages.keys()
     for before, after in zip(jax.tree.leaves(state.stages), jax.tree.leaves(apart), strict=True):
         assert after.sharding == before.sharding
@@ -86,7 +80,7 @@ def test_joined_state_has_the_values_of_the_stages_in_their_own_memory():
 
 def test_optimizer_counts_are_scalars_that_every_stage_has_alike():
     trainer = trainer_on(Layout(data=4, stage=2))
-    kinds = whole_module(trainer.graph, "llm", trainer.stages, trainer.updates)
+    kinds = find_state(trainer.graph, "llm", trainer.stages, trainer.updates)
     counts = [whole for whole in kinds["opt_state"].values() if whole.shape == ()]
     assert len(counts) == 1
     assert list(counts[0].parts) == ["llm.0", "llm.1"]
@@ -96,7 +90,7 @@ def test_optimizer_counts_are_scalars_that_every_stage_has_alike():
     assert split["llm.1"].sharding.device_set == set(jax.devices()[4:])
 
 
-def test_rows_that_are_sharded_inside_a_stage_stay_in_stage_order():
+def test_layers_that_are_sharded_inside_a_stage_stay_in_stage_order():
     parts = {
         "m.0": shape(4, 3, devices=(0, 1), spec=PartitionSpec("data")),
         "m.1": shape(4, 3, devices=(5, 4), spec=PartitionSpec("data")),
@@ -115,24 +109,24 @@ def uneven() -> WholeArray:
     return find_parts("m", {"w": shape(4, 2)}, stages)["w"]
 
 
-def test_uneven_runs_of_rows_join_on_the_host():
+def test_uneven_slices_of_layers_join_on_the_host():
     arrays = {name: place(part, seed) for seed, (name, part) in enumerate(uneven().parts.items())}
-    rows = uneven().join_on_host(arrays)
-    np.testing.assert_array_equal(rows[:3], arrays["m.0"])
-    np.testing.assert_array_equal(rows[3:], arrays["m.1"])
+    layers = uneven().join_on_host(arrays)
+    np.testing.assert_array_equal(layers[:3], arrays["m.0"])
+    np.testing.assert_array_equal(layers[3:], arrays["m.1"])
 
 
-def test_uneven_runs_of_rows_stay_runs_on_the_devices():
+def test_uneven_slices_of_layers_stay_slices_on_the_devices():
     arrays = {name: place(part, seed) for seed, (name, part) in enumerate(uneven().parts.items())}
-    runs = uneven().join(arrays)
-    assert [(run.stage, run.start, run.stop) for run in runs.runs] == [("m.0", 0, 3), ("m.1", 3, 4)]
-    assert all(uneven().split(runs)[name] is array for name, array in arrays.items())
+    joined = uneven().join(arrays)
+    assert [(each.stage, each.start, each.stop) for each in joined.slices] == [("m.0", 0, 3), ("m.1", 3, 4)]
+    assert all(uneven().split(joined)[name] is array for name, array in arrays.items())
 
 
-def test_several_stages_on_one_mesh_are_runs_and_what_all_of_them_hold_is_one_array():
+def test_several_stages_on_one_mesh_are_slices_and_what_all_of_them_hold_is_one_array():
     stages = {f"m.{i}": {"w": shape(1, 2, devices=(i % 2,)), "n": shape(devices=(i % 2,))} for i in range(4)}
     found = find_parts("m", {"w": shape(4, 2), "n": shape()}, stages)
-    assert found["w"].in_runs and not found["n"].in_runs
+    assert found["w"].is_sliced and not found["n"].is_sliced
     counts = {name: place(part, 0) for name, part in found["n"].parts.items()}
     whole = found["n"].join(counts)
     assert len(whole.addressable_shards) == 2
@@ -145,7 +139,11 @@ def test_several_stages_on_one_mesh_are_runs_and_what_all_of_them_hold_is_one_ar
     ("whole", "parts", "message"),
     [
         ({"w": shape(4, 2)}, {"m.0": {"w": shape(2, 2)}, "m.1": {"w": shape(1, 2)}}, r"\(4, 2\).*m\.0, m\.1.*\(1, 2\)"),
-        ({"w": shape(4, 2)}, {"m.0": {"w": shape(2, 3)}, "m.1": {"w": shape(2, 3)}}, r"rows that add up"),
+        (
+            {"w": shape(4, 2)},
+            {"m.0": {"w": shape(2, 3)}, "m.1": {"w": shape(2, 3)}},
+            r"slices of its leading dim that add up",
+        ),
         ({"w": shape(4, 2)}, {"m.0": {"w": shape(4, 2)}, "m.1": {"w": shape(2, 2)}}, r"or all of it each"),
         ({"w": shape()}, {"m.0": {"w": shape(2)}}, r"the whole module has shape \(\)"),
         ({"w": shape(4, 2)}, {"m.0": {"v": shape(4, 2)}}, r"stage 'm\.0' holds v, which the whole module lacks"),

@@ -10,7 +10,7 @@ from hetjax.cli import main
 from hetjax.config.build import batch_shapes
 from hetjax.errors import ConfigError
 from hetjax.execution.flops import estimated_costs
-from hetjax.schedule import simulate, zero_bubble
+from hetjax.schedule import check, simulate, zero_bubble
 from hetjax.tools.given_costs import GivenCosts
 from hetjax.tools.timeline import _numbers, _table, timeline
 
@@ -82,11 +82,11 @@ def test_costs_are_either_given_or_measured(make_config):
 
 def test_the_two_parts_of_a_backward_are_estimated_at_a_forward_each(make_trainer, make_config):
     trainer = make_trainer()
-    costs = estimated_costs(trainer.trace(batch_shapes(make_config()))[0])
+    costs = estimated_costs(trainer.trace(batch_shapes(make_config())).step)
     split = simulate(zero_bubble(trainer.schedule.graph, 2), costs)
     parts = {str(s.action): s.end - s.start for s in split.spans if s.stage == "llm"}
     assert (parts["F0"], parts["I0"], parts["W1"]) == (1, 1, 1)
-    numbers = _numbers(trainer, split, "longest forward")
+    numbers = _numbers(split, check(split.schedule), "longest forward")
     assert numbers["stages"]["llm"]["backward"] is None
     assert numbers["stages"]["llm"]["backward_input"] == numbers["stages"]["llm"]["backward_weight"] == 1
     console = Console(width=120, file=io.StringIO())

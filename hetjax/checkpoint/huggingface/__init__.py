@@ -1,10 +1,10 @@
-"""Checkpoints of Hugging Face into ours and back, part by part.
+"""Imports checkpoints of Hugging Face and exports ours to them, part by part.
 
-A converted checkpoint is one of step 0 without optimizer state, with what a Hugging Face folder has beside its weights
-inside it.
+An imported checkpoint is one of step 0 without optimizer state. It also holds the files that the Hugging Face folder
+has beside its weights, for an export.
 """
 
-from hetjax.checkpoint.huggingface.export_checkpoint import from_checkpoint
-from hetjax.checkpoint.huggingface.import_checkpoint import into_checkpoint
+from hetjax.checkpoint.huggingface.export_checkpoint import ExportReport, from_checkpoint
+from hetjax.checkpoint.huggingface.import_checkpoint import ImportReport, into_checkpoint
 
-__all__ = ["from_checkpoint", "into_checkpoint"]
+__all__ = ["ExportReport", "ImportReport", "from_checkpoint", "into_checkpoint"]

@@ -1,15 +1,18 @@
-"""One of our checkpoints into a Hugging Face checkpoint."""
+"""Exports one of our checkpoints as a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from hetjax.checkpoint.huggingface.export_list import Plan
+from hetjax.checkpoint.description import Json
+from hetjax.checkpoint.huggingface.export_list import ExportList
 from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
 from hetjax.config.run_config import load_config
@@ -22,6 +25,34 @@ from hetjax.models.huggingface.tensor_files.shards import SHARD_BYTES, ShardWrit
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """The result of an export.
+
+    Attributes:
+        family: family of the Hugging Face checkpoint.
+        modules: names of its modules.
+        tensors, bytes: how many tensors it has, and the bytes of those that were made of our arrays.
+        quantized: number of quantized weights by their form.
+        shards: number of files of tensors.
+    """
+
+    family: str
+    modules: list[str]
+    tensors: int
+    bytes: int
+    quantized: dict[str, int]
+    shards: int
+
+
+class _Model(NamedTuple):
+    """The family of a checkpoint, the config of each of its modules, and its config.json."""
+
+    family: Family
+    configs: Configs
+    config_json: Mapping[str, Json]
+
+
 def from_checkpoint(
     source: SavedWeights,
     folder: Path,
@@ -31,54 +62,55 @@ def from_checkpoint(
     dtype: np.dtype | None = None,
     quantize: Form | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> dict[str, Any]:
-    """Write one of our checkpoints as a Hugging Face checkpoint; what was done, as plain data.
+) -> ExportReport:
+    """Write one of our checkpoints as a Hugging Face checkpoint into `folder`, which is made.
 
     config.json and the files beside the weights are those of `like`, a Hugging Face folder of the same model; else
-    those that `into_checkpoint` kept; else, for a run of ours and a `family`, config.json is written from the run's
-    settings.
+    those that the import kept; else, for a run of ours and a `family`, config.json is written from the run's settings.
+    Floats are cast to `dtype`, if that is given, and weights of the modules that the release `quantize` quantizes are
+    quantized. A file holds at most `shard_bytes`, unless a single tensor has more.
 
     Raises ConfigError where there is none of these or the folder holds files, and where the checkpoint does not fit.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give another folder")
     beside = Path(like) if like is not None else source.folder / HUGGING_FACE
-    kind, configs, hf = _model(source, beside, like is not None, family)
-    plan = Plan(source, kind, configs, dtype, quantize)
-    kept = kept_tensors(beside, kind) if beside.exists() else kind.constants(configs)
+    model = _read_model(source, beside, like is not None, family)
+    export_list = ExportList(source, model.family, model.configs, dtype, quantize)
+    kept = kept_tensors(beside, model.family) if beside.exists() else model.family.constants(model.configs)
     # Scales of activations belong to a quantized form; those of inputs stand beside their weights.
     scales = {name: kept.pop(name) for name in list(kept) if name.endswith(ACTIVATION_SCALES)}
     if quantize is not None:
         kept |= {name: scale for name, scale in scales.items() if not name.endswith(".input_scale")}
     infos = {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in kept.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with ShardWriter(folder, {**plan.infos, **infos}, shard_bytes=shard_bytes) as writer:
+    with ShardWriter(folder, {**export_list.infos, **infos}, shard_bytes=shard_bytes) as writer:
         for name, tensor in kept.items():
             writer.write(name, tensor)
-        plan.write(writer, scales)
+        export_list.write(writer, scales)
     if beside.exists():
         copy_files(beside, folder)
-    (folder / "config.json").write_text(json.dumps(_config_out(hf, plan, dtype), indent=2) + "\n")
-    forms = list(plan.forms.values())
-    return {
-        "family": kind.name,
-        "modules": list(plan.entries),
-        "tensors": len(plan.infos) + len(kept),
-        "bytes": sum(info.nbytes for info in plan.infos.values()),
-        "quantized": {form: forms.count(form) for form in sorted(set(forms))},
-        "shards": len(writer.paths),
-    }
+    (folder / "config.json").write_text(
+        json.dumps(_exported_config(model.config_json, export_list, dtype), indent=2) + "\n"
+    )
+    forms = list(export_list.forms.values())
+    return ExportReport(
+        family=model.family.name,
+        modules=list(export_list.entries),
+        tensors=len(export_list.infos) + len(kept),
+        bytes=sum(info.nbytes for info in export_list.infos.values()),
+        quantized={form: forms.count(form) for form in sorted(set(forms))},
+        shards=len(writer.paths),
+    )
 
 
-def _model(
-    source: SavedWeights, beside: Path, given: bool, family: str | None
-) -> tuple[Family, Configs, dict[str, Any]]:
-    """(family, configs of its modules, config.json)."""
+def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str | None) -> _Model:
+    """The model of the folder `beside`, which the user gave or the import made; else of the run's settings."""
     if (beside / "config.json").exists():
-        hf = read_json(beside / "config.json")
-        kind = find_family(hf, family)
-        return kind, kind.read_config(hf), hf
-    if given:
+        config_json = read_json(beside / "config.json")
+        found = find_family(config_json, family)
+        return _Model(found, found.read_config(config_json), config_json)
+    if is_given:
         raise ConfigError(f"{beside} has no config.json; give --like a Hugging Face folder of the same model")
     settings = source.folder.parent.parent / "config.yaml"
     if family is None or not settings.exists():
@@ -86,28 +118,30 @@ def _model(
             f"{source.name} was not converted from a Hugging Face folder; give --like such a folder of the same model, "
             "or, for a checkpoint of a run, the --family that it becomes"
         )
-    kind = find_family({}, family)
+    found = find_family({}, family)
     config, _ = load_config(["--config", os.fspath(settings)])
     built = config.model.components
-    if lacking := [module for module in kind.build if module not in built]:
-        raise ConfigError(f"family '{kind.name}' has a module '{lacking[0]}', which {settings} lacks")
-    configs = {module: built[module] for module in kind.build}
-    return kind, configs, kind.write_config(configs)
+    if lacking := [module for module in found.build if module not in built]:
+        raise ConfigError(f"family '{found.name}' has a module '{lacking[0]}', which {settings} lacks")
+    configs = {module: built[module] for module in found.build}
+    return _Model(found, configs, found.write_config(configs))
 
 
-def _config_out(hf: dict[str, Any], plan: Plan, dtype: np.dtype | None) -> dict[str, Any]:
-    """config.json of what was written."""
-    before = hf.get("quantization_config") or {}
-    out = {key: value for key, value in hf.items() if key != "quantization_config"}
+def _exported_config(
+    config_json: Mapping[str, Json], export_list: ExportList, dtype: np.dtype | None
+) -> dict[str, Json]:
+    """The config.json of the exported checkpoint."""
+    before = config_json.get("quantization_config") or {}
+    exported = {key: value for key, value in config_json.items() if key != "quantization_config"}
     if dtype is not None:
-        out = _with_dtype(out, dtype.name)
-    if plan.forms:
-        out["quantization_config"] = quantization_config(plan.forms, plan.plain, before)
-    return out
+        exported = _with_dtype(exported, dtype.name)
+    if export_list.forms:
+        exported["quantization_config"] = quantization_config(export_list.forms, export_list.plain, before)
+    return exported
 
 
-def _with_dtype(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """A config that says this dtype wherever it says one."""
+def _with_dtype(tree: Mapping[str, Json], name: str) -> dict[str, Json]:
+    """A config with this dtype wherever it has one."""
     return {
         key: name
         if key in ("dtype", "torch_dtype") and value is not None

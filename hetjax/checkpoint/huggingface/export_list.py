@@ -1,4 +1,4 @@
-"""Which tensors one of our checkpoints becomes, and their numbers one by one."""
+"""Lists the tensors that one of our checkpoints is exported to, and writes them one by one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ from hetjax.models.huggingface.tensor_files.shards import ShardWriter
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 
-class Plan:
-    """The tensors of a Hugging Face checkpoint, made of ours.
+class ExportList:
+    """The tensors of a Hugging Face checkpoint that are made of our arrays.
 
     Args:
-        source: whose arrays.
-        family: which names, and in which modules.
+        source: the checkpoint that holds the arrays.
+        family: the modules, and the names of their tensors.
         configs: the config of each module.
         dtype: dtype of the tensors of floats, but for those that the family keeps in float32; None for that of ours.
         quantize: the release whose modules are quantized; None for none.
+
+    Attributes:
+        entries: which tensors are made of which arrays, by module.
+        plain: shape and dtype of each tensor before it is quantized.
+        forms: the form of each tensor that is quantized.
+        infos: shape and dtype of every tensor that is written, scales included.
 
     Raises ConfigError where the checkpoint lacks a module or an array, or has one in another shape, and ModelError
     where nothing can be quantized as asked.
@@ -87,7 +93,7 @@ def _part(info: TensorInfo, stacks: int) -> TensorInfo:
 def _checked(
     source: SavedWeights, family: Family, module: str, configs: Configs, entries: list[Entry]
 ) -> dict[str, TensorInfo]:
-    """The arrays of a module in the checkpoint, which has all that the entries take."""
+    """The arrays of a module in the checkpoint, checked to be all that the entries take."""
     if module not in source.modules:
         raise ConfigError(
             f"{source.name} has no module '{module}', which family '{family.name}' consists of; its modules are "

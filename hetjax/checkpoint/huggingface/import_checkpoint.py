@@ -1,36 +1,57 @@
-"""A Hugging Face checkpoint into one of ours."""
+"""Imports a Hugging Face checkpoint as one of ours."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 
 from hetjax.checkpoint.array_files import write_array, write_metadata
-from hetjax.checkpoint.description import description_of
+from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description, ModuleDescription
 from hetjax.checkpoint.folder import CheckpointFolder
-from hetjax.checkpoint.huggingface.other_files import copy_beside
+from hetjax.checkpoint.huggingface.other_files import copy_other_files
 from hetjax.checkpoint.items import place_in_item
 from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
 from hetjax.stages.flat_state import take_apart
+from hetjax.state.module_state import Kind
 
 MODEL_SETTINGS = "model.yaml"
 """The settings `model:` of a run, for train.py."""
 
-Kinds = dict[str, dict[str, TensorInfo]]
-"""A module's arrays by kind ("params", "buffers") and path."""
+ModuleInfos: TypeAlias = Mapping[Kind, Mapping[str, TensorInfo]]
+"""Shape and dtype of a module's arrays by kind and path."""
 
 
-def into_checkpoint(
-    source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False
-) -> dict[str, Any]:
-    """Write a Hugging Face checkpoint as one of ours; what was done, as plain data.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """The result of an import.
+
+    Attributes:
+        family: family of the Hugging Face checkpoint.
+        modules: names of its modules.
+        tensors: how many tensors it has.
+        arrays, bytes: how many arrays were written, and their bytes.
+        dequantized: how many of its weights were quantized.
+        left_out: tensors that no module takes.
+    """
+
+    family: str
+    modules: list[str]
+    tensors: int
+    arrays: int
+    bytes: int
+    dequantized: int
+    left_out: list[str]
+
+
+def into_checkpoint(source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False) -> ImportReport:
+    """Write a Hugging Face checkpoint as one of ours, of step 0, into `directory`.
 
     Raises ModelError for missing or misshapen tensors, ConfigError for unexpected ones unless they are allowed, and
     where the directory has a checkpoint already.
@@ -38,7 +59,7 @@ def into_checkpoint(
     folder = CheckpointFolder(Path(directory).absolute())
     if folder.steps():
         raise ConfigError(f"{directory} has a checkpoint already; give another folder or delete it")
-    kinds = {module: _kinds(source, module) for module in source.modules}
+    modules = {module: _module_infos(source, module) for module in source.modules}
     unexpected = source.unexpected()
     if unexpected and not allow_unexpected:
         raise ConfigError(
@@ -46,28 +67,33 @@ def into_checkpoint(
             f"{listed(unexpected)}; leave them out with --allow_unexpected true"
         )
     folder.begin(0)
-    for module, arrays in kinds.items():
+    for module, arrays in modules.items():
         _write_module(source, module, arrays, folder.partial_item(0, f"{module}.weights"))
-    copy_beside(source, folder.partial_item(0, HUGGING_FACE))
-    metadata = folder.partial_item(0, "description") / "metadata"
-    metadata.parent.mkdir()
-    metadata.write_text(json.dumps(description_of(0, _described(kinds), {"family": source.family.name})))
+    copy_other_files(source, folder.partial_item(0, HUGGING_FACE))
+    description = Description(
+        step=0,
+        modules={module: _described(arrays) for module, arrays in modules.items()},
+        extra={"family": source.family.name},
+    )
+    path = folder.partial_item(0, DESCRIPTION_FILE)
+    path.parent.mkdir()
+    path.write_text(description.to_json())
     model = {module: dataclasses.asdict(config) for module, config in source.configs.items()}
-    (folder.directory / MODEL_SETTINGS).write_text(yaml.safe_dump(_plain({"model": model}), sort_keys=False))
+    (folder.directory / MODEL_SETTINGS).write_text(yaml.safe_dump({"model": _without_tuples(model)}, sort_keys=False))
     folder.commit(0)
-    arrays = [info for each in kinds.values() for found in each.values() for info in found.values()]
-    return {
-        "family": source.family.name,
-        "modules": list(source.modules),
-        "tensors": len(source.tensors),
-        "arrays": len(arrays),
-        "bytes": sum(info.nbytes for info in arrays),
-        "dequantized": len(source.tensors.forms),
-        "left_out": unexpected,
-    }
+    arrays = [info for kinds in modules.values() for found in kinds.values() for info in found.values()]
+    return ImportReport(
+        family=source.family.name,
+        modules=list(source.modules),
+        tensors=len(source.tensors),
+        arrays=len(arrays),
+        bytes=sum(info.nbytes for info in arrays),
+        dequantized=len(source.tensors.forms),
+        left_out=unexpected,
+    )
 
 
-def _kinds(source: HuggingFaceCheckpoint, module: str) -> Kinds:
+def _module_infos(source: HuggingFaceCheckpoint, module: str) -> ModuleInfos:
     infos = source.infos(module)
     _, params, buffers = take_apart(source.family.module(module, source.configs))
     if empty := sorted(params.keys() - infos.keys()):
@@ -77,28 +103,25 @@ def _kinds(source: HuggingFaceCheckpoint, module: str) -> Kinds:
     return {kind: {path: infos[path] for path in arrays if path in infos} for kind, arrays in found.items()}
 
 
-def _write_module(source: HuggingFaceCheckpoint, module: str, kinds: Kinds, folder: Path) -> None:
+def _write_module(source: HuggingFaceCheckpoint, module: str, kinds: ModuleInfos, folder: Path) -> None:
     folder.mkdir()
     for kind, found in kinds.items():
         for path, info in found.items():
             read = lambda box, path=path: source.read(module, path, box)  # noqa: E731
-            name = place_in_item(module, kind, path)[1]
-            write_array(folder, name, info.shape, info.dtype, source.stacks(module, path), read)
+            place = place_in_item(module, kind, path)
+            write_array(folder, place.name, info.shape, info.dtype, source.stacks(module, path), read)
     write_metadata(folder, [(kind, *path.split("/")) for kind, found in kinds.items() for path in found])
 
 
-def _described(kinds: dict[str, Kinds]) -> dict[str, Any]:
+def _described(kinds: ModuleInfos) -> ModuleDescription:
     return {
-        module: {
-            kind: {path: {"shape": list(info.shape), "dtype": info.dtype.name} for path, info in found.items()}
-            for kind, found in arrays.items()
-        }
-        for module, arrays in kinds.items()
+        kind: {path: ArrayInfo(tuple(info.shape), info.dtype.name) for path, info in found.items()}
+        for kind, found in kinds.items()
     }
 
 
-def _plain(tree: Any) -> Any:
-    """Lists in the place of tuples, which YAML does not know."""
-    if isinstance(tree, dict):
-        return {key: _plain(each) for key, each in tree.items()}
-    return [_plain(each) for each in tree] if isinstance(tree, list | tuple) else tree
+def _without_tuples(settings: object) -> object:
+    """Settings with lists in the place of tuples, which YAML does not know."""
+    if isinstance(settings, dict):
+        return {key: _without_tuples(each) for key, each in settings.items()}
+    return [_without_tuples(each) for each in settings] if isinstance(settings, list | tuple) else settings

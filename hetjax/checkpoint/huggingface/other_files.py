@@ -1,4 +1,4 @@
-"""What a Hugging Face folder has beside the weights of our modules: config, tokenizer, buffers, calibrated scales."""
+"""Copies what a Hugging Face folder has beside our modules' weights: config, tokenizer, buffers, calibrated scales."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hetjax.models.huggingface.tensor_files.tensors import INDEX, SINGLE, Checkp
 KEPT = "kept.safetensors"
 """Among the copied files: tensors that are none of our arrays."""
 
-# Weights go by themselves, and what ModelOpt says of a quantized checkpoint is not true of another.
+# Weights are written one by one, and ModelOpt's description of a quantized checkpoint is not true of another.
 _NOT_COPIED = ("*.safetensors", INDEX, "hf_quant_config.json", ".*")
 
 
-def copy_beside(source: HuggingFaceCheckpoint, folder: Path) -> None:
-    """Copy what a checkpoint has beside its weights into a folder that is made."""
+def copy_other_files(source: HuggingFaceCheckpoint, folder: Path) -> None:
+    """Copy all of a checkpoint but the tensors that our modules take into a folder that is made."""
     copy_files(source.folder, folder)
     kept = source.kept()
     if kept:
@@ -39,7 +39,7 @@ def copy_files(source: Path, folder: Path) -> None:
 
 
 def kept_tensors(folder: Path, family: Family) -> dict[str, np.ndarray]:
-    """Tensors that are none of our arrays, from what `copy_beside` made or from a Hugging Face folder."""
+    """Return the tensors that are none of our arrays, from a folder of `copy_other_files` or one of Hugging Face."""
     tensors: Mapping[str, np.ndarray] = {}
     if (folder / KEPT).exists():
         file = SafetensorsFile(folder / KEPT)

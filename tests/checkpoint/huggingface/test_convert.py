@@ -1,4 +1,4 @@
-"""hetjax convert: what goes in comes out, and what does not fit is told."""
+"""hetjax convert: every byte of an imported checkpoint is exported again, and weights that do not fit are reported."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_the_settings_of_the_model_come_with_it(tmp_path):
     assert DecoderConfig(**held) == FAMILIES["llama"].read_config(LLAMA)["llm"]
 
 
-def test_a_dtype_is_cast_to_and_told(tmp_path):
+def test_a_dtype_is_cast_to_and_reported(tmp_path):
     tensors = tensors_of(LLAMA, np.float32)
     source = write_folder(tmp_path / "hf", {**LLAMA, "torch_dtype": "float32"}, tensors)
     back = convert(convert(source, tmp_path / "ours"), tmp_path / "back", "--dtype", "bfloat16")
@@ -83,9 +83,9 @@ def test_a_dtype_is_cast_to_and_told(tmp_path):
 
 def test_missing_tensors_are_listed_and_the_rest_counted(tmp_path, capsys):
     tensors = {name: tensor for name, tensor in tensors_of(LLAMA).items() if "layers.1" not in name}
-    told = refused(capsys, "--from", write_folder(tmp_path / "hf", LLAMA, tensors), "--to", tmp_path / "ours")
-    assert "lacks 9 tensors of module 'llm': model.layers.1.input_layernorm.weight" in told
-    assert "and 1 more" in told
+    message = refused(capsys, "--from", write_folder(tmp_path / "hf", LLAMA, tensors), "--to", tmp_path / "ours")
+    assert "lacks 9 tensors of module 'llm': model.layers.1.input_layernorm.weight" in message
+    assert "and 1 more" in message
     assert not (tmp_path / "ours").exists()
 
 
@@ -93,9 +93,9 @@ def test_unexpected_tensors_are_listed_and_can_be_left_out(tmp_path, capsys):
     tensors = tensors_of(LLAMA)
     more = {"model.layers.0.self_attn.q_proj.bias": np.zeros(3, np.float32), "x.inv_freq": np.ones(2, np.float32)}
     source = write_folder(tmp_path / "hf", LLAMA, {**tensors, **more, "a.rotary_emb.inv_freq": np.ones(2, np.float32)})
-    told = refused(capsys, "--from", source, "--to", tmp_path / "ours")
-    assert "holds 2 tensors that no module of family 'llama' takes: " in told
-    assert "q_proj.bias" in told and "x.inv_freq" in told and "--allow_unexpected true" in told
+    message = refused(capsys, "--from", source, "--to", tmp_path / "ours")
+    assert "holds 2 tensors that no module of family 'llama' takes: " in message
+    assert "q_proj.bias" in message and "x.inv_freq" in message and "--allow_unexpected true" in message
     ours = convert(source, tmp_path / "ours", "--allow_unexpected", "true", "--json")
     assert sorted(json.loads(capsys.readouterr().out)["left_out"]) == sorted(more)
     assert load_file(convert(ours, tmp_path / "back") / "model.safetensors").keys() == tensors.keys()
@@ -111,18 +111,18 @@ def test_a_copy_of_tied_embeddings_is_left_out_and_a_head_that_is_none_is_not_ta
     assert "lm_head.weight" in load_file(convert(ours, tmp_path / "again") / "model.safetensors")
 
 
-def test_wrong_shapes_are_told_with_both(tmp_path, capsys):
+def test_wrong_shapes_are_reported_with_both(tmp_path, capsys):
     tensors = tensors_of(LLAMA)
     name = "model.layers.2.mlp.up_proj.weight"
     source = write_folder(tmp_path / "hf", LLAMA, {**tensors, name: tensors[name][:, :-1].copy()})
-    told = refused(capsys, "--from", source, "--to", tmp_path / "ours")
-    assert f"{name} of shape (48, 31) does not fit the sizes in config.json" in told
+    message = refused(capsys, "--from", source, "--to", tmp_path / "ours")
+    assert f"{name} of shape (48, 31) does not fit the sizes in config.json" in message
     source = write_folder(tmp_path / "other", LLAMA, {**tensors, "model.norm.weight": np.ones(31, np.float32)})
-    told = refused(capsys, "--from", source, "--to", tmp_path / "ours")
-    assert "model.norm.weight of shape (31,) would be (31,) of norm/scale (32,) in module 'llm'" in told
+    message = refused(capsys, "--from", source, "--to", tmp_path / "ours")
+    assert "model.norm.weight of shape (31,) would be (31,) of norm/scale (32,) in module 'llm'" in message
 
 
-def test_a_damaged_file_an_unknown_family_and_a_wrong_folder_are_told(tmp_path, capsys):
+def test_a_damaged_file_an_unknown_family_and_a_wrong_folder_are_reported(tmp_path, capsys):
     source = write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA))
     path = source / "model.safetensors"
     whole = path.read_bytes()
@@ -130,8 +130,8 @@ def test_a_damaged_file_an_unknown_family_and_a_wrong_folder_are_told(tmp_path, 
     assert "cut short: tensor" in refused(capsys, "--from", source, "--to", tmp_path / "ours")
     path.write_bytes(whole)
     (source / "config.json").write_text(json.dumps({**LLAMA, "model_type": "bloom"}))
-    told = refused(capsys, "--from", source, "--to", tmp_path / "ours")
-    assert "model_type 'bloom'" in told and "llama" in told
+    message = refused(capsys, "--from", source, "--to", tmp_path / "ours")
+    assert "model_type 'bloom'" in message and "llama" in message
     (source / "config.json").write_text("{")
     assert "cannot be read as JSON" in refused(capsys, "--from", source, "--to", tmp_path / "ours")
     assert "there is no" in refused(capsys, "--from", tmp_path / "nowhere", "--to", tmp_path / "ours")
@@ -149,8 +149,8 @@ def test_a_checkpoint_is_refused_beside_a_config_of_another_model(tmp_path, caps
     ours = convert(write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA)), tmp_path / "ours")
     other = {**LLAMA, "hidden_size": 64}
     like = write_folder(tmp_path / "other", other, {"x": np.zeros(1, np.float32)})
-    told = refused(capsys, "--from", ours, "--to", tmp_path / "back", "--like", like)
-    assert "config.json makes embedding of shape (264, 64), but" in told and "has it in shape (264, 32)" in told
+    message = refused(capsys, "--from", ours, "--to", tmp_path / "back", "--like", like)
+    assert "config.json makes embedding of shape (264, 64), but" in message and "has it in shape (264, 32)" in message
 
 
 def test_a_single_file_of_any_name_is_read(tmp_path):
@@ -170,8 +170,8 @@ def test_a_run_is_written_by_its_own_settings_or_like_another_folder(tmp_path, c
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, trainer=trainer)
     checkpoints.save(state, {})
     checkpoints.close()
-    told = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back")
-    assert "was not converted from a Hugging Face folder; give --like" in told
+    message = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back")
+    assert "was not converted from a Hugging Face folder; give --like" in message
     (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text())
     back = convert(tmp_path / "run", tmp_path / "back", "--family", "llama")
     config = json.loads((back / "config.json").read_text())

@@ -19,14 +19,14 @@ def omni_tensors() -> dict[str, np.ndarray]:
             tensors[name] = tensors[name].astype(np.float32)
         if name.endswith("num_batches_tracked"):
             tensors[name] = np.asarray(7, np.int64)
-    vision, sound = "vision_model.radio_model.", "sound_encoder.encoder.feature_extractor.featurizer."
+    vision, audio = "vision_model.radio_model.", "sound_encoder.encoder.feature_extractor.featurizer."
     return tensors | {
         f"{vision}input_conditioner.norm_mean": random.normal(size=(3, 1, 1)).astype(np.float32),
         f"{vision}input_conditioner.norm_std": random.normal(size=(3, 1, 1)).astype(np.float32),
         f"{vision}summary_idxs": np.asarray([0, 1]),
         f"{vision}model.blocks.1.layer_scale1.lambda1": np.ones(32, ml_dtypes.bfloat16),
-        f"{sound}fb": random.normal(size=(1, 16, 257)).astype(np.float32),
-        f"{sound}window": random.normal(size=400).astype(np.float32),
+        f"{audio}fb": random.normal(size=(1, 16, 257)).astype(np.float32),
+        f"{audio}window": random.normal(size=400).astype(np.float32),
     }
 
 
@@ -57,11 +57,11 @@ def test_the_omni_family_casts_all_but_the_router_bias_and_quantizes_the_languag
     assert not [n for n, kind in kinds.items() if kind in ("uint8", "float8_e4m3fn") and "language_model" not in n]
 
 
-def test_a_layer_scale_that_is_not_one_is_told(tmp_path, capsys):
+def test_a_layer_scale_that_is_not_one_is_reported(tmp_path, capsys):
     name = "vision_model.radio_model.model.blocks.1.layer_scale1.lambda1"
     tensors = omni_tensors() | {name: np.full(32, 0.5, np.float32)}
-    told = refused(capsys, "--from", write_folder(tmp_path / "hf", TINY_OMNI, tensors), "--to", tmp_path / "ours")
-    assert f"{name} is not all ones" in told
+    message = refused(capsys, "--from", write_folder(tmp_path / "hf", TINY_OMNI, tensors), "--to", tmp_path / "ours")
+    assert f"{name} is not all ones" in message
 
 
 def test_a_tower_comes_back_with_the_text_tower_beside_it(tmp_path):

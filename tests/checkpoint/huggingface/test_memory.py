@@ -24,7 +24,7 @@ def peak(folder, source: str, target: str, *options: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 def test_the_memory_of_a_conversion_is_twice_its_largest_tensor_at_most(tmp_path):
     write_folder(tmp_path / "small", LLAMA, tensors_of(LLAMA))
     tensors = tensors_of(LARGE)
@@ -41,6 +41,6 @@ def test_the_memory_of_a_conversion_is_twice_its_largest_tensor_at_most(tmp_path
         "out, fp8": peak(tmp_path, "ours", "fp8", "--quantize", "fp8"),
         "in, fp8": peak(tmp_path, "fp8", "again"),
     }
-    told = {name: round(each / largest, 2) for name, each in found.items()}
-    assert max(found.values()) <= 2 * largest, told
-    print(json.dumps(told))
+    ratios = {name: round(each / largest, 2) for name, each in found.items()}
+    assert max(found.values()) <= 2 * largest, ratios
+    print(json.dumps(ratios))

@@ -110,24 +110,24 @@ def write_quantized(folder: Path, hf: dict, tensors: dict[str, np.ndarray]) -> N
     (folder / "config.json").write_text(json.dumps(hf))
 
 
-def test_quantized_weights_without_scales_or_with_another_config_are_told(tmp_path, capsys):
+def test_quantized_weights_without_scales_or_with_another_config_are_reported(tmp_path, capsys):
     ours = convert(write_folder(tmp_path / "hf", QWEN3_MOE, tensors_of(QWEN3_MOE)), tmp_path / "ours")
     quantized = convert(ours, tmp_path / "quantized", "--quantize", "nvfp4")
     hf, tensors = json.loads((quantized / "config.json").read_text()), load_quantized(quantized)
     module = "model.layers.0.mlp.experts.0.up_proj"
     write_quantized(quantized, hf, {n: t for n, t in tensors.items() if n != f"{module}.weight_scale_2"})
-    told = refused(capsys, "--from", quantized, "--to", tmp_path / "x")
-    assert f"{module}.weight is uint8, but the checkpoint has no {module}.weight_scale_2" in told
+    message = refused(capsys, "--from", quantized, "--to", tmp_path / "x")
+    assert f"{module}.weight is uint8, but the checkpoint has no {module}.weight_scale_2" in message
     del hf["quantization_config"]["quantized_layers"][module]
     write_quantized(quantized, hf, tensors)
-    told = refused(capsys, "--from", quantized, "--to", tmp_path / "x")
-    assert f"{module}.weight is nvfp4, the config says not quantized" in told
+    message = refused(capsys, "--from", quantized, "--to", tmp_path / "x")
+    assert f"{module}.weight is nvfp4, the config says not quantized" in message
 
 
 def test_a_dense_model_has_no_nvfp4_release(tmp_path, capsys):
     ours = convert(write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA)), tmp_path / "ours")
-    told = refused(capsys, "--from", ours, "--to", tmp_path / "x", "--quantize", "nvfp4")
-    assert "no routed experts" in told
+    message = refused(capsys, "--from", ours, "--to", tmp_path / "x", "--quantize", "nvfp4")
+    assert "no routed experts" in message
     assert "--quantize is for writing" in refused(
         capsys, "--from", tmp_path / "hf", "--to", tmp_path / "x", "--quantize", "fp8"
     )

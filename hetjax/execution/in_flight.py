@@ -1,0 +1,89 @@
+"""What a training step holds between its actions: arrays by stage, link and microbatch.
+
+An entry is taken out by its only reader, so that its memory is free as soon as that reader has been dispatched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import jax
+
+from hetjax.stages.batch import StageMicrobatch
+from hetjax.stages.flat_state import Arrays
+
+# What the programs of a stage hand to each other (see hetjax/programs); nobody else looks inside.
+Residuals: TypeAlias = tuple[dict[str, jax.Array], tuple[jax.Array, ...]]
+"""What a forward keeps for its backward: arguments that it takes again, by position, and what it made."""
+
+PendingWeights: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+"""What BACKWARD_INPUT keeps for BACKWARD_WEIGHT: arguments that it takes again, and what it made."""
+
+Cotangents: TypeAlias = dict[str, tuple[jax.Array, ...]]
+"""The gradients that arrive at each output port of a stage: one from each link that leaves it there."""
+
+
+@dataclasses.dataclass
+class StageInFlight:
+    """What one stage of this process holds during a step.
+
+    Attributes:
+        compute: weights as the programs take them, all step long.
+        buffers: state that does not train, as the last forward left it.
+        gradients: sums over the microbatches done; empty where nothing trains.
+        square_sum: sum of squares of the whole batch's gradients, after the last backward.
+        backwards: microbatches whose gradients are in the sums.
+        inputs: by microbatch, from their arrival to FORWARD.
+        residuals: by microbatch, from FORWARD to BACKWARD or BACKWARD_INPUT.
+        cotangents: by microbatch, from their arrival to BACKWARD or BACKWARD_INPUT.
+        pending: by microbatch, from BACKWARD_INPUT to BACKWARD_WEIGHT.
+    """
+
+    compute: Arrays
+    buffers: Arrays
+    gradients: Arrays
+    square_sum: jax.Array | None = None
+    backwards: int = 0
+    inputs: dict[int, Arrays] = dataclasses.field(default_factory=dict)
+    residuals: dict[int, Residuals] = dataclasses.field(default_factory=dict)
+    cotangents: dict[int, Cotangents] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+    pending: dict[int, PendingWeights] = dataclasses.field(default_factory=dict)
+
+    def add_cotangent(self, microbatch: int, port: str, cotangent: jax.Array) -> None:
+        """Keep one more gradient of an output port for the backward, which adds them up."""
+        arriving = self.cotangents[microbatch]
+        arriving[port] = (*arriving.get(port, ()), cotangent)
+
+
+@dataclasses.dataclass
+class LinkInFlight:
+    """The tensors of one link by microbatch: activations to be sent on, and gradients to be sent back."""
+
+    activations: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+    gradients: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class StepInFlight:
+    """What a step of this process holds: its own stages and all links by name, and losses on the last stage's mesh.
+
+    `loss_scale` is one over the global token count, None in a process that does not run the last stage.
+    """
+
+    stages: dict[str, StageInFlight]
+    links: dict[str, LinkInFlight]
+    loss_scale: jax.Array | None
+    losses: list[jax.Array] = dataclasses.field(default_factory=list)
+
+    @property
+    def gradients(self) -> dict[str, Arrays]:
+        """The gradients of each stage that trains."""
+        return {name: stage.gradients for name, stage in self.stages.items() if stage.gradients}
+
+    def add_inputs(self, inputs: Mapping[StageMicrobatch, Arrays]) -> None:
+        """Keep the parts of the batch for the forwards."""
+        for (stage, microbatch), arrays in inputs.items():
+            self.stages[stage].inputs[microbatch] = dict(arrays)

@@ -1,0 +1,104 @@
+"""Check a trainer's options, and make the updates that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from hetjax.errors import ConfigError
+from hetjax.graph import ModuleGraph
+from hetjax.models import ModelError
+from hetjax.models.remat import Remat, check_remat
+from hetjax.programs.update import Update
+from hetjax.stages.stage import Stage
+
+Optimizers = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+"""One optimizer for all modules, or one for each by name."""
+
+
+def check_options(
+    *,
+    microbatches: int,
+    max_grad_norm: float | None,
+    param_dtype: DTypeLike,
+    compute_dtype: DTypeLike | None,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Raise ConfigError for numbers and dtypes that mean nothing, and where this process has none of the devices."""
+    if not isinstance(microbatches, int):
+        raise ConfigError(f"microbatches={microbatches!r}; give a whole number")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"max_grad_norm={max_grad_norm}; give a number above 0, or None for no clipping")
+    for name, dtype in (("param_dtype", param_dtype), ("compute_dtype", compute_dtype)):
+        try:
+            floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        except TypeError:
+            floating = False
+        if not floating:
+            raise ConfigError(f'{name}={dtype!r} is no floating dtype; give e.g. "float32" or "bfloat16"')
+    if jax.process_index() not in {device.process_index for device in devices}:
+        raise ConfigError(
+            f"process {jax.process_index()} of {jax.process_count()} has none of the {len(devices)} devices of the "
+            "trainer; let it run no trainer, or give devices of every process"
+        )
+
+
+def check_remat_settings(remat: Mapping[str, Remat | Sequence[str]], graph: ModuleGraph) -> dict[str, Remat]:
+    """Return the settings by module, lists as tuples. Raises ConfigError for an unknown module or setting."""
+    check_modules(remat, graph, "remat")
+    settings = {module: setting if isinstance(setting, str) else tuple(setting) for module, setting in remat.items()}
+    for module, setting in settings.items():
+        try:
+            check_remat(setting)
+        except ModelError as error:
+            raise ConfigError(f"module '{module}': {error}") from None
+    return settings
+
+
+def check_modules(names: Collection[str], graph: ModuleGraph, option: str) -> None:
+    """Raise ConfigError where the keys of an option name a module that the graph lacks."""
+    unknown = set(names) - set(graph.modules)
+    if unknown:
+        raise ConfigError(
+            f"{option} names module '{min(unknown)}', which the graph lacks; its modules are {', '.join(graph.modules)}"
+        )
+
+
+def make_updates(
+    graph: ModuleGraph,
+    stages: Sequence[Stage],
+    optimizer: Optimizers,
+    *,
+    learning_rate_scale: Mapping[str, float],
+    max_grad_norm: float | None,
+) -> dict[str, Update]:
+    """Return the update of each stage that trains, by stage name.
+
+    Raises ConfigError for options of a module that the graph lacks, a learning rate of a frozen module, and a module
+    that trains without an optimizer.
+    """
+    check_modules(learning_rate_scale, graph, "learning_rate_scale")
+    training = [stage for stage in stages if stage.trains]
+    for module in learning_rate_scale:
+        if module not in {stage.module for stage in training}:
+            raise ConfigError(f"learning_rate_scale names module '{module}', which is frozen; drop one of the two")
+    optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else dict.fromkeys(graph.modules, optimizer)
+    check_modules(optimizers, graph, "optimizer")
+    for stage in training:
+        if stage.module not in optimizers:
+            raise ConfigError(
+                f"optimizer has no entry for module '{stage.module}', which trains; add one or freeze the module"
+            )
+    return {
+        stage.name: Update(
+            stage,
+            optimizers[stage.module],
+            learning_rate_scale=learning_rate_scale.get(stage.module, 1.0),
+            max_grad_norm=max_grad_norm,
+        )
+        for stage in training
+    }
