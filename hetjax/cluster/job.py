@@ -10,9 +10,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment
 from hetjax.cluster import key_value_store as store
-from hetjax.error_report import USER_ERROR_CODE, USER_ERRORS, message_of, tell
+from hetjax.cluster.agree import check_agreement
+from hetjax.cluster.agreed_stop import AgreedStop
+from hetjax.cluster.connect import connect, disconnect
+from hetjax.cluster.environment import find_environment
+from hetjax.cluster.watchdog import Watch
+from hetjax.error_report import USER_ERROR_CODE, is_user_error, message_of, report_error
 from hetjax.schedule.actions import Action
 
 # Seconds that the slowest process may take longer than the fastest to prepare its data, or to compile.
@@ -99,12 +103,12 @@ def _leave(watch: Watch) -> None:
 
 
 def _fail(error: BaseException, watch: Watch | None) -> None:
-    mended = isinstance(error, USER_ERRORS)
+    mended = is_user_error(error)
     reason = message_of(error) if mended else f"{type(error).__name__}: {error}"
     if watch is not None:
         watch.close(reason, wait_for_news=0 if mended else NEWS)
     if mended:
-        tell(error)
+        report_error(error)
     else:
         traceback.print_exception(error)
     sys.stdout.flush()

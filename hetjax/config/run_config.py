@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 import jsonargparse
 
+from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
@@ -165,10 +164,6 @@ class TrainConfig:
         return self.run_dir or os.path.join("runs", self.name)
 
 
-PARSE_ERRORS = (jsonargparse.ArgumentError, TypeError, OSError)
-"""What a parser raises for a command line that it cannot take."""
-
-
 def make_parser(**options) -> jsonargparse.ArgumentParser:
     """The parser of train.py: --config FILE, then --key value for any setting."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
@@ -214,23 +209,3 @@ def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:
     """The names that a command line or a file may use."""
     fields = [field.name for kind in (Layout, *COMPONENTS) for field in dataclasses.fields(kind)]
     return list(dict.fromkeys((*parser.get_defaults().keys(), *fields)))
-
-
-def _of_each_kind(message: str) -> str:
-    """Where a setting may be of several kinds: why it is none of them, a line each, instead of the parser's types."""
-    key = re.search(r'Parser key "([^"]+)":\s+Does not validate against any of the Union', message)
-    reasons = re.findall(r"Problem with given class_path '(?:\w+\.)*(\w+)':\s*\n\s*(.+)", message)
-    if key is None or not reasons:
-        return message
-    return "\n".join([f"{key[1]} does not fit:", *(f"  as {kind}: {reason}" for kind, reason in reasons)])
-
-
-def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
-    """A parser's message, with the name that was likely meant where one is unknown."""
-    message = _of_each_kind(message)
-    named = re.findall(r"Option '([\w.]+)' is not accepted", message)
-    for word in named or re.findall(r"[A-Za-z_][\w.]*", message):
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-        if near and word not in known:
-            return f"{message.strip()}\n  did you mean '{near[0]}'? {help_line}"
-    return f"{message.strip()}\n  {help_line}"

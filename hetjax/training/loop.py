@@ -18,7 +18,7 @@ from rich.console import Console
 import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.checkpoint.warm_start import differences, open_warm_start
-from hetjax.cluster import AgreedStop
+from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
 from hetjax.config.build import (
     batch_shapes,

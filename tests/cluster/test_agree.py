@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from hetjax.cluster import AgreedStop, check_agreement
 from hetjax.cluster import key_value_store as store
+from hetjax.cluster.agree import check_agreement
+from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.errors import ClusterError
 from tests.harness.processes import run_processes
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hetjax.cluster import find_environment
+from hetjax.cluster.environment import find_environment
 from hetjax.errors import ClusterError
 
 HAND = {"JAX_COORDINATOR_ADDRESS": "node1:9876", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from hetjax.cluster import PEER_LOST, Environment, connect
+from hetjax.cluster.connect import connect
+from hetjax.cluster.environment import Environment
+from hetjax.cluster.exit_codes import PEER_LOST
 from hetjax.errors import ClusterError
 from tests.harness.paths import ROOT
 from tests.harness.processes import free_port
@@ -124,7 +126,7 @@ def test_a_port_that_is_taken_is_named():
 @pytest.mark.slow
 def test_processes_that_never_come_end_the_first_with_a_message():
     script = (
-        "from hetjax.cluster import connect; from tests.cluster.test_job import alone\n"
+        "from hetjax.cluster.connect import connect; from tests.cluster.test_job import alone\n"
         f"connect(alone({free_port()}, 0), peer_timeout=5, join_timeout=1)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -13,12 +13,8 @@ import pytest
 from hetjax.cli import main
 from tests.harness.paths import ROOT
 
-# The launcher alone: the packages that it lies in import JAX, which it has no use for.
 LAUNCH = """
-import pathlib, sys, types
-for name in ("hetjax", "hetjax.cluster"):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [name.replace(".", "/")]
+import pathlib, sys
 from hetjax.cluster.launch import launch_processes
 processes, grace, logs, *command = sys.argv[1:]
 logs = pathlib.Path(logs) if logs else None

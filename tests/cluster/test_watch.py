@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hetjax.cluster import PEER_LOST
+from hetjax.cluster.exit_codes import PEER_LOST
 from tests.harness.watched_processes import TIMEOUT, Job
 
 WORKING = [("at", (12, 0), "step 12, F0 of llm"), ("ready",), ("walk", 13, 400)]

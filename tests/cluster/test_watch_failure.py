@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from hetjax.cluster import PEER_LOST
+from hetjax.cluster.exit_codes import PEER_LOST
 
 SCRIPT = """
 import time

@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment
 from hetjax.cluster import key_value_store as store
+from hetjax.cluster.agree import check_agreement
+from hetjax.cluster.agreed_stop import AgreedStop
+from hetjax.cluster.connect import connect, disconnect
+from hetjax.cluster.environment import find_environment
+from hetjax.cluster.watchdog import Watch
 
 TIMEOUT = 5
 
