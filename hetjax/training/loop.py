@@ -57,7 +57,7 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> dict[str, 
 
 def _console_of(job: Job, config: TrainConfig, console: Console) -> Console:
     """Where this process prints: only the first one of a job does, and the others into files if asked for."""
-    if job.speaks:
+    if job.is_main:
         return console
     if not config.log_every_process:
         return Console(quiet=True)
@@ -74,7 +74,7 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
     make_demo_data(config, job, console)
-    if job.speaks:
+    if job.is_main:
         check_data(config, tokenizer, console, processor)
     trainer = build_trainer(config, build_graph(config))
     check_batch(trainer.stages, config.data.batch_size, config.microbatches)
@@ -98,7 +98,7 @@ def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> di
         # The schedule once more: by now it may have been chosen by what programs cost.
         job.agree("compiled step", trainer.schedule.digest()[:16])
         # Only now: a refused command leaves the settings of the run as they were.
-        if job.speaks:
+        if job.is_main:
             (directory / "config.yaml").write_text(resolved)
         return run.to_the_end()
     finally:
@@ -145,7 +145,7 @@ class _Run:
         self.bad_samples = 0
         self._steps_here = 0
         self.state = self._first_state()
-        self.log = MetricsLog(directory, resume_step=self.state.step) if job.speaks else None
+        self.log = MetricsLog(directory, resume_step=self.state.step) if job.is_main else None
 
     def _rows(self) -> tuple[int, ...] | None:
         """The rows of a batch that this process loads; None for all."""
@@ -201,7 +201,7 @@ class _Run:
         pending: _Pending | None = None
         self._clock = time.perf_counter()
         while self.state.step < config.steps and not stop.reached(self.state.step):
-            self.job.at(self.state.step + 1, -1, "its batch")
+            self.job.before_batch(self.state.step + 1)
             try:
                 batch = next(batches)
             except DataError as error:

@@ -18,7 +18,7 @@ def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
     """Make demonstration data that is missing, in one process for all."""
     if config.demo_data is None:
         return
-    if job.speaks and not Path(config.data.train).exists():
+    if job.is_main and not Path(config.data.train).exists():
         write = {"digits": write_digits, "shapes": write_shapes}[config.demo_data]
         folder = write(Path(config.data.train).parent)
         console.print(f"wrote the {config.demo_data} to {folder}")

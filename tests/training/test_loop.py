@@ -180,16 +180,16 @@ def test_weight_decay_is_for_matrices_stacked_or_not():
 def test_a_second_signal_is_not_held_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
-        assert not stop.made
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.made
+        assert stop.requested
         assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone():
     seen = []
-    worker = threading.Thread(target=lambda: seen.append(StopRequest().__enter__().made))
+    worker = threading.Thread(target=lambda: seen.append(StopRequest().__enter__().requested))
     worker.start()
     worker.join()
     assert seen == [False]

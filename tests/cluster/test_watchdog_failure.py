@@ -7,22 +7,22 @@ from hetjax.cluster.exit_codes import PEER_LOST
 
 SCRIPT = """
 import time
-from hetjax.cluster import watch as module
+from hetjax.cluster import watchdog as module
 
 class Broken:
     def run(self):
         raise OSError(24, "Too many open files")
 
-class Notes:
+class Store:
     pass
 
-module.Watch._open_hub = lambda *_: Broken()
-module.Watch.start(0, 2, timeout=5, notes=Notes())
+module.Watchdog._open_server = lambda *_: Broken()
+module.Watchdog.start(0, 2, timeout=5, store=Store())
 time.sleep(60)
 """
 
 
-def test_a_watch_that_fails_ends_its_process_and_says_why():
+def test_a_watchdog_that_fails_ends_its_process_and_says_why():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == PEER_LOST
-    assert "the watch over the other processes failed: OSError: [Errno 24] Too many open files" in done.stderr
+    assert "the watchdog of the other processes failed: OSError: [Errno 24] Too many open files" in done.stderr
