@@ -41,9 +41,9 @@ def test_the_list_of_tools_imports_none_of_them(tmp_path):
         "try: main(['--help'])\n"
         "except SystemExit as stop: print(stop.code, 'jax' in sys.modules, 'hetjax.tools.launch' in sys.modules)"
     )
-    told = run_python(code, tmp_path)
-    assert "Time a run's training" not in told and "Show where every module of a run lives" in told
-    assert told.endswith("0 False False\n")
+    printed = run_python(code, tmp_path)
+    assert "Time a run's training" not in printed and "Show where every module of a run lives" in printed
+    assert printed.endswith("0 False False\n")
 
 
 def test_train_help_imports_no_trainer(tmp_path):
@@ -54,9 +54,9 @@ def test_train_help_imports_no_trainer(tmp_path):
         "heavy = {'hetjax.trainer', 'hetjax.checkpoint', 'hetjax.training', 'matplotlib', 'tensorboardX'}\n"
         "print(heavy & set(sys.modules))"
     )
-    told = run_python(code, tmp_path)
-    assert "--optimizer.learning_rate" in told
-    assert told.endswith("0\nset()\n")
+    printed = run_python(code, tmp_path)
+    assert "--optimizer.learning_rate" in printed
+    assert printed.endswith("0\nset()\n")
 
 
 def test_every_public_name_is_there():

@@ -53,11 +53,11 @@ class Job:
         return self._watchdog.unlimited(doing)
 
     def before_batch(self, step: int) -> None:
-        """Tell the watchdog that this process waits for the batch of a step; the peer timeout runs from here."""
+        """Report to the watchdog that this process waits for the batch of a step; the peer timeout runs from here."""
         self._watchdog.set_position((step, -1), f"step {step}, its batch")
 
     def before_action(self, step: int, position: int, action: Action) -> None:
-        """Tell the watchdog that an action of the schedule comes next, the `position`-th of its step."""
+        """Report to the watchdog that an action of the schedule comes next, the `position`-th of its step."""
         self._watchdog.set_position((step, position), f"step {step}, {action} of {action.stage}")
 
     def stop(self) -> AgreedStop:

@@ -64,7 +64,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How answers to the held-out questions are generated.
+    """The settings of generating answers to the held-out questions.
 
     Args:
         every: Steps between evaluations, or null for only one, at the end.
@@ -90,7 +90,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run.
+    """The settings of one training run.
 
     Args:
         name: Name of the run; its files go to runs/<name>.
@@ -102,7 +102,7 @@ class TrainConfig:
         eval: How held-out questions are answered.
         schedule: Order of the microbatches' programs: gpipe, 1f1b, interleaved_1f1b, zero_bubble, colocated or
             bubble_fill.
-        microbatches: Parts that each batch is cut into.
+        microbatches: Parts that each batch is split into.
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
@@ -165,24 +165,24 @@ class TrainConfig:
 
 
 def make_parser(**options) -> jsonargparse.ArgumentParser:
-    """The parser of train.py: --config FILE, then --key value for any setting."""
+    """Build the parser of train.py: --config FILE, then --key value for any setting."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
     add_settings(parser)
     return parser
 
 
 def add_settings(parser: jsonargparse.ArgumentParser) -> None:
-    """Let a parser take the settings of a run, beside options of its own."""
+    """Add the settings of a run to a parser that may have options of its own."""
     parser.add_argument("--config", action="config", help="YAML file with the settings of the run")
     parser.add_class_arguments(TrainConfig)
 
 
 def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> TrainConfig:
-    """The settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
+    """Return the settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
     try:
         made = parser.instantiate(values)
     except ValueError as error:
-        # What the config of an optional part raised arrives wrapped, with the first cause at the end of the chain.
+        # What the config of an optional part raised comes wrapped, with the first cause at the end of the chain.
         while error.__cause__ is not None:
             error = error.__cause__
         raise error from None
@@ -190,7 +190,7 @@ def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentP
 
 
 def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
-    """Parse the command line of train.py: (settings, the same resolved as YAML). Raises ConfigError."""
+    """Parse the command line of train.py; returns (the settings, the same resolved as YAML). Raises ConfigError."""
     if not arguments:
         raise ConfigError("no settings given; run e.g. python train.py --config configs/digits.yaml")
     parser = make_parser(prog="train.py", description="Train a multimodal model, every module on a mesh of its own.")
@@ -206,6 +206,6 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
 
 
 def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:
-    """The names that a command line or a file may use."""
+    """Return the names that a command line or a file may use."""
     fields = [field.name for kind in (Layout, *COMPONENTS) for field in dataclasses.fields(kind)]
     return list(dict.fromkeys((*parser.get_defaults().keys(), *fields)))

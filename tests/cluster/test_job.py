@@ -111,8 +111,8 @@ def alone(port, process):
 
 def test_a_coordinator_that_nobody_serves_is_named():
     port = free_port()
-    told = f"process 1 of 2 could not reach process 0 at 127.0.0.1:{port} for 0.3 s"
-    with pytest.raises(ClusterError, match=told):
+    message = f"process 1 of 2 could not reach process 0 at 127.0.0.1:{port} for 0.3 s"
+    with pytest.raises(ClusterError, match=message):
         connect(alone(port, 1), peer_timeout=5, join_timeout=0.3)
 
 

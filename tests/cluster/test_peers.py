@@ -14,8 +14,8 @@ def peer(process, position, *, moved=0.0, heard=100.0, unlimited=False):
 
 
 def named(*peers, now=100.0):
-    told = find_lost(peers, 60, now)
-    return told and [line.split()[1] for line in told.splitlines()]
+    message = find_lost(peers, 60, now)
+    return message and [line.split()[1] for line in message.splitlines()]
 
 
 def test_all_moving_is_well():
