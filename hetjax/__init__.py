@@ -1,12 +1,21 @@
-"""hetjax: train multimodal language models in JAX with a mesh of its own for every module."""
+"""hetjax: train multimodal language models in JAX with a mesh of its own for every module.
 
-from hetjax.boundary import Boundary, BoundaryPlan
-from hetjax.errors import HetjaxError
-from hetjax.graph import Edge, ModuleGraph
-from hetjax.stages.batch import rows_needed
-from hetjax.stages.row_subset import RowSubset
-from hetjax.state.train_state import TrainState
-from hetjax.trainer import Trainer
+The public names are imported when they are first used, so that `import hetjax` alone does not import JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hetjax.boundary import Boundary, BoundaryPlan
+    from hetjax.errors import HetjaxError
+    from hetjax.graph import Edge, ModuleGraph
+    from hetjax.stages.batch import rows_needed
+    from hetjax.stages.row_subset import RowSubset
+    from hetjax.state.train_state import TrainState
+    from hetjax.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -21,3 +30,28 @@ __all__ = [
     "Trainer",
     "rows_needed",
 ]
+
+# The module that defines each public name; the imports above are the same, for editors and type checkers.
+_DEFINED_IN = {
+    "Boundary": "hetjax.boundary",
+    "BoundaryPlan": "hetjax.boundary",
+    "Edge": "hetjax.graph",
+    "HetjaxError": "hetjax.errors",
+    "ModuleGraph": "hetjax.graph",
+    "RowSubset": "hetjax.stages.row_subset",
+    "TrainState": "hetjax.state.train_state",
+    "Trainer": "hetjax.trainer",
+    "rows_needed": "hetjax.stages.batch",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'hetjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""python -m hetjax: the same as the console command."""
+"""Run the `hetjax` command as `python -m hetjax`."""
 
 from hetjax.cli import main
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from hetjax.config.run_config import load_config
-from hetjax.error_report import USER_ERROR_CODE, USER_ERRORS, tell
+from hetjax.error_report import USER_ERROR_CODE, is_user_error, report_error
+
+# Each command imports its own parts inside of its function: the launcher needs no JAX, and --help or a mistyped
+# setting of train.py no trainer.
 
 
 @contextlib.contextmanager
@@ -18,26 +20,29 @@ def user_errors() -> Iterator[None]:
     """Turn an error that the user caused into its message on stderr and exit code 2."""
     try:
         yield
-    except USER_ERRORS as error:
-        tell(error)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        report_error(error)
         raise SystemExit(USER_ERROR_CODE) from None
 
 
 def train_main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of train.py."""
+    """Run the command line of train.py; `arguments` without the name of the program, None for those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from hetjax.config.run_config import load_config
+
     with user_errors():
         config, resolved = load_config(arguments)
-        # Imported only now: --help and a mistyped setting need no JAX program.
         from hetjax.training.loop import train
 
         train(config, resolved, console=Console(soft_wrap=True, markup=False, highlight=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of hetjax: what a tool found as tables, or with --json as one JSON object on the last line."""
+    """Run the command line of hetjax: print a tool's tables, or with --json one JSON object on the last line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from hetjax.commands import run_tool  # only here: train.py needs none of them
+    from hetjax.commands import run_tool
 
     with user_errors():
         outcome, as_json = run_tool(arguments)

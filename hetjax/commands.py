@@ -2,176 +2,219 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import importlib
+import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jsonargparse
 
-from hetjax.config.run_config import PARSE_ERRORS, add_settings, explain, known_settings, take_settings
+from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.errors import ConfigError
-from hetjax.tools.bench.boundary import bench_boundary
-from hetjax.tools.bench.layouts import layouts
-from hetjax.tools.bench.model import bench_model
-from hetjax.tools.bench.overhead import overhead
-from hetjax.tools.bench.overlap import overlap
-from hetjax.tools.bench.schedules import schedules
-from hetjax.tools.bench.step import step
-from hetjax.tools.boundary import boundary
-from hetjax.tools.convert import convert
-from hetjax.tools.demo_data import digits, shapes
-from hetjax.tools.generate import generate
-from hetjax.tools.launch import launch
-from hetjax.tools.model import model
 from hetjax.tools.outcome import Outcome
-from hetjax.tools.placement import placement
-from hetjax.tools.timeline import timeline
 
-# A tool's parameters are its options and its docstring is its help. One with a parameter `config` takes
-# the settings of a run, as train.py does; one with a parameter `command` takes what stands behind `--`.
-# Parameters that are not keyword-only stand on the command line without a name.
-# An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
-# One of type `list[str] | None` takes several words: --image a.png b.png.
-TOOLS: dict[str, Callable[..., Outcome]] = {
-    "launch": launch,
-    "timeline": timeline,
-    "model": model,
-    "placement": placement,
-    "boundary": boundary,
-    "convert": convert,
-    "generate": generate,
-    "demo-data digits": digits,
-    "demo-data shapes": shapes,
-    "bench overhead": overhead,
-    "bench step": step,
-    "bench overlap": overlap,
-    "bench boundary": bench_boundary,
-    "bench layouts": layouts,
-    "bench schedules": schedules,
-    "bench model": bench_model,
+ToolFunction = Callable[..., Outcome]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A function that the command line calls, imported only when it is named: most tools import JAX.
+
+    Its parameters are the options and its docstring is the help. One with a parameter `config` takes the settings of a
+    run, as train.py does; one with a parameter `command` takes what stands behind `--`.
+    Parameters that are not keyword-only stand on the command line without a name.
+    An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
+    One of type `list[str] | None` takes several words: --image a.png b.png.
+
+    Attributes:
+        module: The module that defines it.
+        name: Its name there.
+    """
+
+    module: str
+    name: str
+
+    def load(self) -> ToolFunction:
+        """Import the function."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def summary(self) -> str:
+        """Return what its docstring says ahead of the arguments, read from the source without importing it."""
+        tree = ast.parse(Path(importlib.util.find_spec(self.module).origin).read_text(encoding="utf-8"))
+        [node] = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == self.name]
+        return _without_arguments(ast.get_docstring(node))
+
+
+TOOLS = {
+    "launch": Tool("hetjax.tools.launch", "launch"),
+    "timeline": Tool("hetjax.tools.timeline", "timeline"),
+    "model": Tool("hetjax.tools.model", "model"),
+    "placement": Tool("hetjax.tools.placement", "placement"),
+    "boundary": Tool("hetjax.tools.boundary", "boundary"),
+    "convert": Tool("hetjax.tools.convert", "convert"),
+    "generate": Tool("hetjax.tools.generate", "generate"),
+    "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),
+    "demo-data shapes": Tool("hetjax.tools.demo_data", "shapes"),
+    "bench overhead": Tool("hetjax.tools.bench.overhead", "overhead"),
+    "bench step": Tool("hetjax.tools.bench.step", "step"),
+    "bench overlap": Tool("hetjax.tools.bench.overlap", "overlap"),
+    "bench boundary": Tool("hetjax.tools.bench.boundary", "bench_boundary"),
+    "bench layouts": Tool("hetjax.tools.bench.layouts", "layouts"),
+    "bench schedules": Tool("hetjax.tools.bench.schedules", "schedules"),
+    "bench model": Tool("hetjax.tools.bench.model", "bench_model"),
 }
-# Parameters that are no options.
-BESIDE = {"config", "command"}
 GROUPS = {"demo-data": "Make data to try the trainer on.", "bench": "Measure speed on this machine."}
+# Parameters of a tool that are no options.
+NO_OPTIONS = {"config", "command"}
 
 
 def run_tool(arguments: Sequence[str]) -> tuple[Outcome, bool]:
-    """Parse a command line and run its tool: (what it found, whether that is wanted as JSON).
+    """Parse a command line and run its tool; returns (its outcome, whether that is wanted as JSON).
 
     Raises ConfigError for a command line that makes no sense, and whatever user error the tool raises.
     """
-    command = _Command()
-    arguments, behind = _cut(arguments)
+    arguments, behind = _split_at_dashes(arguments)
+    name = _named_tool(arguments)
+    if name is None:
+        return _refuse_or_help(arguments)
+    function = TOOLS[name].load()
+    parser = _tool_parser(name, function)
     try:
-        values = command.parser.parse_args(arguments)
-        name, parser, values = command.chosen(values)
-        made = parser.instantiate(values)
-        options = {key: made[key.rstrip("_")] for key in _parameters(TOOLS[name]) - BESIDE}
-        if "command" in _parameters(TOOLS[name]):
-            options["command"] = behind
-        elif behind:
-            raise ConfigError(f"hetjax {name} takes nothing behind --, but there stands {' '.join(behind)!r}")
-        if _takes_config(TOOLS[name]):
-            options["config"] = take_settings(values, parser)
+        values = _parser_of_all(name, parser).parse_args(arguments)
+        for word in name.split():
+            values = values[word]
+        options = _options(function, parser, values)
     except PARSE_ERRORS as error:
-        raise ConfigError(command.explain(str(error), arguments)) from None
-    return TOOLS[name](**options), values.json
+        help_line = f"`hetjax {name} --help` lists every setting"
+        raise ConfigError(explain(str(error), _known_options(function, parser), help_line=help_line)) from None
+    if "command" in _parameters(function):
+        options["command"] = behind
+    elif behind:
+        raise ConfigError(f"hetjax {name} takes nothing behind --, but there stands {' '.join(behind)!r}")
+    return function(**options), values.json
 
 
-def _cut(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line before and behind the first `--`."""
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line before and behind the first `--`."""
     arguments = list(arguments)
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:cut], arguments[cut + 1 :]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
 
 
-class _Command:
-    """The parser of every tool, and the one that leads to them."""
+def _named_tool(arguments: Sequence[str]) -> str | None:
+    """Return the tool that a command line begins with, if any."""
+    names = (" ".join(arguments[:count]) for count in (2, 1))
+    return next((name for name in names if name in TOOLS), None)
 
-    def __init__(self) -> None:
-        self.parser = jsonargparse.ArgumentParser(
-            prog="hetjax",
-            usage="hetjax TOOL [--key value ...]",
-            description="Tools beside the trainer.",
-            exit_on_error=False,
-        )
-        tools = self.parser.add_subcommands(dest="tool", title="tools", metavar="TOOL")
-        groups = {}
-        for name, summary in GROUPS.items():
-            usage = f"hetjax {name} TOOL [--key value ...]"
-            group = jsonargparse.ArgumentParser(usage=usage, description=summary, exit_on_error=False)
-            tools.add_subcommand(name, group, help=summary)
-            groups[name] = group.add_subcommands(dest="tool", title="tools", metavar="TOOL")
-        self.tools = {name: _tool_parser(name, tool) for name, tool in TOOLS.items()}
-        for name, parser in self.tools.items():
-            group, _, last = name.rpartition(" ")
-            (groups[group] if group else tools).add_subcommand(last, parser, help=_summary(TOOLS[name]))
 
-    def chosen(self, values: jsonargparse.Namespace) -> tuple[str, jsonargparse.ArgumentParser, jsonargparse.Namespace]:
-        """The tool of a parsed command line: its name, parser and values."""
-        names = []
-        while "tool" in values:
-            names.append(values.tool)
-            values = values[values.tool]
-        name = " ".join(names)
-        return name, self.tools[name], values
-
-    def explain(self, message: str, arguments: Sequence[str]) -> str:
-        """A parser's message on this command line, with what was likely meant and where to look it up."""
-        for count in (2, 1):
-            name = " ".join(arguments[:count])
-            if name in self.tools:
-                help_line = f"`hetjax {name} --help` lists every setting"
-                return explain(message, known_settings(self.tools[name]), help_line=help_line)
+def _refuse_or_help(arguments: Sequence[str]) -> typing.NoReturn:
+    """Handle a command line that names no tool: exit after --help, else raise ConfigError."""
+    try:
+        _parser_of_all().parse_args(arguments)
+    except PARSE_ERRORS as error:
         words = [word for name in TOOLS for word in name.split()]
-        return explain(message, words, help_line="`hetjax --help` lists the tools")
+        raise ConfigError(explain(str(error), words, help_line="`hetjax --help` lists the tools")) from None
+    raise ConfigError("no tool is named; `hetjax --help` lists the tools")
 
 
-def _tool_parser(name: str, tool: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
-    settings = "--config FILE " if _takes_config(tool) else ""
-    behind = " -- FILE ..." if "command" in _parameters(tool) else ""
-    words = [each for each in inspect.signature(tool).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
-    ahead = "".join(f"{each.name.upper()} " for each in words)
+def _parser_of_all(
+    named: str | None = None, named_parser: jsonargparse.ArgumentParser | None = None
+) -> jsonargparse.ArgumentParser:
+    """Build the parser that leads to the tools; only the named one takes options."""
     parser = jsonargparse.ArgumentParser(
-        usage=f"hetjax {name} {ahead}{settings}[--key value ...]{behind}",
-        description=_summary(tool),
+        prog="hetjax",
+        usage="hetjax TOOL [--key value ...]",
+        description="Tools beside the trainer.",
         exit_on_error=False,
     )
-    kept = {key for key in _parameters(tool) if key.endswith("_")}
-    for key in sorted(kept):
-        _add_kept_word(parser, tool, key)
-    several = {key for key, hint in typing.get_type_hints(tool).items() if hint == list[str] | None}
-    for key in inspect.signature(tool).parameters:
-        if key in several:
-            parser.add_argument(f"--{key}", nargs="+", type=str, default=None, help=_help_of(tool, key))
-    parser.add_function_arguments(tool, skip=BESIDE | kept | several, as_group=False, as_positional=bool(words))
+    tools = parser.add_subcommands(dest="tool", title="tools", metavar="TOOL")
+    groups = {}
+    for name, summary in GROUPS.items():
+        usage = f"hetjax {name} TOOL [--key value ...]"
+        group = jsonargparse.ArgumentParser(usage=usage, description=summary, exit_on_error=False)
+        tools.add_subcommand(name, group, help=summary)
+        groups[name] = group.add_subcommands(dest="tool", title="tools", metavar="TOOL")
+    for name, tool in TOOLS.items():
+        group, _, last = name.rpartition(" ")
+        own = named_parser if name == named else jsonargparse.ArgumentParser(exit_on_error=False)
+        (groups[group] if group else tools).add_subcommand(last, own, help=tool.summary())
+    return parser
+
+
+def _tool_parser(name: str, function: ToolFunction) -> jsonargparse.ArgumentParser:
+    """Build the parser of one tool."""
+    parameters = inspect.signature(function).parameters
+    settings = "--config FILE " if "config" in parameters else ""
+    behind = " -- FILE ..." if "command" in parameters else ""
+    words = [each.name for each in parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    ahead = "".join(f"{word.upper()} " for word in words)
+    parser = jsonargparse.ArgumentParser(
+        usage=f"hetjax {name} {ahead}{settings}[--key value ...]{behind}",
+        description=_without_arguments(inspect.getdoc(function)),
+        exit_on_error=False,
+    )
+    types = typing.get_type_hints(function)
+    keywords = sorted(key for key in parameters if key.endswith("_"))
+    for key in keywords:
+        parser.add_argument(f"--{key.rstrip('_')}", type=types[key], required=True, help=_help_of(function, key))
+    several = [key for key in parameters if types[key] == list[str] | None]
+    for key in several:
+        parser.add_argument(f"--{key}", nargs="+", type=str, default=None, help=_help_of(function, key))
+    skipped = NO_OPTIONS.union(keywords, several)
+    parser.add_function_arguments(function, skip=skipped, as_group=False, as_positional=bool(words))
     parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
     if settings:
+        from hetjax.config.run_config import add_settings
+
         add_settings(parser)
     return parser
 
 
-def _add_kept_word(parser: jsonargparse.ArgumentParser, tool: Callable[..., Outcome], name: str) -> None:
-    """Add the option of a parameter `name` that ends in "_", whose help is its line in the docstring."""
-    hint = typing.get_type_hints(tool)[name]
-    parser.add_argument(f"--{name.rstrip('_')}", type=hint, required=True, help=_help_of(tool, name))
+def _options(
+    function: ToolFunction, parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace
+) -> dict[str, object]:
+    """Return the arguments of a tool that the parsed values hold, `command` aside."""
+    made = parser.instantiate(values)
+    options = {key: made[key.rstrip("_")] for key in _parameters(function) - NO_OPTIONS}
+    if "config" in _parameters(function):
+        from hetjax.config.run_config import take_settings
+
+        options["config"] = take_settings(values, parser)
+    return options
 
 
-def _help_of(tool: Callable[..., Outcome], name: str) -> str:
-    """The line of a parameter in the docstring."""
-    (help_text,) = re.findall(rf"^ +{name}: (.*)$", inspect.getdoc(tool), re.MULTILINE)
+def _known_options(function: ToolFunction, parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Return the names that a tool's command line may use."""
+    if "config" in _parameters(function):
+        from hetjax.config.run_config import known_settings
+
+        return known_settings(parser)
+    kinds = [kind for hint in typing.get_type_hints(function).values() for kind in _dataclasses_in(hint)]
+    return [*parser.get_defaults().keys(), *(field.name for kind in kinds for field in dataclasses.fields(kind))]
+
+
+def _dataclasses_in(hint: object) -> Iterator[type]:
+    """Yield the dataclasses that a type names, such as that of the values of a dict."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _dataclasses_in(part)
+
+
+def _help_of(function: ToolFunction, name: str) -> str:
+    """Return the line of a parameter in the docstring."""
+    (help_text,) = re.findall(rf"^ +{name}: (.*)$", inspect.getdoc(function), re.MULTILINE)
     return help_text
 
 
-def _takes_config(tool: Callable[..., Outcome]) -> bool:
-    return "config" in _parameters(tool)
+def _parameters(function: ToolFunction) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
-def _parameters(tool: Callable[..., Outcome]) -> set[str]:
-    return set(inspect.signature(tool).parameters)
-
-
-def _summary(tool: Callable[..., Outcome]) -> str:
-    """The docstring without its list of arguments."""
-    return inspect.getdoc(tool).partition("\n\nArgs:")[0]
+def _without_arguments(docstring: str) -> str:
+    return docstring.partition("\n\nArgs:")[0]

@@ -1,4 +1,4 @@
-"""How an error that the user can mend is told: its message alone, and exit code 2."""
+"""Report an error that the user can fix: its message alone, without a traceback."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from rich.console import Console
 from rich.text import Text
 
 from hetjax.errors import HetjaxError
-from hetjax.meshes import PlacementError
-from hetjax.models import ModelError
 
-USER_ERRORS = (HetjaxError, PlacementError, ModelError, OSError)
 USER_ERROR_CODE = 2
+"""Exit code of a command that ends with an error of the user's."""
 
 
-def message_of(error: Exception) -> str:
-    """What to tell of one of `USER_ERRORS`."""
+def is_user_error(error: BaseException) -> bool:
+    """Return whether the cause of an error is the user's input or machine, so that its message says how to fix it."""
+    if isinstance(error, (HetjaxError, OSError)):
+        return True
+    # Imported here: both packages import JAX, which `hetjax launch` does without.
+    from hetjax.meshes import PlacementError
+    from hetjax.models import ModelError
+
+    return isinstance(error, (PlacementError, ModelError))
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message to print for an error that `is_user_error`."""
     if not isinstance(error, OSError):
         return str(error)
     where = f": {error.filename}" if error.filename else ""
@@ -25,7 +34,7 @@ def message_of(error: Exception) -> str:
     return f"{error.strerror or error}{where}; {fix}"
 
 
-def tell(error: Exception) -> None:
-    """Print it on stderr."""
+def report_error(error: BaseException) -> None:
+    """Print the message of an error that `is_user_error` on stderr."""
     text = Text.assemble(("error", "bold red"), f": {message_of(error)}")
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)

@@ -15,17 +15,17 @@ def refused(capsys, *arguments):
     """What a command line that must fail says on stderr."""
     with pytest.raises(SystemExit) as exit:
         main(list(arguments))
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert exit.value.code == 2
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    return told.err
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    return printed.err
 
 
 def test_an_unknown_tool_is_refused_with_the_one_that_was_meant(capsys):
-    told = refused(capsys, "tiemline")
-    assert "did you mean 'timeline'?" in told
-    assert "'demo-data'" in told
+    printed = refused(capsys, "tiemline")
+    assert "did you mean 'timeline'?" in printed
+    assert "'demo-data'" in printed
 
 
 def test_a_group_without_a_tool_lists_its_tools(capsys):
@@ -49,8 +49,8 @@ def test_a_value_of_the_wrong_type_is_refused(capsys):
 
 
 def test_a_layout_that_does_not_fit_is_refused(capsys):
-    told = refused(capsys, "placement", "--config", DIGITS, "--placement.llm.tensor", "3")
-    assert "module 'llm': layout covers data*tensor = 2*3 = 6 devices, but devices='4-7' are 4" in told
+    printed = refused(capsys, "placement", "--config", DIGITS, "--placement.llm.tensor", "3")
+    assert "module 'llm': layout covers data*tensor = 2*3 = 6 devices, but devices='4-7' are 4" in printed
 
 
 def test_a_missing_config_is_refused(capsys):
@@ -59,8 +59,8 @@ def test_a_missing_config_is_refused(capsys):
 
 def test_a_picture_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    told = refused(capsys, "placement", "--config", DIGITS, "--out", str(tmp_path / "file" / "placement.png"))
-    assert str(tmp_path / "file") in told
+    printed = refused(capsys, "placement", "--config", DIGITS, "--out", str(tmp_path / "file" / "placement.png"))
+    assert str(tmp_path / "file") in printed
 
 
 def test_json_is_the_last_line_and_the_placement_is_in_it(capsys):
@@ -71,12 +71,12 @@ def test_json_is_the_last_line_and_the_placement_is_in_it(capsys):
 
 def test_without_json_a_table_is_printed(capsys, tmp_path):
     main(["placement", "--config", DIGITS, "--out", str(tmp_path / "placement.png")])
-    told = capsys.readouterr().out
-    assert "data=2 tensor=2" in told
-    assert f"wrote {tmp_path / 'placement.png'}" in told.replace("\n", "")
+    printed = capsys.readouterr().out
+    assert "data=2 tensor=2" in printed
+    assert f"wrote {tmp_path / 'placement.png'}" in printed.replace("\n", "")
 
 
-def test_help_of_every_tool_tells_its_options(capsys):
+def test_help_of_every_tool_lists_its_options(capsys):
     for tool, option in (
         (["timeline"], "--measured"),
         (["placement"], "--out"),
@@ -87,10 +87,10 @@ def test_help_of_every_tool_tells_its_options(capsys):
         with pytest.raises(SystemExit) as exit:
             main([*tool, "--help"])
         assert exit.value.code == 0
-        told = capsys.readouterr().out
-        assert option in told
-        assert "--json" in told
-        assert ("--config" in told) == (tool[0] in ("timeline", "placement") or tool[-1] == "step")
+        printed = capsys.readouterr().out
+        assert option in printed
+        assert "--json" in printed
+        assert ("--config" in printed) == (tool[0] in ("timeline", "placement") or tool[-1] == "step")
 
 
 def test_the_module_runs_as_a_command_on_devices_of_its_own(tmp_path):

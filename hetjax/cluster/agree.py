@@ -1,4 +1,4 @@
-"""Whether all processes of a job are about to run the same."""
+"""Check that all processes of a job are about to run the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _checks = itertools.count()
 def check_agreement(what: str, value: str, *, timeout: float) -> None:
     """Compare a value, such as the hash of the schedule, over all processes; nothing to do in a run of one.
 
-    Every process must call it. Process 0 compares, and tells all.
+    Every process must call it. Process 0 compares, and all read its result.
 
     Raises ClusterError in every process if one has another value than process 0, or does not come within
     `timeout` seconds.
@@ -32,14 +32,14 @@ def check_agreement(what: str, value: str, *, timeout: float) -> None:
 
 
 def _compare(what: str, value: str, folder: str, timeout: float) -> str:
-    """What is wrong, or an empty string."""
+    """Return what is wrong, or an empty string."""
     others: dict[str, list[int]] = {}
     for process in range(1, store.processes()):
         try:
             other = store.get(f"{folder}/value/{process}", timeout)
         except ClusterError:
             return (
-                f"process {process} did not tell its {what} within {timeout:g} s; run the same command, config and "
+                f"process {process} did not send its {what} within {timeout:g} s; run the same command, config and "
                 "version on all"
             )
         if other != value:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM to any process of a job as one stop of all, after the same step."""
+"""Stop all processes of a job after the same step when any of them gets Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hetjax.cluster import key_value_store as store
 from hetjax.cluster.interrupt import StopRequest
 from hetjax.errors import ClusterError
 
-# How often a process looks whether another one was asked to stop.
-LOOK_SECONDS = 0.25
+# How often a process checks whether another one was asked to stop.
+POLL_SECONDS = 0.25
 AGREE_SECONDS = 0.02
 
 # Every process opens its blocks in the same order, so the count is the same in all.
@@ -26,12 +26,12 @@ class AgreedStop:
             while step < steps and not stop.reached(step):
                 step = train(step)
 
-    In a run of one process it is a `StopRequest`. In a job, a thread looks twice a second or more often whether
-    anybody asks for a stop. It then writes down the first step that this process cannot pass any more without being
-    asked: the one under way. `reached` holds the process at that step, and there alone, until all have written
-    theirs; the largest is the step to stop after, and nobody has passed it. The thread writes even where the main
-    thread waits in a collective for a slower process, so nobody waits for one that waits for him.
-    A process that has left the block wants no stop any more: the others then go on to their end.
+    In a run of one process it is a `StopRequest`. In a job, a thread checks several times a second whether any
+    process was asked to stop. It then publishes this process's limit: the step under way, the first that the process
+    does not pass before all have agreed. `reached` holds the process at that step, and there alone, until all have
+    published theirs; the largest is the step to stop after, and nobody has passed it. The thread publishes even where
+    the main thread waits in a collective for a slower process, so no two processes wait for each other.
+    A process that has left the block is past stopping: the others then go on to their end.
 
     JAX's `reached_preemption_sync_point` agrees on a step too, but for SIGTERM alone, and it takes SIGTERM away from
     the moment of connecting on, so that a process that compiles could not be ended by it.
@@ -47,13 +47,13 @@ class AgreedStop:
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._folder = ""
-        # So many looks a second that process 0 can answer those of all processes.
-        self._look_seconds = LOOK_SECONDS * max(1.0, store.processes() / 256)
+        # So often that process 0 can answer all processes.
+        self._poll_seconds = POLL_SECONDS * max(1.0, store.processes() / 256)
 
     def __enter__(self) -> AgreedStop:
         if store.processes() > 1:
             self._folder = f"hetjax/stop/{next(_blocks)}"
-            self._thread = threading.Thread(target=self._look_out, name="hetjax-stop", daemon=True)
+            self._thread = threading.Thread(target=self._watch_for_stop, name="hetjax-stop", daemon=True)
             self._thread.start()
         self._request.__enter__()
         return self
@@ -65,12 +65,12 @@ class AgreedStop:
             self._thread.join()
 
     def reached(self, step: int) -> bool:
-        """Whether to stop now that `step` is dispatched. To be called for every step, in rising order.
+        """Return whether to stop now that `step` is dispatched. To be called for every step, in rising order.
 
         Without a stop it takes less than a microsecond. Raises ClusterError when the other processes cannot be asked.
         """
         if self._thread is None:
-            return self._request.made
+            return self._request.requested
         with self._changed:
             self._at = step
             while step >= self._limit and self._agreed is None and self._error is None:
@@ -79,13 +79,13 @@ class AgreedStop:
                 raise ClusterError(f"the processes cannot agree on a step to stop after: {self._error}")
             return self._agreed is not None and step >= self._agreed
 
-    def _look_out(self) -> None:
+    def _watch_for_stop(self) -> None:
         """The thread: wait for a stop to be asked for, then agree on it."""
         try:
-            while not self._left.wait(self._look_seconds):
-                if self._request.made:
+            while not self._left.wait(self._poll_seconds):
+                if self._request.requested:
                     store.put(f"{self._folder}/asked", "yes")
-                elif store.look(f"{self._folder}/asked") is None:
+                elif store.try_get(f"{self._folder}/asked") is None:
                     continue
                 self._agree()
                 return
@@ -101,8 +101,8 @@ class AgreedStop:
         with self._changed:
             self._limit = self._at + 1
         store.put(f"{self._folder}/limit/{store.process()}", str(self._limit))
-        # One process reads what all wrote, even if it has left meanwhile, and the others read what it found.
-        find = self._largest if store.process() == 0 else self._told
+        # Process 0 reads what all published, even if it has left meanwhile, and the others read what it found.
+        find = self._largest if store.process() == 0 else self._published
         while (agreed := find()) is None:
             if self._left.is_set() and store.process() != 0:
                 return
@@ -117,6 +117,6 @@ class AgreedStop:
         limits = store.list_values(f"{self._folder}/limit")
         return max(map(float, limits)) if len(limits) == store.processes() else None
 
-    def _told(self) -> float | None:
-        agreed = store.look(f"{self._folder}/agreed")
+    def _published(self) -> float | None:
+        agreed = store.try_get(f"{self._folder}/agreed")
         return None if agreed is None else float(agreed)

@@ -1,4 +1,4 @@
-"""Joining the processes of a job, and leaving it."""
+"""Join the processes of a job, and leave it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DETECTION = {"slurm": "slurm", "open mpi": "ompi"}
 def connect(environment: Environment, *, peer_timeout: float, join_timeout: float = 300) -> None:
     """Join the job. Must come before JAX is first used: the devices are settled here.
 
-    JAX's own watch over the processes is set to twice `peer_timeout` seconds (at least 10): it ends a process without
-    telling which peer is at fault, so it is only a second net behind `Watch`, which looks after `peer_timeout`.
+    JAX's own heartbeats are given twice `peer_timeout` seconds (at least 10): JAX ends a process without saying which
+    peer is at fault, so it only stands behind `Watchdog`, which acts after `peer_timeout`.
 
     Raises ClusterError when process 0 cannot be reached, or its port is taken. If the others do not come within
     `join_timeout` seconds, the process ends with a message and the code `PEER_LOST`: JAX would abort it.
@@ -37,9 +37,9 @@ def connect(environment: Environment, *, peer_timeout: float, join_timeout: floa
     # A SIGTERM that JAX keeps for itself from here on could no longer end a process that compiles.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    patience = max(10, math.ceil(2 * peer_timeout))
+    heartbeat_timeout = max(10, math.ceil(2 * peer_timeout))
     left = max(1.0, deadline - time.monotonic())
-    with _ending_after(left, _nobody_came(environment, join_timeout)):
+    with _ending_after(left, _join_timeout_message(environment, join_timeout)):
         jax.distributed.initialize(
             environment.coordinator,
             environment.processes,
@@ -48,8 +48,8 @@ def connect(environment: Environment, *, peer_timeout: float, join_timeout: floa
             list(environment.local_devices or ()),
             cluster_detection_method="deactivate" if environment.coordinator else DETECTION[environment.manager],
             initialization_timeout=math.ceil(left) + 30,
-            heartbeat_timeout_seconds=patience,
-            shutdown_timeout_seconds=patience,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
         )
 
 
@@ -59,7 +59,7 @@ def disconnect() -> None:
 
 
 def _check_port(coordinator: str) -> None:
-    """JAX 0.12 dies of a port that is taken, so it is tried before."""
+    """Raise ClusterError for a port that is taken: JAX 0.12 dies of one."""
     port = int(coordinator.rpartition(":")[2])
     try:
         both = socket.has_dualstack_ipv6()
@@ -73,7 +73,7 @@ def _check_port(coordinator: str) -> None:
 
 
 def _wait_for_coordinator(environment: Environment, seconds: float) -> None:
-    """Until process 0 listens. JAX would abort the process, without a word of the address."""
+    """Wait until process 0 listens. JAX would abort the process, and not name the address."""
     address = environment.coordinator
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
@@ -91,7 +91,7 @@ def _wait_for_coordinator(environment: Environment, seconds: float) -> None:
             time.sleep(min(0.2, seconds / 4))
 
 
-def _nobody_came(environment: Environment, seconds: float) -> str:
+def _join_timeout_message(environment: Environment, seconds: float) -> str:
     where = environment.coordinator or f"the address that JAX finds from the variables of {environment.manager}"
     return (
         f"process {environment.process} of {environment.processes}: the processes did not all meet at {where} within "

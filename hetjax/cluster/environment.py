@@ -1,4 +1,4 @@
-"""Which process of how many this one is, read from the environment that a cluster's manager sets."""
+"""Read which process of how many this one is from the environment that a cluster's manager sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Environment:
 
 
 def find_environment(environ: Mapping[str, str]) -> Environment | None:
-    """The job that these variables tell of; None for a run of one process.
+    """Return this process's place in the job that these variables describe; None for a run of one process.
 
     Raises ClusterError for variables that are half set, malformed or contradict each other.
     """
@@ -48,7 +48,7 @@ def find_environment(environ: Mapping[str, str]) -> Environment | None:
 
 
 def _by_hand(environ: Mapping[str, str]) -> Environment | None:
-    """Three variables that `hetjax launch`, a Kubernetes job or a person sets."""
+    """Read the three variables that `hetjax launch`, a Kubernetes job or a person sets."""
     managed = "SLURM_STEP_NODELIST" in environ or "OMPI_COMM_WORLD_SIZE" in environ
     if PROCESSES not in environ and PROCESS not in environ and (managed or ADDRESS not in environ):
         # An address alone only overrides what a manager would choose.
@@ -65,7 +65,7 @@ def _by_hand(environ: Mapping[str, str]) -> Environment | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> Environment | None:
-    """A step of srun. A batch script's own shell has no step, and is a run of one process."""
+    """Read the variables of a step of srun. A batch script's own shell has no step, and is a run of one process."""
     if "SLURM_STEP_NODELIST" not in environ or environ.get("SLURM_NTASKS") == "1":
         return None
     _need(environ, ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"), "a Slurm step")
@@ -87,7 +87,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Environment | None:
     _need(environ, names, "Open MPI")
     if ADDRESS not in environ and "OMPI_MCA_orte_hnp_uri" not in environ:
         raise ClusterError(
-            f"Open MPI: {ADDRESS} is not set, and since version 5 Open MPI does not tell where its processes can meet; "
+            f"Open MPI: {ADDRESS} is not set, and since version 5 Open MPI does not say where its processes can meet; "
             f"run `mpirun -x {ADDRESS}=HOST:PORT ...`, with the host of rank 0 and a free port of it"
         )
     return Environment(
@@ -102,7 +102,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Environment | None:
 
 
 def _share(environ: Mapping[str, str], local_rank: str, *, alone: bool) -> tuple[int, ...] | None:
-    """The devices of a process that may share its machine: one each, unless it is told or sees only one."""
+    """Return the devices of a process that may share its machine: one each, unless given or it sees only one."""
     if LOCAL_DEVICES in environ:
         return _local_devices(environ)
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -1,4 +1,4 @@
-"""How a process ends itself when its job is lost."""
+"""End a process whose job is lost, and the exit code that says so."""
 
 from __future__ import annotations
 

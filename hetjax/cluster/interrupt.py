@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step that is under way."""
+"""Ctrl-C and SIGTERM as a request to stop after the step that is under way."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from types import FrameType
 
 
 class StopRequest:
-    """Inside the block, the first signal sets `made`; a second one ends the process as usual."""
+    """Inside the block, the first signal sets `requested`; a second one ends the process as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.made = False
+        self.requested = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -28,5 +28,5 @@ class StopRequest:
         self._before = {}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.made = True
+        self.requested = True
         self.__exit__()

@@ -1,4 +1,4 @@
-"""Short notes that the processes of a job leave for each other, kept by the coordination service of process 0.
+"""Short values that the processes of a job share, kept by the coordination service of process 0.
 
 The service is part of `jax.distributed`, and every multi-process library uses its key-value store, but JAX has no
 public name for the connected client: it is the `global_state` below. This is the only file that knows it, so
@@ -14,37 +14,37 @@ from hetjax.errors import ClusterError
 
 
 def process() -> int:
-    """Which process of the job this is; does not start a backend."""
+    """Return which process of the job this is; does not start a backend."""
     return global_state.process_id
 
 
 def processes() -> int:
-    """How many processes the job has; does not start a backend."""
+    """Return how many processes the job has; does not start a backend."""
     return global_state.num_processes
 
 
 def coordinator_host() -> str:
-    """The host of process 0, as the other processes reach it."""
+    """Return the host of process 0, as the other processes reach it."""
     return global_state.coordinator_address.rpartition(":")[0].strip("[]")
 
 
 def put(key: str, value: str) -> None:
-    """Leave a note; one of the same key is replaced."""
+    """Store a value; one of the same key is replaced."""
     global_state.client.key_value_set(key, value, allow_overwrite=True)
 
 
 def get(key: str, timeout: float) -> str:
-    """A note, waited for up to `timeout` seconds. Raises ClusterError when nobody left it in that time."""
+    """Return a value, waited for up to `timeout` seconds. Raises ClusterError when nobody stored it in that time."""
     try:
         return global_state.client.blocking_key_value_get(key, round(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
-        raise ClusterError(f"no process left the note {key!r} within {timeout:g} s") from None
+        raise ClusterError(f"no process stored a value for {key!r} within {timeout:g} s") from None
 
 
-def look(key: str) -> str | None:
-    """A note, or None where there is none yet; does not wait."""
+def try_get(key: str) -> str | None:
+    """Return a value, or None where there is none yet; does not wait."""
     try:
         return global_state.client.key_value_try_get(key)
     except jax.errors.JaxRuntimeError as error:
@@ -54,5 +54,5 @@ def look(key: str) -> str | None:
 
 
 def list_values(folder: str) -> list[str]:
-    """All notes whose key begins with `folder` and a slash, in no order; does not wait."""
+    """Return all values whose key begins with `folder` and a slash, in no order; does not wait."""
     return [value for _, value in global_state.client.key_value_dir_get(folder)]

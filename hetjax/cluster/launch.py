@@ -1,4 +1,4 @@
-"""Several processes of one job on this machine: started together, ended together."""
+"""Start the processes of a job on this machine, and end them together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hetjax.cluster.environment import ADDRESS, LOCAL_DEVICES, PROCESS, PROCESSE
 from hetjax.cluster.exit_codes import PEER_LOST
 from hetjax.cluster.output import Output
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 # Seconds after a failure in which the others may end by themselves, and then after being asked to.
 GRACE = 10.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,7 +34,7 @@ def launch_processes(
     grace: float = GRACE,
     show: bool = True,
 ) -> int:
-    """Run `python command...` in so many processes of one job and wait for them; the exit code of the job.
+    """Run `python command...` in so many processes of one job and wait for them; returns the exit code of the job.
 
     Args:
         command: What follows the name of the interpreter.
@@ -52,7 +52,7 @@ def launch_processes(
     group = _Group(grace, logs, show)
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, group.note_signal) for number in SIGNALS}
+        handlers = {number: signal.signal(number, group.record_signal) for number in SIGNALS}
     try:
         address = f"127.0.0.1:{port or _free_port()}"
         for index in range(processes):
@@ -68,7 +68,7 @@ def launch_processes(
 def _variables(address: str, processes: int, index: int, devices: Sequence[int]) -> dict[str, str]:
     return {
         ADDRESS: address,
-        # Nobody outside this machine has business there.
+        # No other machine should reach it.
         "JAX_COORDINATOR_BIND_ADDRESS": address,
         PROCESSES: str(processes),
         PROCESS: str(index),
@@ -92,8 +92,8 @@ class _Group:
         self._forwarded = 0
         self._failed: list[int] = []
 
-    def note_signal(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler; the wait loop hands the signal on."""
+    def record_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the wait loop sends it on."""
         self._signals.append(number)
 
     def start(self, command: Sequence[str], index: int, variables: dict[str, str]) -> None:
@@ -114,7 +114,7 @@ class _Group:
         self._outputs.append(output)
 
     def wait(self) -> int:
-        """Until all have ended; the exit code of the job."""
+        """Wait until all have ended; returns the exit code of the job."""
         deadline, step = None, self._terminate
         while any([self._alive(index) for index in range(len(self._children))]):
             self._forward()
@@ -123,7 +123,7 @@ class _Group:
             if deadline is not None and time.monotonic() > deadline:
                 step()
                 deadline, step = time.monotonic() + self._grace, self.kill
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         for output in self._outputs:
             output.finish()
         return self._result()
@@ -171,6 +171,6 @@ class _Group:
 
 
 def _kill_session(child: subprocess.Popen) -> None:
-    """A process and the helpers that it started. There may be none left, or (macOS) only ones that have ended."""
+    """Kill a process and the helpers that it started. There may be none left, or (macOS) only ones that have ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Where the output of one process of a launched job goes."""
+"""Show or store the output of the processes of a launched job."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ JOIN_SECONDS = 5.0
 
 
 class Output:
-    """The first process writes to the terminal itself; of the others, whole lines pass, errors with their number.
+    """Where the output of one process goes.
 
-    With a folder for logs, each process writes to a file of it, and with `show` what the first writes is shown as well.
+    The first process writes to the terminal itself; whole lines of the others are shown, those of
+    stderr with their number.
+
+    With a folder for logs, each process writes to a file of it, and with `show` what the first writes is shown, too.
 
     Attributes:
         stdout, stderr: What to start the process with.
-        path: Its log, if there is one.
+        path: Its log file, if there is one.
     """
 
     def __init__(self, process: int, logs: Path | None, *, show: bool = True):
@@ -32,22 +35,22 @@ class Output:
             self.stdout = self.stderr = self._log if process or not show else subprocess.PIPE
 
     def follow(self, child: subprocess.Popen) -> None:
-        """Begin to pass on what the process writes to pipes."""
+        """Begin to show what the process writes to pipes."""
         number = f"process {self._process}: ".encode() if self._process else b""
         for pipe, shown, prefix in ((child.stdout, sys.stdout, b""), (child.stderr, sys.stderr, number)):
             if pipe is not None:
-                thread = threading.Thread(target=self._pass_on, args=(pipe, shown.buffer, prefix), daemon=True)
+                thread = threading.Thread(target=self._show, args=(pipe, shown.buffer, prefix), daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
     def finish(self) -> None:
-        """Once the process has ended: wait until all of its output has been passed on."""
+        """Once the process has ended: wait until all of its output has been shown."""
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
         if self._log is not None:
             self._log.close()
 
-    def _pass_on(self, pipe: IO[bytes], shown: IO[bytes], prefix: bytes) -> None:
+    def _show(self, pipe: IO[bytes], shown: IO[bytes], prefix: bytes) -> None:
         for line in pipe:
             if self._log is not None:
                 self._log.write(line)

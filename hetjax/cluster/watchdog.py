@@ -1,4 +1,4 @@
-"""The watch of the processes of a job over each other: one that dies or hangs ends them all, by name."""
+"""The watchdog of a job: when one of its processes dies or hangs, all others end and name it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from hetjax.cluster.exit_codes import end_process
-from hetjax.cluster.peers import RESUME, Status
-from hetjax.cluster.watchdog_client import Member
-from hetjax.cluster.watchdog_server import Hub
+from hetjax.cluster.messages import Status
+from hetjax.cluster.peers import RESUME
+from hetjax.cluster.watchdog_client import WatchdogClient
+from hetjax.cluster.watchdog_server import WatchdogServer
 from hetjax.errors import ClusterError
 
 try:
@@ -22,65 +23,75 @@ try:
 except ImportError:  # not on Windows, where there is no such limit
     resource = None
 
-_watches = itertools.count()
+# Every process starts its watchdogs in the same order, so the count is the same in all.
+_watchdogs = itertools.count()
 
 
-class Notes(Protocol):
-    """How process 0 tells the others where it listens: `hetjax.cluster.key_value_store`."""
+class KeyValueStore(Protocol):
+    """How process 0 publishes the address that it listens on: `hetjax.cluster.key_value_store`."""
 
-    def put(self, key: str, value: str) -> None: ...
-    def get(self, key: str, timeout: float) -> str: ...
-    def coordinator_host(self) -> str: ...
+    def put(self, key: str, value: str) -> None:
+        """Store a value."""
+
+    def get(self, key: str, timeout: float) -> str:
+        """Return a value, waited for up to `timeout` seconds. Raises ClusterError."""
+
+    def coordinator_host(self) -> str:
+        """Return the host of process 0, as the other processes reach it."""
 
 
-class Watch:
-    """Reports what this process does to process 0, which ends the whole job when one dies or hangs.
+class Watchdog:
+    """Reports what this process is doing to process 0, which ends the whole job when one dies or hangs.
 
-        watch = Watch.start(process, processes, timeout=60, notes=store)
-        with watch.unlimited("compiling"):
+        watchdog = Watchdog.start(process, processes, timeout=60, store=key_value_store)
+        with watchdog.unlimited("compiling"):
             ...
-        watch.at((step, action), "step 12, F3 of llm")
-        watch.close()
+        watchdog.set_position((step, action), "step 12, F3 of llm")
+        watchdog.close()
 
     A process ends itself with one line on stderr and the code `PEER_LOST` when another one
     - closes its connection without a goodbye: it died (known at once);
-    - sends no sign of life for `timeout` seconds: it is stopped, or its machine or network is down;
+    - sends no heartbeat for `timeout` seconds: it is stopped, or its machine or network is down;
     - is furthest behind of all, made no progress for `timeout` seconds, and is not in an `unlimited` block;
     - says goodbye with a reason: it ends with an error of its own.
-    Until its first `at`, a process counts as in an `unlimited` block.
+    Until its first `set_position`, a process counts as in an `unlimited` block.
     """
 
     def __init__(self) -> None:
         self._at: tuple[tuple[int, ...], str] | None = None
         self._unlimited: list[str] = []
-        self._keeper: Hub | Member | None = None
+        self._side: WatchdogServer | WatchdogClient | None = None
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def start(cls, process: int, processes: int, *, timeout: float, notes: Notes, join_timeout: float = 60) -> Watch:
+    def start(
+        cls, process: int, processes: int, *, timeout: float, store: KeyValueStore, join_timeout: float = 60
+    ) -> Watchdog:
         """Begin to watch; in a run of one process there is nothing to do. Every process of the job must call it.
 
         Args:
             process: Which process this is.
             processes: How many there are.
-            timeout: Seconds without a sign of life, or without progress, that end the job.
-            notes: How the processes find each other.
+            timeout: Seconds without a heartbeat, or without progress, that end the job.
+            store: Where the processes find the address of process 0.
             join_timeout: Seconds that the processes have to come here.
 
         Raises ClusterError when process 0 cannot be found or reached.
         """
-        watch = cls()
+        watchdog = cls()
         if processes > 1:
-            key = f"hetjax/watch/{next(_watches)}"
-            open_keeper = watch._open_hub if process == 0 else watch._open_member
-            watch._keeper = open_keeper(process, processes, timeout, join_timeout, key, notes)
-            watch._thread = threading.Thread(target=watch._keep, name="hetjax-watch", daemon=True)
-            watch._thread.start()
-        return watch
+            key = f"hetjax/watchdog/{next(_watchdogs)}"
+            if process == 0:
+                watchdog._side = watchdog._open_server(processes, timeout, join_timeout, key, store)
+            else:
+                watchdog._side = watchdog._open_client(process, processes, timeout, join_timeout, key, store)
+            watchdog._thread = threading.Thread(target=watchdog._run, name="hetjax-watchdog", daemon=True)
+            watchdog._thread.start()
+        return watchdog
 
-    def at(self, position: tuple[int, ...] | int, doing: str) -> None:
-        """Note where this process is in the one total order of the job, before it goes there; costs no message."""
-        self._at = (position if isinstance(position, tuple) else (position,), doing)
+    def set_position(self, position: tuple[int, ...], doing: str) -> None:
+        """Set where this process is in the one total order of the job, before it goes there; sends no message."""
+        self._at = (position, doing)
 
     @contextlib.contextmanager
     def unlimited(self, doing: str) -> Iterator[None]:
@@ -91,45 +102,43 @@ class Watch:
         finally:
             self._unlimited.pop()
 
-    def close(self, reason: str | None = None, *, wait_for_news: float = 0) -> None:
+    def close(self, reason: str | None = None, *, wait_for_verdict: float = 0) -> None:
         """Leave. Process 0 stays until all others have left, unless there is a reason.
 
         Args:
             reason: The error that this process ends with; all others print it and end too.
-            wait_for_news: Seconds to wait before that. An error out of a collective mostly is the trace of a peer that
-                died, and the news of that death, which ends this process, says more.
+            wait_for_verdict: Seconds to wait before that. An error out of a collective mostly follows from a peer that
+                died, and the message about that death, which ends this process, says more.
         """
-        if self._keeper is None:
+        if self._side is None:
             return
-        time.sleep(wait_for_news)
+        time.sleep(wait_for_verdict)
         with self.unlimited("waiting for the other processes to end"):
-            self._keeper.close(reason)
+            self._side.close(reason)
             self._thread.join()
-        self._keeper = None
+        self._side = None
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         """The thread. Without it nobody would know of a lost peer, so its own failure ends the job, too."""
         try:
-            self._keeper.run()
+            self._side.run()
         except Exception as error:
-            end_process(f"the watch over the other processes failed: {type(error).__name__}: {error}; {RESUME}")
+            end_process(f"the watchdog of the other processes failed: {type(error).__name__}: {error}; {RESUME}")
 
     def _status(self) -> Status:
-        position, doing = self._at or ((), "starting")
-        # A copy, since the main thread may leave a block meanwhile.
-        blocks = list(self._unlimited)
-        return Status(
-            position=position, doing=blocks[-1] if blocks else doing, unlimited=bool(blocks) or self._at is None
-        )
+        # Both read once, since the main thread may go on meanwhile.
+        at, blocks = self._at, list(self._unlimited)
+        position, doing = at or ((), "starting")
+        return Status(position=position, doing=blocks[-1] if blocks else doing, unlimited=bool(blocks) or at is None)
 
-    def _open_hub(
-        self, process: int, processes: int, timeout: float, join_timeout: float, key: str, notes: Notes
-    ) -> Hub:
+    def _open_server(
+        self, processes: int, timeout: float, join_timeout: float, key: str, store: KeyValueStore
+    ) -> WatchdogServer:
         _allow_files(processes)
-        listener = _listen(notes.coordinator_host())
+        listener = _listen(store.coordinator_host())
         token = secrets.token_hex(8)
-        notes.put(key, f"{listener.getsockname()[1]} {token}")
-        return Hub(
+        store.put(key, f"{listener.getsockname()[1]} {token}")
+        return WatchdogServer(
             listener,
             token,
             processes=processes,
@@ -139,13 +148,13 @@ class Watch:
             end=end_process,
         )
 
-    def _open_member(
-        self, process: int, processes: int, timeout: float, join_timeout: float, key: str, notes: Notes
-    ) -> Member:
+    def _open_client(
+        self, process: int, processes: int, timeout: float, join_timeout: float, key: str, store: KeyValueStore
+    ) -> WatchdogClient:
         deadline = time.monotonic() + join_timeout
-        port, token = notes.get(key, join_timeout).split()
-        connection = _reach(notes.coordinator_host(), int(port), deadline)
-        return Member(
+        port, token = store.get(key, join_timeout).split()
+        connection = _reach(store.coordinator_host(), int(port), deadline)
+        return WatchdogClient(
             connection,
             token,
             process=process,
@@ -157,7 +166,7 @@ class Watch:
 
 
 def _allow_files(processes: int) -> None:
-    """Room for a connection to each process, where the machine's soft limit on open files is lower."""
+    """Allow a connection to each process, where the machine's soft limit on open files is lower."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -168,7 +177,7 @@ def _allow_files(processes: int) -> None:
 
 
 def _listen(coordinator: str) -> socket.socket:
-    """A port of this machine; for other machines to reach only where the job has some."""
+    """Listen on a free port of this machine; for other machines to reach only where the job has some."""
     if coordinator in ("localhost", "127.0.0.1"):
         return socket.create_server(("127.0.0.1", 0))
     both = socket.has_dualstack_ipv6()
@@ -176,6 +185,7 @@ def _listen(coordinator: str) -> socket.socket:
 
 
 def _reach(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to process 0, trying again until the deadline. Raises ClusterError."""
     while True:
         try:
             # Not by the name "localhost", which may mean another address than the one listened on.

@@ -1,27 +1,43 @@
-"""The watch as process 0 keeps it: it hears from all the others, judges, and tells them."""
+"""The watchdog in process 0: it reads the heartbeats of all other processes, and ends the job when one is lost."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import selectors
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
-from hetjax.cluster.peers import RESUME, Peer, Status, Wire, interval_of, judge, read_status
+from hetjax.cluster.messages import Goodbye, Hello, Message, MessageStream, Status, Verdict
+from hetjax.cluster.peers import RESUME, Peer, find_lost, heartbeat_interval
 
 
-class Hub:
+@dataclasses.dataclass(eq=False)
+class _Connection:
+    """A connection that the server accepted.
+
+    Attributes:
+        stream: What it carries.
+        peer: The process at its other end; None until it has introduced itself.
+        left: Whether that process has left the job.
+    """
+
+    stream: MessageStream
+    peer: Peer | None = None
+    left: bool = False
+
+
+class WatchdogServer:
     """Serves the connections of the other processes, in one thread.
 
     Args:
         listener: The socket that the others connect to.
-        token: The word that they greet with; who does not know it is no process of this job.
+        token: What they introduce themselves with; a connection without it is of no process of this job.
         processes: How many processes the job has.
-        timeout: Seconds without a sign of life, or without progress, that end the job.
+        timeout: Seconds without a heartbeat, or without progress, that end the job.
         join_timeout: Seconds that the others have to connect.
-        status: Tells what this process does now.
+        status: Returns what this process is doing.
         end: Prints a message and ends this process.
     """
 
@@ -38,12 +54,12 @@ class Hub:
     ):
         self._listener, self._token, self._processes = listener, token, processes
         self._timeout, self._join_timeout = timeout, join_timeout
-        self._interval = interval_of(timeout, processes)
+        self._interval = heartbeat_interval(timeout, processes)
         self._status, self._end = status, end
         now = time.monotonic()
         self._me = Peer(0, processes, socket.gethostname(), os.getpid(), now, now)
-        self._wires: dict[int, Wire] = {}
-        self._strangers: set[Wire] = set()
+        self._joined: dict[int, _Connection] = {}
+        self._strangers: set[_Connection] = set()
         self._started = self._last_turn = now
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
@@ -58,7 +74,7 @@ class Hub:
         self._wake.send(b"x")
 
     def run(self) -> None:
-        """The thread."""
+        """Run the loop of the thread until all have left, or the job is ended."""
         try:
             while not self._done():
                 for key, _ in self._selector.select(self._interval):
@@ -67,96 +83,96 @@ class Hub:
                 if now - self._last_turn >= self._interval:
                     self._turn(now)
         finally:
-            for wire in (*self._wires.values(), *self._strangers):
-                wire.close()
+            for connection in (*self._joined.values(), *self._strangers):
+                connection.stream.close()
             self._listener.close()
 
     def _done(self) -> bool:
         if self._closing and self._reason is not None:
-            self._tell_all(f"{self._me} stopped: {self._reason}")
+            self._send_verdict(f"{self._me} stopped: {self._reason}")
             return True
-        return self._closing and len(self._wires) == self._processes - 1 and not self._present()
+        return self._closing and len(self._joined) == self._processes - 1 and not self._present()
 
-    def _present(self) -> list[Wire]:
-        """The connections of those that have come and not said goodbye."""
-        return [wire for wire in self._wires.values() if not wire.left]
+    def _present(self) -> list[_Connection]:
+        """Return the connections of those that have joined and not left."""
+        return [connection for connection in self._joined.values() if not connection.left]
 
     def _turn(self, now: float) -> None:
-        """Send a sign of life, and judge."""
+        """Send a heartbeat to all, and check theirs."""
         gap, self._last_turn = now - self._last_turn, now
         status = self._status()
         self._me.update(status, now)
-        peers = [wire.peer for wire in self._present()]
+        peers = [connection.peer for connection in self._present()]
         if gap > self._timeout / 2:
             # This process was stopped itself: the others' silence meanwhile was its own.
             for peer in (self._me, *peers):
-                peer.excuse(gap)
-        for wire in self._present():
-            wire.send_status(status)
-        if len(self._wires) < self._processes - 1 and now - self._started > self._join_timeout:
-            absent = ", ".join(str(p) for p in range(1, self._processes) if p not in self._wires)
-            self._give_up(
+                peer.allow(gap)
+        for connection in self._present():
+            connection.stream.send(status)
+        if len(self._joined) < self._processes - 1 and now - self._started > self._join_timeout:
+            absent = ", ".join(str(p) for p in range(1, self._processes) if p not in self._joined)
+            self._end_job(
                 f"process {absent} of {self._processes} did not join within {self._join_timeout:g} s; {RESUME}"
             )
-        message = judge([self._me, *peers], self._timeout, now)
+        message = find_lost([self._me, *peers], self._timeout, now)
         if message:
-            self._give_up(message)
+            self._end_job(message)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        wire = Wire(connection)
-        self._strangers.add(wire)
-        self._selector.register(wire, selectors.EVENT_READ, lambda: self._hear(wire))
+        connection = _Connection(MessageStream(self._listener.accept()[0]))
+        self._strangers.add(connection)
+        self._selector.register(connection.stream, selectors.EVENT_READ, lambda: self._receive(connection))
 
-    def _hear(self, wire: Wire) -> None:
-        lines = wire.receive()
-        for line in lines or ():
-            if wire.peer is not None:
-                self._read(wire, line)
-            elif not self._greet(wire, line):
-                lines = None
+    def _receive(self, connection: _Connection) -> None:
+        messages = connection.stream.receive()
+        for message in messages or ():
+            if connection.peer is not None:
+                self._read(connection, message)
+            elif not self._join(connection, message):
+                messages = None
                 break
-        if lines is None:
-            self._lose(wire)
+        if messages is None:
+            self._lose(connection)
 
-    def _greet(self, wire: Wire, line: dict[str, Any]) -> bool:
-        if line.get("token") != self._token:
+    def _join(self, connection: _Connection, hello: Message) -> bool:
+        """Take in a process that introduces itself; False for a stranger."""
+        if not isinstance(hello, Hello) or hello.token != self._token:
             return False
         now = time.monotonic()
-        wire.peer = Peer(line["process"], self._processes, line["host"], line["pid"], now, now)
-        self._strangers.discard(wire)
-        self._wires[line["process"]] = wire
-        wire.send(process=0, host=self._me.host, pid=self._me.pid)
+        connection.peer = Peer(hello.process, self._processes, hello.host, hello.pid, now, now)
+        self._strangers.discard(connection)
+        self._joined[hello.process] = connection
+        connection.stream.send(Hello(process=0, host=self._me.host, pid=self._me.pid))
         return True
 
-    def _read(self, wire: Wire, line: dict[str, Any]) -> None:
-        if "goodbye" not in line:
-            wire.peer.update(read_status(line), time.monotonic())
-            return
-        wire.left = True
-        if line["goodbye"]:
-            self._give_up(f"{wire.peer} stopped: {line['goodbye']}")
+    def _read(self, connection: _Connection, message: Message) -> None:
+        if isinstance(message, Status):
+            connection.peer.update(message, time.monotonic())
+        elif isinstance(message, Goodbye):
+            connection.left = True
+            if message.reason:
+                self._end_job(f"{connection.peer} stopped: {message.reason}")
 
-    def _lose(self, wire: Wire) -> None:
-        """A connection has closed; the kernel closes it when the process dies."""
-        self._selector.unregister(wire)
-        wire.close()
-        self._strangers.discard(wire)
-        if wire.peer is not None and not wire.left:
-            wire.left = True
-            self._give_up(wire.peer.blame("died"))
+    def _lose(self, connection: _Connection) -> None:
+        """Handle a connection that has closed; the kernel closes it when the process dies."""
+        self._selector.unregister(connection.stream)
+        connection.stream.close()
+        self._strangers.discard(connection)
+        if connection.peer is not None and not connection.left:
+            connection.left = True
+            self._end_job(connection.peer.lost_message("died"))
 
-    def _give_up(self, message: str) -> None:
-        self._tell_all(message)
+    def _end_job(self, message: str) -> None:
+        self._send_verdict(message)
         self._end(message)
 
-    def _tell_all(self, message: str) -> None:
-        """Hand everybody the message, and wait a moment until they have read it."""
-        told = [wire for wire in self._present() if wire.send(verdict=message)]
+    def _send_verdict(self, message: str) -> None:
+        """Send everybody the message that ends the job, and wait a moment until they have read it."""
+        reached = [each.stream for each in self._present() if each.stream.send(Verdict(message=message))]
         # Closing with unread lines would reset the connection, and the message might be lost.
-        for wire in told:
-            wire.socket.shutdown(socket.SHUT_WR)
+        for stream in reached:
+            stream.socket.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + 1.0
-        for wire in told:
-            while time.monotonic() < deadline and wire.receive() is not None:
+        for stream in reached:
+            while time.monotonic() < deadline and stream.receive() is not None:
                 pass

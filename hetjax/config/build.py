@@ -1,8 +1,8 @@
-"""From the settings of a run to its parts."""
+"""Build the parts of a run from its settings; each function takes the settings that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from hetjax.config.build_processor import row_room
+from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
+from hetjax.data import DataConfig
 from hetjax.data.chat import row_shapes
 from hetjax.errors import ConfigError
 from hetjax.graph import Edge, ModuleGraph
@@ -20,24 +22,35 @@ from hetjax.models.components import build_component
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
 
+BatchShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
+"""Shapes and dtypes of a batch, by module and input."""
 
-def use_devices(config: TrainConfig, processes: int = 1) -> None:
-    """Settle the devices of this process, one of so many; must run before JAX is first used. Raises ConfigError."""
-    if config.fake_devices is not None:
-        if config.fake_devices % processes:
+
+def use_devices(fake_devices: int | None, dtypes: Sequence[str | None], *, processes: int = 1) -> None:
+    """Set the devices and the widest dtype that JAX uses in this process; must run before JAX is first used.
+
+    Args:
+        fake_devices: CPU devices over all processes; None for the devices there are.
+        dtypes: Dtypes of a run; JAX computes in 64 bits only if one of them is "float64".
+        processes: How many processes the job has.
+
+    Raises ConfigError where `fake_devices` does not divide over the processes.
+    """
+    if fake_devices is not None:
+        if fake_devices % processes:
             raise ConfigError(
-                f"fake_devices is {config.fake_devices}, for all processes together, which is not divisible by "
+                f"fake_devices is {fake_devices}, for all processes together, which is not divisible by "
                 f"{processes} processes; change one of the two"
             )
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", config.fake_devices // processes)
-    if "float64" in (config.param_dtype, config.compute_dtype):
+        jax.config.update("jax_num_cpu_devices", fake_devices // processes)
+    if "float64" in dtypes:
         jax.config.update("jax_enable_x64", True)
 
 
-def build_graph(config: TrainConfig) -> ModuleGraph:
-    """The module graph of the settings: encoders, where there are some, into the language model."""
-    components = config.model.components
+def build_graph(model: ModelConfig) -> ModuleGraph:
+    """Build the module graph of a model: encoders, where there are some, into the language model."""
+    components = model.components
     modules = {name: partial(build_component, component) for name, component in components.items()}
     edges = []
     if "vision" in components:
@@ -49,14 +62,17 @@ def build_graph(config: TrainConfig) -> ModuleGraph:
     return ModuleGraph(modules, edges)
 
 
-def tokens_per_image(config: TrainConfig) -> int:
-    """Rows of the fused sequence that one image of fixed size takes."""
-    vision = config.model.components.get("vision")
+def tokens_per_image(model: ModelConfig) -> int:
+    """Return how many positions of the fused sequence an image of fixed size takes; 0 where images are of any size."""
+    vision = model.components.get("vision")
     return vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """The learning rate by steps done: linear to the peak, then half a cosine to the final one at the last step."""
+    """Return the learning rate as a function of the steps done.
+
+    It rises linearly to the peak, then falls by half a cosine to the final one at the last step.
+    """
     rates = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
@@ -69,7 +85,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]
 
 
 def decays(path: str, dims: int) -> bool:
-    """Whether weight decay applies: to matrices, not to scales, biases and other vectors.
+    """Return whether weight decay applies to a weight: to matrices, not to scales, biases and other vectors.
 
     Stacks lead with a dim of layers, and those of a pattern (`hetjax.models.parts.pattern`) with one for each group.
     """
@@ -78,23 +94,28 @@ def decays(path: str, dims: int) -> bool:
     return name not in ("scale", "bias") and dims - stacked > 1
 
 
-def build_trainer(
-    config: TrainConfig, graph: ModuleGraph | None = None, schedule_costs: Costs | None = None
-) -> Trainer:
-    """The trainer of the settings. Raises HetjaxError or PlacementError for what does not fit."""
-    settings = config.optimizer
-    optimizer = optax.adamw(
-        learning_rate(settings, config.steps),
+def build_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Build the optimizer of a run of so many steps; the trainer clips, freezes and scales by module."""
+    return optax.adamw(
+        learning_rate(settings, steps),
         b1=settings.beta1,
         b2=settings.beta2,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
         mask=lambda params: {path: decays(path, param.ndim) for path, param in params.items()},
     )
+
+
+def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> Trainer:
+    """Build the trainer of a run. Raises HetjaxError or PlacementError for what does not fit.
+
+    `schedule_costs` are what the schedule "bubble_fill" chooses its order by; None for an estimate.
+    """
+    settings = config.optimizer
     return Trainer(
-        graph or build_graph(config),
+        build_graph(config.model),
         Placement(config.placement),
-        optimizer=optimizer,
+        optimizer=build_optimizer(settings, config.steps),
         schedule=config.schedule,
         schedule_costs=schedule_costs,
         microbatches=config.microbatches,
@@ -108,34 +129,33 @@ def build_trainer(
     )
 
 
-def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of a training batch, as the data pipeline makes them."""
-    room = row_room(config)
+def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
+    """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
+    room = row_room(data, model)
     if room is not None:
-        return _batched(row_shapes(room, training=True), config.data.batch_size)
-    shapes = prompt_shapes(config, config.data.batch_size)
+        return _batched(row_shapes(room, training=True), data.batch_size)
+    shapes = prompt_shapes(data, model, data.batch_size)
     rows = shapes["llm"]["tokens"].shape
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
     shapes["llm"]["loss_weights"] = jax.ShapeDtypeStruct(rows, jnp.float32)
     return shapes
 
 
-def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of a batch of prompts to be answered."""
-    room = row_room(config)
+def prompt_shapes(data: DataConfig, model: ModelConfig, samples: int) -> BatchShapes:
+    """Return the shapes of a batch of prompts to be answered. Raises ConfigError."""
+    room = row_room(data, model)
     if room is not None:
         return _batched(row_shapes(room, training=False), samples)
-    data = config.data
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
-    if not tokens_per_image(config):
+    if not tokens_per_image(model):
         return {"llm": llm}
-    positions = (samples, data.images_per_sample * tokens_per_image(config))
+    positions = (samples, data.images_per_sample * tokens_per_image(model))
     llm["image_positions"] = jax.ShapeDtypeStruct(positions, jnp.int32)
     images = (samples, data.images_per_sample, data.image_size, data.image_size, 3)
     return {"vision": {"images": jax.ShapeDtypeStruct(images, jnp.float32)}, "llm": llm}
 
 
-def _batched(shapes: dict, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def _batched(shapes: Mapping[str, Mapping[str, tuple[tuple[int, ...], type]]], samples: int) -> BatchShapes:
     return {
         module: {port: jax.ShapeDtypeStruct((samples, *shape), dtype) for port, (shape, dtype) in ports.items()}
         for module, ports in shapes.items()

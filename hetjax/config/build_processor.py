@@ -6,9 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hetjax.config.run_config import TrainConfig
-from hetjax.data import Tokenizer, load_tokenizer
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, Room, load_omni_tokenizer, load_template
+from hetjax.config.model_config import ModelConfig
+from hetjax.data import DataConfig, Tokenizer, load_tokenizer
+from hetjax.data.chat import (
+    ChatTemplate,
+    OmniTokenizer,
+    Processor,
+    ProcessorConfig,
+    Room,
+    load_omni_tokenizer,
+    load_template,
+)
 from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
 
@@ -19,20 +27,20 @@ _ID_KEYS = {
 }
 
 
-def row_room(config: TrainConfig) -> Room | None:
+def row_room(data: DataConfig, model: ModelConfig) -> Room | None:
     """What a row of a batch has room for; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
     """
-    settings = config.data.processor
+    settings = data.processor
     if settings is None:
-        _check_none_is_needed(config)
+        _check_none_is_needed(model)
         return None
-    _check_encoders(config)
-    return Room.of(settings, config.data.seq_len, **_layouts(config))
+    _check_encoders(data.processor, model)
+    return Room.of(settings, data.seq_len, **_layouts(model))
 
 
-def make_processor(config: TrainConfig) -> Processor | None:
+def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
     """The processor of a run, with its tokenizer and chat template; None where the run has none.
 
     Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
@@ -41,26 +49,26 @@ def make_processor(config: TrainConfig) -> Processor | None:
 
     Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
     """
-    settings = config.data.processor
-    if row_room(config) is None:
+    settings = data.processor
+    if row_room(data, model) is None:
         return None
-    return Processor(settings, _tokenizer(config), _template(config), seq_len=config.data.seq_len, **_layouts(config))
+    return Processor(settings, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, **_layouts(model))
 
 
-def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
+def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
     """The tokenizer of a run. Raises ConfigError unless the language model has a row for every token, or DataError."""
-    tokenizer = load_tokenizer(config.data.tokenizer) if processor is None else processor.tokenizer
-    have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
+    tokenizer = load_tokenizer(data.tokenizer) if processor is None else processor.tokenizer
+    have, need = model.components["llm"].vocab_size, tokenizer.vocab_size
     if have < need:
         raise ConfigError(
-            f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "
+            f"model.llm.vocab_size is {have}, but the tokenizer ({data.tokenizer or 'built in'}) has {need} "
             f"tokens; set it to {need} or more"
         )
     return tokenizer
 
 
-def _layouts(config: TrainConfig) -> dict[str, Any]:
-    vision = config.model.components.get("vision")
+def _layouts(model: ModelConfig) -> dict[str, Any]:
+    vision = model.components.get("vision")
     takes_videos = getattr(vision, "tubelet", None) is not None
     return {
         "image_rows": None if vision is None else vision.image_rows,
@@ -69,8 +77,8 @@ def _layouts(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _check_none_is_needed(config: TrainConfig) -> None:
-    components = config.model.components
+def _check_none_is_needed(model: ModelConfig) -> None:
+    components = model.components
     needing = [name for name in components if name != "llm" and not isinstance(components[name], VisionConfig)]
     if needing:
         kind = type(components[needing[0]]).__name__
@@ -79,9 +87,9 @@ def _check_none_is_needed(config: TrainConfig) -> None:
         )
 
 
-def _check_encoders(config: TrainConfig) -> None:
+def _check_encoders(settings: ProcessorConfig, model: ModelConfig) -> None:
     """Raise ConfigError where an encoder would get nothing, or media no encoder."""
-    components, settings = config.model.components, config.data.processor
+    components = model.components
     vision = components.get("vision")
     if isinstance(vision, VisionConfig) or getattr(vision, "image_size", None) is not None:
         raise ConfigError(
@@ -100,8 +108,7 @@ def _check_encoders(config: TrainConfig) -> None:
         raise ConfigError(f"data.processor.clips is {settings.clips}, but the model has {has} encoder of sound; {fix}")
 
 
-def _tokenizer(config: TrainConfig) -> OmniTokenizer:
-    path = config.data.tokenizer
+def _tokenizer(path: str | None) -> OmniTokenizer:
     if path is None:
         return load_omni_tokenizer(None)
     folder = _folder(path)
@@ -112,10 +119,10 @@ def _tokenizer(config: TrainConfig) -> OmniTokenizer:
     return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
 
 
-def _template(config: TrainConfig) -> ChatTemplate:
-    named = config.data.processor.chat_template
-    if named is None and config.data.tokenizer is not None:
-        return load_template(_folder(config.data.tokenizer))
+def _template(data: DataConfig) -> ChatTemplate:
+    named = data.processor.chat_template
+    if named is None and data.tokenizer is not None:
+        return load_template(_folder(data.tokenizer))
     return load_template(named)
 
 

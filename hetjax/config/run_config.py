@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 import jsonargparse
 
+from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
@@ -65,7 +64,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How answers to the held-out questions are generated.
+    """The settings of generating answers to the held-out questions.
 
     Args:
         every: Steps between evaluations, or null for only one, at the end.
@@ -91,7 +90,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run.
+    """The settings of one training run.
 
     Args:
         name: Name of the run; its files go to runs/<name>.
@@ -103,7 +102,7 @@ class TrainConfig:
         eval: How held-out questions are answered.
         schedule: Order of the microbatches' programs: gpipe, 1f1b, interleaved_1f1b, zero_bubble, colocated or
             bubble_fill.
-        microbatches: Parts that each batch is cut into.
+        microbatches: Parts that each batch is split into.
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
@@ -165,29 +164,25 @@ class TrainConfig:
         return self.run_dir or os.path.join("runs", self.name)
 
 
-PARSE_ERRORS = (jsonargparse.ArgumentError, TypeError, OSError)
-"""What a parser raises for a command line that it cannot take."""
-
-
 def make_parser(**options) -> jsonargparse.ArgumentParser:
-    """The parser of train.py: --config FILE, then --key value for any setting."""
+    """Build the parser of train.py: --config FILE, then --key value for any setting."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **options)
     add_settings(parser)
     return parser
 
 
 def add_settings(parser: jsonargparse.ArgumentParser) -> None:
-    """Let a parser take the settings of a run, beside options of its own."""
+    """Add the settings of a run to a parser that may have options of its own."""
     parser.add_argument("--config", action="config", help="YAML file with the settings of the run")
     parser.add_class_arguments(TrainConfig)
 
 
 def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentParser) -> TrainConfig:
-    """The settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
+    """Return the settings among parsed values. Raises ConfigError, or one of `PARSE_ERRORS`."""
     try:
         made = parser.instantiate(values)
     except ValueError as error:
-        # What the config of an optional part raised arrives wrapped, with the first cause at the end of the chain.
+        # What the config of an optional part raised comes wrapped, with the first cause at the end of the chain.
         while error.__cause__ is not None:
             error = error.__cause__
         raise error from None
@@ -195,7 +190,7 @@ def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentP
 
 
 def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
-    """Parse the command line of train.py: (settings, the same resolved as YAML). Raises ConfigError."""
+    """Parse the command line of train.py; returns (the settings, the same resolved as YAML). Raises ConfigError."""
     if not arguments:
         raise ConfigError("no settings given; run e.g. python train.py --config configs/digits.yaml")
     parser = make_parser(prog="train.py", description="Train a multimodal model, every module on a mesh of its own.")
@@ -211,26 +206,6 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
 
 
 def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:
-    """The names that a command line or a file may use."""
+    """Return the names that a command line or a file may use."""
     fields = [field.name for kind in (Layout, *COMPONENTS) for field in dataclasses.fields(kind)]
     return list(dict.fromkeys((*parser.get_defaults().keys(), *fields)))
-
-
-def _of_each_kind(message: str) -> str:
-    """Where a setting may be of several kinds: why it is none of them, a line each, instead of the parser's types."""
-    key = re.search(r'Parser key "([^"]+)":\s+Does not validate against any of the Union', message)
-    reasons = re.findall(r"Problem with given class_path '(?:\w+\.)*(\w+)':\s*\n\s*(.+)", message)
-    if key is None or not reasons:
-        return message
-    return "\n".join([f"{key[1]} does not fit:", *(f"  as {kind}: {reason}" for kind, reason in reasons)])
-
-
-def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
-    """A parser's message, with the name that was likely meant where one is unknown."""
-    message = _of_each_kind(message)
-    named = re.findall(r"Option '([\w.]+)' is not accepted", message)
-    for word in named or re.findall(r"[A-Za-z_][\w.]*", message):
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-        if near and word not in known:
-            return f"{message.strip()}\n  did you mean '{near[0]}'? {help_line}"
-    return f"{message.strip()}\n  {help_line}"

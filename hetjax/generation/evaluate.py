@@ -1,4 +1,4 @@
-"""Exact-match accuracy of generated answers on held-out prompts."""
+"""Measure the exact-match accuracy of generated answers on held-out prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hetjax.state.train_state import TrainState
 
 
 class EvalSample(NamedTuple):
-    """One prompt as text (images stand for none), the answer that the data gives and the one that the model gave."""
+    """One prompt as text (images leave none), the answer in the data and the answer of the model."""
 
     prompt: str
     expected: str
@@ -28,13 +28,13 @@ class EvalSample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """How a model answers held-out prompts.
+    """The answers of a model to held-out prompts, compared with the expected ones.
 
     Attributes:
-        accuracy: share of `count` answers that equal the expected one, from 0 to 1.
-        count: prompts answered.
-        bad: samples that the data skipped, each as "file:line: reason".
-        samples: the first few, for display.
+        accuracy: Share of `count` answers that equal the expected one, from 0 to 1.
+        count: Prompts answered.
+        bad: Samples that the data skipped, each as "file:line: reason".
+        samples: The first few, for display.
     """
 
     accuracy: float
@@ -74,7 +74,7 @@ def evaluate(
 
 
 def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> str:
-    """The text of generated ids up to the first that ends an answer."""
+    """Return the text of generated ids up to the first that ends an answer."""
     ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
     return tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
 
@@ -82,7 +82,7 @@ def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -
 def _read_one_late(
     generator: Generator, weights: Weights, batches: Iterable[EvalBatch]
 ) -> Iterator[tuple[EvalBatch, Int[np.ndarray, "B R"]]]:
-    """Each batch with its generated ids, read after the next batch is under way, so that devices stay busy."""
+    """Yield each batch with its generated ids, read after the next batch is under way, so that devices stay busy."""
     before: tuple[EvalBatch, Answers] | None = None
     for number, batch in enumerate(batches):
         # Where answers are drawn, each batch has a seed of its own, the same in every evaluation.

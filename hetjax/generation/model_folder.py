@@ -1,9 +1,10 @@
-"""A folder with a model that has been trained: what it consists of, how it takes text and media, its weights."""
+"""Open the folder of a trained model: the configs of its modules, how its prompts are made, its weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hetjax.data import DataConfig
 from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError
 from hetjax.models import VisionConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.families import find_family
@@ -32,20 +34,20 @@ class ModelFolder:
     """A model in a folder.
 
     Attributes:
-        components: the config of each module, in the order of the data.
-        data: how prompts are made; its files are those of training, or none.
-        source: the weights.
-        param_dtype: dtype that the model computes in.
+        components: The config of each module, in the order of the data.
+        data: How prompts are made; its files are those of training, or none.
+        source: The weights.
+        param_dtype: Dtype that the model computes in.
     """
 
-    components: dict[str, Any]
+    components: dict[str, ComponentConfig]
     data: DataConfig
     source: WeightSource
     param_dtype: str
 
 
 def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
-    """The model in a run's folder, in what `hetjax convert` made, or in a Hugging Face folder.
+    """Open the model in a run's folder, in what `hetjax convert` made, or in a Hugging Face folder.
 
     Raises ConfigError where it is none of these, ModelError or CheckpointError where it cannot be read.
     """
@@ -78,14 +80,16 @@ def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
 
 
 def _run_settings(folder: Path) -> Path | None:
-    """The config.yaml of a run, from its folder, its folder of checkpoints, or that of one step."""
+    """Return the config.yaml of a run, given its folder, its folder of checkpoints, or that of one step."""
     for place in (folder, folder.absolute().parent, folder.absolute().parent.parent):
         if (place / "config.yaml").is_file() and (place / "checkpoints").is_dir():
             return place / "config.yaml"
     return None
 
 
-def _from_hugging_face(source: WeightSource, configs: dict[str, Any], folder: Path, hf: dict[str, Any]) -> ModelFolder:
+def _from_hugging_face(
+    source: WeightSource, configs: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Any]
+) -> ModelFolder:
     components = {name: configs[name] for name in ("vision", "audio", "llm") if name in configs}
     if "llm" not in components:
         raise ConfigError(f"{source.name} holds {', '.join(components)}, but no language model, so it answers nothing")
@@ -100,17 +104,18 @@ def _from_hugging_face(source: WeightSource, configs: dict[str, Any], folder: Pa
     return ModelFolder(components=components, data=data, source=source, param_dtype=param_dtype)
 
 
-def _processor(components: dict[str, Any], folder: Path, hf: dict[str, Any]) -> ProcessorConfig:
-    """What a checkpoint says of images, beside the defaults, which are those of Nemotron 3 Nano Omni."""
+def _processor(components: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Any]) -> ProcessorConfig:
+    """Return the settings that a checkpoint has for images; the defaults are those of Nemotron 3 Nano Omni."""
     vision = components.get("vision")
-    settings: dict[str, Any] = {}
+    settings = ProcessorConfig()
     if vision is not None and not isinstance(vision, VisionConfig):
-        layout = vision.image_rows
-        settings["resolution"] = DynamicResolution(patch_size=layout.patch_size, merge=layout.merge)
-    found = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-    for name, keys in {"pixel_mean": ("norm_mean", "image_mean"), "pixel_std": ("norm_std", "image_std")}.items():
-        for value in (each.get(key) for each in (found, hf) for key in keys):
-            if value is not None:
-                settings[name] = tuple(value)
-                break
-    return ProcessorConfig(**settings)
+        sizes = vision.image_rows
+        resolution = DynamicResolution(patch_size=sizes.patch_size, merge=sizes.merge)
+        settings = dataclasses.replace(settings, resolution=resolution)
+    beside = folder / "preprocessor_config.json"
+    places = (read_json(beside) if beside.is_file() else {}, hf)
+    for field, keys in {"pixel_mean": ("norm_mean", "image_mean"), "pixel_std": ("norm_std", "image_std")}.items():
+        values = [place[key] for place in places for key in keys if place.get(key) is not None]
+        if values:
+            settings = dataclasses.replace(settings, **{field: tuple(values[0])})
+    return settings

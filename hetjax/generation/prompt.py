@@ -1,6 +1,6 @@
-"""A question with files to the arrays of one prompt, in no more room than it needs.
+"""Make the arrays of one prompt from a question and media files, no longer than it needs.
 
-Only the modules that a prompt needs take part: without an image or a video there is no vision encoder.
+Only the modules that the prompt needs take part: without an image or a video there is no vision encoder.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hetjax.config.build_processor import make_processor, tokenizer_of
 from hetjax.config.model_config import ModelConfig
-from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig, Tokenizer, load_image, parse_conversation, render_prompt
 from hetjax.data.chat import (
     OmniSample,
@@ -31,8 +29,8 @@ from hetjax.data.loading import Arrays
 from hetjax.data.media import SAMPLE_RATE
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
-from hetjax.meshes import Layout
 from hetjax.models import VisionConfig
+from hetjax.models.components import ComponentConfig
 
 MOST = 1 << 24
 """Rows and clips while it is still open how many a prompt needs; no array has so many."""
@@ -48,10 +46,10 @@ class Question:
     """One prompt.
 
     Attributes:
-        modules: those that take part.
-        arrays: by module and port, of one row.
-        lengths: ids of the prompt, shape [1].
-        tokenizer: what wrote them.
+        modules: Names of the modules that take part.
+        arrays: Inputs by module and port, of one row.
+        lengths: Number of ids of the prompt, int32 of shape [1].
+        tokenizer: What encoded the prompt, and decodes the answer.
     """
 
     modules: tuple[str, ...]
@@ -63,6 +61,11 @@ class Question:
 def ask(model: ModelFolder, prompt: str, files: Files) -> Question:
     """Make a prompt of a text and files, which stand before it or where marks such as "<image>" are.
 
+    Args:
+        model: The model that is asked.
+        prompt: The text.
+        files: Paths by kind.
+
     Raises ConfigError for media that the model does not take, DataError for what cannot be read.
     """
     files = {kind: list(paths) for kind, paths in files.items() if paths}
@@ -70,20 +73,7 @@ def ask(model: ModelFolder, prompt: str, files: Files) -> Question:
     return (_fixed if model.data.processor is None else _fused)(model, prompt, files)
 
 
-def config_of(components: dict[str, Any], data: DataConfig, layouts: dict[str, Layout] | None = None) -> TrainConfig:
-    """The settings of a run with these modules that never steps."""
-    placement = {name: Layout(devices="0") for name in components} | (layouts or {})
-    return TrainConfig(
-        name="answer",
-        model=ModelConfig(**components),
-        data=data,
-        placement=placement,
-        optimizer=OptimizerConfig(learning_rate=0.0),
-        steps=1,
-    )
-
-
-def _check_media(components: dict[str, Any], files: Files) -> None:
+def _check_media(components: Mapping[str, ComponentConfig], files: Files) -> None:
     vision = components.get("vision")
     takes = {
         "image": vision is not None,
@@ -104,10 +94,10 @@ def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
     components = {name: each for name, each in model.components.items() if used[name]}
     chat = parse_messages([{"role": "user", "content": prompt}], where="the prompt", files=files)
     open_room = _with_rows(model.data, images=MOST if sees else 0, videos=_videos(components, files), hears=hears)
-    processor = make_processor(config_of(components, open_room))
+    processor = make_processor(open_room, ModelConfig(**components))
     sample = processor.sample(chat)
-    fitted = make_processor(config_of(components, _fitted(processor, sample, model.data)))
-    tokenizer = tokenizer_of(config_of(components, open_room), processor)
+    fitted = make_processor(_fitted(processor, sample, model.data), ModelConfig(**components))
+    tokenizer = tokenizer_of(open_room, ModelConfig(**components), processor)
     return Question(
         modules=tuple(components),
         arrays=make_arrays(fitted, [[sample]], training=False),
@@ -120,7 +110,7 @@ def _sound(settings: ProcessorConfig) -> bool:
     return settings.audio_in_video != "none"
 
 
-def _videos(components: dict[str, Any], files: Files) -> int:
+def _videos(components: Mapping[str, ComponentConfig], files: Files) -> int:
     return MOST if "video" in files and "vision" in components else 0
 
 
@@ -164,7 +154,7 @@ def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
     components = {name: each for name, each in model.components.items() if name == "llm" or images}
     vision = components.get("vision")
     per_image = vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
-    tokenizer = tokenizer_of(config_of(components, model.data), None)
+    tokenizer = tokenizer_of(model.data, ModelConfig(**components), None)
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
     line = json.dumps({"messages": messages, "images": [str(Path(image).absolute()) for image in images]})
     conversation = parse_conversation(line, where="the prompt", folder=Path())

@@ -10,11 +10,12 @@ import optax
 
 from hetjax.checkpoint.warm_start import load_into
 from hetjax.config.build import build_graph
+from hetjax.config.model_config import ModelConfig
 from hetjax.errors import ConfigError
 from hetjax.generation.evaluate import answer_text
 from hetjax.generation.generator import Generator
 from hetjax.generation.model_folder import open_model_folder
-from hetjax.generation.prompt import ask, config_of
+from hetjax.generation.prompt import ask
 from hetjax.meshes import Layout, Placement
 from hetjax.models.sampling import Sampling
 from hetjax.tools.outcome import Outcome, busy
@@ -68,10 +69,9 @@ def generate(
         raise ConfigError(f"--placement names {unknown[0]}; the model consists of {', '.join(model.components)}")
     components = {name: model.components[name] for name in question.modules}
     layouts = {name: layout for name, layout in placement.items() if name in components}
-    config = config_of(components, model.data, layouts)
     trainer = Trainer(
-        build_graph(config),
-        Placement(config.placement),
+        build_graph(ModelConfig(**components)),
+        Placement({name: Layout(devices="0") for name in components} | layouts),
         optimizer=optax.sgd(0.0),  # which keeps nothing beside the weights
         param_dtype=model.param_dtype,
     )

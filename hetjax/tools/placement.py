@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
 from hetjax.config.build import build_trainer, use_devices
@@ -18,11 +20,11 @@ def placement(*, config: TrainConfig, out: str | None = None) -> Outcome:
         out: Picture to draw as well, e.g. placement.png (or .svg, .pdf).
     """
     path = None if out is None else output_path(out)
-    use_devices(config)
+    use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype))
     trainer = build_trainer(config)
     if path is not None:
         from hetjax.meshes.draw import draw_placement  # only here: matplotlib takes a while to import
 
         draw_placement(trainer.placement, path, title=config.name, devices=jax.device_count())
-    numbers = {"name": config.name, "stages": placement_rows(trainer), "out": out}
+    numbers = {"name": config.name, "stages": [dataclasses.asdict(row) for row in placement_rows(trainer)], "out": out}
     return Outcome(numbers=numbers, shown=(placement_table(trainer), *([f"wrote {out}"] if out else [])))

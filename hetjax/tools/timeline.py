@@ -45,7 +45,7 @@ def timeline(
         raise ConfigError("measured is true and costs are given; leave one of them out")
     path = output_path(out, (*PICTURES, ".json"))
     trace_path = None if trace is None else output_path(trace, (".json",))
-    use_devices(config)
+    use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype))
     trainer = build_trainer(config, schedule_costs=None if costs is None else costs.costs())
     traced = None
     if costs is not None:
@@ -53,7 +53,7 @@ def timeline(
     elif measured:
         taken, unit = _measure(trainer, config), "seconds"
     else:
-        traced = trainer.trace(batch_shapes(config))
+        traced = trainer.trace(batch_shapes(config.data, config.model))
         taken, unit = estimated_costs(traced.step), "longest forward"
     schedule, report = (trainer.schedule, trainer.report) if traced is None else (traced.schedule, traced.report)
     found = simulate(schedule, taken)
@@ -73,7 +73,7 @@ def timeline(
 
 def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     """Median seconds of each program and transfer, over a few steps that wait for each."""
-    batch = random_batch(batch_shapes(config), vocab_size=config.model.components["llm"].vocab_size)
+    batch = random_batch(batch_shapes(config.data, config.model), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
     stopwatch = Stopwatch()

@@ -1,10 +1,10 @@
-"""What a run shows in the terminal: the placement as a table, then a live bar."""
+"""Show a run in the terminal: the placement as a table, then a live bar."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import jax
 from rich.console import Console
@@ -12,65 +12,93 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hetjax.meshes import format_devices
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 from hetjax.trainer import Trainer
+from hetjax.training.metrics import Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlacementRow:
+    """Where a stage lives and what its state takes.
+
+    Attributes:
+        stage: Its name.
+        mesh: The degrees of its mesh, such as "data=2 tensor=2".
+        devices: The numbers of its devices.
+        parameters: How many weights it has, over all devices.
+        trains: Whether any of them trains.
+        trained_parameters: How many of them train.
+        bytes_per_device: Memory that its state takes on each device, activations aside.
+    """
+
+    stage: str
+    mesh: str
+    devices: list[int]
+    parameters: int
+    trains: bool
+    trained_parameters: int
+    bytes_per_device: int
 
 
 def placement_table(trainer: Trainer) -> Table:
-    """One row a stage: its mesh, devices, parameters, and the memory of its state on each device."""
+    """Return a table with one row a stage: its mesh, devices, parameters, memory of its state on each device."""
     table = Table(title="placement", title_justify="left")
     for heading in ("module", "mesh", "devices", "parameters", "trains", "state per device"):
         table.add_column(heading, justify="right" if heading in ("parameters", "state per device") else "left")
     for row in placement_rows(trainer):
         table.add_row(
-            row["stage"],
-            row["mesh"],
-            format_devices(row["devices"]),
-            f"{row['parameters']:,}",
-            _told(row["trained_parameters"], row["parameters"]),
-            format_bytes(row["bytes_per_device"]),
+            row.stage,
+            row.mesh,
+            format_devices(row.devices),
+            f"{row.parameters:,}",
+            _trains(row),
+            format_bytes(row.bytes_per_device),
         )
     return table
 
 
-def _told(trained: int, parameters: int) -> str:
-    return "frozen" if not trained else "yes" if trained == parameters else f"{trained:,}"
+def _trains(row: PlacementRow) -> str:
+    if not row.trained_parameters:
+        return "frozen"
+    return "yes" if row.trained_parameters == row.parameters else f"{row.trained_parameters:,}"
 
 
-def placement_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """The same as numbers: one dict a stage."""
-    rows = []
-    for stage in trainer.stages:
-        degrees = {axis: size for axis, size in stage.mesh.shape.items() if size > 1}
-        rows.append(
-            {
-                "stage": stage.name,
-                "mesh": " ".join(f"{axis}={size}" for axis, size in degrees.items()) or "one device",
-                "devices": list(trainer.placement.device_numbers(stage.module, stage.index)),
-                "parameters": sum(math.prod(aval.shape) for aval in stage.params.values()),
-                "trains": stage.trains,
-                "trained_parameters": sum(math.prod(aval.shape) for aval in stage.trained.values()),
-                "bytes_per_device": state_bytes_per_device(trainer, stage),
-            }
-        )
-    return rows
+def placement_rows(trainer: Trainer) -> list[PlacementRow]:
+    """Return the same as numbers, a row for each stage."""
+    return [_placement_row(trainer, stage) for stage in trainer.stages]
+
+
+def _placement_row(trainer: Trainer, stage: Stage) -> PlacementRow:
+    degrees = {axis: size for axis, size in stage.mesh.shape.items() if size > 1}
+    return PlacementRow(
+        stage=stage.name,
+        mesh=" ".join(f"{axis}={size}" for axis, size in degrees.items()) or "one device",
+        devices=list(trainer.placement.device_numbers(stage.module, stage.index)),
+        parameters=sum(math.prod(aval.shape) for aval in stage.params.values()),
+        trains=stage.trains,
+        trained_parameters=sum(math.prod(aval.shape) for aval in stage.trained.values()),
+        bytes_per_device=state_bytes_per_device(trainer, stage),
+    )
 
 
 def state_bytes_per_device(trainer: Trainer, stage: Stage) -> int:
-    """Bytes a device holds through a step, activations aside: weights, their cast copy, gradients, optimizer."""
-    total = _bytes(stage.params) + _bytes(stage.buffers)
+    """Return the bytes a device holds through a step, activations aside.
+
+    These are weights, buffers and, where the stage trains, gradients, the cast copy of weights, the optimizer's state.
+    """
+    total = _bytes(stage.params.values()) + _bytes(stage.buffers.values())
     if stage.trains:
         optimizer = jax.tree.leaves(trainer.updates[stage.name].opt_state)
-        total += _bytes(stage.trained) + _bytes(stage.cast_params) + _bytes(dict(enumerate(optimizer)))
+        total += _bytes(stage.trained.values()) + _bytes(stage.cast_params.values()) + _bytes(optimizer)
     return total
 
 
-def _bytes(shapes: Shapes | Mapping[Any, jax.ShapeDtypeStruct]) -> int:
-    return sum(math.prod(aval.sharding.shard_shape(aval.shape)) * aval.dtype.itemsize for aval in shapes.values())
+def _bytes(shapes: Iterable[jax.ShapeDtypeStruct]) -> int:
+    return sum(math.prod(aval.sharding.shard_shape(aval.shape)) * aval.dtype.itemsize for aval in shapes)
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves 1 or more: 1536 -> "1.5 KiB"."""
+    """Return bytes in the largest unit that leaves 1 or more: 1536 -> "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -102,14 +130,14 @@ class LiveBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, row: Mapping[str, Any], times: Mapping[str, float]) -> None:
-        """Show the numbers of a step, and how long each module took when last timed (seconds)."""
+    def show(self, row: Row, seconds: Mapping[str, float]) -> None:
+        """Show the metrics of a step, and the seconds that each module took when last timed."""
         parts = [
             f"loss {row['loss']:.4f}",
             f"{row['tokens_per_second']:,.0f} tokens/s",
             f"grad norm {row['grad_norm']:.3f}",
             f"lr {row['learning_rate']:.2e}",
-            *(f"{module} {1000 * seconds:.1f} ms" for module, seconds in times.items()),
+            *(f"{module} {1000 * taken:.1f} ms" for module, taken in seconds.items()),
         ]
         if "eval/accuracy" in row:
             parts.append(f"held-out accuracy {100 * row['eval/accuracy']:.2f} %")
@@ -121,6 +149,6 @@ class LiveBar:
                 f"step {row['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False, markup=False
             )
 
-    def say(self, message: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(message, soft_wrap=True, highlight=False, markup=False)
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,14 +1,16 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard curves and a picture of the loss."""
+"""Write what a run leaves to look at: metrics.jsonl, TensorBoard curves and a picture of the loss."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import tensorboardX
 from matplotlib.figure import Figure
+
+Row = dict[str, float]
+"""The metrics of a step by name, "step" among them; counts are ints."""
 
 
 class MetricsLog:
@@ -16,6 +18,10 @@ class MetricsLog:
 
     On a resumed run it first drops what was logged after the checkpoint, so that the file holds each
     step once.
+
+    Args:
+        directory: The run's folder.
+        resume_step: Steps that the checkpoint holds; 0 for a fresh run.
     """
 
     def __init__(self, directory: Path, *, resume_step: int):
@@ -27,7 +33,7 @@ class MetricsLog:
         self._file = self.path.open("a")
         self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         """Log the numbers of one step; `row` has the key "step"."""
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
@@ -41,16 +47,16 @@ class MetricsLog:
         self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a killed process left unfinished is dropped."""
+def read_metrics(path: Path) -> list[Row]:
+    """Return the rows of a metrics.jsonl, without a last line that a killed process left unfinished."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
-def draw_loss(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """The loss over the steps, with the held-out accuracy where it was measured."""
+def draw_loss(rows: list[Row], path: Path, *, title: str) -> None:
+    """Draw the loss over the steps, with the held-out accuracy where it was measured."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2, color="#1f5fa8")

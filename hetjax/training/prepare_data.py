@@ -1,4 +1,4 @@
-"""The data of a run, made where it is a demonstration, and checked before anything is compiled."""
+"""Make the data of a run where it is a demonstration, and check it before anything is compiled."""
 
 from __future__ import annotations
 
@@ -7,35 +7,58 @@ from pathlib import Path
 from rich.console import Console
 
 from hetjax.cluster.job import Job
-from hetjax.config.build import tokens_per_image
-from hetjax.config.run_config import TrainConfig
-from hetjax.data import Tokenizer, check_dataset, write_digits, write_shapes
-from hetjax.data.chat import Processor
+from hetjax.data import DataConfig, Tokenizer, check_dataset, write_digits, write_shapes
+from hetjax.data.chat import OmniTokenizer, Processor
 from hetjax.errors import DataError
 
 
-def make_demo_data(config: TrainConfig, job: Job, console: Console) -> None:
-    """Make demonstration data that is missing, in one process for all."""
-    if config.demo_data is None:
+def make_demo_data(demo_data: str | None, train: str, job: Job, console: Console) -> None:
+    """Make demonstration data that is missing, in one process for all.
+
+    Args:
+        demo_data: "digits" or "shapes"; None for a run on other data.
+        train: The file of training samples, which is made with the others of its folder if it does not exist.
+        job: The job, which waits until the data is there.
+        console: Where the folder is printed.
+    """
+    if demo_data is None:
         return
-    if job.speaks and not Path(config.data.train).exists():
-        write = {"digits": write_digits, "shapes": write_shapes}[config.demo_data]
-        folder = write(Path(config.data.train).parent)
-        console.print(f"wrote the {config.demo_data} to {folder}")
+    if job.is_main and not Path(train).exists():
+        write = {"digits": write_digits, "shapes": write_shapes}[demo_data]
+        folder = write(Path(train).parent)
+        console.print(f"wrote the {demo_data} to {folder}")
     job.agree("demonstration data")
 
 
-def check_data(config: TrainConfig, tokenizer: Tokenizer, console: Console, processor: Processor | None = None) -> None:
-    """Check the data that is there, as `processor` makes samples of it where there is one. Raises DataError."""
-    data = config.data
+def check_data(
+    data: DataConfig,
+    tokenizer: Tokenizer | OmniTokenizer,
+    console: Console,
+    *,
+    steps: int,
+    tokens_per_image: int,
+    processor: Processor | None = None,
+) -> None:
+    """Check the files of training and evaluation, and print what they hold.
+
+    Args:
+        data: Which files, and how they are read.
+        tokenizer: What encodes their text.
+        console: Where the counts and the bad samples are printed.
+        steps: Training steps, which the samples must suffice for.
+        tokens_per_image: Positions of the sequence that an image of fixed size takes.
+        processor: What makes the samples; None for images of one fixed size.
+
+    Raises DataError where a file is missing or malformed, or has too few samples.
+    """
     for path in filter(None, (data.train, data.eval)):
-        summary = check_dataset(path, data, tokenizer, tokens_per_image(config), processor)
-        if path == data.train and data.epochs and summary.samples * data.epochs < config.steps * data.batch_size:
+        summary = check_dataset(path, data, tokenizer, tokens_per_image, processor)
+        if path == data.train and data.epochs and summary.samples * data.epochs < steps * data.batch_size:
             raise DataError(
-                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {config.steps} steps of "
+                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {steps} steps of "
                 f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
             )
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
-        what = "images" if processor is None else "files of images, videos and sound"
+        what = "images" if processor is None else "image, video and audio files"
         console.print(f"{path}: {summary.samples} samples, {summary.images} {what}")

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from hetjax.cluster import AgreedStop, check_agreement
 from hetjax.cluster import key_value_store as store
+from hetjax.cluster.agree import check_agreement
+from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.errors import ClusterError
 from tests.harness.processes import run_processes
 
@@ -63,12 +64,12 @@ def test_equal_values_agree_however_often(found):
     assert [row[name] for row in found for name in ("same", "again", "late")] == [""] * 9
 
 
-def test_a_difference_is_told_by_every_process_with_its_values(found):
-    told = (
+def test_a_difference_is_reported_by_every_process_with_its_values(found):
+    message = (
         "process 2 has another schedule than process 0: xyz; process 0 has abc; "
         "run the same command, config and version on all"
     )
-    assert [row["differs"] for row in found] == [told] * 3
+    assert [row["differs"] for row in found] == [message] * 3
     assert all(row["two differ"].startswith("processes 1 and 2 have another config") for row in found)
 
 

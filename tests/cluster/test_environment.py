@@ -2,7 +2,7 @@
 
 import pytest
 
-from hetjax.cluster import find_environment
+from hetjax.cluster.environment import find_environment
 from hetjax.errors import ClusterError
 
 HAND = {"JAX_COORDINATOR_ADDRESS": "node1:9876", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
@@ -97,7 +97,7 @@ def test_a_missing_slurm_variable_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("JAX_COORDINATOR_ADDRESS", "node1", "HOST:PORT"),
         ("JAX_COORDINATOR_ADDRESS", "node1:99999", "HOST:PORT"),
@@ -108,6 +108,6 @@ def test_a_missing_slurm_variable_is_named():
         ("JAX_LOCAL_DEVICE_IDS", "a,b", "device numbers"),
     ],
 )
-def test_a_malformed_value_is_refused(name, value, told):
-    with pytest.raises(ClusterError, match=told):
+def test_a_malformed_value_is_refused(name, value, message):
+    with pytest.raises(ClusterError, match=message):
         found(HAND | {name: value})

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from hetjax.cluster import PEER_LOST, Environment, connect
+from hetjax.cluster.connect import connect
+from hetjax.cluster.environment import Environment
+from hetjax.cluster.exit_codes import PEER_LOST
 from hetjax.errors import ClusterError
 from tests.harness.paths import ROOT
 from tests.harness.processes import free_port
@@ -109,8 +111,8 @@ def alone(port, process):
 
 def test_a_coordinator_that_nobody_serves_is_named():
     port = free_port()
-    told = f"process 1 of 2 could not reach process 0 at 127.0.0.1:{port} for 0.3 s"
-    with pytest.raises(ClusterError, match=told):
+    message = f"process 1 of 2 could not reach process 0 at 127.0.0.1:{port} for 0.3 s"
+    with pytest.raises(ClusterError, match=message):
         connect(alone(port, 1), peer_timeout=5, join_timeout=0.3)
 
 
@@ -124,7 +126,7 @@ def test_a_port_that_is_taken_is_named():
 @pytest.mark.slow
 def test_processes_that_never_come_end_the_first_with_a_message():
     script = (
-        "from hetjax.cluster import connect; from tests.cluster.test_job import alone\n"
+        "from hetjax.cluster.connect import connect; from tests.cluster.test_job import alone\n"
         f"connect(alone({free_port()}, 0), peer_timeout=5, join_timeout=1)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -13,12 +13,8 @@ import pytest
 from hetjax.cli import main
 from tests.harness.paths import ROOT
 
-# The launcher alone: the packages that it lies in import JAX, which it has no use for.
 LAUNCH = """
-import pathlib, sys, types
-for name in ("hetjax", "hetjax.cluster"):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [name.replace(".", "/")]
+import pathlib, sys
 from hetjax.cluster.launch import launch_processes
 processes, grace, logs, *command = sys.argv[1:]
 logs = pathlib.Path(logs) if logs else None
@@ -171,7 +167,7 @@ def test_helpers_of_a_process_end_with_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "printed"),
     [
         (["--processes", "2"], "nothing to launch"),
         (["--processes", "2", "--"], "nothing to launch"),
@@ -182,20 +178,20 @@ def test_helpers_of_a_process_end_with_it(tmp_path):
         (["--proceses", "2", "--", "train.py"], "did you mean 'processes'?"),
     ],
 )
-def test_bad_input_is_refused_with_what_to_do(capsys, arguments, told):
+def test_bad_input_is_refused_with_what_to_do(capsys, arguments, printed):
     with pytest.raises(SystemExit) as exit:
         main(["launch", *arguments])
     assert exit.value.code == 2
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_what_stands_behind_the_dashes_is_handed_on_verbatim(tmp_path):
     script = tmp_path / "show.py"
     script.write_text("import sys; print(sys.argv[1:])")
     launcher = [sys.executable, "-m", "hetjax", "launch", "--processes", "2", "--", str(script)]
-    told = subprocess.run([*launcher, "--config", "a b", "--", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines() == ["['--config', 'a b', '--', '--help']"] * 2
+    printed = subprocess.run([*launcher, "--config", "a b", "--", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.splitlines() == ["['--config', 'a b', '--', '--help']"] * 2
 
 
 def test_other_tools_take_nothing_behind_dashes(capsys):

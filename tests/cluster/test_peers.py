@@ -1,10 +1,11 @@
-"""Whom the judgement names, and the line protocol against broken and foreign input."""
+"""Which process is named as lost, and the line protocol against broken and foreign input."""
 
 import socket
 
 import pytest
 
-from hetjax.cluster.peers import LONGEST_LINE, Peer, Status, Wire, judge, read_status
+from hetjax.cluster.messages import LONGEST_LINE, Goodbye, MessageStream, Status, encode
+from hetjax.cluster.peers import Peer, find_lost
 
 
 def peer(process, position, *, moved=0.0, heard=100.0, unlimited=False):
@@ -13,8 +14,8 @@ def peer(process, position, *, moved=0.0, heard=100.0, unlimited=False):
 
 
 def named(*peers, now=100.0):
-    told = judge(peers, 60, now)
-    return told and [line.split()[1] for line in told.splitlines()]
+    message = find_lost(peers, 60, now)
+    return message and [line.split()[1] for line in message.splitlines()]
 
 
 def test_all_moving_is_well():
@@ -42,7 +43,7 @@ def test_time_spent_waiting_for_another_is_not_counted():
     slow, waiting = peer(0, (12, 7), moved=99), peer(1, (12, 9))
     assert named(slow, waiting) is None
     slow.update(Status(position=(12, 10), doing="d", unlimited=False), 101.0)
-    slow.heard = waiting.heard = 150.0
+    slow.last_heartbeat = waiting.last_heartbeat = 150.0
     assert named(slow, waiting, now=150.0) is None
     assert named(slow, waiting, now=161.0) == ["1"]
 
@@ -50,7 +51,7 @@ def test_time_spent_waiting_for_another_is_not_counted():
 def test_time_beside_one_that_may_take_its_time_is_not_counted():
     busy, waiting = peer(0, (12, 7), unlimited=True), peer(1, (12, 7))
     assert named(busy, waiting) is None
-    waiting.heard = 150.0
+    waiting.last_heartbeat = 150.0
     assert named(waiting, now=150.0) is None
     assert named(waiting, now=161.0) == ["1"]
 
@@ -61,42 +62,59 @@ def test_silence_counts_even_where_any_time_may_be_taken():
 
 @pytest.fixture
 def ends():
-    """Both ends of a TCP connection: a plain socket, and a wire."""
+    """Both ends of a TCP connection: a plain socket, and a stream of messages."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         left = socket.create_connection(listener.getsockname())
         right, _ = listener.accept()
-    wire = Wire(right)
-    yield left, wire
+    stream = MessageStream(right)
+    yield left, stream
     left.close()
-    wire.close()
+    stream.close()
 
 
 def test_a_status_arrives_as_it_was_sent_however_it_is_cut(ends):
-    left, wire = ends
+    left, stream = ends
     status = Status(position=(3, 4), doing="F3 of «llm»", unlimited=False)
-    wire.send_status(status)
+    stream.send(status)
     raw = left.recv(4096)
     left.sendall(raw[:7])
-    assert wire.receive() == []
+    assert stream.receive() == []
     left.sendall(raw[7:] + raw)
-    assert [read_status(line) for line in wire.receive()] == [status, status]
+    assert stream.receive() == [status, status]
     left.close()
-    assert wire.receive() is None
+    assert stream.receive() is None
 
 
-@pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"\xff\xfe\n"])
+def test_a_goodbye_arrives_with_its_reason(ends):
+    left, stream = ends
+    left.sendall(encode(Goodbye(reason="the data ended\nafter 3 steps")))
+    assert stream.receive() == [Goodbye(reason="the data ended\nafter 3 steps")]
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]\n",
+        b"\xff\xfe\n",
+        b"1\n",
+        b'{"doing": "no kind"}\n',
+        b'{"kind": "Verdict"}\n',
+        b'{"kind": "Status", "position": 7}\n',
+    ],
+)
 def test_nonsense_counts_as_a_broken_connection(ends, nonsense):
-    left, wire = ends
+    left, stream = ends
     left.sendall(nonsense)
-    assert wire.receive() is None
+    assert stream.receive() is None
 
 
 def test_a_line_without_end_is_not_collected_for_ever(ends):
-    left, wire = ends
+    left, stream = ends
     received, sent = [], 0
     while received == []:
         assert sent <= 2 * LONGEST_LINE
         left.sendall(b"x" * 10000)
         sent += 10000
-        received = wire.receive()
+        received = stream.receive()
     assert received is None

@@ -29,7 +29,7 @@ def load(path: Path):
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
 def test_a_stage_trains_the_parts_that_the_recipe_names(path):
     config = load(path)
-    graph = build_graph(config)
+    graph = build_graph(config.model)
     frozen = frozen_paths(graph, config.optimizer.frozen, config.optimizer.trained)
     found = {}
     for module, still in frozen.items():
@@ -47,7 +47,7 @@ def test_a_microbatch_divides_over_the_devices_of_every_module(path):
         assert config.data.batch_size % (config.microbatches * layout.batch_degree) == 0
         devices = 64 if layout.devices == "0-63" else 256
         assert layout.device_count == devices
-    rows = batch_shapes(config)["llm"]["tokens"].shape
+    rows = batch_shapes(config.data, config.model)["llm"]["tokens"].shape
     assert rows[0] == config.data.batch_size and rows[1] >= config.data.seq_len
     assert rows[1] % (2 * config.placement["llm"].context) == 0
 

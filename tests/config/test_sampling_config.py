@@ -13,12 +13,12 @@ def test_the_most_likely_tokens_are_taken_unless_a_temperature_is_given(make_con
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (("--eval.sampling.top_p", "0.9"), "top_p = 0.9 and top_k = 0 change nothing; give a temperature too"),
         (("--eval.sampling.temperature", "-1"), "temperature = -1.0 must be 0 or more"),
     ],
 )
-def test_settings_without_sense_are_refused(make_config, changes, told):
-    with pytest.raises((ConfigError, ModelError), match=told):
+def test_settings_without_sense_are_refused(make_config, changes, message):
+    with pytest.raises((ConfigError, ModelError), match=message):
         make_config(*changes)

@@ -15,7 +15,8 @@ from tests.harness.models.layouts import constraint_of, splits_of
 @pytest.fixture
 def make_step(make_config, make_trainer):
     def make(*changes):
-        return make_trainer(*changes).trace(batch_shapes(make_config(*changes))).step
+        config = make_config(*changes)
+        return make_trainer(*changes).trace(batch_shapes(config.data, config.model)).step
 
     return make
 

@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.cluster import AgreedStop, Watch, check_agreement, connect, disconnect, find_environment
 from hetjax.cluster import key_value_store as store
+from hetjax.cluster.agree import check_agreement
+from hetjax.cluster.agreed_stop import AgreedStop
+from hetjax.cluster.connect import connect, disconnect
+from hetjax.cluster.environment import find_environment
+from hetjax.cluster.watchdog import Watchdog
 
 TIMEOUT = 5
 
@@ -23,18 +27,18 @@ def main(folder: Path, steps: int) -> int:
     environment = find_environment(os.environ)
     jax.config.update("jax_platforms", "cpu")
     connect(environment, peer_timeout=TIMEOUT, join_timeout=60)
-    watch = Watch.start(environment.process, environment.processes, timeout=TIMEOUT, notes=store)
+    watchdog = Watchdog.start(environment.process, environment.processes, timeout=TIMEOUT, store=store)
     check_agreement("script", Path(__file__).read_text(), timeout=60)
     mesh = Mesh(jax.devices(), "x")
     rows = NamedSharding(mesh, PartitionSpec("x"))
     value = jax.make_array_from_callback((len(jax.devices()),), rows, lambda index: jnp.ones(1))
     total = jax.jit(lambda x: x.sum() + 0 * x, out_shardings=rows)
-    with watch.unlimited("compiling"):
+    with watchdog.unlimited("compiling"):
         total(value).block_until_ready()
     step, before = 0, value
     with AgreedStop() as stop:
         while step < steps and not stop.reached(step):
-            watch.at(step, f"step {step + 1}")
+            watchdog.set_position((step,), f"step {step + 1}")
             before, value = value, total(value)
             before.block_until_ready()
             step += 1
@@ -42,9 +46,9 @@ def main(folder: Path, steps: int) -> int:
                 (folder / f"started-{environment.process}").write_text(str(os.getpid()))
             time.sleep(0.01)
     (folder / f"end-{environment.process}").write_text(str(step))
-    with watch.unlimited("leaving"):
+    with watchdog.unlimited("leaving"):
         disconnect()
-    watch.close()
+    watchdog.close()
     return step
 
 

@@ -1,4 +1,4 @@
-"""Plain processes under one watch, without JAX programs: notes are files, and each does what a test tells it."""
+"""Plain processes under one watchdog, without JAX programs: the store is a folder, and each does what a test says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from hetjax.cluster.watchdog import Watch
+from hetjax.cluster.watchdog import Watchdog
 from hetjax.errors import ClusterError
 
 # A server that has imported everything starts each process in milliseconds.
@@ -18,8 +18,8 @@ CONTEXT.set_forkserver_preload(["tests.harness.watched_processes"])
 TIMEOUT = 1.5
 
 
-class FileNotes:
-    """Notes that processes leave for each other in a folder."""
+class FileStore:
+    """A key-value store in a folder."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -33,7 +33,7 @@ class FileNotes:
         path, end = self.folder / key.replace("/", "-"), time.monotonic() + timeout
         while not path.exists():
             if time.monotonic() > end:
-                raise ClusterError(f"no note {key}")
+                raise ClusterError(f"no value {key}")
             time.sleep(0.01)
         return path.read_text()
 
@@ -80,7 +80,7 @@ class Job:
         codes = {i: p.exitcode for i, p in enumerate(self.processes) if i not in without}
         return codes, time.monotonic() - started
 
-    def told(self, index):
+    def printed(self, index):
         return (self.folder / f"stderr-{index}").read_text()
 
     def name(self, index):
@@ -91,23 +91,23 @@ def _run(index, script, folder, processes, timeout, join_timeout):
     os.dup2(os.open(f"{folder}/stderr-{index}", os.O_CREAT | os.O_WRONLY), 2)
     if script[0] == ("absent",):
         return
-    watch = Watch.start(index, processes, timeout=timeout, notes=FileNotes(folder), join_timeout=join_timeout)
+    watchdog = Watchdog.start(index, processes, timeout=timeout, store=FileStore(folder), join_timeout=join_timeout)
     for order, *arguments in script:
         if order == "at":
-            watch.at(*arguments)
+            watchdog.set_position(*arguments)
         elif order == "sleep":
             time.sleep(*arguments)
         elif order == "unlimited":
-            with watch.unlimited("compiling"):
+            with watchdog.unlimited("compiling"):
                 time.sleep(*arguments)
         elif order == "walk":
             for step in range(*arguments):
-                watch.at((step, 0), f"step {step}")
+                watchdog.set_position((step, 0), f"step {step}")
                 time.sleep(0.1)
         elif order == "ready":
             Path(f"{folder}/ready-{index}").touch()
         elif order == "close":
-            watch.close(*arguments)
+            watchdog.close(*arguments)
         elif order == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif order == "exit":

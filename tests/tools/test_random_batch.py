@@ -7,7 +7,8 @@ from tests.harness.paths import ROOT
 
 
 def test_a_random_batch_has_the_shapes_and_dtypes_asked_for_and_ids_of_the_vocabulary(make_config):
-    shapes = batch_shapes(make_config())
+    config = make_config()
+    shapes = batch_shapes(config.data, config.model)
     batch = random_batch(shapes, vocab_size=40)
     for module, inputs in shapes.items():
         assert batch[module].keys() == inputs.keys()
@@ -19,14 +20,15 @@ def test_a_random_batch_has_the_shapes_and_dtypes_asked_for_and_ids_of_the_vocab
 
 
 def test_image_tokens_of_a_sample_take_rows_of_their_own(make_config):
-    positions = random_batch(batch_shapes(make_config()), vocab_size=40)["llm"]["image_positions"]
+    config = make_config()
+    positions = random_batch(batch_shapes(config.data, config.model), vocab_size=40)["llm"]["image_positions"]
     for row in positions:
         assert len(set(row)) == len(row)
 
 
 def test_a_run_with_a_processor_gets_media_that_there_could_be():
     config, _ = load_config(["--config", str(ROOT / "configs/omni_tiny.yaml"), "--microbatches", "1"])
-    shapes = batch_shapes(config)
+    shapes = batch_shapes(config.data, config.model)
     batch = random_batch(shapes, vocab_size=288)
     for module, inputs in shapes.items():
         for port, aval in inputs.items():

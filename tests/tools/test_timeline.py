@@ -82,7 +82,8 @@ def test_costs_are_either_given_or_measured(make_config):
 
 def test_the_two_parts_of_a_backward_are_estimated_at_a_forward_each(make_trainer, make_config):
     trainer = make_trainer()
-    costs = estimated_costs(trainer.trace(batch_shapes(make_config())).step)
+    config = make_config()
+    costs = estimated_costs(trainer.trace(batch_shapes(config.data, config.model)).step)
     split = simulate(zero_bubble(trainer.schedule.graph, 2), costs)
     parts = {str(s.action): s.end - s.start for s in split.spans if s.stage == "llm"}
     assert (parts["F0"], parts["I0"], parts["W1"]) == (1, 1, 1)

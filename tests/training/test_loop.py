@@ -70,16 +70,16 @@ def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(tmp_path, caps
 
 
 def test_a_signal_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys, monkeypatch):
-    from hetjax.training import loop as run
+    from hetjax.training import loop
 
-    step = run._Run._step
+    step = loop.train_step
 
-    def interrupted(self, batch, bar):
-        if self.state.step == 1:
+    def interrupted(run, batch):
+        if run.progress.state.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, bar)
+        return step(run, batch)
 
-    monkeypatch.setattr(run._Run, "_step", interrupted)
+    monkeypatch.setattr(loop, "train_step", interrupted)
     with pytest.raises(SystemExit) as stop:
         train_main(arguments(tmp_path, "--steps", "9"))
     assert stop.value.code == 130
@@ -180,16 +180,16 @@ def test_weight_decay_is_for_matrices_stacked_or_not():
 def test_a_second_signal_is_not_held_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
-        assert not stop.made
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.made
+        assert stop.requested
         assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone():
     seen = []
-    worker = threading.Thread(target=lambda: seen.append(StopRequest().__enter__().made))
+    worker = threading.Thread(target=lambda: seen.append(StopRequest().__enter__().requested))
     worker.start()
     worker.join()
     assert seen == [False]

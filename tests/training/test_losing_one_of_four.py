@@ -93,7 +93,7 @@ def test_a_stopped_process_ends_the_job_within_the_peer_timeout_and_is_named(dat
         job.wait_for(lambda: (metrics.steps() or 0) >= 2)
         job.children[victim].send_signal(signal.SIGSTOP)
         codes, seconds = job.end(timeout + SOON, without=victim)
-        silent = f"pid {job.children[victim].pid}) sent no sign of life for {timeout} s: it is stopped, or its machine"
+        silent = f"pid {job.children[victim].pid}) sent no heartbeat for {timeout} s: it is stopped, or its machine"
         for index, code in codes.items():
             assert code == PEER_LOST, job.everything_told()
             assert f"error: process {victim} of {PROCESSES} (host" in job.told(index)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from hetjax.cluster import launch_processes
+from hetjax.cluster.launch import launch_processes
 from hetjax.errors import ClusterError, ConfigError
 from hetjax.schedule import Costs, build_schedule, simulate
 from hetjax.schedule.actions import Kind

@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hetjax.cluster import connect, disconnect, find_environment
 from hetjax.cluster import key_value_store as store
+from hetjax.cluster.connect import connect, disconnect
+from hetjax.cluster.environment import find_environment
 from hetjax.compilation.dispatch_order import in_order
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement

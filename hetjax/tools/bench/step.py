@@ -34,9 +34,9 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
     """
     if timed_steps < 1 or warmup < 1:
         raise ConfigError(f"timed_steps is {timed_steps} and warmup {warmup}; give 1 or more of each")
-    use_devices(config)
+    use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype))
     trainer = build_trainer(config)
-    batch = random_batch(batch_shapes(config), vocab_size=config.model.components["llm"].vocab_size)
+    batch = random_batch(batch_shapes(config.data, config.model), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
     state, seconds = _time(trainer, trainer.init(config.seed), batch, warmup, timed_steps)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hetjax.cluster import PEER_LOST
+from hetjax.cluster.exit_codes import PEER_LOST
 from tests.harness.watched_processes import TIMEOUT, Job
 
 WORKING = [("at", (12, 0), "step 12, F0 of llm"), ("ready",), ("walk", 13, 400)]
@@ -16,7 +16,7 @@ def blamed(job, index, what, by):
     """Whether each of the others printed exactly one message, about this process."""
     expected = f"error: {job.name(index)} {what}"
     for other in by:
-        lines = job.told(other).splitlines()
+        lines = job.printed(other).splitlines()
         assert len(lines) == 1 and lines[0].startswith(expected), (other, lines)
         assert lines[0].endswith("; run the same command to resume from the last checkpoint")
 
@@ -42,7 +42,7 @@ def test_a_stopped_process_ends_the_others_within_the_timeout(tmp_path, victim):
         codes, seconds = job.end(10, without=[victim])
         assert set(codes.values()) == {PEER_LOST}
         assert TIMEOUT / 2 < seconds < TIMEOUT + 3
-        blamed(job, victim, f"sent no sign of life for {TIMEOUT:g} s", [i for i in range(3) if i != victim])
+        blamed(job, victim, f"sent no heartbeat for {TIMEOUT:g} s", [i for i in range(3) if i != victim])
 
 
 def test_of_many_that_stand_still_the_one_furthest_behind_is_named(tmp_path):
@@ -57,22 +57,22 @@ def test_of_many_that_stand_still_the_one_furthest_behind_is_named(tmp_path):
 
 
 def test_process_0_that_hangs_names_itself(tmp_path):
-    hung = [("at", 3, "step 3"), ("sleep", 30)]
-    with Job(tmp_path, [hung, [("at", 4, "step 4"), ("sleep", 30)]]) as job:
+    hung = [("at", (3,), "step 3"), ("sleep", 30)]
+    with Job(tmp_path, [hung, [("at", (4,), "step 4"), ("sleep", 30)]]) as job:
         assert job.end(10)[0] == {0: PEER_LOST, 1: PEER_LOST}
         blamed(job, 0, "made no progress", (0, 1))
 
 
 def test_waiting_for_one_that_may_take_its_time_is_no_hang(tmp_path):
-    busy = [("at", 5, "step 5"), ("unlimited", 2 * TIMEOUT), ("at", 6, "step 6"), ("close",)]
-    waiting = [("at", 6, "step 6"), ("sleep", 2 * TIMEOUT), ("at", 7, "step 7"), ("close",)]
+    busy = [("at", (5,), "step 5"), ("unlimited", 2 * TIMEOUT), ("at", (6,), "step 6"), ("close",)]
+    waiting = [("at", (6,), "step 6"), ("sleep", 2 * TIMEOUT), ("at", (7,), "step 7"), ("close",)]
     with Job(tmp_path, [waiting, busy, waiting]) as job:
         assert job.end(10)[0] == {0: 0, 1: 0, 2: 0}
-        assert [job.told(i) for i in range(3)] == ["", "", ""]
+        assert [job.printed(i) for i in range(3)] == ["", "", ""]
 
 
 def test_a_process_that_dies_while_it_may_take_its_time_is_noticed(tmp_path):
-    waiting = [("at", 6, "step 6"), ("sleep", 30)]
+    waiting = [("at", (6,), "step 6"), ("sleep", 30)]
     with Job(tmp_path, [waiting, [("ready",), ("unlimited", 30)], waiting]) as job:
         while not list(tmp_path.glob("ready-1")):
             time.sleep(0.01)
@@ -86,16 +86,16 @@ def test_orderly_ends_at_different_times_are_no_death(tmp_path):
     scripts = [[("walk", 1, steps), ("close",)] for steps in (1, 3, 6, 9)]
     with Job(tmp_path, scripts) as job:
         assert set(job.end(10)[0].values()) == {0}
-        assert "".join(job.told(i) for i in range(4)) == ""
+        assert "".join(job.printed(i) for i in range(4)) == ""
 
 
 def test_a_death_after_process_0_is_done_still_ends_the_job_with_an_error(tmp_path):
-    with Job(tmp_path, [[("at", 1, "step 1"), ("close",)], [("walk", 1, 6), ("die",)], WORKING]) as job:
+    with Job(tmp_path, [[("at", (1,), "step 1"), ("close",)], [("walk", 1, 6), ("die",)], WORKING]) as job:
         assert job.end(10)[0] == {0: PEER_LOST, 1: -signal.SIGKILL, 2: PEER_LOST}
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-def test_an_error_of_one_is_told_by_all_and_ends_them(tmp_path, failing):
+def test_an_error_of_one_is_printed_by_all_and_ends_them(tmp_path, failing):
     scripts = [WORKING] * 3
     scripts[failing] = [("walk", 1, 4), ("close", "the data ended\nafter 3 steps"), ("exit", 2)]
     with Job(tmp_path, scripts) as job:
@@ -103,16 +103,16 @@ def test_an_error_of_one_is_told_by_all_and_ends_them(tmp_path, failing):
         assert codes == {i: 2 if i == failing else PEER_LOST for i in range(3)}
         assert seconds < 4
         for other in {0, 1, 2} - {failing}:
-            assert job.told(other) == f"error: {job.name(failing)} stopped: the data ended\nafter 3 steps\n"
+            assert job.printed(other) == f"error: {job.name(failing)} stopped: the data ended\nafter 3 steps\n"
 
 
 def test_a_process_that_never_comes_ends_the_others(tmp_path):
     with Job(tmp_path, [WORKING, WORKING, [("absent",)]], join_timeout=1.0) as job:
         assert job.end(6, without=[2])[0] == {0: PEER_LOST, 1: PEER_LOST}
-        assert "process 2 of 3 did not join within 1 s" in job.told(1)
+        assert "process 2 of 3 did not join within 1 s" in job.printed(1)
 
 
-def test_a_member_without_process_0_raises(tmp_path):
+def test_a_client_without_process_0_raises(tmp_path):
     with Job(tmp_path, [[("absent",)], WORKING], join_timeout=0.5) as job:
         assert job.end(5)[0] == {0: 0, 1: 1}
-        assert re.search("ClusterError: no note", job.told(1))
+        assert re.search("ClusterError: no value", job.printed(1))
