@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
 from hetjax.models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
-from hetjax.models.generate import generate
 from hetjax.models.kernels.grouped_experts import Kernels, Slots, run_experts
 from hetjax.models.parallel.expert_parallel import mix_experts
 from hetjax.models.parts.attention import attend
@@ -20,6 +19,7 @@ from hetjax.models.parts.rope import rope_table, rotate
 from hetjax.models.parts.router import Router, within_capacity
 from hetjax.models.parts.scatter import scatter_tokens
 from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 from tests.harness.models.tiny_parakeet import build_parakeet
 

@@ -11,9 +11,9 @@ from flax import nnx
 
 from hetjax.models import MambaConfig, ModelError, MoEConfig, NemotronH, NemotronHConfig
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.generate import generate
 from hetjax.models.parts.groups import layer_places
 from hetjax.models.parts.router import RoutingState
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_hybrid import HYBRID, WITHOUT_LOSS, build_hybrid, hybrid_batch, loss_and_gradients
 from tests.harness.models.tiny_models import relative_error
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.models.dims import layout_in_force
-from hetjax.models.generate import generate
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import (
     build_decoder,
     build_vision,
