@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
 
 Grid = tuple[int, int]
@@ -34,9 +35,7 @@ class DynamicResolution:
     """Whether frames keep their aspect; else they become squares."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0 and field.name != "keep_video_aspect":
-                raise ModelError(f"DynamicResolution: {field.name} = {getattr(self, field.name)} must be positive")
+        check_positive(self)
         if self.min_patches > self.max_patches:
             raise ModelError(
                 f"DynamicResolution: min_patches = {self.min_patches} > max_patches = {self.max_patches}; "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from hetjax.models.checks import check_divides, check_positive, check_projector
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
 from hetjax.models.errors import ModelError
 from hetjax.models.parallel.sharded_linear import project
@@ -54,25 +55,15 @@ class Siglip2Config:
     """Added to the variance in every LayerNorm."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value <= 0:
-                raise ModelError(f"Siglip2Config: {field.name} = {value} must be positive")
-        if self.width % self.heads:
-            raise ModelError(
-                f"Siglip2Config: width % heads = {self.width} % {self.heads} must be 0; change either of the two"
-            )
+        check_positive(self)
+        check_divides(self, "heads", "width")
         if self.image_size is not None and self.image_size // self.patch_size != self.position_side:
             raise ModelError(
                 f"Siglip2Config: image_size // patch_size = {self.image_size} // {self.patch_size} = "
                 f"{self.image_size // self.patch_size}, but position_side = {self.position_side}; images of one size "
                 "have a learned position for each patch"
             )
-        if (self.projector_width is None) != (self.output_width is None):
-            raise ModelError(
-                f"Siglip2Config: projector_width = {self.projector_width} and output_width = {self.output_width}; "
-                "give both for a projector, or neither for features"
-            )
+        check_projector(self)
 
     @property
     def patch_dim(self) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hetjax.models.checks import check_divides, check_positive
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
 from hetjax.models.errors import ModelError
 from hetjax.models.parallel.sharded_linear import project
@@ -50,13 +51,9 @@ class VisionConfig:
     """Added to the variance in every LayerNorm."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ModelError(f"VisionConfig: {field.name} = {getattr(self, field.name)} must be positive")
-        for whole, divisor in (("image_size", "patch_size"), ("width", "heads")):
-            a, b = getattr(self, whole), getattr(self, divisor)
-            if a % b:
-                raise ModelError(f"VisionConfig: {whole} % {divisor} = {a} % {b} must be 0; change either of the two")
+        check_positive(self)
+        check_divides(self, "patch_size", "image_size")
+        check_divides(self, "heads", "width")
 
     @property
     def tokens_per_image(self) -> int:

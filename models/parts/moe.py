@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hetjax.models.checks import check_positive
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
 from hetjax.models.errors import ModelError
 from hetjax.models.kernels.grouped_experts import Activation, Kernels
@@ -57,10 +58,7 @@ class MoEConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ModelError(f"MoEConfig: {name} = {value} must be {least} or more")
-        for name in ("factor", "capacity_factor"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ModelError(f"MoEConfig: {name} = {value} must be positive")
+        check_positive(self, ("factor", "capacity_factor"))
         if self.top_k > self.count:
             raise ModelError(
                 f"MoEConfig: top_k <= count must hold, but {self.top_k} > {self.count}: a token takes each expert "

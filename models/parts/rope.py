@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
 
 # B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width
@@ -35,9 +36,7 @@ class RopeScaling:
     """Rows of the sequences of the first training."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ModelError(f"RopeScaling: {field.name} = {getattr(self, field.name)} must be positive")
+        check_positive(self)
         if self.low_turns >= self.high_turns:
             raise ModelError(
                 f"RopeScaling: low_turns < high_turns must hold, but {self.low_turns} >= {self.high_turns}; "

@@ -232,7 +232,7 @@ def test_a_tied_head_is_the_embedding(float64):
         ({"pattern": ""}, "has no letter"),
         ({"pattern": "M-"}, "mlp_width is 0"),
         ({"mamba": None}, "mamba is None"),
-        ({"kv_heads": 3}, "4 % 3 must be 0"),
+        ({"kv_heads": 3}, "heads % kv_heads = 4 % 3 = 1 must be 0"),
         ({"width": 0}, "width = 0 must be positive"),
     ],
 )

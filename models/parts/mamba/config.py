@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.models.checks import check_divides, check_positive
 from hetjax.models.errors import ModelError
 
 
@@ -29,19 +30,13 @@ class MambaConfig:
     """The least time step of a row; null for none."""
 
     def __post_init__(self):
-        for name in ("heads", "head_dim", "groups", "state", "chunk", "norm_epsilon"):
-            if getattr(self, name) <= 0:
-                raise ModelError(f"MambaConfig: {name} = {getattr(self, name)} must be positive")
+        check_positive(self, ("heads", "head_dim", "groups", "state", "chunk", "norm_epsilon"))
         if self.conv_kernel < 2:
             raise ModelError(
                 f"MambaConfig: conv_kernel = {self.conv_kernel} must be 2 or more, for a convolution sees more than "
                 "its own row"
             )
-        if self.heads % self.groups:
-            raise ModelError(
-                f"MambaConfig: heads % groups = {self.heads} % {self.groups} = {self.heads % self.groups} must be 0; "
-                "change either of the two"
-            )
+        check_divides(self, "groups", "heads")
         if self.min_dt is not None and self.min_dt < 0:
             raise ModelError(f"MambaConfig: min_dt = {self.min_dt} must not be negative; give null for none")
 
