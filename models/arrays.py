@@ -1,20 +1,20 @@
-"""A module's arrays by path, as converters and tests name them."""
+"""Read and replace a module's arrays by path."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+import jax
 from flax import nnx
 
 
-def arrays_by_path(module: nnx.Module) -> dict[str, Any]:
-    """Every array of a module, or its shape where the module is abstract: {"layers/block/.../kernel": array}."""
+def arrays_by_path(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
+    """Return every array of a module, or its shape where the module is abstract: {"layers/block/.../kernel": array}."""
     return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(module))}
 
 
-def with_arrays(module: nnx.Module, arrays: Mapping[str, Any]) -> nnx.Module:
-    """A module like `module`, with these arrays in the place of its own.
+def with_arrays(module: nnx.Module, arrays: Mapping[str, jax.typing.ArrayLike | jax.ShapeDtypeStruct]) -> nnx.Module:
+    """Return a module like `module`, with these arrays in the place of its own.
 
     Raises ValueError where paths or shapes are not those of the module.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from hetjax.execution.step_programs import Step
-from hetjax.models.dims import layout_in_force
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.schedule import Costs, Kind
 
 

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.errors import BatchError, GraphError
 from hetjax.meshes import Layout, PlacementError
-from hetjax.models.dims import Dims, Splits, layout_in_force
+from hetjax.models.dims import Dims
 from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.remat import Remat
 from hetjax.stages.flat_state import Arrays, Skeleton, take_apart
 

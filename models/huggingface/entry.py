@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
+import jax
 import numpy as np
 
 Tensors = tuple[np.ndarray, ...]
@@ -75,7 +75,9 @@ def kernel(name: str, path: str, *index: int, ins: tuple[int, ...], outs: tuple[
 
 
 def read_arrays(
-    entries: Iterable[Entry], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]
+    entries: Iterable[Entry],
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, np.ndarray | jax.Array | jax.ShapeDtypeStruct],
 ) -> dict[str, np.ndarray]:
     """All our arrays, by path, from a checkpoint's tensors; `shapes` tells the shape of each path.
 
@@ -91,7 +93,7 @@ def read_arrays(
     return arrays
 
 
-def write_tensors(entries: Iterable[Entry], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def write_tensors(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, np.ndarray]:
     """All tensors of a checkpoint, by name, from our arrays by path."""
     tensors: dict[str, np.ndarray] = {}
     for entry in entries:

@@ -8,7 +8,6 @@ NVIDIA's release says `llm_config` and `sound_config`, `vit_hidden_size`, `img_c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from hetjax.models.huggingface.parakeet import (
 )
 from hetjax.models.huggingface.radio import IGNORED as RADIO_IGNORED
 from hetjax.models.huggingface.radio import radio_config, radio_constants, radio_entries, radio_omni_config
+from hetjax.models.json_values import Json, JsonObject
 
 MODEL_TYPES = ("nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 LANGUAGE = "language_model."
@@ -37,7 +37,7 @@ TOKENS = {"image_token_id": 18, "audio_token_id": 27, "img_start_token_id": 21, 
 """Ids that a config.json holds, which are no sizes."""
 
 
-def omni_configs(hf: Mapping[str, Any]) -> Configs:
+def omni_configs(hf: Mapping[str, Json]) -> Configs:
     """The config of each module that a config.json describes; `audio` only where it has an encoder of sound.
 
     Raises ModelError where a part lacks, and whatever the readers of the parts raise.
@@ -55,7 +55,7 @@ def omni_configs(hf: Mapping[str, Any]) -> Configs:
     return {**configs, "llm": nemotron_h_config(language)}
 
 
-def omni_hf_config(configs: Configs) -> dict[str, Any]:
+def omni_hf_config(configs: Configs) -> JsonObject:
     """config.json by the names of transformers. Raises ModelError for a model without one of the three parts."""
     if lacking := {"vision", "audio", "llm"} - {name for name, config in configs.items() if config is not None}:
         raise ModelError(f"an omni-modal checkpoint has vision, audio and llm, but there is no {min(lacking)}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, same
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE
 from hetjax.models.parts.mel import WINDOW, mel_filters
@@ -138,7 +138,7 @@ def parakeet_buffers(config: ParakeetConfig, *, prefix: str = PREFIX) -> dict[st
     }
 
 
-def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -> ParakeetConfig:
+def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) -> ParakeetConfig:
     """The config of an encoder from a `sound_config` or `audio_config`, or that of a bare encoder.
 
     `output_width` is the width of the language model, for those with a projector. `feat_in` is ignored: released
@@ -171,7 +171,7 @@ def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -
     )
 
 
-def parakeet_hf_config(config: ParakeetConfig) -> dict[str, Any]:
+def parakeet_hf_config(config: ParakeetConfig) -> JsonObject:
     """The reverse of `parakeet_config`, as the `audio_config` or `sound_config` of a whole model has it."""
     projector = (
         {}

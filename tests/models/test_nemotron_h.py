@@ -197,7 +197,7 @@ def test_answers_to_pruned_images_are_those_to_the_rows_left():
 
 def test_stages_are_cut_between_rows_of_groups():
     model = build_hybrid()
-    assert model.layers.rows == ("M", "M*EE", "M*EE")
+    assert model.layers.units == ("M", "M*EE", "M*EE")
     costs = model.layer_costs
     assert len(costs.layers) == 3 and costs.layers[1] == costs.layers[2] > costs.layers[0]
     whole = arrays_by_path(model)

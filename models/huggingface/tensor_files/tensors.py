@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from hetjax.models.errors import ModelError
+from hetjax.models.json_values import JsonObject
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -156,7 +156,7 @@ def listed(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path) -> tuple[JsonObject, int]:
     """(the header, where the data begins)."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, PlacementError
 from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.dims import RESIDUAL, layout_in_force
+from hetjax.models.dims import RESIDUAL
 from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.causal_conv import Streams
-from hetjax.models.parallel.mamba_context import mix_across
+from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.parallel.mamba_context import context_parallel_mamba
 from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.stages.flat_state import take_apart
@@ -143,10 +144,11 @@ def test_summaries_of_runs_move_and_no_rows(degrees, packed):
     segments = ones(("batch", "seq"), BATCH, length).astype(jnp.int32) if packed else None
 
     def forward(streams, dt):
-        run = lambda streams, dt: mix_across(  # noqa: E731
-            splits, streams, layer._convs(), dt, -jnp.ones(CONFIG.heads), jnp.ones(CONFIG.heads), segments, chunk=8
+        run = lambda streams, dt: context_parallel_mamba(  # noqa: E731
+            streams, layer._convs(), dt, -jnp.ones(CONFIG.heads), jnp.ones(CONFIG.heads), segments, chunk=8
         )
-        return jax.vjp(run, streams, dt)
+        with layout_in_force(lambda x, dims: x, splits):
+            return jax.vjp(run, streams, dt)
 
     program = jax.jit(forward).lower(streams, dt).compile()
     samples, tensor = BATCH // layout.data, layout.tensor
@@ -204,10 +206,9 @@ def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(PlacementError, match=r"dim 'kv_heads' of size 1 is not divisible by tensor=2"):
         layout.weight_spec(skeleton.dims["b/kernel"], params["b/kernel"].shape, name="b/kernel")
     streams = Streams(jnp.ones((1, 8, 4, 3)), *[jnp.ones((1, 8, 1, 5))] * 2)
-    with pytest.raises(LayoutError, match=r"groups % tensor = 0, but 1 % 2 = 1"):
-        mix_across(
-            splits_of(layout), streams, layer._convs(), jnp.ones((1, 8, 4)), jnp.ones(4), jnp.ones(4), None, chunk=4
-        )
+    in_force = layout_in_force(lambda x, dims: x, splits_of(layout))
+    with in_force, pytest.raises(LayoutError, match=r"groups % tensor = 0, but 1 % 2 = 1"):
+        context_parallel_mamba(streams, layer._convs(), jnp.ones((1, 8, 4)), jnp.ones(4), jnp.ones(4), None, chunk=4)
 
 
 def test_rows_in_their_natural_order_are_refused_where_the_sequence_is_split():

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import collectives
-from hetjax.models.dims import Splits, layout_in_force
 from hetjax.models.errors import LayoutError, ModelError
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.moe import MoE, MoEConfig
 
