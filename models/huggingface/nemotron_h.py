@@ -201,8 +201,8 @@ def _check(config: NemotronHConfig) -> None:
         return
     theirs = {"activation": "relu2", "scores": "sigmoid"}
     other = {name: getattr(experts, name) for name, value in theirs.items() if getattr(experts, name) != value}
-    told = [f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items()]
-    told += [] if experts.shared_width else ["shared_width = 0 instead of a positive one"]
-    told += [] if experts.bias_rate is not None else ["bias_rate = None instead of a number, 0 for a bias that stays"]
-    if told:
-        raise ModelError(f"Nemotron-H cannot hold these experts: {', '.join(told)}")
+    wrong = [f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items()]
+    wrong += [] if experts.shared_width else ["shared_width = 0 instead of a positive one"]
+    wrong += [] if experts.bias_rate is not None else ["bias_rate = None instead of a number, 0 for a bias that stays"]
+    if wrong:
+        raise ModelError(f"Nemotron-H cannot hold these experts: {', '.join(wrong)}")

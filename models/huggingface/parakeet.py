@@ -1,4 +1,4 @@
-"""Parakeet encoders of sound: names of their tensors, and their config, in and out."""
+"""Parakeet audio encoders: names of their tensors, and their config, in and out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _subsampling(config: ParakeetConfig, name: str) -> Iterator[Entry]:
             names=(f"{pointwise}.weight",),
             slots=(Slot(path=f"{ours}/pointwise/kernel"),),
             read=lambda given: (given[:, :, 0, 0].T,),
-            write=lambda held: (np.ascontiguousarray(held.T)[:, :, None, None],),
+            write=lambda ours: (np.ascontiguousarray(ours.T)[:, :, None, None],),
         )
         yield same(f"{pointwise}.bias", f"{ours}/pointwise/bias")
     yield kernel(f"{name}linear.weight", "subsampling/output/kernel", ins=(channels, bins), outs=(config.width,))
@@ -64,7 +64,7 @@ def _taps(name: str, path: str, taps: tuple[int, ...], *index: int) -> Entry:
         names=(name,),
         slots=(Slot(path=path, index=index),),
         read=lambda given: (given.reshape(given.shape[0], -1).T,),
-        write=lambda held: (np.ascontiguousarray(held.T).reshape(-1, 1, *taps),),
+        write=lambda ours: (np.ascontiguousarray(ours.T).reshape(-1, 1, *taps),),
     )
 
 
@@ -114,7 +114,7 @@ def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> It
         names=(f"{name}pointwise_conv2.weight",),
         slots=(Slot(path=f"{ours}/output/kernel", index=(layer,)),),
         read=lambda given: (given[:, :, 0].T,),
-        write=lambda held: (np.ascontiguousarray(held.T)[:, :, None],),
+        write=lambda ours: (np.ascontiguousarray(ours.T)[:, :, None],),
     )
     for theirs, part in (
         ("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "variance"),
@@ -125,7 +125,7 @@ def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> It
         names=(f"{name}norm.num_batches_tracked",),
         slots=(Slot(path=f"{ours}/norm/batches", index=(layer,)),),
         read=lambda given: (given,),
-        write=lambda held: (np.asarray(held, np.int64),),
+        write=lambda ours: (np.asarray(ours, np.int64),),
     )
 
 
@@ -156,7 +156,7 @@ def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) 
     }
     for name, value in expected.items():
         if hf.get(name, value) != value:
-            raise ModelError(f"config of the encoder of sound: {name} = {hf[name]!r}; only {value!r} is supported")
+            raise ModelError(f"config of the audio encoder: {name} = {hf[name]!r}; only {value!r} is supported")
     return ParakeetConfig(
         width=hf.get("hidden_size", 1024),
         layers=hf.get("num_hidden_layers", 24),

@@ -80,5 +80,5 @@ def _check(config: DecoderConfig) -> None:
     theirs = {"activation": "swiglu", "shared_width": 0, "scores": "softmax", "factor": 1.0, "bias_rate": None}
     other = {name: getattr(experts, name) for name, value in theirs.items() if getattr(experts, name) != value}
     if other:
-        told = ", ".join(f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items())
-        raise ModelError(f"Qwen3 cannot hold these experts: {told}")
+        wrong = ", ".join(f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items())
+        raise ModelError(f"Qwen3 cannot hold these experts: {wrong}")

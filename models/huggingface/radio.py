@@ -91,17 +91,17 @@ def _qkv(name: str, part: str, layer: int, heads: tuple[int, int], width: int) -
         slots=tuple(
             Slot(path=f"layers/block/attention/{which}/{leaf}", index=(layer,)) for which in ("query", "key", "value")
         ),
-        read=functools.partial(_cut, ours=ours),
+        read=functools.partial(_split, ours=ours),
         write=_joined,
     )
 
 
-def _cut(fused: np.ndarray, *, ours: tuple[int, ...]) -> Tensors:
+def _split(fused: np.ndarray, *, ours: tuple[int, ...]) -> Tensors:
     return tuple(part.T.reshape(ours) for part in np.split(fused, 3))
 
 
-def _joined(*held: np.ndarray) -> Tensors:
-    parts = [part.reshape(part.shape[0], -1).T if part.ndim == 3 else part.reshape(-1) for part in held]
+def _joined(*ours: np.ndarray) -> Tensors:
+    parts = [part.reshape(part.shape[0], -1).T if part.ndim == 3 else part.reshape(-1) for part in ours]
     return (np.concatenate(parts),)
 
 
