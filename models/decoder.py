@@ -84,7 +84,7 @@ class LanguageModel(FusedLanguageModel):
         check_inputs(self, self.required_ports, given)
         order = causal_order((tokens if self.cut.first else hidden).shape[1])
         if segments is None:
-            positions = jnp.asarray(order.rows)[None]
+            positions = jnp.asarray(order.positions)[None]
         else:
             positions, segments = order.arrange(positions_in_segments(segments)), order.arrange(segments)
         if self.cut.first:

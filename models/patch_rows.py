@@ -7,7 +7,6 @@ patches, and padding at the end.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -171,8 +170,3 @@ def normalize(
 ) -> Float[np.ndarray, "*frames H W C"]:
     """Pixels from 0 to 255 as (pixel / 255 - mean) / std of their channel, float32."""
     return (image.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
-
-
-def sequence_rows(layout: PatchRows, grids: Sequence[tuple[int, int]], multiple: int = 1) -> int:
-    """Rows that images, or tubelets, of these grids need together, rounded up to a multiple."""
-    return math.ceil(sum(layout.rows(*grid) for grid in grids) / multiple) * multiple

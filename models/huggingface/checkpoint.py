@@ -74,7 +74,7 @@ class HuggingFaceCheckpoint:
         return [name for name in self.tensors if name not in taken and not self._explained(name)]
 
     def kept(self) -> list[str]:
-        """Return the tensors that no module of ours takes, and that a checkpoint has to have when it is converted back."""
+        """Return the tensors that no module of ours takes, and that a checkpoint converted back has to have."""
         return [name for name in self.tensors if self.family.keeps(name)]
 
     def _explained(self, name: str) -> bool:

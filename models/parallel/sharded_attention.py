@@ -45,7 +45,7 @@ def sharded_attention(
     if positions is None and is_fusable(query, segments, device_in_force()):
         return fused_attention_per_device(query, key, value, segments, causal=order is not None)
     if order is not None:
-        positions = jnp.asarray(order.rows)[None]
+        positions = jnp.asarray(order.positions)[None]
     return attend(query, key, value, positions, segments)
 
 

@@ -46,7 +46,7 @@ class SequenceOrder:
     shards: int = 1
 
     @property
-    def rows(self) -> np.ndarray:
+    def positions(self) -> np.ndarray:
         """The position at each place, in the order of the devices: [S] int32."""
         if self.shards == 1:
             return np.arange(self.length, dtype=np.int32)
@@ -57,13 +57,14 @@ class SequenceOrder:
         """Return ids, labels or weights in their places. For small arrays: each device takes whole sequences for it."""
         if x is None or self.shards == 1:
             return x
-        return constrain(jnp.take(constrain(x, "batch", None), self.rows, axis=1), "batch", "seq")
+        return constrain(jnp.take(constrain(x, "batch", None), self.positions, axis=1), "batch", "seq")
 
-    def places(self, rows: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
+    def places(self, positions: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
         """Return the place of each position; a position of S or more stays outside of the sequence."""
-        if rows is None or self.shards == 1:
-            return rows
-        return jnp.asarray(np.argsort(self.rows), rows.dtype).at[rows].get(mode="fill", fill_value=self.length)
+        if positions is None or self.shards == 1:
+            return positions
+        places = jnp.asarray(np.argsort(self.positions), positions.dtype)
+        return places.at[positions].get(mode="fill", fill_value=self.length)
 
 
 def sequence_shards() -> int:

@@ -169,7 +169,7 @@ def within_capacity(
     (None for the natural one), so that what is dropped does not depend on the layout. For numbers of experts
     alone each device takes whole sequences.
     """
-    places = None if order is None or order.shards == 1 else order.rows
+    places = None if order is None or order.shards == 1 else order.positions
     whole = constrain(experts, "batch", None, None)
     natural = whole if places is None else whole[:, places.argsort()]
     kept = per_device(("batch",), jax.vmap(partial(_first_ones, count, capacity)))(natural)

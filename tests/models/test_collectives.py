@@ -35,7 +35,7 @@ ACTIVATION = B * S * D * 4
 
 def decoder(block, x):
     order = causal_order(S)
-    rope = rope_table(jnp.asarray(order.rows)[None], DECODER.head_dim, DECODER.rope_theta, x.dtype)
+    rope = rope_table(jnp.asarray(order.positions)[None], DECODER.head_dim, DECODER.rope_theta, x.dtype)
     return block(x, order=order, rope=rope)[0]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from hetjax.models import ParakeetConfig, ParakeetEncoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.parakeet import parakeet_config, parakeet_entries
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.huggingface_models import with_tensors
 
 TINY = ParakeetConfig(

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, PlacementError
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.dims import RESIDUAL
 from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.causal_conv import Streams
@@ -22,6 +22,7 @@ from hetjax.models.parallel.mamba_context import context_parallel_mamba
 from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.stages.flat_state import take_apart
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.mamba_layer import CONFIG, WIDTH, build, error, rows
 from tests.harness.models.mamba_stepwise import documents
@@ -46,8 +47,8 @@ def across(layout: Layout, layer, x, segments):
     """The layer under a layout; rows go into the order of the devices and back."""
     with layout_in_force(constraint_of(layout), splits_of(layout)):
         order = causal_order(x.shape[1])
-        segments = None if segments is None else segments[:, order.rows]
-        return layer(x[:, order.rows], order=order, segments=segments)[0][:, np.argsort(order.rows)]
+        segments = None if segments is None else segments[:, order.positions]
+        return layer(x[:, order.positions], order=order, segments=segments)[0][:, np.argsort(order.positions)]
 
 
 #: Compiled in every run of the tests; others are left to slow ones.
@@ -97,7 +98,7 @@ def test_shards_of_the_batch_that_run_apart_equal_one_device(float64):
 
     def shard(x):
         with layout_in_force(lambda x, dims: x, splits):
-            return layer(x[:, order.rows], order=order)[0][:, np.argsort(order.rows)]
+            return layer(x[:, order.positions], order=order)[0][:, np.argsort(order.positions)]
 
     got = jax.jit(lambda x: merge(by_shard(shard, 2, shared=())(split(x, 2))))(x)
     assert error(got, jax.jit(lambda x: layer(x)[0])(x)) < 1e-12

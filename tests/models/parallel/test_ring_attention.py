@@ -52,11 +52,11 @@ def largest_errors(split: Splits, arrays, segments, *, causal):
     """Of the output and of the gradients of query, key and value."""
     *qkv, weight = arrays
     order = SequenceOrder(length=weight.shape[1], shards=split.mesh.shape["context"] if causal else 1)
-    back = np.argsort(order.rows)
+    back = np.argsort(order.positions)
 
     def across(*qkv):
-        placed = [x[:, order.rows] for x in qkv]
-        rows = None if segments is None else segments[:, order.rows]
+        placed = [x[:, order.positions] for x in qkv]
+        rows = None if segments is None else segments[:, order.positions]
         return ring_attention(split, *placed, rows, causal=causal)[:, back]
 
     def with_gradients(function, qkv):

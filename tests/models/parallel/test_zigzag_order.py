@@ -36,8 +36,8 @@ def context_in_force(degree: int):
 
 
 def test_each_device_holds_a_chunk_from_either_end():
-    assert SequenceOrder(length=12, shards=3).rows.tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
-    assert SequenceOrder(length=5).rows.tolist() == [0, 1, 2, 3, 4]
+    assert SequenceOrder(length=12, shards=3).positions.tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    assert SequenceOrder(length=5).positions.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_arranged_rows_and_places_agree():
@@ -52,7 +52,7 @@ def test_arranged_rows_and_places_agree():
 @pytest.mark.parametrize("shards", [2, 3, 4, 8])
 def test_tiles_cover_each_pair_that_a_query_may_see_once_and_no_tile_is_in_vain(shards):
     order = SequenceOrder(length=2 * shards * 3, shards=shards)
-    chunks = order.rows.reshape(shards, 2, -1)
+    chunks = order.positions.reshape(shards, 2, -1)
     times = np.zeros((order.length, order.length), int)
     for index in range(shards):
         for step in range(shards):
