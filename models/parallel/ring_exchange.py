@@ -68,7 +68,7 @@ def rounds(sharding: RingSharding, index: Int[Array, ""], own: Arrays) -> Iterat
         return
     held = own
     for number in range(sharding.shards):
-        # Asked for before the caller computes with what is held: the two may overlap.
+        # Asked for before the caller computes with what it has: the two may overlap.
         following = _pass_on(sharding, held) if number + 1 < sharding.shards else None
         yield number, held
         held = following

@@ -54,14 +54,14 @@ def test_shapes_that_the_signatures_state_are_taken():
     checked(VisionEncoder.__call__, build_vision(), jnp.asarray(image_batch()))
 
 
-def test_shapes_of_sound_that_the_signatures_state_are_taken():
+def test_shapes_of_audio_that_the_signatures_state_are_taken():
     lengths, valid = jnp.full((2, 3), 1600), jnp.ones((2, 3, 5), bool)
     checked(log_mel, ones(2, 3, 1600), lengths, 16)
     by_head, biases = ones(2, 3, 5, 4, 6), ones(4, 6)
     checked(attend_relatively, by_head, by_head, by_head, ones(9, 4, 6), biases, biases, valid)
     checked(shift_distances, ones(2, 5, 9))
-    sound = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
-    checked(ParakeetEncoder.__call__, build_parakeet(), **sound)
+    audio = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
+    checked(ParakeetEncoder.__call__, build_parakeet(), **audio)
     checked(ParakeetEncoder.encode, build_parakeet(), ones(2, 3, 10, 16), lengths // 160)
 
 

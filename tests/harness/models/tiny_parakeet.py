@@ -1,4 +1,4 @@
-"""Tiny encoders of sound, and what tests ask of them."""
+"""Tiny audio encoders, and what tests ask of them."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def build_parakeet(dtype=np.float32, **changes):
 
 
 def sounds(lengths, samples, dtype=np.float32, seed=0):
-    """{"waveforms", "lengths"} for clips of these lengths [B, C], and noise past their ends, that no one is to hear."""
+    """{"waveforms", "lengths"} for clips of these lengths [B, C], and noise past their ends, not to be read."""
     lengths = np.asarray(lengths, np.int32)
     waveforms = np.random.default_rng(seed).normal(scale=0.1, size=(*lengths.shape, samples)).astype(dtype)
     return {"waveforms": waveforms, "lengths": lengths}

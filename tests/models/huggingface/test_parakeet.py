@@ -1,4 +1,4 @@
-"""Encoders of sound in and out of Hugging Face checkpoints, and equal to stored tensors of transformers."""
+"""Audio encoders in and out of Hugging Face checkpoints, and equal to stored tensors of transformers."""
 
 import dataclasses
 
