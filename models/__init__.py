@@ -13,8 +13,10 @@ from hetjax.models.parts.rope import RopeScaling
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.sampling import GREEDY, Sampling
-from hetjax.models.siglip2 import Siglip2Config, Siglip2Encoder
-from hetjax.models.vit import VisionConfig, VisionEncoder
+from hetjax.models.siglip2 import Siglip2Encoder
+from hetjax.models.siglip2_config import Siglip2Config
+from hetjax.models.vision_config import VisionConfig
+from hetjax.models.vit import VisionEncoder
 
 __all__ = [
     "GREEDY",

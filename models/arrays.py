@@ -1,32 +1,11 @@
-"""A module's arrays by path, as converters and tests name them."""
+"""Read a module's arrays by path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import jax
 from flax import nnx
 
 
-def arrays_by_path(module: nnx.Module) -> dict[str, Any]:
-    """Every array of a module, or its shape where the module is abstract: {"layers/block/.../kernel": array}."""
+def arrays_by_path(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
+    """Return every array of a module, or its shape where the module is abstract: {"layers/block/.../kernel": array}."""
     return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(module))}
-
-
-def with_arrays(module: nnx.Module, arrays: Mapping[str, Any]) -> nnx.Module:
-    """A module like `module`, with these arrays in the place of its own.
-
-    Raises ValueError where paths or shapes are not those of the module.
-    """
-    definition, state = nnx.split(module)
-    flat = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
-    lacking, unknown = sorted(flat.keys() - arrays.keys()), sorted(arrays.keys() - flat.keys())
-    if lacking or unknown:
-        raise ValueError(f"{type(module).__name__}: lacks arrays for {lacking}; has no {unknown}")
-    for path, (_, variable) in flat.items():
-        if arrays[path].shape != variable.get_value().shape:
-            raise ValueError(
-                f"{type(module).__name__}: {path} has shape {variable.get_value().shape}, not {arrays[path].shape}"
-            )
-    new = nnx.from_flat_state([(path, variable.replace(arrays[name])) for name, (path, variable) in flat.items()])
-    return nnx.merge(definition, new)

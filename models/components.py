@@ -1,9 +1,10 @@
-"""The modules that a config can stand for: one class a kind of config."""
+"""Build the module that a config describes: one class a kind of config."""
 
 from __future__ import annotations
 
 from flax import nnx
 
+from hetjax.models.component_config import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.nemotron_h import NemotronH
@@ -12,15 +13,12 @@ from hetjax.models.parakeet import ParakeetEncoder
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
-from hetjax.models.siglip2 import Siglip2Config, Siglip2Encoder
-from hetjax.models.vit import VisionConfig, VisionEncoder
+from hetjax.models.siglip2 import Siglip2Encoder
+from hetjax.models.siglip2_config import Siglip2Config
+from hetjax.models.vision_config import VisionConfig
+from hetjax.models.vit import VisionEncoder
 
-EncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ParakeetConfig
-"""Config of an encoder."""
-ComponentConfig = DecoderConfig | NemotronHConfig | EncoderConfig
-"""Config of any module."""
-
-COMPONENTS: dict[type, type[nnx.Module]] = {
+COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {
     DecoderConfig: LanguageModel,
     NemotronHConfig: NemotronH,
     VisionConfig: VisionEncoder,
@@ -32,5 +30,5 @@ COMPONENTS: dict[type, type[nnx.Module]] = {
 
 
 def build_component(config: ComponentConfig, rngs: nnx.Rngs) -> nnx.Module:
-    """The module that a config describes, with fresh weights; under `nnx.eval_shape`, with shapes alone."""
+    """Return the module that a config describes, with fresh weights; under `nnx.eval_shape`, with shapes alone."""
     return COMPONENTS[type(config)](config, rngs=rngs)

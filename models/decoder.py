@@ -6,139 +6,44 @@ queries and keys it is that of Qwen3. A mixture of experts may stand in the plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from hetjax.models.decoder_block import DecoderBlock
 from hetjax.models.decoder_config import DecoderConfig
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
-from hetjax.models.errors import ModelError
-from hetjax.models.parallel.sharded_embedding import look_up
-from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.language_model import FusedLanguageModel
 from hetjax.models.parallel.zigzag_order import causal_order
-from hetjax.models.parts.attention import Attention, Cache
-from hetjax.models.parts.linear import Linear
-from hetjax.models.parts.loss import cross_entropy
-from hetjax.models.parts.mlp import SwiGLU
-from hetjax.models.parts.moe import MoE
-from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.parts.attention import Cache
 from hetjax.models.parts.rope import RopeTable, rope_table
-from hetjax.models.parts.scatter import scatter_tokens
 from hetjax.models.parts.segments import positions_in_segments
 from hetjax.models.parts.stack import Stack
-from hetjax.models.parts.tied_head import logits_of_table
-from hetjax.models.remat import point
-from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.stages import LayerCosts, check_inputs
 
 # B batch · S fused sequence · N M image and audio tokens a sample · D width · V vocabulary
 # L layers of this stage · T cache slots · G key heads · K head width
 
-EMBED_PORTS = ("tokens", "image_tokens", "image_positions", "audio_tokens", "audio_positions")
-LOSS_PORTS = ("labels", "loss_weights")
 
-
-class DecoderBlock(nnx.Module):
-    """Pre-norm causal attention and SwiGLU or a mixture of experts, each added to the residual stream."""
-
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        of_heads = config.norm_epsilon if config.query_key_norm else None
-        self.attention = Attention(
-            config.width, config.heads, config.kv_heads, config.head_dim, head_norm_epsilon=of_heads, rngs=rngs
-        )
-        self.mlp_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        if config.experts is None:
-            self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
-        else:
-            self.mlp = MoE(config.width, config.mlp_width, config.experts, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "B S D"], cache: Cache | None = None, **where: Any
-    ) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, " B"] | None]:
-        """(x after the layer, cache, balance loss of each sequence); `where` says which rows x has, as for `Attention`.
-
-        Without a cache this is training, where experts are counted and may drop rows.
-        """
-        training, balance = cache is None, None
-        attended, cache = self.attention(self.attention_norm(x), cache=cache, **where)
-        x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
-        new = self.mlp_norm(x)
-        if isinstance(self.mlp, MoE):
-            new, balance = self.mlp(new, order=where.get("order"), training=training)
-        else:
-            new = self.mlp(new)
-        return constrain(x + point(new, "mlp"), *RESIDUAL, "embed"), cache, balance
-
-    def end_of_step(self) -> None:
-        """Move what balances the experts."""
-        if isinstance(self.mlp, MoE):
-            self.mlp.end_of_step()
-
-
-class LanguageModel(nnx.Module):
+class LanguageModel(FusedLanguageModel):
     """Token embedding, `layers` decoder blocks, a final norm and a head; computes in the dtype of its weights."""
 
+    embed_ports = ("tokens", "image_tokens", "image_positions", "audio_tokens", "audio_positions")
+    shared_ports = ("segments",)
+
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.cut = StageCut()
-        embedding = named(nnx.initializers.normal(0.02), "vocab", "embed")
-        self.embedding = nnx.Param(embedding(rngs.params(), (config.vocab_size, config.width), jnp.float32))
-        self.layers = Stack(lambda layer_rngs: DecoderBlock(config, rngs=layer_rngs), config.layers, rngs=rngs)
-        self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
-        if not config.tie_embeddings:
-            self.head = Linear({"embed": config.width}, {"vocab": config.vocab_size}, rngs=rngs)
-
-    @property
-    def input_ports(self) -> tuple[str, ...]:
-        """Every input that this stage takes, in order."""
-        entry = EMBED_PORTS if self.cut.first else ("hidden", "balance") if self._balances else ("hidden",)
-        return entry + ("segments",) + (LOSS_PORTS if self.cut.last else ())
-
-    @property
-    def optional_ports(self) -> tuple[str, ...]:
-        """Those of `input_ports` that a call may leave out."""
-        return (*(EMBED_PORTS[1:] if self.cut.first else ()), "segments")
-
-    @property
-    def port_dims(self) -> dict[str, tuple[str, ...]]:
-        """The dims of the ports that run along the sequence."""
-        return {
-            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ROWS),
-            "hidden": (*RESIDUAL, "embed"),
-        }
-
-    @property
-    def independent_samples(self) -> bool:
-        """No row of a sample sees another sample; rows of all samples meet at the experts, where there are some."""
-        return self.config.experts is None
+        block = lambda layer_rngs: DecoderBlock(config, rngs=layer_rngs)  # noqa: E731
+        super().__init__(config, lambda rngs: Stack(block, config.layers, rngs=rngs), rngs=rngs)
 
     @property
     def layer_costs(self) -> LayerCosts:
-        """Multiplications a row in products with weights, to cut stages of equal cost."""
+        """Multiplications a token in products with weights, to cut stages of equal cost."""
         config = self.config
         attention = 2 * config.width * config.head_dim * (config.heads + config.kv_heads)
         mlp = 3 * config.width * config.mlp_width
         if config.experts is not None:
             mlp = config.experts.multiplications(config.width, config.mlp_width)
-        layer = attention + mlp
-        return LayerCosts(first=0, layers=(layer,) * config.layers, last=config.width * config.vocab_size)
-
-    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> LanguageModel:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`.
-
-        Raises ModelError for more than one stage with tied embeddings.
-        """
-        if self.config.tie_embeddings and count > 1:
-            raise ModelError(
-                f"LanguageModel: with tie_embeddings, stages = {count} must be 1, since the first and the last stage "
-                "would train one table on two meshes; set stage=1 and chunks=1, or tie_embeddings=False"
-            )
-        last = ("norm",) if self.config.tie_embeddings else ("norm", "head")
-        return cut_stage(self, index, count, layers, first=("embedding",), last=last)
+        return self.stage_costs((attention + mlp,) * config.layers)
 
     def __call__(
         self,
@@ -153,16 +58,16 @@ class LanguageModel(nnx.Module):
         balance: Float[Array, " B"] | None = None,
         segments: Int[Array, "B S"] | None = None,
     ) -> dict[str, Array]:
-        """The summed loss of a batch, or the hidden state that the next stage takes.
+        """Return the summed loss of a batch, or the hidden state that the next stage takes.
 
-        `labels[b, s]` is the token to predict from rows 0..s of sample b, and counts `loss_weights[b, s]`
-        times; 0 for rows without a target, such as padding, which must come last in its sequence.
-        Encoder tokens replace the rows of `tokens` at their positions; a position of S or more is dropped.
-        `segments` holds an id a row, the same for the neighbouring rows of one packed document: rows attend
-        to their own document only, and its positions start from 0. Every stage takes it.
+        `labels[b, s]` is the token to predict from positions 0..s of sample b, and counts `loss_weights[b, s]`
+        times; 0 for positions without a target, such as padding, which must come last in its sequence.
+        Encoder tokens replace the embeddings of `tokens` at their positions; a position of S or more is dropped.
+        `segments` holds an id a position, the same for the neighbouring positions of one packed document: tokens
+        attend to their own document only, and its positions start from 0. Every stage takes it.
 
-        All inputs have the natural order of rows. Where the layout in force splits the sequence, the rows of
-        `hidden` alone are in the order of `hetjax.models.parallel.zigzag_order`, the same in every stage.
+        All inputs have the natural order of positions. Where the layout in force splits the sequence, `hidden` alone
+        is in the order of `hetjax.models.parallel.zigzag_order`, the same in every stage.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
         whole model and the last stage, {"hidden": [B, S, D]} from other stages. With a sequence-balance loss of
@@ -176,36 +81,24 @@ class LanguageModel(nnx.Module):
             image_positions=image_positions, audio_tokens=audio_tokens, audio_positions=audio_positions, hidden=hidden,
             balance=balance, segments=segments,
         )  # fmt: skip
-        check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
+        check_inputs(self, self.required_ports, given)
         order = causal_order((tokens if self.cut.first else hidden).shape[1])
         if segments is None:
-            positions = jnp.asarray(order.rows)[None]
+            positions = jnp.asarray(order.positions)[None]
         else:
             positions, segments = order.arrange(positions_in_segments(segments)), order.arrange(segments)
-        image_rows, audio_rows = order.places(image_positions), order.places(audio_positions)
-        x = self._embed(order.arrange(tokens), image_tokens, image_rows, audio_tokens, audio_rows, hidden)
-        rope = self._rope(positions, x.dtype)
-        step = lambda block, x, _: block(x, order=order, segments=segments, rope=rope)[::2]  # noqa: E731
-        x, of_layers = self.layers.scan(step, x)
+        if self.cut.first:
+            places = {"image": order.places(image_positions), "audio": order.places(audio_positions)}
+            hidden = self._embed(order.arrange(tokens), {"image": image_tokens, "audio": audio_tokens}, places)
+        rope = self._rope(positions, hidden.dtype)
+        layer = lambda block, x, _: block(x, order=order, segments=segments, rope=rope)[::2]  # noqa: E731
+        x, of_layers = self.layers.scan(layer, hidden)
         if self._balances:
             balance = of_layers.sum(axis=0) + (0 if balance is None else balance)
-        if not self.cut.last:
-            return {"hidden": x, "balance": balance} if self._balances else {"hidden": x}
-        loss = cross_entropy(self._logits(x), order.arrange(labels), order.arrange(loss_weights))
-        if self._balances:
-            loss += jnp.sum(balance * loss_weights.sum(axis=1, dtype=balance.dtype))
-        return {"loss": loss}
-
-    def end_of_step(self) -> None:
-        """To be called after the last microbatch of a training step: moves what balances the experts."""
-        self.layers.end_of_step()
-
-    @property
-    def _balances(self) -> bool:
-        return self.config.experts is not None and self.config.experts.balance_loss > 0
+        return self._training_outputs(x, balance, labels, loss_weights, order)
 
     def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
-        """Empty keys and values of this stage's layers, each [L, batch, length, G, K]."""
+        """Return empty keys and values of this stage's layers, each [L, batch, length, G, K]."""
         shape = (self.layers.count, batch, length, self.config.kv_heads, self.config.head_dim)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -228,58 +121,30 @@ class LanguageModel(nnx.Module):
         audio_positions: Int[Array, "B M"] | None = None,
         last: Int[Array, " B"] | None = None,
     ) -> tuple[dict[str, Array], Cache]:
-        """Run S rows of each sample against the cache; a prefill has S > 1 and a step S = 1.
+        """Run S tokens of each sample against the cache; a prefill has S > 1, and decoding goes on with S = 1.
 
-        Row s of sample b writes its keys and values to slot positions[b, s] (dropped past the end of the
+        Token s of sample b writes its keys and values to slot positions[b, s] (dropped past the end of the
         cache) and attends to the slots 0..positions[b, s]. So a prompt may be padded at its end: later
-        rows overwrite the padding's slots before they attend to them. `image_positions` and
-        `audio_positions` are rows of this call, as in `__call__`.
+        tokens overwrite the padding's slots before they attend to them. `image_positions` and
+        `audio_positions` count from the first token of this call, as in `__call__`.
 
         The first stage takes `tokens` and encoder tokens, others `hidden`. The last stage returns
-        {"logits": [B, V]} of row `last[b]` of each sample, or of row S-1 without `last`; others {"hidden"}, and
-        `balance` where stages pass it in training: it is zero. Experts drop no row and count none.
+        {"logits": [B, V]} of token `last[b]` of each sample, or of token S-1 without `last`; others {"hidden"}, and
+        `balance` where stages pass it in training: it is zero. Experts drop no token and count none.
         """
         given = dict(
             tokens=tokens, image_tokens=image_tokens, image_positions=image_positions, audio_tokens=audio_tokens,
             audio_positions=audio_positions, hidden=hidden, balance=balance,
         )  # fmt: skip
         check_inputs(self, ["tokens" if self.cut.first else "hidden"], given)
-        x = self._embed(tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden)
-        rope = self._rope(positions, x.dtype)
-        x, cache = self.layers.scan(
-            lambda block, x, layer_cache: block(x, layer_cache, positions=positions, rope=rope)[:2], x, cache
-        )
-        if not self.cut.last:
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            return {"hidden": x, **({"balance": jnp.zeros(x.shape[0], wide)} if self._balances else {})}, cache
-        row = jnp.full(x.shape[0], x.shape[1] - 1) if last is None else last
-        x = jnp.take_along_axis(x, row[:, None, None], axis=1)
-        return {"logits": self._logits(x)[:, 0]}, cache
-
-    def _embed(self, tokens, image_tokens, image_positions, audio_tokens, audio_positions, hidden):
-        if not self.cut.first:
-            return hidden
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ModelError(f"LanguageModel: tokens are {tokens.dtype}; give integers")
-        x = constrain(look_up(self.embedding[...], tokens), *RESIDUAL, "embed")
-        for kind, new, rows in (("image", image_tokens, image_positions), ("audio", audio_tokens, audio_positions)):
-            if (new is None) != (rows is None):
-                raise ModelError(f"LanguageModel: give both of {kind}_tokens and {kind}_positions, or neither")
-            if new is not None:
-                if new.shape[:2] != rows.shape:
-                    raise ModelError(
-                        f"LanguageModel: {new.shape[1]} {kind}_tokens a sample, but {rows.shape[1]} {kind}_positions; "
-                        "each encoder token needs the row that it takes"
-                    )
-                x = constrain(scatter_tokens(x, new, rows), *RESIDUAL, "embed")
-        return x
+        if self.cut.first:
+            places = {"image": image_positions, "audio": audio_positions}
+            hidden = self._embed(tokens, {"image": image_tokens, "audio": audio_tokens}, places)
+        rope = self._rope(positions, hidden.dtype)
+        layer = lambda block, x, own: block(x, own, positions=positions, rope=rope)[:2]  # noqa: E731
+        x, cache = self.layers.scan(layer, hidden, cache)
+        return self._decoding_outputs(x, last), cache
 
     def _rope(self, positions: Int[Array, "B S"], dtype: jax.typing.DTypeLike) -> RopeTable:
         config = self.config
         return rope_table(positions, config.head_dim, config.rope_theta, dtype, config.rope_scaling)
-
-    def _logits(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        x = self.norm(x)
-        if self.config.tie_embeddings:
-            return logits_of_table(x, self.embedding[...])
-        return project(x, self.head, given=RESIDUAL, wanted=ROWS)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.models.checks import check_divides, check_positive
 from hetjax.models.errors import ModelError
 from hetjax.models.parts.moe import MoEConfig
 from hetjax.models.parts.rope import RopeScaling
@@ -41,13 +42,12 @@ class DecoderConfig:
     """The head is the embedding; then all layers are one pipeline stage."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-                raise ModelError(f"DecoderConfig: {field.name} = {value} must be positive")
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"DecoderConfig: heads % kv_heads = {self.heads} % {self.kv_heads} must be 0; change either of the two"
-            )
+        check_positive(self)
+        check_divides(self, "kv_heads", "heads")
         if self.head_dim % 2:
             raise ModelError(f"DecoderConfig: head_dim % 2 = {self.head_dim} % 2 must be 0; choose an even head_dim")
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether layers have a mixture of experts."""
+        return self.experts is not None

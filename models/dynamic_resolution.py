@@ -1,4 +1,4 @@
-"""How large an image or a video frame becomes before it is cut into patches. On the host; no array is touched.
+"""Choose how large an image or a video frame becomes before it is split into patches. On the host, without arrays.
 
 The rules are those of Nemotron 3 Nano Omni: an image keeps about its own size, as a grid of patches whose number lies
 between two bounds; the frames of a video get about a fixed number of patches, in the video's own aspect.
@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
 
 Grid = tuple[int, int]
@@ -34,9 +35,7 @@ class DynamicResolution:
     """Whether frames keep their aspect; else they become squares."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0 and field.name != "keep_video_aspect":
-                raise ModelError(f"DynamicResolution: {field.name} = {getattr(self, field.name)} must be positive")
+        check_positive(self)
         if self.min_patches > self.max_patches:
             raise ModelError(
                 f"DynamicResolution: min_patches = {self.min_patches} > max_patches = {self.max_patches}; "
@@ -49,7 +48,7 @@ class DynamicResolution:
             )
 
     def image_grid(self, height: int, width: int, budget: int | None = None) -> Grid:
-        """The patch grid of an image of so many pixels, of `budget` patches at most (max_patches without)."""
+        """Return the patch grid of an image of so many pixels, of `budget` patches at most (max_patches without)."""
         budget = self.max_patches if budget is None else budget
         sides = [round(pixels / self.patch_size + 0.5) for pixels in self._checked(height, width)]
         shrink = min(math.sqrt(budget / math.prod(sides)), 1.0)
@@ -67,10 +66,10 @@ class DynamicResolution:
         return sides[0], sides[1]
 
     def image_grids(self, sizes: Sequence[tuple[int, int]], context: int, text_tokens: int = 0) -> list[Grid]:
-        """The grids of several images, by their (height, width), that share a context of so many tokens with a text.
+        """Return the grids of several images, by their (height, width), that share a context of tokens with a text.
 
         Images that do not fit together are scaled down by the same factor until they do, but none below `min_patches`:
-        what does not fit then is the caller's to cut.
+        what does not fit then is the caller's to leave out.
         """
         available = max((context - 4 - text_tokens) * self.merge**2, self.min_patches * len(sizes))
         budgets = [min(available, self.max_patches)] * len(sizes)
@@ -85,7 +84,7 @@ class DynamicResolution:
             budgets = scaled if shrinks else [self.min_patches] * len(sizes)
 
     def video_grid(self, height: int, width: int) -> Grid:
-        """The patch grid of every frame of a video."""
+        """Return the patch grid of every frame of a video."""
         height, width = self._checked(height, width)
         if not self.keep_video_aspect:
             side = max(self.merge, math.isqrt(self.video_patches) // self.merge * self.merge)
@@ -101,7 +100,7 @@ class DynamicResolution:
         return down[0], down[1]
 
     def tokens(self, grid: Grid) -> int:
-        """Tokens of an image, or of a tubelet, with this grid."""
+        """Return the tokens of an image, or of a tubelet, with this grid."""
         return math.prod(grid) // self.merge**2
 
     def _checked(self, height: int, width: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""Whether a model is called to train or to infer, for layers that differ in the two; training unless said otherwise.
+"""Say whether a model is called to train or to infer, for layers that differ in the two; training by default.
 
-Whoever calls a model to infer says so by `inference`, which tells all layers traced inside the block.
+Whoever calls a model to infer does so inside of `inference`, which holds for all layers traced in the block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def infers() -> bool:
 
 @contextlib.contextmanager
 def inference() -> Iterator[None]:
-    """Models called, or traced, inside the block infer."""
+    """Make models that are called, or traced, inside the block infer."""
     token = _infers.set(True)
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.models.checks import check_divides, check_positive
 from hetjax.models.errors import ModelError
 from hetjax.models.parts.mamba import MambaConfig
 from hetjax.models.parts.moe import MoEConfig
@@ -48,13 +49,8 @@ class NemotronHConfig:
             raise ModelError(
                 f"NemotronHConfig: pattern {self.pattern!r} has {', '.join(unknown) or 'no letter'}; use {known}"
             )
-        for name in ("vocab_size", "width", "heads", "kv_heads", "head_dim", "norm_epsilon"):
-            if getattr(self, name) <= 0:
-                raise ModelError(f"NemotronHConfig: {name} = {getattr(self, name)} must be positive")
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"NemotronHConfig: heads % kv_heads = {self.heads} % {self.kv_heads} must be 0; change one of the two"
-            )
+        check_positive(self, ("vocab_size", "width", "heads", "kv_heads", "head_dim", "norm_epsilon"))
+        check_divides(self, "kv_heads", "heads")
         for letter, names in (("M", ("mamba",)), ("E", ("experts", "expert_width")), ("-", ("mlp_width",))):
             for name in names:
                 if letter in self.pattern and not getattr(self, name):
@@ -67,3 +63,8 @@ class NemotronHConfig:
     def layers(self) -> int:
         """Number of layers."""
         return len(self.pattern)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layers are mixtures of experts."""
+        return "E" in self.pattern

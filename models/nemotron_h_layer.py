@@ -1,8 +1,6 @@
-"""One layer of a hybrid language model, and what it keeps from step to step when it generates."""
+"""One layer of a hybrid language model, and what it keeps from token to token when it generates."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,7 @@ from hetjax.models.remat import point
 # B batch · S sequence · D width
 
 LayerCache = Cache | MambaCache | None
-"""Keys and values of attention, the states of Mamba; None where a row needs no other."""
+"""Keys and values of attention, the states of Mamba; None where a token needs no other."""
 
 
 class HybridLayer(nnx.Module):
@@ -52,9 +50,9 @@ class HybridLayer(nnx.Module):
         lengths: Int[Array, " B"] | None = None,
         cache: LayerCache = None,
     ) -> tuple[Float[Array, "B S D"], LayerCache, Float[Array, " B"] | None]:
-        """(x after the layer, cache, balance loss of each sequence).
+        """Return (x after the layer, cache, balance loss of each sequence).
 
-        Training has the `order` of the rows, and `segments` in it; generation has `positions`, a cache where the
+        Training has the `order` of the sequence, and `segments` in it; generation has `positions`, a cache where the
         layer keeps one, and in a prefill of prompts that are padded at their ends their `lengths`.
         """
         balance, new = None, self.norm(x)
@@ -67,7 +65,7 @@ class HybridLayer(nnx.Module):
                 new, balance = self.mixer(new, order=order, training=training)
             case "-":
                 new = self.mixer(new)
-        return constrain(x + point(new, POINT_OF[self.letter]), *RESIDUAL, "embed"), cache, balance
+        return constrain(x + point(new, POINT_BY_LETTER[self.letter]), *RESIDUAL, "embed"), cache, balance
 
     def end_of_step(self) -> None:
         """Move what balances the experts."""
@@ -75,12 +73,12 @@ class HybridLayer(nnx.Module):
             self.mixer.end_of_step()
 
 
-POINT_OF = {"M": "mamba", "*": "attention", "E": "mlp", "-": "mlp"}
+POINT_BY_LETTER = {"M": "mamba", "*": "attention", "E": "mlp", "-": "mlp"}
 """The name of what a layer adds to the residual stream, as `hetjax.models.remat.POINTS` has it."""
 
 
 def layer_cost(letter: str, config: NemotronHConfig) -> int:
-    """Multiplications a row in products with weights."""
+    """Return the multiplications a token, in products with weights, of a layer of this kind."""
     width = config.width
     match letter:
         case "M":
@@ -95,7 +93,7 @@ def layer_cost(letter: str, config: NemotronHConfig) -> int:
 def empty_layer_cache(
     letter: str, sizes: tuple[int, ...], config: NemotronHConfig, batch: int, length: int, dtype: jax.typing.DTypeLike
 ) -> LayerCache:
-    """What layers keep before the first row, for `batch` sequences of at most `length` rows; leads with `sizes`."""
+    """Return what layers keep before the first token, for `batch` sequences of `length`; arrays lead with `sizes`."""
     if letter == "*":
         shape = (*sizes, batch, length, config.kv_heads, config.head_dim)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -105,8 +103,8 @@ def empty_layer_cache(
     return None
 
 
-def layer_cache_dims(letter: str, sizes: tuple[int, ...]) -> Any:
-    """The dim names of each array of such a cache, in its tree."""
+def layer_cache_dims(letter: str, sizes: tuple[int, ...]) -> LayerCache:
+    """Return the dim names of each array of such a cache, in its tree."""
     lead = ("layers",) * len(sizes)
     if letter == "*":
         dims = (*lead, "batch", "seq", "kv_heads", "head_dim")

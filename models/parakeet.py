@@ -1,40 +1,42 @@
-"""Parakeet: sound in, tokens of the language model's width out, by a FastConformer (Rekesh et al. 2023)."""
+"""Parakeet: audio to tokens of the language model's width, by a FastConformer (Rekesh et al. 2023)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import ROWS, constrain
+from hetjax.models.encoder import Encoder
 from hetjax.models.errors import ModelError
 from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.parallel.per_device import per_device
 from hetjax.models.parts.audio_clips import HOP, halved, tokens_of_clip
 from hetjax.models.parts.conformer.attention import encode_distances
 from hetjax.models.parts.conformer.block import ConformerBlock
-from hetjax.models.parts.conformer.rows import CLIPS
-from hetjax.models.parts.conformer.rows import ROWS as TOKENS
+from hetjax.models.parts.conformer.dims import CLIPS, TOKENS
 from hetjax.models.parts.conformer.subsampling import Subsampling
 from hetjax.models.parts.mel import log_mel
 from hetjax.models.parts.projector import Projector
-from hetjax.models.parts.router import split_by
 from hetjax.models.parts.stack import Stack
-from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.scopes import scope
+from hetjax.models.stages import StageCut, check_inputs
 
 # B batch · C clips a sample · T samples of the longest clip · F frames of it · N tokens of it · M mel bins
 # D width of the encoder · E width of the language model, or D without a projector
 
 
-class ParakeetEncoder(nnx.Module):
+class ParakeetEncoder(Encoder):
     """Log-mel features, subsampling by eight, `layers` FastConformer layers and, where asked for, a projector.
 
     Every clip is a sequence of its own: no token sees another clip, but for statistics of the batch where the config
     asks for them. Features are float32 at least, all else is in the dtype of the weights. A layout's context axis
     shares out the clips of a sample.
     """
+
+    first_stage, last_stage = ("subsampling",), ("projector",)
 
     def __init__(self, config: ParakeetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -52,10 +54,6 @@ class ParakeetEncoder(nnx.Module):
         return ("waveforms" if self.cut.first else "hidden", "lengths")
 
     @property
-    def optional_ports(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def port_dims(self) -> dict[str, tuple[str | None, ...]]:
         """The dims of all ports: clips ride where sequences do."""
         return {
@@ -67,24 +65,18 @@ class ParakeetEncoder(nnx.Module):
 
     @property
     def independent_samples(self) -> bool:
-        """No token of a sample sees another sample, unless norms are by the statistics of the batch."""
+        """Whether no token of a sample sees another sample: unless norms are by the statistics of the batch."""
         return self.config.batch_norm == "eval"
 
-    @property
-    def layer_costs(self) -> LayerCosts:
-        """Multiplications a token in products with weights, to cut stages of equal cost."""
+    def multiplications(self) -> tuple[float, float, float]:
+        """Return those of (subsampling, each layer, the projector), a token."""
         config = self.config
         width, channels, bins = config.width, config.subsampling_channels, config.mel_bins
         # Cells a token: 4 frames of half the bins, 2 of a quarter, 1 of an eighth.
         cells = 9 * channels * 2 * bins + (9 + channels) * channels * (bins // 2 + bins // 8)
         layer = 4 * width * config.mlp_width + 7 * width**2
         projector = (config.projector_width or 0) * (width + (config.output_width or 0))
-        return LayerCosts(first=cells + channels * bins // 8 * width, layers=(layer,) * config.layers, last=projector)
-
-    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> ParakeetEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
-        last = () if self.config.projector_width is None else ("projector",)
-        return cut_stage(self, index, count, layers, first=("subsampling",), last=last)
+        return cells + channels * bins // 8 * width, layer, projector
 
     def __call__(
         self,
@@ -92,12 +84,11 @@ class ParakeetEncoder(nnx.Module):
         lengths: Int[Array, "B C"] | None = None,
         hidden: Float[Array, "B C N D"] | None = None,
     ) -> dict[str, Float[Array, "B ..."]]:
-        """Tokens of clips of sound at 16 kHz; N = tokens_of_clip(T).
+        """Return {"tokens": [B, C*N, E]} of audio clips at 16 kHz, or {"hidden": [B, C, N, D]} before the last stage.
 
-        `lengths` are the valid samples of each clip, 0 for no clip; every stage takes them. The whole encoder, or its
-        last stage, returns {"tokens": [B, C*N, E]}: clip c of a sample has the rows from c*N on, as many as
-        `hetjax.models.parts.audio_clips.tokens_of_clip` says of its length; the rest of its N rows are finite and mean
-        nothing. Other stages return {"hidden": [B, C, N, D]}.
+        N = tokens_of_clip(T). `lengths` are the valid samples of each clip, 0 for no clip; every stage takes them. Clip
+        c of a sample has the tokens from c*N on, as many as `hetjax.models.parts.audio_clips.tokens_of_clip` says of
+        its length; the rest of its N are finite and mean nothing. Raises ModelError where inputs lack or do not fit.
         """
         check_inputs(self, self.input_ports, {"waveforms": waveforms, "lengths": lengths, "hidden": hidden})
         x = self._enter(waveforms, lengths) if self.cut.first else hidden
@@ -108,7 +99,7 @@ class ParakeetEncoder(nnx.Module):
         return {"tokens": constrain(x.reshape(x.shape[0], -1, x.shape[-1]), *ROWS, "embed")}
 
     def encode(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N E"]:
-        """Tokens of log-mel features, of which `frames` are valid in each clip; for the whole encoder."""
+        """Return the tokens of log-mel features, of which `frames` are valid in each clip; for the whole encoder."""
         tokens = halved(halved(halved(frames)))
         x = self._subsample(features, frames)
         return self._project(self._run_layers(x, tokens))
@@ -121,9 +112,11 @@ class ParakeetEncoder(nnx.Module):
             )
         bins = self.config.mel_bins
         # Each device makes the features of its own clips: the partitioner would gather what it transforms.
-        features = split_by(CLIPS, lambda *clips: log_mel(*clips, bins))(waveforms, lengths)
+        with scope("log_mel"):
+            features = per_device(CLIPS, lambda *clips: log_mel(*clips, bins))(waveforms, lengths)
         return self._subsample(features, lengths // HOP)
 
+    @scope("subsampling")
     def _subsample(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N D"]:
         x = self.subsampling(features.astype(self.subsampling.output.dtype), frames)
         return x * math.sqrt(self.config.width) if self.config.scale_input else x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from hetjax.models.checks import check_positive, check_projector
 from hetjax.models.errors import ModelError
 from hetjax.models.parts.audio_clips import HALVINGS
 
@@ -13,7 +14,7 @@ BatchNormMode = Literal["eval", "train"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParakeetConfig:
-    """Sizes of an encoder of sound, and how its batch norms work; the defaults are those of Parakeet 0.6B."""
+    """Sizes of an audio encoder, and how its batch norms work; the defaults are those of Parakeet 0.6B."""
 
     width: int = 1024
     """Width of the residual stream."""
@@ -44,10 +45,7 @@ class ParakeetConfig:
     """Added to the variance in every norm."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                raise ModelError(f"ParakeetConfig: {field.name} = {value} must be positive")
+        check_positive(self)
         if self.width % (2 * self.heads):
             raise ModelError(
                 f"ParakeetConfig: width % (2 * heads) = {self.width} % {2 * self.heads} must be 0, since heads share "
@@ -61,12 +59,9 @@ class ParakeetConfig:
             raise ModelError(f"ParakeetConfig: batch_norm is {self.batch_norm!r}; give eval or train")
         if self.batch_norm_momentum > 1:
             raise ModelError(f"ParakeetConfig: batch_norm_momentum = {self.batch_norm_momentum} must be at most 1")
-        if (self.projector_width is None) != (self.output_width is None):
-            raise ModelError(
-                f"ParakeetConfig: projector_width = {self.projector_width} and output_width = {self.output_width}; "
-                "give both for a projector, or neither"
-            )
+        check_projector(self)
 
     @property
     def head_dim(self) -> int:
+        """Width of one attention head."""
         return self.width // self.heads

@@ -1,13 +1,12 @@
-"""Images and videos as the rows that a vision encoder takes: patches, their places, and which image each is of.
+"""Pack images and videos as patches for a vision encoder: their pixels, their places, and which image each is of.
 
-On the host, in NumPy. Several images share one sequence of rows, each with room for its prefix tokens before its
-patches, and padding at the end.
+On the host, in NumPy. Several images share one sequence, each with room for its prefix tokens before its patches, and
+padding at the end. One position of this sequence, a patch, a prefix token or padding, is called a *patch row*.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from hetjax.models.errors import ModelError
 
-# H W pixels · C channels · R rows · F numbers of a patch · T frames
+# H W pixels · C channels · R patch rows · F numbers of a patch · T frames
 
 PADDING = -1000
 """What `places` says of a row without a patch or a prefix token, in all four numbers."""
@@ -26,7 +25,7 @@ NO_SEGMENT = -1
 
 
 class Rows(NamedTuple):
-    """Rows of an encoder, for one sample.
+    """The patch rows of one sample.
 
     Attributes:
         patches: pixels of each row's patch; zeros for prefix tokens and padding.
@@ -45,7 +44,7 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchRows:
-    """How an encoder wants its rows.
+    """How images become the patch rows of an encoder.
 
     Attributes:
         patch_size: side of a square patch, in pixels.
@@ -66,11 +65,14 @@ class PatchRows:
 
     @property
     def prefix_rows(self) -> int:
-        """Rows before the patches of each image: padding, so that squares stay together, and the prefix tokens."""
+        """Patch rows before the patches of an image: padding, so that squares stay together, and the prefix tokens."""
         return -(-self.prefix_tokens // self.merge**2) * self.merge**2
 
     def rows(self, height: int, width: int) -> int:
-        """Rows of an image, or of a tubelet, with a grid of height x width patches. Raises ModelError for too many."""
+        """Return the number of patch rows of an image, or of a tubelet, of height x width patches.
+
+        Raises ModelError where it is more than `rows_per_image`.
+        """
         needed = self.prefix_rows + height * width
         if self.rows_per_image is None:
             return needed
@@ -82,11 +84,14 @@ class PatchRows:
         return self.rows_per_image
 
     def pack_images(self, images: Sequence[Float[np.ndarray, "H W C"]], rows: int, channels: int = 3) -> Rows:
-        """The images of a sample, as `rows` rows. Raises ModelError where they do not fit."""
+        """Return the images of a sample as `rows` patch rows. Raises ModelError where they do not fit."""
         return self._pack([image[None, None] for image in images], rows, channels)
 
     def pack_videos(self, videos: Sequence[Float[np.ndarray, "T H W C"]], rows: int, channels: int = 3) -> Rows:
-        """The videos of a sample, as `rows` rows. Raises ModelError where they do not fit or frames are left over."""
+        """Return the videos of a sample as `rows` patch rows.
+
+        Raises ModelError where they do not fit or frames are left over.
+        """
         for video in videos:
             if len(video) % self.frames:
                 raise ModelError(
@@ -125,12 +130,12 @@ class PatchRows:
         return packed._replace(tokens=tuple(tokens))
 
     def patches(self, frames: Float[np.ndarray, "T H W C"]) -> Float[np.ndarray, "R F"]:
-        """The patches of one tubelet, or of an image as a tubelet of one frame, in the order of the rows."""
+        """Return the patches of one tubelet, or of an image as a tubelet of one frame, in the order of patch rows."""
         height, width = self._grid(frames.shape[1:3])
         size = self.patch_size
-        cut = frames.reshape(len(frames), height, size, width, size, -1)
+        split = frames.reshape(len(frames), height, size, width, size, -1)
         order = (1, 3, 0, 5, 2, 4) if self.channels_first else (1, 3, 0, 2, 4, 5)
-        return self._merged(cut.transpose(order).reshape(height, width, -1))
+        return self._merged(split.transpose(order).reshape(height, width, -1))
 
     def _places(self, height: int, width: int) -> Int[np.ndarray, "R 4"]:
         places = np.empty((height, width, 4), np.int32)
@@ -155,7 +160,7 @@ class PatchRows:
 
 
 def resize(image: Shaped[np.ndarray, "H W C"], height: int, width: int) -> Float[np.ndarray, "height width C"]:
-    """An image in other pixels, bicubic with antialiasing, as float32 that may leave the range of the pixels given."""
+    """Return an image in other pixels, bicubic with antialiasing, as float32 that may leave the pixels' range."""
     if image.shape[:2] == (height, width):
         return image.astype(np.float32)
     planes = [
@@ -169,10 +174,5 @@ def resize(image: Shaped[np.ndarray, "H W C"], height: int, width: int) -> Float
 def normalize(
     image: Shaped[np.ndarray, "*frames H W C"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[np.ndarray, "*frames H W C"]:
-    """Pixels from 0 to 255 as (pixel / 255 - mean) / std of their channel, float32."""
+    """Return pixels from 0 to 255 as (pixel / 255 - mean) / std of their channel, float32."""
     return (image.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
-
-
-def sequence_rows(layout: PatchRows, grids: Sequence[tuple[int, int]], multiple: int = 1) -> int:
-    """Rows that images, or tubelets, of these grids need together, rounded up to a multiple."""
-    return math.ceil(sum(layout.rows(*grid) for grid in grids) / multiple) * multiple

@@ -1,43 +1,47 @@
-"""C-RADIO: a vision transformer for images of any size, several in one row, and for videos (Heinrich et al. 2025).
+"""C-RADIO: a vision transformer for packed images of any size, and for videos (Heinrich et al. 2025).
 
-Rows come in *merge order*: the patches of each square of neighbours stand next to each other, row by row, so that
+Patches come in *merge order*: the patches of each square of neighbours stand next to each other, row by row, so that
 pixel shuffle is a reshape. What packs images this way is `hetjax.models.patch_rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.encoder import Encoder
 from hetjax.models.errors import ModelError
-from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.attention import Windows
 from hetjax.models.parts.linear import Linear
 from hetjax.models.parts.position_grid import cropped_positions
 from hetjax.models.parts.projector import Projector
-from hetjax.models.parts.stack import Stack
 from hetjax.models.parts.video_pruning import prune, room_for_kept
-from hetjax.models.parts.vision_block import VisionBlock
+from hetjax.models.parts.vision_block import vision_layer_cost, vision_layers
 from hetjax.models.radio_config import RadioConfig
-from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.scopes import scope
+from hetjax.models.stages import StageCut, check_inputs
 
-# B batch · P rows of images · Q rows of videos · N = P + Q · D width of the encoder · F numbers of a patch
+# B batch · P patches of images · Q patches of videos · N = P + Q, prefix tokens and padding among them
+# D width of the encoder · F numbers of a patch
 # E width of the language model · T tokens = N / merge² · K tokens left after pruning
 
 IMAGE_PORTS = ("patches", "places", "segments")
 VIDEO_PORTS = ("video_patches", "video_places", "video_segments")
 
 
-class RadioEncoder(nnx.Module):
+class RadioEncoder(Encoder):
     """Patch embedders, cropped positions, prefix tokens, `layers` blocks without a norm at the end, and a projector.
 
     Every image and every tubelet, the frames that one patch of a video spans, is a sequence of its own for attention.
     The encoder computes in the dtype of its weights.
     """
+
+    first_stage, last_stage = ("patch", "video_patch", "positions", "prefix"), ("projector",)
 
     def __init__(self, config: RadioConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -49,7 +53,7 @@ class RadioEncoder(nnx.Module):
         vectors = named(nnx.initializers.normal(0.02), None, "width")
         self.positions = nnx.Param(vectors(rngs.params(), (config.position_side**2, width), jnp.float32))
         self.prefix = nnx.Param(vectors(rngs.params(), (config.prefix_tokens, width), jnp.float32))
-        self.layers = Stack(lambda layer_rngs: _block(config, layer_rngs), config.layers, rngs=rngs)
+        self.layers = vision_layers(config, qkv_bias=True, rngs=rngs)
         self.projector = None if config.projector_width is None else _projector(config, rngs)
 
     @property
@@ -58,7 +62,7 @@ class RadioEncoder(nnx.Module):
         videos = VIDEO_PORTS if self.config.tubelet is not None else ()
         if self.cut.first:
             return IMAGE_PORTS + videos
-        # Pruning has to tell patches from prefix tokens.
+        # Pruning has to know patches from prefix tokens.
         prunes = self.cut.last and self.config.video_pruning_rate > 0
         return ("hidden", "segments", *videos[1 if prunes else 2 :])
 
@@ -73,26 +77,13 @@ class RadioEncoder(nnx.Module):
         dims = {"hidden": (*RESIDUAL, "embed"), "tokens": (*ROWS, "embed")}
         return {**dims, "kept": ROWS} if self.config.video_pruning_rate else dims
 
-    @property
-    def independent_samples(self) -> bool:
-        """No token of a sample sees another sample."""
-        return True
-
-    @property
-    def layer_costs(self) -> LayerCosts:
-        """Multiplications a row in products with weights, to cut stages of equal cost; videos as images."""
+    def multiplications(self) -> tuple[float, float, float]:
+        """Return those of (patches, each layer, the projector), a token of a layer; videos count as images."""
         config = self.config
-        layer = 4 * config.width**2 + 2 * config.width * config.mlp_width
         projector = 0
         if config.projector_width is not None:
-            ends = config.width + config.output_width / config.rows_per_token
-            projector = config.projector_width * ends
-        return LayerCosts(first=config.patch_dim * config.width, layers=(layer,) * config.layers, last=projector)
-
-    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> RadioEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
-        first = ("patch", "video_patch", "positions", "prefix")
-        return cut_stage(self, index, count, layers, first=first, last=("projector",))
+            projector = config.projector_width * (config.width + config.output_width / config.rows_per_token)
+        return config.patch_dim * config.width, vision_layer_cost(config), projector
 
     def __call__(
         self,
@@ -104,19 +95,19 @@ class RadioEncoder(nnx.Module):
         video_segments: Int[Array, "B Q"] | None = None,
         hidden: Float[Array, "B N D"] | None = None,
     ) -> dict[str, Array]:
-        """The whole encoder, or its last stage, returns {"tokens": [B, T, E]}, others {"hidden": [B, N, D]}.
+        """Return {"tokens": [B, T, E]} from the whole encoder and its last stage, {"hidden": [B, N, D]} from others.
 
-        A row is a patch, a prefix token or padding, which `places` tells apart: (row, column, height, width) of a
-        patch in the patch grid of its image; -1 - i in place of the row for prefix token i; -1000 for padding.
-        `segments` holds an id a row, the same for all rows of one image and another for padding; every stage takes it.
-        Videos have the same three inputs, with an image's rows for every tubelet; their rows stand behind those of the
-        images, and the ids of the two have nothing to do with each other. Tokens made of prefix rows or padding are
+        Beside patches there are prefix tokens and padding, which `places` distinguishes: (row, column, height, width)
+        of a patch in the patch grid of its image; -1 - i in place of the row for prefix token i; -1000 for padding.
+        `segments` holds an id of each, the same for all of one image and another for padding; every stage takes it.
+        Videos have the same three inputs, with an image's patches for every tubelet; they stand behind those of the
+        images, and the ids of the two have nothing to do with each other. Tokens made of prefix tokens or padding are
         finite and mean nothing.
 
         With `video_pruning_rate` it returns "kept" [B, K], too: all tokens of images and those of videos that
         `hetjax.models.parts.video_pruning.prune` keeps are left, and "kept" says which of the T each is, T or more for
         padding. The ids of a video's tubelets follow each other. Without a projector, "tokens" are the features of all
-        rows, [B, N, D].
+        patches, prefix tokens and padding, [B, N, D].
 
         Raises ModelError where inputs lack or shapes do not fit.
         """
@@ -133,7 +124,7 @@ class RadioEncoder(nnx.Module):
             return {"hidden": x}
         if self.projector is None:
             return {"tokens": constrain(x, *ROWS, "embed")}
-        # One row for each square of patches, its patches' features side by side.
+        # One token for each square of patches, its patches' features side by side.
         merged = x.reshape(x.shape[0], -1, self.config.rows_per_token * x.shape[-1])
         tokens = constrain(self.projector(constrain(merged, *RESIDUAL, "embed")), *ROWS, "embed")
         if not self.config.video_pruning_rate or video_segments is None:
@@ -145,13 +136,14 @@ class RadioEncoder(nnx.Module):
             return {}
         return {"kept": jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape[:2])}
 
+    @scope("video_pruning")
     def _prune(self, tokens: Float[Array, "B T E"], places: Int[Array, "B Q 4"], segments: Int[Array, "B Q"]):
         if places is None:
             raise ModelError("RadioEncoder: pruning needs video_places beside video_segments; give both or neither")
         rate, rows = self.config.video_pruning_rate, self.config.rows_per_token
         count = segments.shape[1] // rows
         images, videos = tokens[:, :-count], constrain(tokens[:, -count:], "batch", None, None)
-        # The last row of a square: where prefix tokens do not fill one, padding comes first.
+        # The last patch of a square: where prefix tokens do not fill one, padding comes first.
         segments, is_patch = segments[:, rows - 1 :: rows], places[:, rows - 1 :: rows, 0] >= 0
         if self.config.tubelet_rows is not None:
             # Padding at the end of a tubelet counts as its own, so that the next one follows.
@@ -182,7 +174,8 @@ class RadioEncoder(nnx.Module):
         images = () if segments is None else ((1, segments.shape[1]),)
         return (*images, (video_segments.shape[1] // size, size))
 
-    def _embed_all(self, given) -> Float[Array, "B N D"]:
+    @scope("patch_embedding")
+    def _embed_all(self, given: Mapping[str, Array | None]) -> Float[Array, "B N D"]:
         embedded = []
         for ports, linear, size in (
             (IMAGE_PORTS, self.patch, self.config.patch_dim),
@@ -205,19 +198,13 @@ class RadioEncoder(nnx.Module):
 
     def _embed(self, patches: Float[Array, "B P F"], places: Int[Array, "B P 4"], linear: Linear):
         patches = constrain(patches.astype(linear.dtype), *RESIDUAL, "patch")
-        (x,) = project(patches, linear, given=RESIDUAL, wanted=RESIDUAL)
+        (x,) = sharded_linear(patches, linear, given=RESIDUAL, wanted=RESIDUAL)
         row = places[..., :1]
-        # Rows past the end of the prefix tokens, those of patches and padding, get zeros.
+        # Numbers past the end of the prefix tokens, those of patches and padding, get zeros.
         token = jnp.where(row < 0, -1 - row, self.config.prefix_tokens)[..., 0]
         prefix = self.prefix[...].at[token].get(mode="fill", fill_value=0)
         x = jnp.where(row >= 0, x + cropped_positions(self.positions[...], places), prefix)
         return constrain(x, *RESIDUAL, "embed")
-
-
-def _block(config: RadioConfig, rngs: nnx.Rngs) -> VisionBlock:
-    return VisionBlock(
-        config.width, config.heads, config.mlp_width, norm_epsilon=config.norm_epsilon, qkv_bias=True, rngs=rngs
-    )
 
 
 def _projector(config: RadioConfig, rngs: nnx.Rngs) -> Projector:

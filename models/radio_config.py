@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.models.checks import check_divides, check_positive, check_projector
 from hetjax.models.errors import ModelError
 from hetjax.models.patch_rows import PatchRows
 
@@ -47,10 +48,7 @@ class RadioConfig:
     """Share of a video's tokens to drop, those most like the ones before them; 0 keeps all."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "video_pruning_rate" and value is not None and value <= 0:
-                raise ModelError(f"RadioConfig: {field.name} = {value} must be positive")
+        check_positive(self, [name for name in self.__dataclass_fields__ if name != "video_pruning_rate"])
         if self.tubelet == 1:
             raise ModelError("RadioConfig: tubelet = 1 is an image; give 2 or more frames, or null for images alone")
         if self.tubelet_rows is not None and (
@@ -60,15 +58,8 @@ class RadioConfig:
                 f"RadioConfig: tubelet_rows = {self.tubelet_rows} with tubelet = {self.tubelet}; give a multiple of "
                 f"merge² = {self.rows_per_token} above {self.prefix_rows}, the rows before the patches, or null"
             )
-        if self.width % self.heads:
-            raise ModelError(
-                f"RadioConfig: width % heads = {self.width} % {self.heads} must be 0; change either of the two"
-            )
-        if (self.projector_width is None) != (self.output_width is None):
-            raise ModelError(
-                f"RadioConfig: projector_width = {self.projector_width} and output_width = {self.output_width}; "
-                "give both for a projector, or neither for features"
-            )
+        check_divides(self, "heads", "width")
+        check_projector(self)
         if not 0 <= self.video_pruning_rate < 1:
             raise ModelError(
                 f"RadioConfig: video_pruning_rate = {self.video_pruning_rate} must be 0 or more and below 1"

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward, and what the backward computes again.
+"""Choose what a forward pass keeps for its backward, and what the backward computes again.
 
 Models say where: `rematerialized` wraps a layer, `point` names a tensor worth keeping. Whoever runs the
 model says what, by `remat_in_force`; without it everything is kept that the backward reads.
@@ -10,12 +10,15 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from hetjax.models.errors import ModelError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 POINTS = ("attention", "mamba", "mlp", "convolution")
 """Names of the points in this package's layers: what each kind of part adds to the residual stream."""
@@ -63,8 +66,8 @@ def remat_in_force(remat: Remat) -> Iterator[InForce]:
         _in_force.reset(token)
 
 
-def rematerialized(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer, as a function of arrays, that keeps what the setting in force says."""
+def rematerialized(layer: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return a layer, as a function of arrays, that keeps what the setting in force says."""
     setting = _in_force.get()
     if setting is None or setting.remat == "none":
         return layer
@@ -73,8 +76,8 @@ def rematerialized(layer: Callable[..., Any]) -> Callable[..., Any]:
     return jax.checkpoint(layer, policy=_policy(setting.remat), prevent_cse=False)
 
 
-def whole(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """A function that keeps what a setting says, for a model none of whose layers asks."""
+def whole(function: Callable[Arguments, Result], remat: Remat) -> Callable[Arguments, Result]:
+    """Return a function that keeps what a setting says, for a model none of whose layers asks."""
     return function if remat == "none" else jax.checkpoint(function, policy=_policy(remat))
 
 
@@ -83,7 +86,7 @@ def point(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def _policy(remat: Remat) -> Callable[..., Any]:
+def _policy(remat: Remat) -> Callable[..., bool]:
     policies = jax.checkpoint_policies
     if remat == "full":
         return policies.nothing_saveable

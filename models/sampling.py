@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits: the most likely one, or one drawn at random.
+"""Choose the next token from logits: the most likely one, or one drawn at random.
 
 Of the distribution softmax(logits / temperature), `top_k` keeps the k most likely tokens, and of what they share out
 `top_p` the fewest of the most likely ones that together have at least that probability (nucleus sampling, Holtzman et
@@ -57,7 +57,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 def keys_of_samples(seed: int | UInt32[Array, ""], count: int) -> UInt32[Array, "B 2"]:
-    """A random key for each sample of a batch."""
+    """Return a random key for each sample of a batch."""
     # One kind of key, whatever JAX is set to: others draw differently for several samples at once.
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.random.key_data(jax.vmap(partial(jax.random.fold_in, root))(jnp.arange(count)))
@@ -69,14 +69,14 @@ def choose(
     keys: UInt32[Array, "B 2"] | None = None,
     positions: Int[Array, " B"] | None = None,
 ) -> Int[Array, " B"]:
-    """The next token of each sample, int32, for the given positions in their sequences.
+    """Return the next token of each sample, int32, for the given positions in their sequences.
 
     `keys` are those of `keys_of_samples`; keys and positions are needed where `sampling.draws`.
     """
     if not sampling.draws:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # All logits of a sample on each device that has some: they are few, one row a sample, and sorting and summing up
-    # in one place is the same in every layout.
+    # All logits of a sample on each device that has some: those of one token a sample are few, and sorting and
+    # summing up in one place is the same in every layout.
     logits = constrain(logits, "batch", None)
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / sampling.temperature
 
@@ -89,7 +89,7 @@ def choose(
 
 
 def kept_tokens(logits: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, "B V"]:
-    """Which tokens `top_k` and `top_p` keep, of logits that are divided by the temperature already."""
+    """Return which tokens `top_k` and `top_p` keep, of logits that are divided by the temperature already."""
     if sampling.top_k == 0 and sampling.top_p == 1:
         return jnp.ones(logits.shape, bool)
     order = jnp.argsort(-logits, axis=-1, stable=True)
@@ -105,7 +105,7 @@ def kept_tokens(logits: Float[Array, "B V"], sampling: Sampling) -> Bool[Array, 
     return jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def is_stop(tokens: Int[Array, "*rows"], stop_token: StopTokens) -> Bool[Array, "*rows"]:
-    """Whether each token is one of those that end a sample."""
+def is_stop(tokens: Int[Array, "*batch"], stop_token: StopTokens) -> Bool[Array, "*batch"]:
+    """Return whether each token is one of those that end a sample."""
     stops = jnp.asarray(stop_token, jnp.int32).reshape(-1)
     return (tokens[..., None] == stops).any(axis=-1)

@@ -1,13 +1,14 @@
-"""Cut a stack-of-layers model into pipeline stages, and check what each stage is called with."""
+"""Cut a model with a stack of layers into pipeline stages, and check what each stage is called with."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from flax import nnx
+from jaxtyping import Array
 
 from hetjax.models.errors import ModelError
 
@@ -23,16 +24,18 @@ class StageCut:
 
     @property
     def first(self) -> bool:
+        """Whether it is the first stage."""
         return self.index == 0
 
     @property
     def last(self) -> bool:
+        """Whether it is the last stage."""
         return self.index == self.count - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCosts:
-    """What the parts of a model cost, in any one unit; matrix products a row will do.
+    """What the parts of a model cost, in any one unit; multiplications a token will do.
 
     Attributes:
         first: what the first stage has beside its layers.
@@ -46,9 +49,9 @@ class LayerCosts:
 
 
 def even_layers(layers: int, count: int) -> tuple[int, ...]:
-    """Layers of each of `count` stages, as even as they come; stages in the middle, which have no ends, get more.
+    """Return the layers of each of `count` stages, as even as they come; stages in the middle get more.
 
-    Raises ModelError for more stages than layers.
+    Those have nothing beside their layers. Raises ModelError for more stages than layers.
     """
     _check_count(layers, count)
     least, more = divmod(layers, count)
@@ -57,9 +60,10 @@ def even_layers(layers: int, count: int) -> tuple[int, ...]:
 
 
 def balanced_layers(costs: LayerCosts, count: int) -> tuple[int, ...]:
-    """Layers of each of `count` stages, such that the costliest stage costs the least; every stage has a layer.
+    """Return the layers of each of `count` stages, such that the costliest stage costs the least.
 
-    Behind each border the rest is shared out as well as it can be. Raises ModelError for more stages than layers.
+    Every stage has a layer. Behind each border the rest is shared out as well as it can be. Raises ModelError for more
+    stages than layers.
     """
     layers = len(costs.layers)
     _check_count(layers, count)
@@ -104,9 +108,9 @@ def cut_stage(
     first: Sequence[str],
     last: Sequence[str],
 ) -> Model:
-    """The part of `model` for pipeline stage `index` of `count`; `model` itself is left as it is.
+    """Return the part of `model` for pipeline stage `index` of `count`; `model` itself is left as it is.
 
-    The part has the paths of the whole model: a run of the rows of `model.layers`, as many as
+    The part has the paths of the whole model: a slice of `model.layers`, as many as
     `layers[index]` says (without it, as `even_layers` has it), the attributes named in `first` only in
     the first stage and those in `last` only in the last. Works on concrete weights, in a jit and under
     `nnx.eval_shape`.
@@ -136,7 +140,7 @@ def cut_stage(
     return part
 
 
-def check_inputs(model: nnx.Module, required: Sequence[str], given: dict[str, Any]) -> None:
+def check_inputs(model: nnx.Module, required: Sequence[str], given: Mapping[str, Array | None]) -> None:
     """Raise ModelError unless each `required` input is given, and none that this stage does not take.
 
     `given` maps every input of the model to its value, None where it was left out.
@@ -144,10 +148,10 @@ def check_inputs(model: nnx.Module, required: Sequence[str], given: dict[str, An
     missing = [port for port in required if given[port] is None]
     unknown = [port for port, value in given.items() if value is not None and port not in model.input_ports]
     if missing or unknown:
-        told = "; ".join(
+        wrong = "; ".join(
             f"{verb} {', '.join(ports)}" for verb, ports in (("lacks", missing), ("does not take", unknown)) if ports
         )
         raise ModelError(
-            f"{type(model).__name__} stage {model.cut.index} of {model.cut.count}: the call {told}; "
+            f"{type(model).__name__} stage {model.cut.index} of {model.cut.count}: the call {wrong}; "
             f"its inputs are {', '.join(model.input_ports)}"
         )

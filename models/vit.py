@@ -1,73 +1,34 @@
-"""Vision transformer: images in, tokens of the language model's width out (Dosovitskiy et al. 2021)."""
+"""Vision transformer: images to tokens of the language model's width (Dosovitskiy et al. 2021)."""
 
 from __future__ import annotations
-
-import dataclasses
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
-from hetjax.models.errors import ModelError
-from hetjax.models.parallel.sharded_linear import project
-from hetjax.models.parts.image_patches import cut_images
+from hetjax.models.encoder import Encoder
+from hetjax.models.parallel.sharded_linear import sharded_linear
+from hetjax.models.parts.image_patches import check_images, image_patches
 from hetjax.models.parts.linear import Linear
 from hetjax.models.parts.mlp import GeluMLP
 from hetjax.models.parts.norms import LayerNorm
-from hetjax.models.parts.stack import Stack
-from hetjax.models.parts.vision_block import VisionBlock
-from hetjax.models.stages import LayerCosts, StageCut, check_inputs, cut_stage
+from hetjax.models.parts.vision_block import vision_layer_cost, vision_layers
+from hetjax.models.scopes import scope
+from hetjax.models.stages import StageCut, check_inputs
+from hetjax.models.vision_config import VisionConfig
 
 # B batch · I images a sample · H W height and width in pixels · C channels · N tokens an image = (H/P)(W/P)
 # T tokens a sample = I*N · P patch side · D width of the encoder · E width of the language model
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """Sizes of a vision encoder."""
-
-    image_size: int
-    """Height and width of every image, in pixels."""
-    patch_size: int
-    """Side of a square patch, in pixels; divides image_size."""
-    channels: int = 3
-    """Colour channels of an image."""
-    width: int
-    """Width of the residual stream."""
-    layers: int
-    """Number of transformer layers."""
-    heads: int
-    """Attention heads of each layer; divides width."""
-    mlp_width: int
-    """Hidden width of each layer's MLP."""
-    projector_width: int
-    """Hidden width of the MLP that projects to the language model."""
-    output_width: int
-    """Width of the language model that takes the tokens."""
-    norm_epsilon: float = 1e-6
-    """Added to the variance in every LayerNorm."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ModelError(f"VisionConfig: {field.name} = {getattr(self, field.name)} must be positive")
-        for whole, divisor in (("image_size", "patch_size"), ("width", "heads")):
-            a, b = getattr(self, whole), getattr(self, divisor)
-            if a % b:
-                raise ModelError(f"VisionConfig: {whole} % {divisor} = {a} % {b} must be 0; change either of the two")
-
-    @property
-    def tokens_per_image(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
-
-
-class VisionEncoder(nnx.Module):
+class VisionEncoder(Encoder):
     """Patches, learned positions, `layers` blocks, a final norm and a projector of two layers.
 
     Every image is a sequence of its own for attention. The encoder computes in the dtype of its weights.
     """
+
+    first_stage, last_stage = ("patch", "positions"), ("norm", "projector")
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -77,49 +38,39 @@ class VisionEncoder(nnx.Module):
         )
         positions = named(nnx.initializers.normal(0.02), None, "width")
         self.positions = nnx.Param(positions(rngs.params(), (config.tokens_per_image, config.width), jnp.float32))
-        self.layers = Stack(lambda layer_rngs: _block(config, layer_rngs), config.layers, rngs=rngs)
+        self.layers = vision_layers(config, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
         self.projector = GeluMLP(config.width, config.projector_width, config.output_width, rngs=rngs)
 
     @property
     def tokens_per_image(self) -> int:
+        """Number of tokens of an image, N."""
         return self.config.tokens_per_image
 
     @property
     def input_ports(self) -> tuple[str, ...]:
+        """Every input that this stage takes, in order."""
         return ("images",) if self.cut.first else ("hidden",)
-
-    @property
-    def optional_ports(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the tokens."""
         return {"hidden": ("batch", None, "residual_seq", "embed"), "tokens": (*ROWS, "embed")}
 
-    @property
-    def independent_samples(self) -> bool:
-        """No token of a sample sees another sample."""
-        return True
-
-    @property
-    def layer_costs(self) -> LayerCosts:
-        """Multiplications a token in products with weights, to cut stages of equal cost."""
+    def multiplications(self) -> tuple[float, float, float]:
+        """Return those of (patches, each layer, the projector), a token."""
         config = self.config
-        layer = 4 * config.width**2 + 2 * config.width * config.mlp_width
         patch = config.patch_size**2 * config.channels * config.width
         projector = config.projector_width * (config.width + config.output_width)
-        return LayerCosts(first=patch, layers=(layer,) * config.layers, last=projector)
-
-    def stage(self, index: int, count: int, layers: Sequence[int] | None = None) -> VisionEncoder:
-        """Pipeline stage `index` of `count`: `hidden` passes between stages; see `hetjax.models.stages.cut_stage`."""
-        return cut_stage(self, index, count, layers, first=("patch", "positions"), last=("norm", "projector"))
+        return patch, vision_layer_cost(config), projector
 
     def __call__(
         self, images: Float[Array, "B I H W C"] | None = None, hidden: Float[Array, "B I N D"] | None = None
     ) -> dict[str, Float[Array, "B ..."]]:
-        """The whole encoder, or its last stage, returns {"tokens": [B, T, E]}, others {"hidden": [B, I, N, D]}."""
+        """Return {"tokens": [B, T, E]} from the whole encoder and its last stage, {"hidden": [B, I, N, D]} from others.
+
+        Raises ModelError where inputs lack or images are not of the config's size.
+        """
         check_inputs(self, self.input_ports, {"images": images, "hidden": hidden})
         batch = (images if self.cut.first else hidden).shape[0]
         x = self._embed(images) if self.cut.first else hidden.reshape(-1, *hidden.shape[2:])
@@ -127,20 +78,15 @@ class VisionEncoder(nnx.Module):
         if not self.cut.last:
             # Still by image: where the layout splits the tokens of each, the next stage does so too.
             return {"hidden": x.reshape(batch, -1, *x.shape[1:])}
-        x = constrain(self.projector(self.norm(x), wanted=ROWS), *ROWS, "embed")
+        x = self.norm(x)
+        with scope("projector"):
+            x = self.projector(x, wanted=ROWS)
+        x = constrain(x, *ROWS, "embed")
         return {"tokens": constrain(x.reshape(batch, -1, x.shape[-1]), *ROWS, "embed")}
 
+    @scope("patch_embedding")
     def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "images N D"]:
-        side, patch = self.config.image_size, self.config.patch_size
-        if images.ndim != 5 or images.shape[2:] != (side, side, self.config.channels):
-            raise ModelError(
-                f"VisionEncoder: images have shape {images.shape}; "
-                f"give [batch, images, {side}, {side}, {self.config.channels}] as the config says"
-            )
-        patches = cut_images(images.astype(self.patch.dtype), patch)
+        check_images(images, self.config.image_size, self.config.channels, owner="VisionEncoder")
+        patches = image_patches(images.astype(self.patch.dtype), self.config.patch_size)
         patches = constrain(patches, *RESIDUAL, "patch")
-        return project(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)[0] + self.positions[...]
-
-
-def _block(config: VisionConfig, rngs: nnx.Rngs) -> VisionBlock:
-    return VisionBlock(config.width, config.heads, config.mlp_width, norm_epsilon=config.norm_epsilon, rngs=rngs)
+        return sharded_linear(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)[0] + self.positions[...]

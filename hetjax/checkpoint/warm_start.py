@@ -10,8 +10,9 @@ from pathlib import Path
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
+from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
-from hetjax.models.huggingface.family import Configs, read_json
+from hetjax.models.huggingface.family import Configs
 from hetjax.state.train_state import TrainState
 from hetjax.state.weight_source import WeightSource
 from hetjax.trainer import Trainer

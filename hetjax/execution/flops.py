@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hetjax.execution.step_programs import Step
-from hetjax.models.dims import layout_in_force
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.schedule import Costs, Kind
 from hetjax.stages.flat_state import Arrays
 

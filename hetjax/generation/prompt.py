@@ -30,7 +30,7 @@ from hetjax.data.media import SAMPLE_RATE
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
 from hetjax.models import VisionConfig
-from hetjax.models.components import ComponentConfig
+from hetjax.models.component_config import ComponentConfig
 
 MOST = 1 << 24
 """Rows and clips while it is still open how many a prompt needs; no array has so many."""

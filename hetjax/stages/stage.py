@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 
 from hetjax.errors import BatchError, GraphError
 from hetjax.meshes import Layout, PlacementError
-from hetjax.models.dims import Dims, Splits, layout_in_force
+from hetjax.models.dims import Dims
 from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.remat import Remat
 from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, take_apart
 from hetjax.stages.placed_shapes import cast_shape, placed_shapes

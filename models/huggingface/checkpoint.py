@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint seen as our modules' arrays, of which any part can be read."""
+"""Read a Hugging Face checkpoint as our modules' arrays, any part at a time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.families import find_family
-from hetjax.models.huggingface.family import matches, read_json
+from hetjax.models.huggingface.family import matches
 from hetjax.models.huggingface.parts import slot_infos
 from hetjax.models.huggingface.tensor_files.quantized import PlainTensors
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
@@ -55,7 +56,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """What messages call it."""
         return str(self.folder)
 
     @property
@@ -64,16 +65,16 @@ class HuggingFaceCheckpoint:
         return tuple(self.entries)
 
     def missing(self, modules: Collection[str]) -> list[str]:
-        """Tensors of these modules that the checkpoint lacks."""
+        """Return the tensors of these modules that the checkpoint lacks."""
         return [n for m in modules for entry in self.entries[m] for n in entry.names if n not in self.tensors]
 
     def unexpected(self) -> list[str]:
-        """Tensors that no module takes, beside those that the family or a quantized form explains."""
+        """Return the tensors that no module takes, beside those that the family or a quantized form explains."""
         taken = {name for entries in self.entries.values() for entry in entries for name in entry.names}
         return [name for name in self.tensors if name not in taken and not self._explained(name)]
 
     def kept(self) -> list[str]:
-        """Tensors that no module of ours takes, and that a checkpoint has to have when it is converted back."""
+        """Return the tensors that no module of ours takes, and that a checkpoint converted back has to have."""
         return [name for name in self.tensors if self.family.keeps(name)]
 
     def _explained(self, name: str) -> bool:
@@ -85,7 +86,7 @@ class HuggingFaceCheckpoint:
         return llm is not None and llm.tie_embeddings and name == f"{self.family.language_prefix}lm_head.weight"
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
-        """Shape and dtype of every array of a module that the checkpoint fills.
+        """Return shape and dtype of every array of a module that the checkpoint fills.
 
         Raises ModelError for missing tensors, for those whose shapes do not fit config.json, and where the checkpoint
         leaves a weight of the module without numbers.
@@ -106,37 +107,39 @@ class HuggingFaceCheckpoint:
             for slot, info in zip(entry.slots, slot_infos(entry, given), strict=True):
                 whole = tuple(ours[slot.path].shape)
                 if info.shape != whole[len(slot.index) :]:
-                    told = ", ".join(f"{name} of shape {info.shape}" for name, info in given.items())
+                    given_shapes = ", ".join(f"{name} of shape {info.shape}" for name, info in given.items())
                     raise ModelError(
-                        f"{self.folder}: {told} would be {info.shape} of {slot.path} {whole} in module '{module}'; "
-                        "config.json and shards are of different models"
+                        f"{self.folder}: {given_shapes} would be {info.shape} of {slot.path} {whole} in module "
+                        f"'{module}'; config.json and shards are of different models"
                     )
                 found[slot.path] = TensorInfo(whole, self._dtype(entry, info.dtype))
                 filled[slot.path] = filled.get(slot.path, 0) + 1
         for path, count in filled.items():
             depth = self.stacks(module, path)
             if count != np.prod(found[path].shape[:depth], dtype=int):
-                raise ModelError(f"module '{module}': {count} tensors for {path} {found[path].shape}: rows are left")
+                raise ModelError(
+                    f"module '{module}': {count} tensors for {path} {found[path].shape}: layers or experts are left"
+                )
         return found
 
     def stacks(self, module: str, path: str) -> int:
-        """Leading dims of an array along which tensors are stacked: layers, experts."""
+        """Return how many leading dims an array has along which tensors are stacked: layers, experts."""
         return len(next(iter(self._slots[module, path])))
 
     def read(self, module: str, path: str, box: Box) -> np.ndarray:
-        """A part of a module's array, in the dtype that `infos` gives it. No more is read than the part takes."""
+        """Return a part of a module's array, in the dtype that `infos` gives it; no more is read than it takes."""
         slots, depth = self._slots[module, path], self.stacks(module, path)
-        rows, rest = box[:depth], box[depth:]
+        stacked, rest = box[:depth], box[depth:]
         whole = None
-        for place in itertools.product(*(range(each.start, each.stop) for each in rows)):
+        for place in itertools.product(*(range(each.start, each.stop) for each in stacked)):
             entry, i = slots[place]
             part = self._parts(entry)[i][rest]
             part = part.astype(self._dtype(entry, part.dtype), copy=False)
-            if all(each.stop - each.start == 1 for each in rows):
+            if all(each.stop - each.start == 1 for each in stacked):
                 return part[(None,) * depth]
             if whole is None:
                 whole = np.empty([each.stop - each.start for each in box], part.dtype)
-            whole[tuple(at - each.start for at, each in zip(place, rows, strict=True))] = part
+            whole[tuple(at - each.start for at, each in zip(place, stacked, strict=True))] = part
         return whole
 
     def _parts(self, entry: Entry) -> tuple[np.ndarray, ...]:
@@ -150,7 +153,7 @@ class HuggingFaceCheckpoint:
         return wanted_dtype(dtype, self.dtype, any(map(self.family.keeps_float32, entry.names)))
 
 
-def wanted_dtype(held: np.dtype, wanted: np.dtype | None, keeps: bool) -> np.dtype:
-    """The dtype that an array is converted to: `wanted`, for one of floats that does not keep its own."""
-    is_float = np.issubdtype(held, np.floating) or held == ml_dtypes.bfloat16
-    return held if wanted is None or keeps or not is_float else np.dtype(wanted)
+def wanted_dtype(dtype: np.dtype, wanted: np.dtype | None, keeps: bool) -> np.dtype:
+    """Return the dtype that an array is converted to: `wanted`, for one of floats that does not keep its own."""
+    is_float = np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+    return dtype if wanted is None or keeps or not is_float else np.dtype(wanted)

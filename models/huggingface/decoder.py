@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.config_json import check_keys, required_keys
 from hetjax.models.huggingface.entry import Entry, kernel, same
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parts.rope import RopeScaling
 
 BLOCK = "layers/block"
@@ -75,17 +76,7 @@ def _mlp_entries(config: DecoderConfig, theirs: str, i: int) -> list[Entry]:
 # ── config.json ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_keys(hf: Mapping[str, Any], built: Mapping[str, Collection[Any]]) -> None:
-    """Raise ModelError where a key of config.json asks for something else than what is built."""
-    for key, values in built.items():
-        if key in hf and hf[key] not in values:
-            raise ModelError(
-                f"config.json of {hf.get('model_type')}: {key} = {hf[key]!r} is not supported; "
-                f"it must be {' or '.join(map(repr, values))}"
-            )
-
-
-def shared_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
+def shared_sizes(hf: Mapping[str, Json]) -> JsonObject:
     """The fields of a DecoderConfig that all these models name alike; a key that lacks raises ModelError."""
     check_keys(hf, {"hidden_act": ("silu",), "attention_bias": (False,), "attention_dropout": (0, None)})
     names = {
@@ -95,11 +86,8 @@ def shared_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
         "heads": "num_attention_heads",
         "mlp_width": "intermediate_size",
     }
-    lacking = [key for key in names.values() if key not in hf]
-    if lacking:
-        raise ModelError(f"config.json of {hf.get('model_type')} lacks {', '.join(lacking)}")
+    sizes = required_keys(hf, **names)
     theta, scaling = _rope(hf)
-    sizes = {ours: hf[theirs] for ours, theirs in names.items()}
     kv_heads = hf.get("num_key_value_heads")
     return {
         **sizes,
@@ -111,7 +99,7 @@ def shared_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shared_keys(config: DecoderConfig) -> dict[str, Any]:
+def shared_keys(config: DecoderConfig) -> JsonObject:
     """The keys of config.json that all these models have, as their releases write them."""
     scaling = config.rope_scaling
     theirs = {} if scaling is None else {key: getattr(scaling, ours) for key, ours in ROPE_SCALING_KEYS.items()}
@@ -132,7 +120,7 @@ def shared_keys(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(hf: Mapping[str, Json]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from `rope_theta` and `rope_scaling` or from transformers 5's `rope_parameters`."""
     given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
@@ -149,5 +137,5 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 PARTIAL = "partial_rotary_factor"
 
 
-def _partial(hf: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _partial(hf: Mapping[str, Json], given: Mapping[str, Json]) -> JsonObject:
     return {PARTIAL: given.get(PARTIAL, hf.get(PARTIAL, 1))}

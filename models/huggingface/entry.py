@@ -1,6 +1,6 @@
-"""Which tensors of a checkpoint make up which of our arrays: a list of entries, made from a model's config.
+"""Map tensors of a checkpoint to our arrays and back, by a list of entries made from a model's config.
 
-An entry moves numbers and changes none: transposes, reshapes, cuts and joins alone, so that out of a checkpoint
+An entry moves numbers and changes none: transposes, reshapes, splits and joins alone, so that out of a checkpoint
 and back is byte for byte the same.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,7 +21,7 @@ class Slot:
 
     Attributes:
         path: path in the module's state, e.g. "layers/block/attention/query/kernel".
-        index: where in its leading dims, e.g. (row of the stack, expert); () for all of it.
+        index: where in its leading dims, e.g. (layer of the stack, expert); () for all of it.
     """
 
     path: str
@@ -47,24 +46,24 @@ class Entry:
 
 
 def same(name: str, path: str, *index: int) -> Entry:
-    """A tensor that is as we hold it."""
+    """Return the entry of a tensor that is as we have it."""
     return Entry(
         names=(name,), slots=(Slot(path=path, index=index),), read=lambda given: (given,), write=lambda ours: (ours,)
     )
 
 
 def reshaped(name: str, path: str, *index: int, theirs: tuple[int, ...], ours: tuple[int, ...]) -> Entry:
-    """A tensor that we hold in another shape, its numbers in the same order."""
+    """Return the entry of a tensor that we have in another shape, its numbers in the same order."""
     return Entry(
         names=(name,),
         slots=(Slot(path=path, index=index),),
         read=lambda given: (given.reshape(ours),),
-        write=lambda held: (held.reshape(theirs),),
+        write=lambda array: (array.reshape(theirs),),
     )
 
 
 def kernel(name: str, path: str, *index: int, ins: tuple[int, ...], outs: tuple[int, ...]) -> Entry:
-    """A linear map, theirs [out, in], ours [*ins, *outs]."""
+    """Return the entry of a linear map, theirs [out, in], ours [*ins, *outs]."""
     return Entry(
         names=(name,),
         slots=(Slot(path=path, index=index),),
@@ -72,30 +71,3 @@ def kernel(name: str, path: str, *index: int, ins: tuple[int, ...], outs: tuple[
         # A view: who writes it to a file makes it row-major, a piece at a time.
         write=lambda ours: (ours.reshape(math.prod(ins), math.prod(outs)).T,),
     )
-
-
-def read_arrays(
-    entries: Iterable[Entry], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """All our arrays, by path, from a checkpoint's tensors; `shapes` tells the shape of each path.
-
-    For models that fit into memory as a whole; others go tensor by tensor. Raises KeyError for a tensor that lacks.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for entry in entries:
-        parts = entry.read(*(np.asarray(tensors[name]) for name in entry.names))
-        for slot, part in zip(entry.slots, parts, strict=True):
-            if slot.path not in arrays:
-                arrays[slot.path] = np.zeros(shapes[slot.path].shape, part.dtype)
-            arrays[slot.path][slot.index] = part
-    return arrays
-
-
-def write_tensors(entries: Iterable[Entry], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint, by name, from our arrays by path."""
-    tensors: dict[str, np.ndarray] = {}
-    for entry in entries:
-        parts = entry.write(*(np.asarray(arrays[slot.path])[slot.index] for slot in entry.slots))
-        # Row-major: the safetensors library writes memory as it lies, whatever its strides.
-        tensors.update(zip(entry.names, (np.asarray(part, order="C") for part in parts), strict=True))
-    return tensors

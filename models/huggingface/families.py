@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from flax import nnx
 
+from hetjax.models.component_config import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface import omni
@@ -16,13 +16,14 @@ from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_h
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
 from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.parakeet import ParakeetEncoder
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.siglip2 import Siglip2Encoder
 
 
-def _built(kind: type[nnx.Module]) -> Callable[[Any, nnx.Rngs], nnx.Module]:
+def _built(kind: type[nnx.Module]) -> Callable[[ComponentConfig, nnx.Rngs], nnx.Module]:
     return lambda config, rngs: kind(config, rngs=rngs)
 
 
@@ -80,7 +81,7 @@ SIGLIP2_TOWER = Family(
 )
 
 
-def _no_text_tower(configs: Configs) -> dict[str, Any]:
+def _no_text_tower(configs: Configs) -> JsonObject:
     raise ModelError("the settings of a SigLIP 2's text tower are not ours; give --like its folder, or siglip2_vision")
 
 
@@ -99,7 +100,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All of them, by name."""
 
 
-def find_family(hf: Mapping[str, Any], name: str | None = None) -> Family:
+def find_family(hf: Mapping[str, Json], name: str | None = None) -> Family:
     """The family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
     if name is not None:
         if name not in FAMILIES:

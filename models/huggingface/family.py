@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from hetjax.models.errors import ModelError
+from hetjax.models.component_config import ComponentConfig
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES
+from hetjax.models.json_values import Json, JsonObject
 
-Configs = dict[str, Any]
+Configs = dict[str, ComponentConfig]
 """The config of each module, by its name in the module graph."""
 
 
@@ -41,9 +39,9 @@ class Family:
 
     name: str
     model_types: tuple[str, ...]
-    read_config: Callable[[Mapping[str, Any]], Configs]
-    write_config: Callable[[Configs], dict[str, Any]]
-    build: Mapping[str, Callable[[Any, nnx.Rngs], nnx.Module]]
+    read_config: Callable[[Mapping[str, Json]], Configs]
+    write_config: Callable[[Configs], JsonObject]
+    build: Mapping[str, Callable[[ComponentConfig, nnx.Rngs], nnx.Module]]
     entries: Callable[[Configs], dict[str, list[Entry]]]
     language_prefix: str = ""
     kept: tuple[str, ...] = ()
@@ -68,16 +66,3 @@ class Family:
 def matches(patterns: tuple[str, ...], name: str) -> bool:
     """Whether one of these patterns is found in a name."""
     return any(re.search(pattern, name) for pattern in patterns)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint's folder. Raises ModelError where there is none."""
-    try:
-        held = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}; give the folder of a Hugging Face checkpoint") from None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}; fetch it again") from None
-    if not isinstance(held, dict):
-        raise ModelError(f"{path} holds no JSON object; fetch it again")
-    return held

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
+from hetjax.models.huggingface.config_json import check_keys
+from hetjax.models.huggingface.decoder import decoder_entries, shared_keys, shared_sizes
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.json_values import Json, JsonObject
 
 
 def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
@@ -17,7 +18,7 @@ def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
     return decoder_entries(config, prefix=prefix)
 
 
-def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
+def llama_config(hf: Mapping[str, Json]) -> DecoderConfig:
     """The decoder that a config.json describes. Raises ModelError for what is not built, such as biases."""
     check_keys(hf, {"model_type": ("llama",), "mlp_bias": (False,)})
     sizes = shared_sizes(hf)
@@ -25,7 +26,7 @@ def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(head_dim=sizes["width"] // sizes["heads"] if head_dim is None else head_dim, **sizes)
 
 
-def llama_hf_config(config: DecoderConfig) -> dict[str, Any]:
+def llama_hf_config(config: DecoderConfig) -> JsonObject:
     """config.json of a decoder. Raises ModelError for one that is no Llama."""
     _check(config)
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **shared_keys(config), "mlp_bias": False}

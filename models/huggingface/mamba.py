@@ -23,21 +23,21 @@ def mamba_entries(prefix: str, path: str, index: tuple[int, ...], config: MambaC
         return tuple(Slot(path=f"{path}/{pattern.format(name)}", index=index) for name in names)
 
     def read_projections(weight: np.ndarray) -> Tensors:
-        return _cut(weight.T, axis=1, parts=projections)
+        return _split(weight.T, axis=1, parts=projections)
 
     def write_projections(*kernels: np.ndarray) -> Tensors:
         flat = [each.reshape(width, -1) for each in kernels]
         return (np.ascontiguousarray(np.concatenate(flat, axis=1).T),)
 
     def read_kernels(weight: np.ndarray) -> Tensors:
-        return _cut(weight[:, 0].T, axis=1, parts=streams)
+        return _split(weight[:, 0].T, axis=1, parts=streams)
 
     def write_kernels(*kernels: np.ndarray) -> Tensors:
         flat = [each.reshape(config.conv_kernel, -1) for each in kernels]
         return (np.ascontiguousarray(np.concatenate(flat, axis=1).T[:, None]),)
 
     def read_biases(bias: np.ndarray) -> Tensors:
-        return _cut(bias, axis=0, parts=streams)
+        return _split(bias, axis=0, parts=streams)
 
     def write_biases(*biases: np.ndarray) -> Tensors:
         return (np.concatenate([each.reshape(-1) for each in biases]),)
@@ -49,14 +49,14 @@ def mamba_entries(prefix: str, path: str, index: tuple[int, ...], config: MambaC
     )
     flat = (math.prod(heads),)
     return [
-        *(Entry(names=(prefix + name,), slots=held, read=read, write=write) for name, held, read, write in joined),
+        *(Entry(names=(prefix + name,), slots=slots, read=read, write=write) for name, slots, read, write in joined),
         *(same(prefix + name, f"{path}/{name}", *index) for name in ("A_log", "D", "dt_bias")),
         reshaped(f"{prefix}norm.weight", f"{path}/norm/scale", *index, theirs=flat, ours=heads),
         kernel(f"{prefix}out_proj.weight", f"{path}/out/kernel", *index, ins=heads, outs=(width,)),
     ]
 
 
-def _cut(array: np.ndarray, *, axis: int, parts: dict[str, tuple[int, ...]]) -> Tensors:
+def _split(array: np.ndarray, *, axis: int, parts: dict[str, tuple[int, ...]]) -> Tensors:
     """Pieces of `array` along `axis`, which is reshaped to the dims of each part in turn."""
     ends = np.cumsum([math.prod(dims) for dims in parts.values()])
     pieces = np.split(array, ends[:-1], axis=axis)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.decoder import check_keys
+from hetjax.models.huggingface.config_json import check_keys, required_keys
 from hetjax.models.huggingface.entry import Entry, kernel, same
 from hetjax.models.huggingface.mamba import mamba_entries
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parts.groups import layer_places
 from hetjax.models.parts.mamba import MambaConfig
@@ -19,7 +19,7 @@ LETTERS = {
 }  # fmt: skip
 """Names of kinds of layers in `layers_block_type`, those of older files too."""
 
-BUILT: dict[str, tuple[Any, ...]] = {
+BUILT: dict[str, tuple[Json, ...]] = {
     "model_type": ("nemotron_h",), "mlp_hidden_act": ("relu2",), "mamba_hidden_act": ("silu",),
     "use_conv_bias": (True,), "use_bias": (False,), "mlp_bias": (False,), "attention_bias": (False,),
     "mamba_proj_bias": (False,), "n_group": (1, None), "topk_group": (1, None), "n_shared_experts": (1,),
@@ -92,7 +92,7 @@ def _expert_entries(config: NemotronHConfig, theirs: str, path: str, index: tupl
 # ── config.json ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def nemotron_h_config(hf: Mapping[str, Any], *, bias_rate: float = 1e-3, balance_loss: float = 0.0) -> NemotronHConfig:
+def nemotron_h_config(hf: Mapping[str, Json], *, bias_rate: float = 1e-3, balance_loss: float = 0.0) -> NemotronHConfig:
     """The model that a config.json (or a part of one) describes; how experts are balanced in training it leaves open.
 
     Steps of time have no lower limit, as in training by NVIDIA and in vLLM; transformers, which in a prefill takes
@@ -101,21 +101,23 @@ def nemotron_h_config(hf: Mapping[str, Any], *, bias_rate: float = 1e-3, balance
     """
     check_keys(hf, BUILT)
     pattern = _pattern(hf)
-    sizes = {"pattern": pattern, **_read(hf, vocab_size="vocab_size", width="hidden_size")}
+    sizes = {"pattern": pattern, **required_keys(hf, vocab_size="vocab_size", width="hidden_size")}
     if "*" in pattern:
-        sizes |= _read(hf, heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
+        sizes |= required_keys(hf, heads="num_attention_heads", kv_heads="num_key_value_heads", head_dim="head_dim")
     epsilon = hf.get("layer_norm_epsilon", hf.get("norm_eps", 1e-5))
     if "M" in pattern:
         theirs = {"heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "groups": "n_groups"}
         sizes["mamba"] = MambaConfig(
-            **_read(hf, **theirs, state="ssm_state_size", conv_kernel="conv_kernel", chunk="chunk_size"),
+            **required_keys(hf, **theirs, state="ssm_state_size", conv_kernel="conv_kernel", chunk="chunk_size"),
             norm_epsilon=epsilon,
         )
     if "E" in pattern:
         theirs = {"count": "n_routed_experts", "top_k": "num_experts_per_tok"}
-        sizes |= _read(hf, expert_width="moe_intermediate_size")
+        sizes |= required_keys(hf, expert_width="moe_intermediate_size")
         sizes["experts"] = MoEConfig(
-            **_read(hf, **theirs, shared_width="moe_shared_expert_intermediate_size", factor="routed_scaling_factor"),
+            **required_keys(
+                hf, **theirs, shared_width="moe_shared_expert_intermediate_size", factor="routed_scaling_factor"
+            ),
             activation="relu2",
             scores="sigmoid",
             normalize=hf.get("norm_topk_prob", True),
@@ -123,11 +125,11 @@ def nemotron_h_config(hf: Mapping[str, Any], *, bias_rate: float = 1e-3, balance
             balance_loss=balance_loss,
         )
     if "-" in pattern:
-        sizes |= _read(hf, mlp_width="intermediate_size")
+        sizes |= required_keys(hf, mlp_width="intermediate_size")
     return NemotronHConfig(**sizes, norm_epsilon=epsilon, tie_embeddings=hf.get("tie_word_embeddings", False))
 
 
-def nemotron_h_hf_config(config: NemotronHConfig) -> dict[str, Any]:
+def nemotron_h_hf_config(config: NemotronHConfig) -> JsonObject:
     """config.json of a model; sizes of kinds of layers that it lacks are left out. Raises as `nemotron_h_entries`."""
     _check(config)
     mamba, experts = config.mamba, config.experts
@@ -175,17 +177,10 @@ def nemotron_h_hf_config(config: NemotronHConfig) -> dict[str, Any]:
     return keys | ({"intermediate_size": config.mlp_width} if config.mlp_width else {})
 
 
-def _read(hf: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    lacking = [key for key in names.values() if hf.get(key) is None]
-    if lacking:
-        raise ModelError(f"config.json of {hf.get('model_type')} lacks {', '.join(lacking)}")
-    return {ours: hf[theirs] for ours, theirs in names.items()}
-
-
-def _pattern(hf: Mapping[str, Any]) -> str:
+def _pattern(hf: Mapping[str, Json]) -> str:
     kinds = hf.get("layers_block_type") or hf.get("layer_types")
     if kinds is None:
-        return _read(hf, pattern="hybrid_override_pattern")["pattern"]
+        return required_keys(hf, pattern="hybrid_override_pattern")["pattern"]
     unknown = sorted(set(kinds) - set(LETTERS))
     if unknown:
         raise ModelError(f"config.json of {hf.get('model_type')}: layers of {', '.join(unknown)} are not supported")
@@ -206,8 +201,8 @@ def _check(config: NemotronHConfig) -> None:
         return
     theirs = {"activation": "relu2", "scores": "sigmoid"}
     other = {name: getattr(experts, name) for name, value in theirs.items() if getattr(experts, name) != value}
-    told = [f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items()]
-    told += [] if experts.shared_width else ["shared_width = 0 instead of a positive one"]
-    told += [] if experts.bias_rate is not None else ["bias_rate = None instead of a number, 0 for a bias that stays"]
-    if told:
-        raise ModelError(f"Nemotron-H cannot hold these experts: {', '.join(told)}")
+    wrong = [f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items()]
+    wrong += [] if experts.shared_width else ["shared_width = 0 instead of a positive one"]
+    wrong += [] if experts.bias_rate is not None else ["bias_rate = None instead of a number, 0 for a bias that stays"]
+    if wrong:
+        raise ModelError(f"Nemotron-H cannot hold these experts: {', '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""Nemotron 3 Nano Omni: three modules in one checkpoint, and its config.json by either of two namings.
+"""Nemotron 3 Nano Omni: three modules in one checkpoint, and a config.json with either of two namings.
 
 NVIDIA's release says `llm_config` and `sound_config`, `vit_hidden_size`, `img_context_token_id` and
 `sound_context_token_id`; transformers says `text_config` and `audio_config`, `vision_hidden_size`, `image_token_id` and
@@ -8,7 +8,6 @@ NVIDIA's release says `llm_config` and `sound_config`, `vit_hidden_size`, `img_c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from hetjax.models.huggingface.parakeet import (
 )
 from hetjax.models.huggingface.radio import IGNORED as RADIO_IGNORED
 from hetjax.models.huggingface.radio import radio_config, radio_constants, radio_entries, radio_omni_config
+from hetjax.models.json_values import Json, JsonObject
 
 MODEL_TYPES = ("nemotron_h_omni", "NemotronH_Nano_Omni_Reasoning_V3")
 LANGUAGE = "language_model."
@@ -37,8 +37,8 @@ TOKENS = {"image_token_id": 18, "audio_token_id": 27, "img_start_token_id": 21, 
 """Ids that a config.json holds, which are no sizes."""
 
 
-def omni_configs(hf: Mapping[str, Any]) -> Configs:
-    """The config of each module that a config.json describes; `audio` only where it has an encoder of sound.
+def omni_configs(hf: Mapping[str, Json]) -> Configs:
+    """Return the config of each module that a config.json describes; `audio` only where it has an audio encoder.
 
     Raises ModelError where a part lacks, and whatever the readers of the parts raise.
     """
@@ -49,14 +49,14 @@ def omni_configs(hf: Mapping[str, Any]) -> Configs:
             "omni-modal model"
         )
     configs = {"vision": radio_config(hf)}
-    sound = hf.get("audio_config") or hf.get("sound_config")
-    if sound is not None:
-        configs["audio"] = parakeet_config(sound, output_width=language["hidden_size"])
+    audio = hf.get("audio_config") or hf.get("sound_config")
+    if audio is not None:
+        configs["audio"] = parakeet_config(audio, output_width=language["hidden_size"])
     return {**configs, "llm": nemotron_h_config(language)}
 
 
-def omni_hf_config(configs: Configs) -> dict[str, Any]:
-    """config.json by the names of transformers. Raises ModelError for a model without one of the three parts."""
+def omni_hf_config(configs: Configs) -> JsonObject:
+    """Return config.json by the names of transformers. Raises ModelError for a model without one of the three parts."""
     if lacking := {"vision", "audio", "llm"} - {name for name, config in configs.items() if config is not None}:
         raise ModelError(f"an omni-modal checkpoint has vision, audio and llm, but there is no {min(lacking)}")
     return {
@@ -71,7 +71,7 @@ def omni_hf_config(configs: Configs) -> dict[str, Any]:
 
 
 def omni_entries(configs: Configs) -> dict[str, list[Entry]]:
-    """The tensors of each module."""
+    """Return the tensors of each module."""
     entries = {"vision": radio_entries(configs["vision"])}
     if "audio" in configs:
         entries["audio"] = parakeet_entries(configs["audio"])
@@ -79,6 +79,6 @@ def omni_entries(configs: Configs) -> dict[str, list[Entry]]:
 
 
 def omni_constants(configs: Configs) -> dict[str, np.ndarray]:
-    """Tensors of a checkpoint that are no weights of ours, where none were read."""
-    sound = parakeet_buffers(configs["audio"]) if "audio" in configs else {}
-    return {**radio_constants(), **sound}
+    """Return tensors of a checkpoint that are no weights of ours, where none were read."""
+    audio = parakeet_buffers(configs["audio"]) if "audio" in configs else {}
+    return {**radio_constants(), **audio}

@@ -1,14 +1,14 @@
-"""Parakeet encoders of sound: names of their tensors, and their config, in and out."""
+"""Parakeet audio encoders: names of their tensors, and their config, in and out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, same
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE
 from hetjax.models.parts.mel import WINDOW, mel_filters
@@ -51,7 +51,7 @@ def _subsampling(config: ParakeetConfig, name: str) -> Iterator[Entry]:
             names=(f"{pointwise}.weight",),
             slots=(Slot(path=f"{ours}/pointwise/kernel"),),
             read=lambda given: (given[:, :, 0, 0].T,),
-            write=lambda held: (np.ascontiguousarray(held.T)[:, :, None, None],),
+            write=lambda ours: (np.ascontiguousarray(ours.T)[:, :, None, None],),
         )
         yield same(f"{pointwise}.bias", f"{ours}/pointwise/bias")
     yield kernel(f"{name}linear.weight", "subsampling/output/kernel", ins=(channels, bins), outs=(config.width,))
@@ -64,7 +64,7 @@ def _taps(name: str, path: str, taps: tuple[int, ...], *index: int) -> Entry:
         names=(name,),
         slots=(Slot(path=path, index=index),),
         read=lambda given: (given.reshape(given.shape[0], -1).T,),
-        write=lambda held: (np.ascontiguousarray(held.T).reshape(-1, 1, *taps),),
+        write=lambda ours: (np.ascontiguousarray(ours.T).reshape(-1, 1, *taps),),
     )
 
 
@@ -114,7 +114,7 @@ def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> It
         names=(f"{name}pointwise_conv2.weight",),
         slots=(Slot(path=f"{ours}/output/kernel", index=(layer,)),),
         read=lambda given: (given[:, :, 0].T,),
-        write=lambda held: (np.ascontiguousarray(held.T)[:, :, None],),
+        write=lambda ours: (np.ascontiguousarray(ours.T)[:, :, None],),
     )
     for theirs, part in (
         ("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "variance"),
@@ -125,7 +125,7 @@ def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> It
         names=(f"{name}norm.num_batches_tracked",),
         slots=(Slot(path=f"{ours}/norm/batches", index=(layer,)),),
         read=lambda given: (given,),
-        write=lambda held: (np.asarray(held, np.int64),),
+        write=lambda ours: (np.asarray(ours, np.int64),),
     )
 
 
@@ -138,7 +138,7 @@ def parakeet_buffers(config: ParakeetConfig, *, prefix: str = PREFIX) -> dict[st
     }
 
 
-def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -> ParakeetConfig:
+def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) -> ParakeetConfig:
     """The config of an encoder from a `sound_config` or `audio_config`, or that of a bare encoder.
 
     `output_width` is the width of the language model, for those with a projector. `feat_in` is ignored: released
@@ -156,7 +156,7 @@ def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -
     }
     for name, value in expected.items():
         if hf.get(name, value) != value:
-            raise ModelError(f"config of the encoder of sound: {name} = {hf[name]!r}; only {value!r} is supported")
+            raise ModelError(f"config of the audio encoder: {name} = {hf[name]!r}; only {value!r} is supported")
     return ParakeetConfig(
         width=hf.get("hidden_size", 1024),
         layers=hf.get("num_hidden_layers", 24),
@@ -171,7 +171,7 @@ def parakeet_config(hf: Mapping[str, Any], *, output_width: int | None = None) -
     )
 
 
-def parakeet_hf_config(config: ParakeetConfig) -> dict[str, Any]:
+def parakeet_hf_config(config: ParakeetConfig) -> JsonObject:
     """The reverse of `parakeet_config`, as the `audio_config` or `sound_config` of a whole model has it."""
     projector = (
         {}

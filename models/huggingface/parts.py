@@ -1,4 +1,4 @@
-"""Shapes that an entry's arrays have, found without their numbers."""
+"""Find the shapes of an entry's arrays without their numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STAND_IN = np.zeros((), np.uint8)
 
 
 def slot_infos(entry: Entry, tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
-    """What an entry makes of its tensors, one for each slot; they have the dtype of the first tensor.
+    """Return what an entry makes of its tensors, one for each slot; they have the dtype of the first tensor.
 
     Raises ModelError where the tensors have no shape that it can take.
     """
@@ -24,7 +24,7 @@ def slot_infos(entry: Entry, tensors: Mapping[str, TensorInfo]) -> list[TensorIn
 
 
 def name_infos(entry: Entry, slots: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """What an entry writes for parts of ours, one for each slot."""
+    """Return what an entry writes for parts of ours, one for each slot."""
     return _through(entry.write, slots, [slot.path for slot in entry.slots])
 
 
@@ -32,9 +32,9 @@ def _through(function: Callable[..., Sequence[np.ndarray]], given: Sequence[Tens
     try:
         made = function(*(np.broadcast_to(_STAND_IN, info.shape) for info in given))
     except (ValueError, IndexError) as error:
-        told = ", ".join(f"{name} of shape {info.shape}" for name, info in zip(names, given, strict=True))
+        shapes = ", ".join(f"{name} of shape {info.shape}" for name, info in zip(names, given, strict=True))
         raise ModelError(
-            f"{told} does not fit the sizes in config.json ({error}); they are of different models"
+            f"{shapes} does not fit the sizes in config.json ({error}); they are of different models"
         ) from None
     # An entry that settles a dtype itself, as of a count, is asked for it.
     return [TensorInfo(part.shape, given[0].dtype if part.dtype == np.uint8 else part.dtype) for part in made]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.decoder import check_keys, decoder_entries, shared_keys, shared_sizes
+from hetjax.models.huggingface.config_json import check_keys
+from hetjax.models.huggingface.decoder import decoder_entries, shared_keys, shared_sizes
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parts.moe import MoEConfig
 
 
@@ -21,7 +22,7 @@ def qwen3_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
     return decoder_entries(config, prefix=prefix)
 
 
-def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
+def qwen3_config(hf: Mapping[str, Json]) -> DecoderConfig:
     """The decoder that a config.json describes.
 
     Raises ModelError for what is not built: biases, sliding windows, layers without experts among others with them.
@@ -50,7 +51,7 @@ def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(**sizes)
 
 
-def qwen3_hf_config(config: DecoderConfig) -> dict[str, Any]:
+def qwen3_hf_config(config: DecoderConfig) -> JsonObject:
     """config.json of a decoder. Raises ModelError for one that is no Qwen3."""
     _check(config)
     shared, experts = shared_keys(config), config.experts
@@ -79,5 +80,5 @@ def _check(config: DecoderConfig) -> None:
     theirs = {"activation": "swiglu", "shared_width": 0, "scores": "softmax", "factor": 1.0, "bias_rate": None}
     other = {name: getattr(experts, name) for name, value in theirs.items() if getattr(experts, name) != value}
     if other:
-        told = ", ".join(f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items())
-        raise ModelError(f"Qwen3 cannot hold these experts: {told}")
+        wrong = ", ".join(f"{name} = {value!r} instead of {theirs[name]!r}" for name, value in other.items())
+        raise ModelError(f"Qwen3 cannot hold these experts: {wrong}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.radio_config import RadioConfig
 
 PREFIX = "vision_model."
@@ -91,17 +91,17 @@ def _qkv(name: str, part: str, layer: int, heads: tuple[int, int], width: int) -
         slots=tuple(
             Slot(path=f"layers/block/attention/{which}/{leaf}", index=(layer,)) for which in ("query", "key", "value")
         ),
-        read=functools.partial(_cut, ours=ours),
+        read=functools.partial(_split, ours=ours),
         write=_joined,
     )
 
 
-def _cut(fused: np.ndarray, *, ours: tuple[int, ...]) -> Tensors:
+def _split(fused: np.ndarray, *, ours: tuple[int, ...]) -> Tensors:
     return tuple(part.T.reshape(ours) for part in np.split(fused, 3))
 
 
-def _joined(*held: np.ndarray) -> Tensors:
-    parts = [part.reshape(part.shape[0], -1).T if part.ndim == 3 else part.reshape(-1) for part in held]
+def _joined(*ours: np.ndarray) -> Tensors:
+    parts = [part.reshape(part.shape[0], -1).T if part.ndim == 3 else part.reshape(-1) for part in ours]
     return (np.concatenate(parts),)
 
 
@@ -124,7 +124,7 @@ def radio_constants(
     }
 
 
-def radio_config(hf: Mapping[str, Any]) -> RadioConfig:
+def radio_config(hf: Mapping[str, Json]) -> RadioConfig:
     """From a config.json: of an omni-modal model, by whichever of its two namings, or of RADIO alone.
 
     RADIO alone has no projector. Raises ModelError for a backbone that is not known by name or has other parts.
@@ -142,7 +142,7 @@ def radio_config(hf: Mapping[str, Any]) -> RadioConfig:
     )
 
 
-def _tower(hf: Mapping[str, Any], frames: int | None = None) -> dict[str, Any]:
+def _tower(hf: Mapping[str, Json], frames: int | None = None) -> JsonObject:
     """Sizes of the tower; `frames` is what the model around it says of how many a patch of a video spans."""
     args = hf.get("args")
     if args is None:
@@ -179,13 +179,13 @@ def _tower(hf: Mapping[str, Any], frames: int | None = None) -> dict[str, Any]:
     )
 
 
-def _refuse(hf: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _refuse(hf: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
     other = {key: hf[key] for key, value in wanted.items() if hf.get(key, value) != value}
     if other:
         raise ModelError(f"RADIO config: {other} is not C-RADIO; its values are {dict(wanted)}")
 
 
-def radio_hf_config(config: RadioConfig) -> dict[str, Any]:
+def radio_hf_config(config: RadioConfig) -> JsonObject:
     """RADIO's own config.json, as transformers has it: `vision_config` in that of an omni-modal model."""
     classes = min(4, config.prefix_tokens)
     return {
@@ -210,7 +210,7 @@ def radio_hf_config(config: RadioConfig) -> dict[str, Any]:
     }
 
 
-def radio_omni_config(config: RadioConfig, *, released: bool = False) -> dict[str, Any]:
+def radio_omni_config(config: RadioConfig, *, released: bool = False) -> JsonObject:
     """What an omni-modal config.json says of vision, beside the width of its language model.
 
     In the words of transformers, or as `released`. Raises ModelError for a size that no released config can name.
@@ -229,7 +229,7 @@ def radio_omni_config(config: RadioConfig, *, released: bool = False) -> dict[st
     return {**shared, "vision_hidden_size": config.width, "vision_config": radio_hf_config(config)}
 
 
-def _released(config: RadioConfig) -> dict[str, Any]:
+def _released(config: RadioConfig) -> JsonObject:
     sizes = (config.width, config.layers, config.heads, config.mlp_width)
     name = next((name for name, known in _SIZES.items() if known == sizes), None)
     if name is None or config.prefix_tokens < len(_TEACHERS):

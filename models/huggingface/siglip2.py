@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, reshaped, same
-from hetjax.models.siglip2 import Siglip2Config
+from hetjax.models.json_values import Json, JsonObject
+from hetjax.models.siglip2_config import Siglip2Config
 
 PREFIX = "vision_model."
 """Of the tower's names beside a text tower, and in a checkpoint of its own before transformers 5; none after."""
@@ -76,7 +76,7 @@ def _patches(config: Siglip2Config, name: str) -> Entry:
 
 
 def siglip2_config(
-    hf: Mapping[str, Any], *, projector_width: int | None = None, output_width: int | None = None
+    hf: Mapping[str, Json], *, projector_width: int | None = None, output_width: int | None = None
 ) -> Siglip2Config:
     """From the config.json of a tower, or of a model with one as its `vision_config`.
 
@@ -104,7 +104,7 @@ def siglip2_config(
     )
 
 
-def siglip2_hf_config(config: Siglip2Config) -> dict[str, Any]:
+def siglip2_hf_config(config: Siglip2Config) -> JsonObject:
     """The tower's config.json."""
     packed = config.image_size is None
     sizes = {"num_patches": config.position_side**2} if packed else {"image_size": config.image_size}

@@ -1,30 +1,24 @@
-"""Attention by the fused kernel of cuDNN, which holds no score in memory (Dao et al. 2022, FlashAttention).
+"""Attention of one device by the fused kernel of cuDNN, which holds no score in memory (Dao et al. 2022).
 
-For bfloat16 and float16 on NVIDIA devices that have it. Each device runs the kernel for its own samples and heads,
-inside `jax.shard_map`, so that nothing about it is left to the partitioner.
+For bfloat16 and float16 on NVIDIA devices that have it.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
-
-from hetjax.models.dims import device_in_force, splits_in_force
 
 # B batch · S sequence · H heads · G groups of heads that share a key · K head width
 
 
-def is_fusable(query: Float[Array, "B S H K"], segments: Int[Array, "B S"] | None) -> bool:
-    """Whether the kernel takes these queries, as long as their keys, on the devices in force.
+def is_fusable(query: Float[Array, "B S H K"], segments: Int[Array, "B S"] | None, device: jax.Device) -> bool:
+    """Whether the kernel takes these queries, as long as their keys, on devices like this one.
 
     It wants 16 bits a number, heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on), and an
     even length where documents are told apart. Kernels of ROCm are left alone.
     """
-    capability = _compute_capability(device_in_force())
+    capability = _compute_capability(device)
     width, widest = query.shape[-1], 256 if capability >= (9, 0) else 128
     return (
         capability >= (8, 0)
@@ -43,23 +37,7 @@ def fused_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """softmax(query · key / sqrt(K)) · value, rows in natural order; see `hetjax.models.parts.attention.attend`."""
-    run = partial(_attend, causal=causal)
-    splits = splits_in_force()
-    if splits is None:
-        return run(query, key, value, segments)
-    batch, heads = splits.axes_of("batch") or None, splits.axes_of("heads") or None
-    of_heads = PartitionSpec(batch, None, heads)
-    return jax.shard_map(
-        run,
-        mesh=splits.mesh,
-        in_specs=(of_heads, of_heads, of_heads, PartitionSpec(batch)),
-        out_specs=of_heads,
-        check_vma=False,  # as in `hetjax.models.parallel.ring_attention`
-    )(query, key, value, segments)
-
-
-def _attend(query, key, value, segments, *, causal: bool):
+    """softmax(query · key / sqrt(K)) · value, in natural order; see `hetjax.models.kernels.attention.attend`."""
     mask = None
     if segments is not None:
         # A masked score becomes so low that its weight is exactly 0. One mask a head: batched over a further dim, the

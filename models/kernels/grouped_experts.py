@@ -1,9 +1,9 @@
-"""Experts of one device: rows sorted by expert, and one grouped matrix product for all of them.
+"""Compute the experts of one device: tokens sorted by expert, and one grouped matrix product for all of them.
 
-Each row asks for some experts by slots, of which any may be empty. The slots are sorted by expert, so that
-`jax.lax.ragged_dot` multiplies each run of rows with its own expert's weights. A slot's weight multiplies
-the hidden values, ahead of the last product: the results of a row's slots are then summed as they are, and
-the gradient of a weight is found where its expert is. The backward pass keeps the rows and what the first
+Each token asks for some experts by slots, of which any may be empty. The slots are sorted by expert, so that
+`jax.lax.ragged_dot` multiplies the tokens of each expert with its own weights. A slot's weight multiplies
+the hidden values, ahead of the last product: the results of a token's slots are then summed as they are, and
+the gradient of a weight is found where its expert is. The backward pass keeps the tokens and what the first
 products gave; it is written out, so that weights enter it as they are stored.
 """
 
@@ -15,27 +15,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# R rows · K slots of a row · M slots that may be filled · E experts here · D width · F hidden width of an expert
+# R tokens · K slots of a token · M slots that may be filled · E experts of this device
+# D width · F hidden width of an expert
 
 Activation = Literal["swiglu", "relu2"]
 
 
-class Kernels(NamedTuple):
+class ExpertKernels(NamedTuple):
     """Weights of the experts; the products that come first are (gate, up) for SwiGLU and (up,) for squared ReLU."""
 
     first: tuple[Float[Array, "E D F"], ...]
     down: Float[Array, "E F D"]
 
 
-class Slots(NamedTuple):
-    """What the rows ask for: expert 0..E-1 or E for an empty slot, with a weight."""
+class ExpertSlots(NamedTuple):
+    """What the tokens ask for: expert 0..E-1 or E for an empty slot, with a weight."""
 
     experts: Int[Array, "R K"]
     weights: Float[Array, "R K"]
 
 
 class _Sorted(NamedTuple):
-    """Slots by expert: the slot at each place, whether it is filled, each slot's place, and slots an expert."""
+    """ExpertSlots by expert: the slot at each place, whether it is filled, each slot's place, and slots an expert."""
 
     slot: Int[Array, " M"]
     filled: Bool[Array, "M 1"]
@@ -43,48 +44,49 @@ class _Sorted(NamedTuple):
     sizes: Int[Array, " E"]
 
 
-def run_experts(
-    kernels: Kernels, rows: Float[Array, "R D"], slots: Slots, activation: Activation, most: int
+def grouped_experts(
+    kernels: ExpertKernels, tokens: Float[Array, "R D"], slots: ExpertSlots, activation: Activation, most: int
 ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "M F"], ...]]:
-    """(sum over a row's slots of weight * expert(row), what the first products gave). At most `most` slots are filled.
+    """Return (sum over a token's slots of weight * expert(token), what the first products gave).
 
-    expert(x) is down(silu(gate(x)) * up(x)) (Shazeer 2020) or down(relu(up(x))²) (So et al. 2021).
+    At most `most` slots are filled. expert(x) is down(silu(gate(x)) * up(x)) (Shazeer 2020) or down(relu(up(x))²)
+    (So et al. 2021).
     """
     by_expert = _sort(slots, kernels, most)
-    x = rows[by_expert.slot // slots.experts.shape[1]]
+    x = tokens[by_expert.slot // slots.experts.shape[1]]
     first = tuple(_product(x, kernel, by_expert) for kernel in kernels.first)
     hidden = _hidden(first, _weights(slots, by_expert), by_expert.filled, activation)
     return _sum_of_slots(_product(hidden, kernels.down, by_expert), by_expert, slots), first
 
 
-def run_experts_backward(
-    kernels: Kernels,
-    rows: Float[Array, "R D"],
-    slots: Slots,
+def grouped_experts_backward(
+    kernels: ExpertKernels,
+    tokens: Float[Array, "R D"],
+    slots: ExpertSlots,
     first: tuple[Float[Array, "M F"], ...],
     gradient: Float[Array, "R D"],
     activation: Activation,
     most: int,
-) -> tuple[Kernels, Float[Array, "R D"], Float[Array, "R K"]]:
-    """Gradients of kernels, rows and slot weights, for what `run_experts` took and gave, from that of its result."""
+) -> tuple[ExpertKernels, Float[Array, "R D"], Float[Array, "R K"]]:
+    """Return the gradients of kernels, tokens and slot weights of `grouped_experts`, from that of its result."""
     by_expert = _sort(slots, kernels, most)
-    row = by_expert.slot // slots.experts.shape[1]
+    token = by_expert.slot // slots.experts.shape[1]
     hidden, of_hidden = jax.vjp(
         lambda first, weights: _hidden(first, weights, by_expert.filled, activation), first, _weights(slots, by_expert)
     )
-    d_hidden, d_down = _product_backward(hidden, kernels.down, by_expert, gradient[row])
+    d_hidden, d_down = _product_backward(hidden, kernels.down, by_expert, gradient[token])
     d_first, d_weights = of_hidden(d_hidden)
-    x = rows[row]
+    x = tokens[token]
     products = [_product_backward(x, kernel, by_expert, g) for kernel, g in zip(kernels.first, d_first, strict=True)]
-    d_rows = sum(d_x for d_x, _ in products)
+    d_tokens = sum(d_x for d_x, _ in products)
     return (
-        Kernels(tuple(d_kernel for _, d_kernel in products), d_down),
-        _sum_of_slots(d_rows, by_expert, slots),
+        ExpertKernels(tuple(d_kernel for _, d_kernel in products), d_down),
+        _sum_of_slots(d_tokens, by_expert, slots),
         jnp.where(_is_filled(slots, by_expert), d_weights[by_expert.place], 0),
     )
 
 
-def _sort(slots: Slots, kernels: Kernels, most: int) -> _Sorted:
+def _sort(slots: ExpertSlots, kernels: ExpertKernels, most: int) -> _Sorted:
     experts, count = slots.experts.reshape(-1), kernels.down.shape[0]
     slot = jnp.argsort(experts, stable=True).astype(jnp.int32)
     place = jnp.zeros_like(slot).at[slot].set(jnp.arange(slot.size, dtype=jnp.int32))
@@ -94,12 +96,12 @@ def _sort(slots: Slots, kernels: Kernels, most: int) -> _Sorted:
     return _Sorted(slot, (experts[slot] < count)[:, None], place, jnp.diff(bounds))
 
 
-def _weights(slots: Slots, by_expert: _Sorted) -> Float[Array, " M"]:
+def _weights(slots: ExpertSlots, by_expert: _Sorted) -> Float[Array, " M"]:
     return slots.weights.reshape(-1)[by_expert.slot]
 
 
 def _product(x: Float[Array, "M _"], kernel: Float[Array, "E _ _"], by_expert: _Sorted) -> Float[Array, "M _"]:
-    # What a backend leaves in rows behind the last expert's is not said.
+    # What a backend leaves behind the last expert's tokens is not defined.
     return jnp.where(by_expert.filled, jax.lax.ragged_dot(x, kernel, by_expert.sizes), 0)
 
 
@@ -123,11 +125,11 @@ def _hidden(
     return jnp.where(filled, values.astype(weights.dtype) * weights[:, None], 0).astype(values.dtype)
 
 
-def _is_filled(slots: Slots, by_expert: _Sorted) -> Bool[Array, "R K"]:
+def _is_filled(slots: ExpertSlots, by_expert: _Sorted) -> Bool[Array, "R K"]:
     return slots.experts < by_expert.sizes.shape[0]
 
 
-def _sum_of_slots(values: Float[Array, "M D"], by_expert: _Sorted, slots: Slots) -> Float[Array, "R D"]:
+def _sum_of_slots(values: Float[Array, "M D"], by_expert: _Sorted, slots: ExpertSlots) -> Float[Array, "R D"]:
     wide = jnp.promote_types(values.dtype, jnp.float32)
     of_slots = jnp.where(_is_filled(slots, by_expert)[..., None], values[by_expert.place], 0)
     return of_slots.sum(axis=1, dtype=wide).astype(values.dtype)

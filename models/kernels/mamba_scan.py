@@ -1,14 +1,14 @@
-"""The recurrence of Mamba-2 by chunks: matrix products inside of a chunk, one state from chunk to chunk.
+"""Run the recurrence of Mamba-2 by chunks: matrix products inside of a chunk, one state from chunk to chunk.
 
-With a_t = dt_t A and s_t the sum of a over the rows of t's chunk up to t, a chunk of Q rows that the state H enters has
-(Dao and Gu 2024, section 6)
+With a_t = dt_t A and s_t the sum of a over the positions of t's chunk up to t, a chunk of Q positions that the state H
+enters has (Dao and Gu 2024, section 6)
 
     y_i = sum over j <= i of exp(s_i - s_j) (C_i · B_j) dt_j x_j  +  exp(s_i) H C_i  +  D x_i
     H'  = exp(s_Q) H + sum over j of exp(s_Q - s_j) dt_j x_j ⊗ B_j
 
 Every exponent is a sum of a, which is never positive. Where a document starts in the chunk, s starts from 0 too, and
 terms that would carry something over its border are left out. Products take operands in the dtype of x and add up in
-float32 at least, in which decays, steps and states are held all through.
+float32 at least, in which decays, time steps and states are kept all through.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-# B batch · S sequence · H heads · G groups · R heads of a group · P head width · N state · C chunks · Q rows of a chunk
+# B batch · S sequence · H heads · G groups · R heads of a group · P head width · N state
+# C chunks · Q positions of a chunk
 
 
 class Chunks(NamedTuple):
-    """Rows cut into chunks; rows that fill up the last one have a step of 0, which leaves the state alone.
+    """A sequence split into chunks; what fills up the last one has a time step of 0, which leaves the state alone.
 
     Attributes:
         x, dt, b, c: as `ssd_scan` takes them.
         sums: s above.
-        document: how many documents have started in the chunk, up to each row; None where all rows are one document.
+        document: how many documents have started in the chunk, up to each position; None where all is one document.
     """
 
     x: Float[Array, "B C Q G R P"]
@@ -52,16 +53,17 @@ def ssd_scan(
     starts: Bool[Array, "B S"] | None = None,
     state: Float[Array, "B H P N"] | None = None,
 ) -> tuple[Float[Array, "B S H P"], Float[Array, "B H P N"]]:
-    """(y, the state after the last row) from `state`, or zeros, before the first; head h reads group h // (H / G).
+    """Return (y in the dtype of x, the state after the last position) from `state`, or zeros, before the first.
 
-    `dt`, `a` < 0 and `state` are float32 at least. No row sees what is ahead of a row that `starts` a document. The
+    Head h reads group h // (H / G). `dt`, `a` < 0 and `state` are float32 at least. No position sees what is ahead of
+    one that `starts` a document. The
     backward keeps the arguments and one state a chunk, and computes the products again.
     """
-    chunks = cut(x, dt, a, b, c, starts, chunk)
+    chunks = split_chunks(x, dt, a, b, c, starts, chunk)
     decay, added = chunk_states(chunks)
     if state is None:
         state = jnp.zeros((x.shape[0], *x.shape[2:], b.shape[-1]), dt.dtype)
-    y, last = outputs(chunks, decay, added, state.reshape(added[:, 0].shape), d)
+    y, last = chunk_outputs(chunks, decay, added, state.reshape(added[:, 0].shape), d)
     return y[:, : x.shape[1]], last.reshape(state.shape)
 
 
@@ -74,10 +76,10 @@ def ssd_step(
     d: Float[Array, " H"],
     state: Float[Array, "B H P N"],
 ) -> tuple[Float[Array, "B H P"], Float[Array, "B H P N"]]:
-    """(y, the next state) of one row."""
+    """Return (y in the dtype of x, the next state) of one position."""
     heads, groups = x.shape[1], b.shape[1]
     wide = x.astype(dt.dtype)
-    grouped = lambda rows: rows.reshape(rows.shape[0], groups, heads // groups, *rows.shape[2:])  # noqa: E731
+    grouped = lambda x: x.reshape(x.shape[0], groups, heads // groups, *x.shape[2:])  # noqa: E731
     added = jnp.einsum("bgrp,bgn->bgrpn", grouped(wide * dt[..., None]), b.astype(dt.dtype)).reshape(state.shape)
     state = jnp.exp(dt * a)[..., None, None] * state + added
     y = jnp.einsum("bgrpn,bgn->bgrp", grouped(state), c.astype(dt.dtype)).reshape(x.shape)
@@ -87,7 +89,7 @@ def ssd_step(
 # ── the three passes, which a sequence over several devices takes one by one ─────────────────────────
 
 
-def cut(
+def split_chunks(
     x: Float[Array, "B S H P"],
     dt: Float[Array, "B S H"],
     a: Float[Array, " H"],
@@ -96,13 +98,13 @@ def cut(
     starts: Bool[Array, "B S"] | None,
     chunk: int,
 ) -> Chunks:
-    """The rows in chunks of at most `chunk`."""
+    """Return the sequence in chunks of at most `chunk` positions."""
     length, groups = x.shape[1], b.shape[2]
-    rows = min(chunk, length)
+    size = min(chunk, length)
 
     def split(array: Shaped[Array, "B S ..."], *dims: int) -> Shaped[Array, "B C Q ..."]:
-        array = jnp.pad(array, ((0, 0), (0, -length % rows), *((0, 0),) * (array.ndim - 2)))
-        return array.reshape(array.shape[0], -1, rows, *(dims or array.shape[2:]))
+        array = jnp.pad(array, ((0, 0), (0, -length % size), *((0, 0),) * (array.ndim - 2)))
+        return array.reshape(array.shape[0], -1, size, *(dims or array.shape[2:]))
 
     heads = (groups, x.shape[2] // groups)
     document = None if starts is None else jnp.cumsum(split(starts), axis=2, dtype=jnp.int32)
@@ -113,7 +115,7 @@ def cut(
 
 
 def _sums_in_documents(logs: Float[Array, "B C Q G R"], starts: Bool[Array, "B C Q"]) -> Float[Array, "B C Q G R"]:
-    """Sums up to each row, from its document's first row in the chunk on: what is ahead of it leaves no rounding."""
+    """Sums up to each position, from its document's first in the chunk on: what is ahead of it leaves no rounding."""
 
     def join(first, second):
         return first[0] | second[0], jnp.where(second[0], second[1], first[1] + second[1])
@@ -123,7 +125,7 @@ def _sums_in_documents(logs: Float[Array, "B C Q G R"], starts: Bool[Array, "B C
 
 @partial(jax.checkpoint, prevent_cse=False)
 def chunk_states(chunks: Chunks) -> tuple[Float[Array, "B C G R"], Float[Array, "B C G R P N"]]:
-    """(exp(s_Q), what the chunk adds to the state): how each chunk changes a state that enters it."""
+    """Return (exp(s_Q), what the chunk adds to the state): how each chunk changes a state that enters it."""
     wide, sums, document = chunks.sums.dtype, chunks.sums, chunks.document
     decay, exponents = jnp.exp(sums[:, :, -1]), sums[:, :, -1:] - sums
     if document is not None:
@@ -135,10 +137,10 @@ def chunk_states(chunks: Chunks) -> tuple[Float[Array, "B C G R"], Float[Array, 
     return decay, jnp.einsum("bcqgrp,bcqgn->bcgrpn", weighted, chunks.b, preferred_element_type=wide)
 
 
-def pass_on(
+def pass_states(
     decay: Float[Array, "B C G R"], added: Float[Array, "B C G R P N"], state: Float[Array, "B G R P N"]
 ) -> tuple[Float[Array, "B C G R P N"], Float[Array, "B G R P N"]]:
-    """(the state that enters each chunk, the one after the last)."""
+    """Return (the state that enters each chunk, the one after the last)."""
 
     def chunk(state, change):
         decay, added = change
@@ -150,18 +152,18 @@ def pass_on(
 
 
 @partial(jax.checkpoint, prevent_cse=False)
-def outputs(
+def chunk_outputs(
     chunks: Chunks,
     decay: Float[Array, "B C G R"],
     added: Float[Array, "B C G R P N"],
     state: Float[Array, "B G R P N"],
     d: Float[Array, " H"],
 ) -> tuple[Float[Array, "B CQ H P"], Float[Array, "B G R P N"]]:
-    """(y, with the rows that fill up the last chunk; the state after the last row) of chunks that `state` enters."""
+    """Return (y, filled up to whole chunks; the state after the last position) of chunks that `state` enters."""
     x, dt, sums, b, c, document = chunks
-    before, last = pass_on(decay, added, state)
-    wide, rows, heads = sums.dtype, x.shape[2], x.shape[3:5]
-    seen, into = jnp.tri(rows, dtype=bool), jnp.exp(sums)
+    before, last = pass_states(decay, added, state)
+    wide, size, heads = sums.dtype, x.shape[2], x.shape[3:5]
+    seen, into = jnp.tri(size, dtype=bool), jnp.exp(sums)
     if document is not None:
         same = document[..., :, None] == document[..., None, :]
         seen = (seen & same)[:, :, None, None]

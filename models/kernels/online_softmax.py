@@ -1,4 +1,4 @@
-"""Softmax attention one tile at a time: some queries against some keys, forward and backward.
+"""Compute softmax attention one tile at a time: some queries against some keys, forward and backward.
 
 The softmax runs online (Milakov and Gimelshein 2018; Rabe and Staats 2021): of every query the
 largest score so far, the sum of exp(score - largest) and the values weighted by it are kept, so that
@@ -16,29 +16,37 @@ from jaxtyping import Array, Bool, Float
 # B batch · S queries of the tile · T its keys · G groups of heads that share a key · R heads of a group · K head width
 
 
-class Running(NamedTuple):
-    """What is known of each query after some tiles; in float32 at least."""
+class OnlineSoftmax(NamedTuple):
+    """The softmax of each query over the tiles so far, in float32 at least.
+
+    Attributes:
+        largest: the largest score.
+        total: the sum of exp(score - largest).
+        values: the values, weighted by exp(score - largest) and summed.
+    """
 
     largest: Float[Array, "B G R S"]
     total: Float[Array, "B G R S"]
     values: Float[Array, "B G R S K"]
 
 
-def nothing_seen(query: Float[Array, "B S G R K"]) -> Running:
-    """The start, before any tile."""
+def empty_softmax(query: Float[Array, "B S G R K"]) -> OnlineSoftmax:
+    """Return the softmax before any tile."""
     batch, queries, groups, share, width = query.shape
     wide, shape = _wide(query), (batch, groups, share, queries)
-    return Running(jnp.full(shape, jnp.finfo(wide).min, wide), jnp.zeros(shape, wide), jnp.zeros((*shape, width), wide))
+    return OnlineSoftmax(
+        jnp.full(shape, jnp.finfo(wide).min, wide), jnp.zeros(shape, wide), jnp.zeros((*shape, width), wide)
+    )
 
 
-def see(
-    running: Running,
+def add_tile(
+    running: OnlineSoftmax,
     query: Float[Array, "B S G R K"],
     key: Float[Array, "B T G K"],
     value: Float[Array, "B T G K"],
     seen: Bool[Array, "#B S T"] | None,
-) -> Running:
-    """`running` after one more tile; a query sees the keys where `seen` holds, all without.
+) -> OnlineSoftmax:
+    """Return `running` after one more tile; a query sees the keys where `seen` holds, all without.
 
     A query that sees no key of a tile counts them with a weight that vanishes as soon as it sees one.
     """
@@ -47,11 +55,11 @@ def see(
     weights = jnp.exp(scores - largest[..., None])
     kept = jnp.exp(running.largest - largest)
     new = jnp.einsum("bgrst,btgk->bgrsk", weights.astype(value.dtype), value, preferred_element_type=scores.dtype)
-    return Running(largest, running.total * kept + weights.sum(axis=-1), running.values * kept[..., None] + new)
+    return OnlineSoftmax(largest, running.total * kept + weights.sum(axis=-1), running.values * kept[..., None] + new)
 
 
-def finish(running: Running) -> tuple[Float[Array, "B G R S K"], Float[Array, "B G R S"]]:
-    """(attention output, log-sum-exp of the scores) once every tile was seen."""
+def finish(running: OnlineSoftmax) -> tuple[Float[Array, "B G R S K"], Float[Array, "B G R S"]]:
+    """Return (attention output, log-sum-exp of the scores) once every tile was added."""
     return running.values / running.total[..., None], running.largest + jnp.log(running.total)
 
 
@@ -64,7 +72,7 @@ def tile_gradients(
     log_sum: Float[Array, "B G R S"],
     projection: Float[Array, "B G R S"],
 ) -> tuple[Float[Array, "B S G R K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
-    """One tile's parts of the gradients of query, key and value, in float32 at least.
+    """Return one tile's parts of the gradients of query, key and value, in float32 at least.
 
     `gradient` is that of the output, `projection` its product with the output, summed over K; the scores
     are computed again.

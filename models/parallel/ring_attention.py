@@ -1,14 +1,10 @@
-"""Attention over a sequence that several devices share: keys and values travel, queries stay.
+"""Attend over a sequence that several devices share: keys and values travel, queries stay.
 
 Each device keeps its queries. In the *ring* form (Liu et al. 2023, ring attention) keys and values
-move on to the next device once a step, so that after c - 1 moves every device has seen those of all c; each
-move is asked for before the tiles of the step are computed, which hides it. In the *all-gather*
-form they are gathered first. Both compute the same tiles in the same order.
-
-Received by a device, with n bytes of its own keys and values and n' bytes of them in float32 at least:
-
-    forward    ring: (c-1) n           all-gather: (c-1) n
-    backward   ring: (c-1) (n + n')    all-gather: (c-1) n, and a reduce-scatter of (c-1) n'
+move on to the next device once a round, so that after c - 1 moves every device has seen those of all c; each
+move is asked for before the tiles of the round are computed, which hides it. In the *all-gather*
+form they are gathered first. Both compute the same tiles in the same order; `hetjax.models.parallel.ring_exchange`
+has the bytes of each.
 
 The backward pass keeps queries, keys, values, the output and a log-sum-exp a query; the scores are
 computed again while keys, values and their gradients travel. No weight and no activation moves else.
@@ -16,60 +12,28 @@ computed again while keys, values and their gradients travel. No weight and no a
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from hetjax.models.dims import Splits
 from hetjax.models.errors import LayoutError
-from hetjax.models.kernels.online_softmax import Running, finish, nothing_seen, see, tile_gradients
-from hetjax.models.parallel.zigzag_order import tiles_of_step
+from hetjax.models.kernels.online_softmax import OnlineSoftmax, add_tile, empty_softmax, finish, tile_gradients
+from hetjax.models.parallel.layout_in_force import Splits
+from hetjax.models.parallel.ring_exchange import CollectedGradients, RingSharding, rounds
+from hetjax.models.parallel.zigzag_order import tiles_of_round
 
 # B batch · S sequence · H heads · G groups of heads that share a key · K head width · R = H/G
-# Inside `shard_map` these are the parts of one device: C halves of L rows make its part of S.
+# Inside `shard_map` these are the parts of one device: C halves of L positions make its part of S.
+
+Arrays = TypeVar("Arrays", bound=PyTree[Array])
+"""A tree of one device's arrays [B, C, ...]."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ring:
-    """How attention is shared out; hashable, for it is static.
-
-    Attributes:
-        mesh: the devices.
-        batch, seq, heads: the axes that split each dim.
-        causal: in zigzag order, a query sees the keys of no later row; else it sees all.
-        gather: the all-gather form.
-    """
-
-    mesh: Mesh
-    batch: tuple[str, ...]
-    seq: tuple[str, ...]
-    heads: tuple[str, ...]
-    causal: bool
-    gather: bool
-
-    @property
-    def shards(self) -> int:
-        return math.prod(self.mesh.shape[axis] for axis in self.seq)
-
-    @property
-    def of_rows(self) -> PartitionSpec:
-        """[B, S, ...]."""
-        return PartitionSpec(self.batch or None, self.seq)
-
-    @property
-    def of_heads(self) -> PartitionSpec:
-        """[B, S, H, ...]; of the log-sum-exp too, whose dims are [B, C per device, G, ...]."""
-        return PartitionSpec(self.batch or None, self.seq, self.heads or None)
-
-
-def attend_across(
+def ring_attention(
     splits: Splits,
     query: Float[Array, "B S H K"],
     key: Float[Array, "B S G K"],
@@ -78,13 +42,12 @@ def attend_across(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """`attend` with the sequence split as `splits` says; causal rows are in zigzag order
-    (`hetjax.models.parallel.zigzag_order`).
+    """`hetjax.models.kernels.attention.attend` with the sequence split as `splits` says.
 
-    With `segments`, a query sees the keys of its own segment only. Raises LayoutError where the key heads do
-    not divide as the heads are split.
+    Causal positions are in zigzag order (`hetjax.models.parallel.zigzag_order`). With `segments`, a query sees the keys
+    of its own segment only. Raises LayoutError where the key heads do not divide as the heads are split.
     """
-    ring = Ring(
+    sharding = RingSharding(
         mesh=splits.mesh,
         batch=splits.axes_of("batch"),
         seq=splits.axes_of("seq"),
@@ -92,37 +55,37 @@ def attend_across(
         causal=causal,
         gather=splits.context_attention == "all_gather",
     )
-    parts, kv_heads = math.prod(ring.mesh.shape[axis] for axis in ring.heads), key.shape[2]
+    parts, kv_heads = math.prod(sharding.mesh.shape[axis] for axis in sharding.heads), key.shape[2]
     if kv_heads % parts:
         raise LayoutError(
-            f"attention over a split sequence needs kv_heads % {'*'.join(ring.heads)} = 0, but {kv_heads} % {parts} = "
-            f"{kv_heads % parts}; change either of the two"
+            f"attention over a split sequence needs kv_heads % {'*'.join(sharding.heads)} = 0, but {kv_heads} % "
+            f"{parts} = {kv_heads % parts}; change either of the two"
         )
-    return _attend(ring, query, key, value, segments)
+    return _attend(sharding, query, key, value, segments)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(ring: Ring, query, key, value, segments):
-    return _forward(ring, query, key, value, segments)[0]
+def _attend(sharding: RingSharding, query, key, value, segments):
+    return _forward(sharding, query, key, value, segments)[0]
 
 
-def _forward(ring: Ring, query, key, value, segments):
+def _forward(sharding: RingSharding, query, key, value, segments):
     output, log_sum = jax.shard_map(
-        partial(_forward_part, ring),
-        mesh=ring.mesh,
-        in_specs=(*[ring.of_heads] * 3, ring.of_rows),
-        out_specs=(ring.of_heads, ring.of_heads),
+        partial(_forward_part, sharding),
+        mesh=sharding.mesh,
+        in_specs=(*[sharding.of_heads] * 3, sharding.of_tokens),
+        out_specs=(sharding.of_heads, sharding.of_heads),
         check_vma=False,  # under a `jax.vmap` over another axis of the mesh the check finds that axis, too
     )(query, key, value, segments)
     return output, (query, key, value, segments, output, log_sum)
 
 
-def _backward(ring: Ring, residuals, gradient):
+def _backward(sharding: RingSharding, residuals, gradient):
     gradients = jax.shard_map(
-        partial(_backward_part, ring),
-        mesh=ring.mesh,
-        in_specs=(*[ring.of_heads] * 3, ring.of_rows, *[ring.of_heads] * 3),
-        out_specs=(*[ring.of_heads] * 3,),
+        partial(_backward_part, sharding),
+        mesh=sharding.mesh,
+        in_specs=(*[sharding.of_heads] * 3, sharding.of_tokens, *[sharding.of_heads] * 3),
+        out_specs=(*[sharding.of_heads] * 3,),
         check_vma=False,
     )(*residuals, gradient)
     return (*gradients, None)
@@ -134,110 +97,61 @@ _attend.defvjp(_forward, _backward)
 # ── the part of one device ───────────────────────────────────────────────────────────────────────────
 
 
-def _forward_part(ring: Ring, query, key, value, segments):
+def _forward_part(sharding: RingSharding, query, key, value, segments):
     """(output [B, S, H, K], log-sum-exp [B, C, G, R, L])."""
-    query, key, value, segments, index = _local(ring, query, key, value, segments)
-    running = jax.vmap(nothing_seen, in_axes=1, out_axes=1)(query)
-    for step, held in _visits(ring, index, (key, value, segments)):
-        for rows, columns, triangular in tiles_of_step(index, step, ring.shards, causal=ring.causal):
-            key_half, value_half, key_segments = _half(held, columns)
-            query_half, query_segments = _half((query, segments), rows)
+    query, key, value, segments, index = _local(sharding, query, key, value, segments)
+    running = jax.vmap(empty_softmax, in_axes=1, out_axes=1)(query)
+    for number, held in rounds(sharding, index, (key, value, segments)):
+        for queries, keys, triangular in tiles_of_round(index, number, sharding.shards, causal=sharding.causal):
+            key_half, value_half, key_segments = _half(held, keys)
+            query_half, query_segments = _half((query, segments), queries)
             seen = _seen(query_half.shape[1], triangular, query_segments, key_segments)
-            new = see(Running(*_half(running, rows)), query_half, key_half, value_half, seen)
-            running = jax.tree.map(lambda all, half, rows=rows: _put(all, half, rows), running, new)
+            new = add_tile(OnlineSoftmax(*_half(running, queries)), query_half, key_half, value_half, seen)
+            running = jax.tree.map(lambda all, half, queries=queries: _put(all, half, queries), running, new)
     output, log_sum = jax.vmap(finish, in_axes=1, out_axes=1)(running)
     return _merged(jnp.moveaxis(output, 4, 2)).astype(query.dtype), log_sum
 
 
-def _backward_part(ring: Ring, query, key, value, segments, output, log_sum, gradient):
+def _backward_part(sharding: RingSharding, query, key, value, segments, output, log_sum, gradient):
     """Gradients of query, key and value."""
     groups, dtypes = key.shape[2], (query.dtype, key.dtype, value.dtype)
-    output, gradient = (_halves(ring, _grouped(x, groups)) for x in (output, gradient))
-    query, key, value, segments, index = _local(ring, query, key, value, segments)
+    output, gradient = (_halves(sharding, _grouped(x, groups)) for x in (output, gradient))
+    query, key, value, segments, index = _local(sharding, query, key, value, segments)
     wide = log_sum.dtype
     projection = jnp.einsum("bclgrk,bclgrk->bcgrl", gradient, output, preferred_element_type=wide)
     of_query = jnp.zeros(query.shape, wide)
-    collected = _Collected(ring, index)
-    for step, held in _visits(ring, index, (key, value, segments)):
+    collected = CollectedGradients(sharding, index)
+    for number, held in rounds(sharding, index, (key, value, segments)):
         of_held = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
-        for rows, columns, triangular in tiles_of_step(index, step, ring.shards, causal=ring.causal):
-            key_half, value_half, key_segments = _half(held, columns)
-            query_half, query_segments, *of_output = _half((query, segments, gradient, log_sum, projection), rows)
+        for queries, keys, triangular in tiles_of_round(index, number, sharding.shards, causal=sharding.causal):
+            key_half, value_half, key_segments = _half(held, keys)
+            query_half, query_segments, *of_output = _half((query, segments, gradient, log_sum, projection), queries)
             seen = _seen(query_half.shape[1], triangular, query_segments, key_segments)
             d_query, *d_held = tile_gradients(query_half, key_half, value_half, seen, *of_output)
-            of_query = _add(of_query, d_query, rows)
-            of_held = tuple(_add(all, half, columns) for all, half in zip(of_held, d_held, strict=True))
-        collected.add(step, of_held)
+            of_query = _add(of_query, d_query, queries)
+            of_held = tuple(_add(all, half, keys) for all, half in zip(of_held, d_held, strict=True))
+        collected.add(number, of_held)
     of_key, of_value = collected.own()
     return tuple(_merged(x).astype(dtype) for x, dtype in zip((of_query, of_key, of_value), dtypes, strict=True))
-
-
-def _visits(ring: Ring, index: Array, own: Any) -> Iterator[tuple[int, Any]]:
-    """(step, keys and what goes with them) of device (index - step) mod c, for each of the c steps."""
-    if ring.gather:
-        gathered = jax.tree.map(lambda x: jax.lax.all_gather(x, ring.seq), own)
-        for step in range(ring.shards):
-            yield step, jax.tree.map(lambda x, step=step: _of_device(x, (index - step) % ring.shards), gathered)
-        return
-    held = own
-    for step in range(ring.shards):
-        # Asked for before the caller computes with what is held: the two may overlap.
-        following = _pass_on(ring, held) if step + 1 < ring.shards else None
-        yield step, held
-        held = following
-
-
-class _Collected:
-    """Gradients of the keys and values that a device held, brought to the devices whose own they are."""
-
-    def __init__(self, ring: Ring, index: Array):
-        self.ring, self.index = ring, index
-        self.parts: list[Any] = []
-        self.travelling: Any = None
-
-    def add(self, step: int, part: Any) -> None:
-        """The gradients for what was held in `step`."""
-        if self.ring.gather or step == 0:
-            self.parts.append(part)
-        else:
-            # They travel with the keys: what arrives are the parts of devices that held the same keys before.
-            summed = part if self.travelling is None else jax.tree.map(jnp.add, self.travelling, part)
-            self.travelling = _pass_on(self.ring, summed)
-
-    def own(self) -> Any:
-        """The gradients of this device's own keys and values, after the last step."""
-        if not self.ring.gather:
-            return jax.tree.map(jnp.add, self.parts[0], self.travelling)
-        # Part t belongs to device (index - t) mod c: in reverse, and turned by index + 1, part 0 to device 0.
-        by_device = lambda *parts: jnp.roll(jnp.stack(parts[::-1]), self.index + 1, axis=0)  # noqa: E731
-        return jax.tree.map(
-            lambda *parts: jax.lax.psum_scatter(by_device(*parts), self.ring.seq), self.parts[0], *self.parts[1:]
-        )
-
-
-def _pass_on(ring: Ring, held: Any) -> Any:
-    """What the previous device of the ring held."""
-    onward = [(device, (device + 1) % ring.shards) for device in range(ring.shards)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, ring.seq, onward), held)
 
 
 # ── shapes ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _local(ring: Ring, query, key, value, segments):
+def _local(sharding: RingSharding, query, key, value, segments):
     """(query [B C L G R K], key and value [B C L G K], segments [B C L] or None, this device's place in the ring)."""
     query = _grouped(query, key.shape[2])
-    index = jax.lax.axis_index(ring.seq)
-    return *(jax.tree.map(partial(_halves, ring), x) for x in (query, key, value, segments)), index
+    index = jax.lax.axis_index(sharding.seq)
+    return *(jax.tree.map(partial(_halves, sharding), x) for x in (query, key, value, segments)), index
 
 
 def _grouped(x: Float[Array, "B S H K"], groups: int) -> Float[Array, "B S G R K"]:
     return x.reshape(*x.shape[:2], groups, -1, x.shape[-1])
 
 
-def _halves(ring: Ring, x: Array) -> Array:
-    """[B, S, ...] as [B, C, L, ...]: the early and the late chunk of causal rows, or all rows as one."""
-    return x.reshape(x.shape[0], 2 if ring.causal else 1, -1, *x.shape[2:])
+def _halves(sharding: RingSharding, x: Array) -> Array:
+    """[B, S, ...] as [B, C, L, ...]: the early and the late chunk of causal positions, or all positions as one."""
+    return x.reshape(x.shape[0], 2 if sharding.causal else 1, -1, *x.shape[2:])
 
 
 def _merged(x: Array) -> Array:
@@ -245,20 +159,16 @@ def _merged(x: Array) -> Array:
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1, x.shape[-1])
 
 
-def _half(tree: Any, which: Any) -> Any:
+def _half(tree: Arrays, which: int | Int[Array, ""]) -> Arrays:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, which, axis=1, keepdims=False), tree)
 
 
-def _put(all: Array, half: Array, which: Any) -> Array:
+def _put(all: Array, half: Array, which: int | Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(all, half, which, axis=1)
 
 
-def _add(all: Array, half: Array, which: Any) -> Array:
+def _add(all: Array, half: Array, which: int | Int[Array, ""]) -> Array:
     return _put(all, _half(all, which) + half, which)
-
-
-def _of_device(x: Array, device: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(x, device, axis=0, keepdims=False)
 
 
 def _seen(length: int, triangular: bool, query_segments, key_segments) -> Bool[Array, "#B L L"] | None:

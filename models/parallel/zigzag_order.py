@@ -1,7 +1,7 @@
-"""The order in which a causal sequence is shared out, so that every device has the same attention to compute.
+"""Order a causal sequence over devices so that each has the same attention to compute.
 
-A causal sequence cut into c pieces in a row would give the last device c times the work of the first.
-So S rows are cut into 2c chunks, and device i holds chunks i and 2c-1-i, one from each end (the
+A causal sequence split into c pieces in a row would give the last device c times the work of the first.
+So S positions are split into 2c chunks, and device i holds chunks i and 2c-1-i, one from each end (the
 zigzag order; Brandon et al. 2023, striped attention; Llama 3, Grattafiori et al. 2024). Of the keys
 of device j, device i then needs
 
@@ -22,18 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from hetjax.models.dims import constrain, split_of
+from hetjax.models.dims import constrain
 from hetjax.models.errors import LayoutError
+from hetjax.models.parallel.layout_in_force import split_of
 
-# B batch · S sequence · N some of its rows
+# B batch · S sequence · N some of its positions
+
+
+Tile = tuple[int | Array, int | Array, bool]
+"""(half of the queries, half of the keys, whether a query sees no later key)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceOrder:
-    """Which row of a sequence each place holds: the natural order with one shard, else the zigzag order.
+    """Which position of a sequence each place holds: the natural order with one shard, else the zigzag order.
 
     Attributes:
-        length: rows of the sequence; divisible by 2 * shards where there are several.
+        length: positions of the sequence; divisible by 2 * shards where there are several.
         shards: devices that a sequence is split over.
     """
 
@@ -41,31 +46,47 @@ class SequenceOrder:
     shards: int = 1
 
     @property
-    def rows(self) -> np.ndarray:
-        """[S] int32: the row at each place, in the order of the devices."""
+    def positions(self) -> np.ndarray:
+        """The position at each place, in the order of the devices: [S] int32."""
         if self.shards == 1:
             return np.arange(self.length, dtype=np.int32)
         chunks = np.arange(self.length, dtype=np.int32).reshape(2 * self.shards, -1)
         return np.stack([chunks[: self.shards], chunks[: self.shards - 1 : -1]], axis=1).reshape(-1)
 
     def arrange(self, x: Shaped[Array, "B S"] | None) -> Shaped[Array, "B S"] | None:
-        """Ids, labels or weights in their places. For small arrays: each device takes whole sequences for it."""
+        """Return ids, labels or weights in their places. For small arrays: each device takes whole sequences for it."""
         if x is None or self.shards == 1:
             return x
-        return constrain(jnp.take(constrain(x, "batch", None), self.rows, axis=1), "batch", "seq")
+        return constrain(jnp.take(constrain(x, "batch", None), self.positions, axis=1), "batch", "seq")
 
-    def places(self, rows: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
-        """The place of each row; a row of S or more stays outside of the sequence."""
-        if rows is None or self.shards == 1:
-            return rows
-        return jnp.asarray(np.argsort(self.rows), rows.dtype).at[rows].get(mode="fill", fill_value=self.length)
+    def places(self, positions: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
+        """Return the place of each position; a position of S or more stays outside of the sequence."""
+        if positions is None or self.shards == 1:
+            return positions
+        places = jnp.asarray(np.argsort(self.positions), positions.dtype)
+        return places.at[positions].get(mode="fill", fill_value=self.length)
+
+
+def sequence_shards() -> int:
+    """Devices that the layout in force splits a sequence over; 1 without."""
+    split = split_of("seq")
+    return 1 if split is None else split.degree
+
+
+def check_order(order: SequenceOrder, owner: str) -> None:
+    """Raise LayoutError, on behalf of `owner`, where an order is not for the layout in force."""
+    if order.shards != sequence_shards():
+        raise LayoutError(
+            f"{owner}: the order of rows is for {order.shards} shards, but the layout in force has {sequence_shards()} "
+            "of seq; make it with causal_order inside the same layout"
+        )
 
 
 def causal_order(length: int) -> SequenceOrder:
-    """The order for a causal sequence under the layout in force.
+    """Return the order for a causal sequence under the layout in force.
 
     Raises LayoutError where the sequence does not divide into two chunks a device, or, where it is split further
-    between attentions and MLPs, into rows for each.
+    between attentions and MLPs, into positions for each.
     """
     split, residual = split_of("seq"), split_of("residual_seq")
     shards, parts = (1 if each is None else each.degree for each in (split, residual))
@@ -86,26 +107,17 @@ def causal_order(length: int) -> SequenceOrder:
     return SequenceOrder(length=length, shards=shards)
 
 
-def tiles_of_step(index, step: int, shards: int, *, causal: bool):
-    """The tiles that device `index` computes in ring step `step`: [(half of queries, half of keys, triangular)].
+def tiles_of_round(index: int | Array, number: int, shards: int, *, causal: bool) -> list[Tile]:
+    """Return the tiles that device `index` computes in round `number` of the ring.
 
-    In step t it holds the keys of device (index - t) mod shards. Half 0 holds the early chunk of a device
+    In round t it holds the keys of device (index - t) mod shards. Half 0 holds the early chunk of a device
     and half 1 the late one; without `causal` there is one half, the whole. `index` may be traced: the
     number of tiles does not depend on it, so that one program serves all devices.
     """
     if not causal:
         return [(0, 0, False)]
-    if step == 0:
+    if number == 0:
         return [(0, 0, True), (1, 1, True), (1, 0, False)]
-    # The keys come from an earlier device where index >= step, else from a later one.
-    same = 1 - (index >= step) * 1
+    # The keys come from an earlier device where index >= number, else from a later one.
+    same = 1 - (index >= number) * 1
     return [(same, same, False), (1, 0, False)]
-
-
-def pairs_computed(length: int, shards: int, *, causal: bool) -> list[int]:
-    """Query-key pairs, per head and sample, whose scores each device computes; masked ones of a tile count."""
-    chunk = length // (shards * (2 if causal else 1))
-    return [
-        sum(len(tiles_of_step(index, step, shards, causal=causal)) for step in range(shards)) * chunk**2
-        for index in range(shards)
-    ]

@@ -1,1 +1,1 @@
-"""Layers that the model families share. Each file holds one."""
+"""Layers that the model families share, one a file. What splits them over devices is `hetjax.models.parallel`."""

@@ -1,4 +1,4 @@
-"""A pattern of layers as repeated units: "MEMEM" is ME twice, then M; a unit may have repeated units in it."""
+"""Fold a pattern of layers into repeated units: "MEMEM" is ME twice, then M; a unit may have repeated units in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Single:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """A unit, `repeats` times in a row.
+    """A unit, `repeats` times one after another.
 
     Attributes:
         name: attribute that holds it; its layers have stacked weights.
@@ -41,7 +41,7 @@ class Group:
 
 
 def find_groups(pattern: str) -> tuple[Group, ...]:
-    """The groups with the fewest single layers in all units, which is how many layers a compiler sees.
+    """Return the groups with the fewest single layers in all units, which is how many layers a compiler sees.
 
     Of equal ones those with the most repeats, those inside of units aside, so that a cut between two repeats finds
     more places; of these the fewest groups.
@@ -54,8 +54,8 @@ def find_groups(pattern: str) -> tuple[Group, ...]:
             return (0, 0, 0), ()
         found = []
         for unit, repeats in _starts(pattern, start):
-            (singles, rows, groups), rest = best(start + len(unit) * repeats)
-            found.append(((singles + _fold(unit)[0][0], rows - repeats, groups + 1), ((unit, repeats), *rest)))
+            (singles, negated, groups), rest = best(start + len(unit) * repeats)
+            found.append(((singles + _fold(unit)[0][0], negated - repeats, groups + 1), ((unit, repeats), *rest)))
         return min(found, key=lambda each: each[0])
 
     return tuple(_group(i, unit, repeats) for i, (unit, repeats) in enumerate(best(0)[1]))
@@ -110,7 +110,7 @@ class Place:
 
 
 def layer_places(pattern: str) -> tuple[Place, ...]:
-    """The places of all layers, in order."""
+    """Return the places of all layers, in order."""
     return tuple(_places(find_groups(pattern), "", ()))
 
 

@@ -1,4 +1,4 @@
-"""A linear map between named dims."""
+"""Map linearly between named dims."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hetjax.models.dims import named
 
 
 def fan_in_normal(fan_in: int) -> nnx.Initializer:
-    """A truncated normal of variance 1 / fan_in."""
+    """Return an initializer: a truncated normal of variance 1 / fan_in."""
     # Cutting a normal at two sigma shrinks its deviation to 0.8796 of the original.
     return nnx.initializers.truncated_normal(1 / math.sqrt(fan_in) / 0.87962566103423978)
 
@@ -45,23 +45,25 @@ class Linear(nnx.Module):
         if not bias:
             self.bias = None
         else:
-            # A vector: small, so that it stays whole where its dim would split it over devices that hold other rows.
+            # A vector: small, so that it stays whole where its dim would split it over devices that hold other tokens.
             zeros = named(nnx.initializers.zeros_init(), *("width" if dim == "embed" else dim for dim in outs))
             self.bias = nnx.Param(zeros(rngs.params(), tuple(outs.values()), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
+        """Return `x @ kernel (+ bias)`."""
         return self.shift(self.multiply(x))
 
     def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
-        """`x @ kernel`."""
+        """Return `x @ kernel`."""
         return jnp.tensordot(x, self.kernel[...], axes=len(self.ins))
 
     def shift(self, y: Float[Array, "*batch *outs"]) -> Float[Array, "*batch *outs"]:
-        """`y + bias`, if there is one."""
+        """Return `y + bias`, if there is one."""
         if self.bias is None:
             return y
         return y + (jax.lax.stop_gradient(self.bias[...]) if self.fixed_bias else self.bias[...])
 
     @property
     def dtype(self) -> jax.typing.DTypeLike:
+        """That of the kernel."""
         return self.kernel[...].dtype

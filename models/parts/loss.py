@@ -1,4 +1,4 @@
-"""Weighted cross entropy, summed over tokens."""
+"""Sum a weighted cross entropy over tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 def cross_entropy(
     logits: Float[Array, "B S V"], labels: Int[Array, "B S"], weights: Float[Array, "B S"]
 ) -> Float[Array, ""]:
-    """Sum over tokens of weight * (logsumexp(logits) - logits[label]), in nats and in float32 at least.
+    """Return the sum over tokens of weight * (logsumexp(logits) - logits[label]), in nats and in float32 at least.
 
     A label outside the vocabulary is allowed where its weight is 0. The label's logit is picked by
     comparing an iota instead of by an index, so that a vocabulary sharded over devices stays so. The

@@ -1,4 +1,4 @@
-"""Log-mel features of sound, as the encoders of NeMo take them: in JAX, so that they can be differentiated.
+"""Compute log-mel features of audio as the encoders of NeMo take them, in JAX, so that they can be differentiated.
 
 With x the samples, e[t] = x[t] - 0.97 x[t-1], and X_f the spectrum of 512 bins of frame f, 400 samples of e around
 160 f under a Hann window:
@@ -34,7 +34,7 @@ EPSILON = 1e-5
 def log_mel(
     waveforms: Float[Array, "*clips T"], lengths: Int[Array, "*clips"], bins: int
 ) -> Float[Array, "*clips F M"]:
-    """Normalized features of each clip, float32 at least; frames past a clip's own are 0.
+    """Return normalized features of each clip, float32 at least; frames past a clip's own are 0.
 
     `lengths` are the valid samples of each clip; what comes after them is not read. A bin that does not change over
     a clip, as in silence, becomes 0.
@@ -85,7 +85,7 @@ def _normalized(mel: Float[Array, "*clips F M"], frames: Int[Array, "*clips"]) -
 
 @functools.cache
 def mel_filters(bins: int) -> Float[np.ndarray, "M K"]:
-    """Triangular filters over the 257 bins of the spectrum, from 0 to 8000 Hz, float64."""
+    """Return triangular filters over the 257 bins of the spectrum, from 0 to 8000 Hz, float64."""
     edges = _hertz(np.linspace(_mel(0.0), _mel(SAMPLE_RATE / 2), bins + 2))
     frequencies = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)
     low, peak, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]

@@ -13,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import RESIDUAL, ROWS, Dims
-from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.linear import Linear
+from hetjax.models.scopes import scope
 
 # B batch · S sequence · D width in · E width out · F hidden width
 
@@ -30,7 +31,7 @@ def _gelu(x: Float[Array, "B S F"], approximate: bool) -> Float[Array, "B S F"]:
 
 
 @partial(jax.checkpoint, prevent_cse=False)
-def _relu2(x: Float[Array, "*rows F"]) -> Float[Array, "*rows F"]:
+def _relu2(x: Float[Array, "*tokens F"]) -> Float[Array, "*tokens F"]:
     return jnp.square(jax.nn.relu(x))
 
 
@@ -42,9 +43,11 @@ class SwiGLU(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
 
+    @scope("mlp")
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        gate, up = project(x, self.gate, self.up, given=RESIDUAL, wanted=ROWS)
-        return project(_swiglu(gate, up), self.down, given=ROWS, wanted=RESIDUAL)[0]
+        """Return the network of each token of the residual stream, in the dtype of x and kernels."""
+        gate, up = sharded_linear(x, self.gate, self.up, given=RESIDUAL, wanted=ROWS)
+        return sharded_linear(_swiglu(gate, up), self.down, given=ROWS, wanted=RESIDUAL)[0]
 
 
 class ReLU2MLP(nnx.Module):
@@ -54,12 +57,13 @@ class ReLU2MLP(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width or width}, rngs=rngs)
 
+    @scope("mlp")
     def __call__(
-        self, x: Float[Array, "*rows D"], *, given: Dims = RESIDUAL, between: Dims = ROWS, wanted: Dims = RESIDUAL
-    ) -> Float[Array, "*rows E"]:
-        """`given`, `between` and `wanted` name the rows of x, of the hidden layer and of the result."""
-        (up,) = project(x, self.up, given=given, wanted=between)
-        return project(_relu2(up), self.down, given=between, wanted=wanted)[0]
+        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, between: Dims = ROWS, wanted: Dims = RESIDUAL
+    ) -> Float[Array, "*tokens E"]:
+        """Return the network of each token; the last three name the leading dims of x, hidden layer and result."""
+        (up,) = sharded_linear(x, self.up, given=given, wanted=between)
+        return sharded_linear(_relu2(up), self.down, given=between, wanted=wanted)[0]
 
 
 class GeluMLP(nnx.Module):
@@ -70,7 +74,8 @@ class GeluMLP(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, bias=True, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width}, bias=True, rngs=rngs)
 
+    @scope("mlp")
     def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
-        """`wanted` names the rows of the result; those of x are rows of the residual stream."""
-        (up,) = project(x, self.up, given=RESIDUAL, wanted=ROWS)
-        return project(_gelu(up, self.approximate), self.down, given=ROWS, wanted=wanted)[0]
+        """Return the network of each token of the residual stream; `wanted` names the leading dims of the result."""
+        (up,) = sharded_linear(x, self.up, given=RESIDUAL, wanted=ROWS)
+        return sharded_linear(_gelu(up, self.approximate), self.down, given=ROWS, wanted=wanted)[0]

@@ -2,8 +2,8 @@
 
     y = sum over the chosen e of w_e * expert_e(x)   (+ shared(x))
 
-Experts are stacked weights with the dim "experts". How tokens reach them where that dim is split over devices
-is told in `hetjax.models.parallel.expert_parallel`. No token is dropped unless `capacity_factor` is given.
+Experts are stacked weights with the dim "experts". `hetjax.models.parallel.expert_parallel` sends tokens to them where
+that dim is split over devices. No token is dropped unless `capacity_factor` is given.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hetjax.models.checks import check_positive
 from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
 from hetjax.models.errors import ModelError
-from hetjax.models.kernels.grouped_experts import Activation, Kernels
-from hetjax.models.parallel.expert_parallel import mix_experts
+from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
+from hetjax.models.parallel.expert_parallel import expert_parallel
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.linear import fan_in_normal
 from hetjax.models.parts.mlp import ReLU2MLP, SwiGLU
 from hetjax.models.parts.router import Router, Scores, within_capacity
+from hetjax.models.scopes import scope
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
 
@@ -50,17 +52,14 @@ class MoEConfig:
     balance_loss: float = 0.0
     """Coefficient of the sequence-balance loss; 0 for none."""
     capacity_factor: float | None = None
-    """Most rows of one sequence that an expert takes, in shares of S*K/E; the rest is dropped. null drops none."""
+    """Most tokens of one sequence that an expert takes, in shares of S*K/E; the rest is dropped. null drops none."""
 
     def __post_init__(self):
         for name, least in (("count", 1), ("top_k", 1), ("shared_width", 0), ("bias_rate", 0), ("balance_loss", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ModelError(f"MoEConfig: {name} = {value} must be {least} or more")
-        for name in ("factor", "capacity_factor"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ModelError(f"MoEConfig: {name} = {value} must be positive")
+        check_positive(self, ("factor", "capacity_factor"))
         if self.top_k > self.count:
             raise ModelError(
                 f"MoEConfig: top_k <= count must hold, but {self.top_k} > {self.count}: a token takes each expert "
@@ -70,14 +69,14 @@ class MoEConfig:
             if getattr(self, name) not in known:
                 raise ModelError(f"MoEConfig: {name} = {getattr(self, name)!r}; choose {' or '.join(known)}")
 
-    def capacity(self, rows: int) -> int | None:
-        """Most of so many rows of a sequence that one expert takes; None for all."""
+    def capacity(self, length: int) -> int | None:
+        """Return the most tokens of a sequence of this length that one expert takes; None for all."""
         if self.capacity_factor is None:
             return None
-        return min(rows, math.ceil(self.capacity_factor * rows * self.top_k / self.count))
+        return min(length, math.ceil(self.capacity_factor * length * self.top_k / self.count))
 
     def multiplications(self, width: int, hidden: int) -> int:
-        """What one token takes in products with weights: its experts, the shared one, the router."""
+        """Return those of one token in products with weights: its experts, the shared one, the router."""
         kernels = 3 if self.activation == "swiglu" else 2
         return width * (kernels * (self.top_k * hidden + self.shared_width) + self.count)
 
@@ -106,22 +105,23 @@ class MoE(nnx.Module):
         kind = SwiGLU if gated else ReLU2MLP
         self.shared = kind(width, config.shared_width, rngs=rngs) if config.shared_width else None
 
+    @scope("experts")
     def __call__(
         self, x: Float[Array, "B S D"], *, order: SequenceOrder | None = None, training: bool = True
     ) -> tuple[Float[Array, "B S D"], Float[Array, " B"] | None]:
-        """(output, sequence-balance loss of each sequence or None without a coefficient).
+        """Return (output, sequence-balance loss of each sequence or None without a coefficient).
 
-        In training, choices are counted for the router's bias, and rows beyond an expert's capacity are dropped:
-        they get nothing from it. `order` tells which rows of the sequence those of `x` are.
+        In training, choices are counted for the router's bias, and tokens beyond an expert's capacity are dropped:
+        they get nothing from it. `order` is that of the sequence.
         """
-        rows = constrain(x, *ROWS, "embed")
-        routing = self.router(rows, training=training)
+        tokens = constrain(x, *ROWS, "embed")
+        routing = self.router(tokens, training=training)
         experts, capacity = routing.experts, self.config.capacity(x.shape[1]) if training else None
         if capacity is not None:
             experts = within_capacity(experts, self.config.count, capacity, order)
         first = (self.up[...],) if self.gate is None else (self.gate[...], self.up[...])
-        kernels = Kernels(first, self.down[...])
-        y = mix_experts(rows, experts, routing.weights, kernels, self.config.activation, capacity)
+        kernels = ExpertKernels(first, self.down[...])
+        y = expert_parallel(tokens, experts, routing.weights, kernels, self.config.activation, capacity)
         y = constrain(y, *RESIDUAL, "embed")
         return y if self.shared is None else y + self.shared(x), routing.balance
 

@@ -1,4 +1,4 @@
-"""Normalization of each token: RMSNorm and LayerNorm.
+"""Normalize each token: RMSNorm and LayerNorm.
 
 Statistics are taken in float32 at least, whatever the dtype of the weights. The backward pass keeps
 the input alone and computes the statistics again, which costs a pass over one activation and saves
@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import named
+from hetjax.models.scopes import scope
 
 # D width
 
@@ -44,7 +45,9 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
         self.scale = nnx.Param(named(nnx.initializers.ones_init(), "width")(rngs.params(), (width,), jnp.float32))
 
+    @scope("norm")
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Return the normalized x, in the dtype of x and scale."""
         return _rms_norm(x, self.scale[...], self.epsilon)
 
 
@@ -56,5 +59,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(named(nnx.initializers.ones_init(), "width")(rngs.params(), (width,), jnp.float32))
         self.bias = nnx.Param(named(nnx.initializers.zeros_init(), "width")(rngs.params(), (width,), jnp.float32))
 
+    @scope("norm")
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Return the normalized x, in the dtype of x and scale."""
         return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)

@@ -1,4 +1,4 @@
-"""Layers of several kinds in a pattern, held as few layers whose weights have leading "layers" dims.
+"""Stack layers of several kinds in a pattern: few layers whose weights have leading "layers" dims, run by scans.
 
 The pattern "MEM*EMEM*E" is the unit MEM*E, twice: a group. A group holds one layer for each layer of its unit, with
 the weights of all repeats stacked, and scans over the repeats; groups stand in units, too. So what a compiler sees
@@ -10,19 +10,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeVar, Union
 
 import jax
 from flax import nnx
 
 from hetjax.models.parts.groups import Group, Single, find_groups
-from hetjax.models.parts.stack import set_since, values_of
+from hetjax.models.parts.stack import Carry, Out, Own, set_since, values_of
 from hetjax.models.remat import rematerialized
+from hetjax.models.scopes import scope
 
 Items = tuple[Single | Group, ...]
 Build = Callable[[str, nnx.Rngs], nnx.Module]
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
-Tree = dict[str, Any]
+"""(letter, random numbers) -> a layer."""
+Step = Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]]
+"""(layer, carry, what it has of its own) -> (carry, out)."""
+Leaf = TypeVar("Leaf")
+Tree = dict[str, Union[Leaf, "Tree[Leaf]"]]
 """Something for every layer: by the name of its group, and on by names in the unit, down to the layer's own."""
 
 
@@ -38,12 +42,11 @@ class Unit(nnx.Module):
 class PatternStack(Unit):
     """Builds the layers of a pattern and runs them in order; `build(letter, rngs)` makes one.
 
-    A row is one repeat of an outermost group's unit: what a pipeline stage can have or not. As in
-    `hetjax.models.parts.stack`, weights are only ever read through a scan, also where a group has one row.
+    A unit is one repeat of an outermost group: what a pipeline stage can have or not. As in
+    `hetjax.models.parts.stack`, weights are only ever read through a scan, also where a group has one unit.
 
     Attributes:
-        groups: the outermost groups, with the repeats that are here.
-        rows: the letters of every row that is here, in order.
+        groups: the outermost groups, with the repeats that this stage has.
     """
 
     def __init__(self, pattern: str, build: Build, *, rngs: nnx.Rngs):
@@ -51,24 +54,25 @@ class PatternStack(Unit):
         super().__init__(self.groups, build, rngs=rngs)
 
     @property
-    def rows(self) -> tuple[str, ...]:
+    def units(self) -> tuple[str, ...]:
+        """The letters of every unit that this stage has, in order."""
         return tuple(group.letters for group in self.groups for _ in range(group.repeats))
 
     @property
     def count(self) -> int:
-        """Number of rows."""
-        return len(self.rows)
+        """Number of units."""
+        return len(self.units)
 
-    def tree(self, make: Callable[[str, tuple[int, ...]], Any]) -> Tree:
-        """`make(letter, sizes of the leading layers dims)` for each layer of each unit."""
+    def tree(self, make: Callable[[str, tuple[int, ...]], Leaf]) -> Tree[Leaf]:
+        """Return `make(letter, sizes of the leading layers dims)` for each layer of each unit."""
         return _tree(self.groups, make, ())
 
-    def scan(self, step: Step, carry: Any, each: Tree | None = None) -> tuple[Any, Tree]:
-        """`carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
+    def scan(self, step: Step, carry: Carry, each: Tree[Own] | None = None) -> tuple[Carry, Tree[Out]]:
+        """Run `carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
 
         `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the layers dims; the outs
         are stacked like that. The backward computes again what the setting of `hetjax.models.remat` in force does not
-        keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set here for all layers.
+        keep of a layer. Variables that a layer sets, and that are not nnx.Param, are set for all layers.
         """
         split = _split(self, self.groups)
         definitions, weights = (_parts(split, i) for i in (0, 1))
@@ -83,18 +87,18 @@ class PatternStack(Unit):
         _take(self, self.groups, _end(self.groups, definitions, weights))
 
     def keep(self, start: int, stop: int) -> None:
-        """Drop all rows but start..stop-1; what stays keeps its path."""
+        """Drop all units but start..stop-1; what stays keeps its path."""
         kept, first = [], 0
         for group in self.groups:
-            here = slice(max(start - first, 0), min(stop - first, group.repeats))
+            stay = slice(max(start - first, 0), min(stop - first, group.repeats))
             first += group.repeats
-            if here.start >= here.stop:
+            if stay.start >= stay.stop:
                 delattr(self, group.name)
                 continue
             definition, weights = nnx.split(getattr(self, group.name))
-            part = jax.tree.map(lambda weight, here=here: weight[here], weights)
+            part = jax.tree.map(lambda weight, stay=stay: weight[stay], weights)
             setattr(self, group.name, nnx.merge(definition, part))
-            kept.append(dataclasses.replace(group, repeats=here.stop - here.start))
+            kept.append(dataclasses.replace(group, repeats=stay.stop - stay.start))
         self.groups = tuple(kept)
 
 
@@ -109,7 +113,7 @@ def _stacked(group: Group, build: Build, rngs: nnx.Rngs) -> Unit:
     return make(jax.random.split(rngs.params(), group.repeats))
 
 
-def _tree(items: Items, make: Callable[[str, tuple[int, ...]], Any], sizes: tuple[int, ...]) -> Tree:
+def _tree(items: Items, make: Callable[[str, tuple[int, ...]], Leaf], sizes: tuple[int, ...]) -> Tree[Leaf]:
     return {
         item.name: make(item.letter, sizes)
         if isinstance(item, Single)
@@ -118,7 +122,7 @@ def _tree(items: Items, make: Callable[[str, tuple[int, ...]], Any], sizes: tupl
     }
 
 
-def _split(unit: nnx.Module, items: Items) -> Tree:
+def _split(unit: nnx.Module, items: Items) -> Tree[tuple[nnx.GraphDef, nnx.State]]:
     """(definition, weights) of each layer."""
     return {
         item.name: nnx.split(getattr(unit, item.name))
@@ -128,11 +132,18 @@ def _split(unit: nnx.Module, items: Items) -> Tree:
     }
 
 
-def _parts(split: Tree, index: int) -> Tree:
+def _parts(split: Tree[tuple[nnx.GraphDef, nnx.State]], index: int) -> Tree[nnx.GraphDef] | Tree[nnx.State]:
     return {name: _parts(each, index) if isinstance(each, dict) else each[index] for name, each in split.items()}
 
 
-def _run(items: Items, definitions: Tree, step: Step, carry: Any, weights: Tree, each: Tree | None):
+def _run(
+    items: Items,
+    definitions: Tree[nnx.GraphDef],
+    step: Step,
+    carry: Carry,
+    weights: Tree[nnx.State],
+    each: Tree[Own] | None,
+) -> tuple[Carry, tuple[Tree[Out], Tree[nnx.State]]]:
     """(the last carry, (outs, what layers have set))."""
     outs, changed = {}, {}
     for item in items:
@@ -142,7 +153,7 @@ def _run(items: Items, definitions: Tree, step: Step, carry: Any, weights: Tree,
             carry, outs[name], changed[name] = layer(carry, weights[name], own)
         else:
             carry, (outs[name], changed[name]) = jax.lax.scan(
-                lambda carry, row, item=item: _run(item.unit, definitions[item.name], step, carry, *row),
+                lambda carry, unit, item=item: _run(item.unit, definitions[item.name], step, carry, *unit),
                 carry,
                 (weights[name], own),
                 length=item.repeats,
@@ -150,13 +161,16 @@ def _run(items: Items, definitions: Tree, step: Step, carry: Any, weights: Tree,
     return carry, (outs, changed)
 
 
-def _run_layer(definition: nnx.GraphDef, step: Step, carry: Any, weights: nnx.State, own: Any):
+def _run_layer(
+    definition: nnx.GraphDef, step: Step, carry: Carry, weights: nnx.State, own: Own
+) -> tuple[Carry, Out, nnx.State]:
     layer, before = nnx.merge(definition, weights), values_of(weights)
-    carry, out = step(layer, carry, own)
+    with scope("layer"):
+        carry, out = step(layer, carry, own)
     return carry, out, set_since(before, layer)
 
 
-def _end(items: Items, definitions: Tree, weights: Tree) -> Tree:
+def _end(items: Items, definitions: Tree[nnx.GraphDef], weights: Tree[nnx.State]) -> Tree[nnx.State]:
     changed = {}
     for item in items:
         name = item.name
@@ -169,7 +183,7 @@ def _end(items: Items, definitions: Tree, weights: Tree) -> Tree:
     return changed
 
 
-def _take(unit: nnx.Module, items: Items, changed: Tree) -> None:
+def _take(unit: nnx.Module, items: Items, changed: Tree[nnx.State]) -> None:
     for item in items:
         if isinstance(item, Group):
             _take(getattr(unit, item.name), item.unit, changed[item.name])

@@ -1,6 +1,6 @@
-"""Learned positions on a square grid, for images whose patch grids have other sizes.
+"""Interpolate learned positions of a square grid for images whose patch grids have other sizes.
 
-`places` says of every row where its patch lies: (row, column, height and width of its image's patch grid). So images
+`places` says where each patch lies: (row, column, height and width of its image's patch grid). So images
 of several sizes share one sequence, and which ones they are is data, not shapes.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# B batch · N rows · S side of the learned grid · D width
+# B batch · N patches · S side of the learned grid · D width
 
 
 def cropped_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) -> Float[Array, "B N D"]:
-    """Positions of a grid resized to m x m, m the longer side of each patch's image, at the patch's row and column.
+    """Return positions of a grid resized to m x m, m the longer side of a patch's image, at the patch's row and column.
 
     That is C-RADIO's cropped position embedding outside of training. Bilinear without antialiasing: of each axis the
-    two nearest learned positions count. Interpolated in float32 at least. Rows whose numbers are negative get some
-    finite position.
+    two nearest learned positions count. Interpolated in float32 at least, in the dtype of the grid. Prefix tokens and
+    padding, whose places are negative, get some finite position.
     """
     side = _side(grid)
     wide = jnp.promote_types(grid.dtype, jnp.float32)
@@ -32,7 +32,7 @@ def cropped_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) 
 
 
 def resized_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) -> Float[Array, "B N D"]:
-    """Positions of a grid resized to the height and width of each patch's image, bilinear with antialiasing.
+    """Return positions of a grid resized to the height and width of each patch's image, bilinear with antialiasing.
 
     Where an image has fewer patches than the grid has positions, a patch takes the weighted mean of all near it, as
     SigLIP 2 does (Tschannen et al. 2025). One product with the whole grid: meant for grids of some hundred positions.

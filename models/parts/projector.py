@@ -1,4 +1,4 @@
-"""The projector from an encoder's width to that of a language model, with a norm before and a squared ReLU inside."""
+"""Project from an encoder's width to that of a language model, with a norm before and a squared ReLU inside."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from hetjax.models.dims import RESIDUAL, ROWS, Dims
 from hetjax.models.parts.mlp import ReLU2MLP
 from hetjax.models.parts.norms import RMSNorm
+from hetjax.models.scopes import scope
 
 # D width in · E width of the language model
 
@@ -19,8 +20,9 @@ class Projector(nnx.Module):
         self.norm = RMSNorm(width, epsilon=norm_epsilon, rngs=rngs)
         self.mlp = ReLU2MLP(width, hidden, output_width, rngs=rngs)
 
+    @scope("projector")
     def __call__(
-        self, x: Float[Array, "*rows D"], *, given: Dims = RESIDUAL, wanted: Dims = ROWS
-    ) -> Float[Array, "*rows E"]:
-        """From rows named `given`, unless told of the residual stream, to `wanted`, which leave the module."""
+        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, wanted: Dims = ROWS
+    ) -> Float[Array, "*tokens E"]:
+        """Return the tokens of the language model's width; `given` and `wanted` name leading dims before and after."""
         return self.mlp(self.norm(x), given=given, between=wanted, wanted=wanted)

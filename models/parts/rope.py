@@ -9,18 +9,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
+from hetjax.models.scopes import scope
 
 # B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width
 
 RopeTable = tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]
+"""Cosine and sine of the angle of each channel pair."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Slower rotations of the channels that turn seldom in `original_length` rows, as of Llama 3.1.
+    """Slower rotations of the channels that turn seldom in `original_length` positions, as of Llama 3.1.
 
-    A channel that turns n times in that many rows keeps the share s of its speed f and gets the rest slowed down,
+    A channel that turns n times in that many positions keeps the share s of its speed f and gets the rest slowed down,
 
         f * (s + (1 - s) / factor),    s = (n - low_turns) / (high_turns - low_turns), from 0 to 1 at most.
     """
@@ -32,12 +35,10 @@ class RopeScaling:
     high_turns: float = 4.0
     """Channels of more turns stay as they are; `high_freq_factor` of Hugging Face."""
     original_length: int = 8192
-    """Rows of the sequences of the first training."""
+    """Length of the sequences of the first training."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ModelError(f"RopeScaling: {field.name} = {getattr(self, field.name)} must be positive")
+        check_positive(self)
         if self.low_turns >= self.high_turns:
             raise ModelError(
                 f"RopeScaling: low_turns < high_turns must hold, but {self.low_turns} >= {self.high_turns}; "
@@ -45,12 +46,13 @@ class RopeScaling:
             )
 
     def slow(self, speeds: Float[Array, " half"]) -> Float[Array, " half"]:
-        """Speeds, in radians a row, after the scaling."""
+        """Return speeds, in radians a position, after the scaling."""
         turns = speeds * (self.original_length / (2 * math.pi))
         share = jnp.clip((turns - self.low_turns) / (self.high_turns - self.low_turns), 0, 1)
         return speeds * (share + (1 - share) / self.factor)
 
 
+@scope("rope")
 def rope_table(
     positions: Int[Array, "B S"],
     head_dim: int,
@@ -58,7 +60,7 @@ def rope_table(
     dtype: jax.typing.DTypeLike = jnp.float32,
     scaling: RopeScaling | None = None,
 ) -> RopeTable:
-    """Cosine and sine of position * theta^(-2i/K) for each of the K/2 channel pairs, slowed down by `scaling`.
+    """Return cosine and sine of position * theta^(-2i/K) for each of the K/2 channel pairs, slowed down by `scaling`.
 
     Computed in float32 at least; `dtype` is that of the activations to rotate.
     """
@@ -71,6 +73,7 @@ def rope_table(
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@scope("rope")
 def rotate(x: Float[Array, "B S H K"], table: RopeTable) -> Float[Array, "B S H K"]:
     """Turn each channel pair of `x` by its angle in `table`; the result has the dtype of `x`."""
     cos, sin = table

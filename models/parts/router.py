@@ -1,4 +1,4 @@
-"""Which experts each token goes to, and with which weight.
+"""Choose the experts of each token, and their weights.
 
 With scores s_e = softmax(x W)_e or sigmoid(x W)_e of E experts, a token takes the k experts of largest
 s_e + b_e, each with the weight s_e, over the sum of the k and times a factor where asked for:
@@ -13,29 +13,29 @@ and has no gradient. After each training step it moves towards the experts that 
 where count_e tokens of the whole batch, on all devices and in all microbatches, chose expert e. So during
 a step the bias stays, and counts collect in a variable beside it.
 
-The sequence-balance loss (DeepSeek-V2 and V3) of one sequence of S rows is, with p = s / sum(s),
+The sequence-balance loss (DeepSeek-V2 and V3) of one sequence of S tokens is, with p = s / sum(s),
 
-    coefficient * E / (k * S²) * sum over e of (sum over rows p_e) * count_e(sequence)
+    coefficient * E / (k * S²) * sum over e of (sum over tokens p_e) * count_e(sequence)
 
-Every row that a router is given is routed and counts, padding too, since experts compute it like any other;
+Every token that a router is given is routed and counts, padding too, since experts compute it like any other;
 documents packed into one row of a batch count as one sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from hetjax.models.dims import constrain, named, splits_in_force
+from hetjax.models.dims import constrain, named
+from hetjax.models.parallel.per_device import per_device
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.linear import fan_in_normal
+from hetjax.models.scopes import scope
 
 # B batch · S sequence · D width · E experts · K experts chosen by a token
 
@@ -96,15 +96,16 @@ class Router(nnx.Module):
             self.bias = RoutingState(jnp.zeros(experts, jnp.float32))
             self.counts = RoutingState(jnp.zeros(experts, jnp.int32))
 
+    @scope("router")
     def __call__(self, x: Float[Array, "B S D"], *, training: bool = True) -> Routing:
-        """The choice of every row of `x`; in training, what was chosen is counted for the bias."""
+        """Return the choice of every token; in training, what was chosen is counted for the bias."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         logits = jnp.einsum("bsd,de->bse", x, self.kernel[...], preferred_element_type=wide)
         logits = constrain(logits, "batch", "seq", None)
         preference = jax.lax.stop_gradient(_scores(logits, self.options.scores))
         if self.bias is not None:
             preference = preference + self.bias[...].astype(wide)
-        experts = split_by(("batch", "seq"), partial(_best, self.top_k))(preference)
+        experts = per_device(("batch", "seq"), partial(_best, self.top_k))(preference)
         weights, balance = _weigh(logits, experts, self.options)
         if training and self.counts is not None:
             chosen = _chosen(experts, logits.shape[-1])
@@ -137,7 +138,7 @@ def _best(count: int, preference: Float[Array, "B S E"]) -> Int[Array, "B S K"]:
 
 
 def _chosen(experts: Int[Array, "B S K"], count: int) -> Bool[Array, "B S K E"]:
-    # By comparing an iota instead of by an index, so that rows stay on their devices.
+    # By comparing an iota instead of by an index, so that tokens stay on their devices.
     return experts[..., None] == jnp.arange(count, dtype=experts.dtype)
 
 
@@ -154,25 +155,25 @@ def _weigh(
         return weights * options.factor, None
     share = scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
     counts = chosen.sum(axis=(1, 2)).astype(share.dtype)
-    (rows, count), top_k = scores.shape[1:], experts.shape[-1]
-    balance = options.balance_loss * count / (top_k * rows**2) * (share.sum(axis=1) * counts).sum(axis=-1)
+    (length, count), top_k = scores.shape[1:], experts.shape[-1]
+    balance = options.balance_loss * count / (top_k * length**2) * (share.sum(axis=1) * counts).sum(axis=-1)
     return weights * options.factor, balance
 
 
 def within_capacity(
     experts: Int[Array, "B S K"], count: int, capacity: int, order: SequenceOrder | None
 ) -> Int[Array, "B S K"]:
-    """`experts`, with `count` (no expert) where a sequence asks an expert for more than `capacity` rows.
+    """Return `experts`, with `count` (no expert) where a sequence asks an expert for more than `capacity` tokens.
 
-    Of each sequence the rows that come first in the natural order are kept, whatever `order` the rows are in
+    Of each sequence the tokens that come first in the natural order are kept, whatever `order` they are in
     (None for the natural one), so that what is dropped does not depend on the layout. For numbers of experts
-    alone each device takes whole sequences here.
+    alone each device takes whole sequences.
     """
-    rows = None if order is None or order.shards == 1 else order.rows
+    places = None if order is None or order.shards == 1 else order.positions
     whole = constrain(experts, "batch", None, None)
-    natural = whole if rows is None else whole[:, rows.argsort()]
-    kept = split_by(("batch",), jax.vmap(partial(_first_ones, count, capacity)))(natural)
-    return constrain(kept if rows is None else kept[:, rows], "batch", "seq", None)
+    natural = whole if places is None else whole[:, places.argsort()]
+    kept = per_device(("batch",), jax.vmap(partial(_first_ones, count, capacity)))(natural)
+    return constrain(kept if places is None else kept[:, places], "batch", "seq", None)
 
 
 def _first_ones(count: int, capacity: int, experts: Int[Array, "S K"]) -> Int[Array, "S K"]:
@@ -181,15 +182,3 @@ def _first_ones(count: int, capacity: int, experts: Int[Array, "S K"]) -> Int[Ar
     starts = jnp.searchsorted(flat[by_expert], jnp.arange(count, dtype=flat.dtype))
     rank = jnp.zeros_like(flat).at[by_expert].set(jnp.arange(flat.size, dtype=flat.dtype)) - starts[flat]
     return jnp.where(rank < capacity, flat, count).reshape(experts.shape).astype(experts.dtype)
-
-
-def split_by(dims: tuple[str, ...], function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A function of arrays that lead with `dims`, and that treats all of these alike: each device runs its part.
-
-    The partitioner would gather what is sorted.
-    """
-    splits = splits_in_force()
-    if splits is None:
-        return function
-    spec = PartitionSpec(*(splits.axes_of(dim) or None for dim in dims))
-    return jax.shard_map(function, mesh=splits.mesh, in_specs=spec, out_specs=spec, check_vma=False)

@@ -1,4 +1,4 @@
-"""Put encoder tokens into their rows of the text sequence."""
+"""Put encoder tokens into their positions of the text sequence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from jaxtyping import Array, Float, Int
 def scatter_tokens(
     text: Float[Array, "B S D"], tokens: Float[Array, "B N D"], positions: Int[Array, "B N"]
 ) -> Float[Array, "B S D"]:
-    """Overwrite the placeholder rows of `text` with encoder tokens.
+    """Return `text` with its placeholders overwritten by encoder tokens, in the dtype of `text`.
 
-    `positions` holds each token's row in its own sequence, no row twice; a position below 0, or of S or
-    more, is padding and is dropped. The result has the dtype of `text`. An overwritten row of `text` and a
-    dropped token get a gradient of zero.
+    `positions` holds each token's position in its own sequence, none twice; a position below 0, or of S or
+    more, is padding and is dropped. What is overwritten and a dropped token get a gradient of zero.
     """
     # Padding goes to places of its own, so that none is named twice: else the gradient would have to find out which of
-    # two tokens won, by a sum over all devices that hold rows.
-    rows, count = text.shape[1], tokens.shape[1]
-    inside = (positions >= 0) & (positions < rows)
-    places = jnp.where(inside, positions, rows + jnp.arange(count, dtype=jnp.int32))
+    # two tokens won, by a sum over all devices that hold the sequence.
+    length, count = text.shape[1], tokens.shape[1]
+    inside = (positions >= 0) & (positions < length)
+    places = jnp.where(inside, positions, length + jnp.arange(count, dtype=jnp.int32))
     # One scatter a sample keeps the batch dim free of indices, so that it stays sharded.
-    fill = jax.vmap(lambda rows, new, place: rows.at[place].set(new, mode="drop", unique_indices=True))
+    fill = jax.vmap(lambda text, new, place: text.at[place].set(new, mode="drop", unique_indices=True))
     return fill(text, tokens.astype(text.dtype), places)

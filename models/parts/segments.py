@@ -1,4 +1,4 @@
-"""Packed sequences: several documents in one row of a batch, told apart by an id a row."""
+"""Find positions in packed sequences: several documents in one row of a batch, with an id a position."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hetjax.models.dims import constrain
 
 
 def positions_in_segments(segments: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Each row's position in its own document, a run of equal ids: 0 where one starts."""
+    """Return each token's position in its own document, neighbours with equal ids: 0 where one starts; int32."""
     segments = constrain(segments, "batch", None)
-    rows = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return rows - jax.lax.cummax(jnp.where(starts, rows, 0), axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

@@ -1,14 +1,25 @@
-"""L layers of one shape, held as one layer whose weights have a leading "layers" dim."""
+"""Stack L layers of one shape: one layer whose weights have a leading "layers" dim, run by a scan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 from flax import nnx
+from jaxtyping import Array, PyTree
 
 from hetjax.models.remat import rematerialized
+from hetjax.models.scopes import scope
+
+Carry = TypeVar("Carry", bound=PyTree[Array])
+"""What goes from layer to layer."""
+Own = TypeVar("Own", bound=PyTree[Array])
+"""What one layer has of its own beside its weights, or all layers, stacked."""
+Out = TypeVar("Out", bound=PyTree[Array])
+"""What one layer gives beside the carry, or all layers, stacked."""
+Path = tuple[str | int, ...]
+"""A path of a variable in a module's state."""
 
 
 class Stack(nnx.Module):
@@ -24,10 +35,15 @@ class Stack(nnx.Module):
             lambda key: build(nnx.Rngs(key)), in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"}
         )(jax.random.split(rngs.params(), count))
 
-    def scan(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, each: Any = None) -> tuple[Any, Any]:
-        """`carry, out = step(layer, carry, each[i])` for each layer in turn.
+    def scan(
+        self,
+        step: Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]],
+        carry: Carry,
+        each: Own | None = None,
+    ) -> tuple[Carry, Out]:
+        """Run `carry, out = step(layer, carry, each[i])` for each layer in turn; return the last carry, the outs.
 
-        `each` is a pytree whose leaves lead with the layers dim. Returns the last carry and the outs, stacked.
+        `each` is a pytree whose leaves lead with the layers dim; the outs are stacked like it.
         The backward computes again what the setting of `hetjax.models.remat` in force does not keep of a layer.
         Variables that a layer sets, and that are not nnx.Param, are set here for all layers; others stay untouched.
         """
@@ -36,7 +52,8 @@ class Stack(nnx.Module):
         def body(carry, layer):
             layer_weights, own = layer
             block, before = nnx.merge(definition, layer_weights), values_of(layer_weights)
-            carry, out = step(block, carry, own)
+            with scope("layer"):
+                carry, out = step(block, carry, own)
             return carry, (out, set_since(before, block))
 
         carry, (out, changed) = jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)
@@ -65,13 +82,13 @@ class Stack(nnx.Module):
         self.count = stop - start
 
 
-def values_of(state: nnx.State) -> dict[Any, jax.Array]:
-    """The arrays of a state by path."""
+def values_of(state: nnx.State) -> dict[Path, jax.Array]:
+    """Return the arrays of a state by path."""
     return {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def set_since(before: dict[Any, jax.Array], layer: nnx.Module) -> nnx.State:
-    """The variables of a layer, but for nnx.Param, that hold another array than `before`."""
+def set_since(before: dict[Path, jax.Array], layer: nnx.Module) -> nnx.State:
+    """Return the variables of a layer, but for nnx.Param, that hold another array than `before`."""
     return nnx.from_flat_state(
         [
             (path, variable)

@@ -1,13 +1,13 @@
-"""Efficient video sampling: drop the video tokens that repeat what stood in their place a tubelet before.
+"""Drop the video tokens that repeat what stood in their place a tubelet before: efficient video sampling.
 
 From "Efficient Video Sampling" (arXiv 2510.14624), in the form that Nemotron 3 Nano Omni was released with. Token n of
 tubelet t differs from the tubelet before by d[t, n] = 1 - cos(E[t, n], E[t-1, n]), and d[0, n] = 255. Of a video of T
 tubelets with N tokens each, the max(N, int(T N (1 - rate))) largest are kept (of equal ones the first), in their
-own order. So how many are kept is known from shapes alone, on the host as well, and which ones is known only here.
+own order. So how many are kept is known from shapes alone, on the host as well, and which ones on the device only.
 
-`retained` is the rule for one size of video. `prune` applies it to rows in which videos of several sizes stand behind
-each other with padding, as an encoder makes them. `compact_rows` then takes the placeholders of dropped tokens out of
-the language model's rows.
+`retained` is the rule for one size of video. `prune` applies it to sequences in which videos of several sizes stand
+behind each other with padding, as an encoder makes them. `compact_rows` then takes the placeholders of dropped
+tokens out of the language model's sequence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from hetjax.models.errors import ModelError
 
-# B batch · T tubelets · N tokens a tubelet, or encoder tokens a sample · D width · K kept tokens · R rows of videos
+# B batch · T tubelets · N tokens a tubelet, or encoder tokens a sample · D width · K kept tokens
+# R tokens, prefixes and padding of videos
 # S fused sequence · C compacted sequence
 
 FIRST = 255.0
@@ -31,7 +32,7 @@ _SMALLEST = 1e-8  # norms below count as this much, so that a token of zeros is 
 
 
 def keep_count(tubelets: int, tokens_per_tubelet: int, rate: float) -> int:
-    """How many tokens of a video are kept where a share `rate` is to be dropped: never less than one tubelet's.
+    """Return how many tokens of a video are kept where a share `rate` is dropped: never less than one tubelet's.
 
     Raises:
         ModelError: `rate` is not in [0, 1), or a count is negative.
@@ -44,18 +45,21 @@ def keep_count(tubelets: int, tokens_per_tubelet: int, rate: float) -> int:
     return max(tokens_per_tubelet if tubelets else 0, int(tubelets * tokens_per_tubelet * (1 - rate)))
 
 
-def room_for_kept(rows: int, rate: float, tokens_per_tubelet: int = 256) -> int:
-    """Static places for the tokens kept of `rows` rows of videos: for one video that fills them, of any length.
+def room_for_kept(tokens: int, rate: float, tokens_per_tubelet: int = 256) -> int:
+    """Return static room for the tokens kept of `tokens` places for videos: for one video that fills them.
 
     `tokens_per_tubelet` is the most tokens that a tubelet has, all of which a video of one tubelet keeps. Several
-    short videos in one sample may keep more; who fills the rows checks that they fit, by `keep_count`.
+    short videos in one sample may keep more; who fills the places checks that they fit, by `keep_count`.
     """
     _check_rate(rate)
-    return max(int(rows * (1 - rate)), min(rows, tokens_per_tubelet))
+    return max(int(tokens * (1 - rate)), min(tokens, tokens_per_tubelet))
 
 
 def retained(embeddings: Float[Array, "*batch T N D"], rate: float) -> Int[Array, "*batch K"]:
-    """Which tokens of a video are kept: ascending indices into its T * N tokens, int32, K = keep_count(T, N, rate)."""
+    """Return which tokens of a video are kept: ascending indices into its T * N tokens, int32, K of them.
+
+    K = keep_count(T, N, rate).
+    """
     *batch, tubelets, tokens, _ = embeddings.shape
     before = jnp.concatenate([embeddings[..., :1, :, :], embeddings[..., :-1, :, :]], axis=-3)
     is_first = jnp.arange(tubelets)[:, None] == 0
@@ -71,32 +75,32 @@ def prune(
     rate: float,
     room: int,
 ) -> tuple[Float[Array, "B K D"], Int[Array, "B K"]]:
-    """The tokens that are kept of all videos of each sample, and the row that each had.
+    """Return the tokens that are kept of all videos of each sample, and the index that each had.
 
     Args:
-        tokens: rows of a sample's videos, one behind the other, each tubelet's rows in a run; rows that are no
-            tokens (prefixes, padding) may be among them, in the same places of all tubelets of a video.
-        segments: an id a row, the same for the rows of one tubelet. The tubelets of a video have ids that follow each
+        tokens: those of a sample's videos, one behind the other, each tubelet's next to each other; prefixes and
+            padding may be among them, in the same places of all tubelets of a video.
+        segments: an id a token, the same for all of one tubelet. The tubelets of a video have ids that follow each
             other (7, 8, 9); where the next id is another than that, another video begins.
         is_token: False for prefixes and padding, which are dropped.
         rate: share of each video's tokens to be dropped.
         room: K, places for kept tokens a sample; what finds no place is lost, so give `room_for_kept` or more.
 
     Returns:
-        (tokens, kept): the kept tokens in their order, then zeros; and their rows as int32, then R. Gradients
+        (tokens, kept): the kept tokens in their order, then zeros; and their indices as int32, then R. Gradients
         flow to the tokens that are kept.
     """
-    kept = _kept_rows(tokens, segments, is_token, rate, room)
+    kept = _kept_indices(tokens, segments, is_token, rate, room)
     return jnp.take_along_axis(tokens, kept[..., None], axis=1, mode="fill", fill_value=0), kept
 
 
 class Compaction(NamedTuple):
-    """Where the rows of a sequence go when some of them are taken out.
+    """Where the positions of a sequence go when some of them are taken out.
 
     Attributes:
-        source: the old row of each new row.
-        target: the new row of each old row; that of a row taken out is C, which is none.
-        places: the new rows of the kept encoder tokens; C or more for one that has none.
+        source: the old position of each new one.
+        target: the new position of each old one; that of one taken out is C, which is none.
+        places: the new positions of the kept encoder tokens; C or more for one that has none.
     """
 
     source: Int[Array, "B C"]
@@ -104,54 +108,54 @@ class Compaction(NamedTuple):
     places: Int[Array, "B K"]
 
     def take(self, x: Shaped[Array, "B S *rest"]) -> Shaped[Array, "B C *rest"]:
-        """An array of the sequence (tokens, labels, loss weights, segments) without the rows taken out."""
+        """Return an array of the sequence (tokens, labels, loss weights, segments) without what is taken out."""
         return jnp.take_along_axis(x, self.source.reshape(*self.source.shape, *[1] * (x.ndim - 2)), axis=1)
 
     def move(self, positions: Int[Array, "B M"]) -> Int[Array, "B M"]:
-        """The new rows of other encoder tokens, such as audio; those outside the sequence stay outside."""
+        """Return the new positions of other encoder tokens, such as audio; those outside the sequence stay outside."""
         inside = (positions >= 0) & (positions < self.target.shape[1])
         moved = jnp.take_along_axis(self.target, jnp.where(inside, positions, 0), axis=1)
         return jnp.where(inside, moved, self.source.shape[1]).astype(positions.dtype)
 
     def shorten(self, lengths: Int[Array, " B"]) -> Int[Array, " B"]:
-        """How many of the first `lengths` rows are left."""
-        rows = jnp.arange(self.target.shape[1])
-        left = (rows < lengths[:, None]) & (self.target < self.source.shape[1])
+        """Return how many of the first `lengths` positions are left."""
+        positions = jnp.arange(self.target.shape[1])
+        left = (positions < lengths[:, None]) & (self.target < self.source.shape[1])
         return left.sum(axis=1).astype(lengths.dtype)
 
 
-def compact_rows(positions: Int[Array, "B N"], kept: Int[Array, "B K"], rows: int) -> Compaction:
-    """Take the placeholders of dropped encoder tokens out of a sequence of `rows` rows.
+def compact_rows(positions: Int[Array, "B N"], kept: Int[Array, "B K"], length: int) -> Compaction:
+    """Take the placeholders of dropped encoder tokens out of a sequence.
 
     Args:
-        positions: the row of each of the N encoder tokens there were before pruning; one outside of the sequence
+        positions: that of each of the N encoder tokens there were before pruning; one outside of the sequence
             belongs to no token (prefix, padding).
         kept: which of the N are left, ascending; N or more is padding.
-        rows: S, the length of the sequence.
+        length: S, that of the sequence.
 
-    The new length is C = S - (N - K), whatever the rows of a sample are; all rows but the placeholders keep their
-    order, and padding stays at the end. A sample may have fewer placeholders to lose than N - K: its last rows are cut
-    off then, and must be padding.
+    The new length is C = S - (N - K), whatever a sample holds; all positions but the placeholders keep their order, and
+    padding stays at the end. A sample may have fewer placeholders to lose than N - K: its last positions are left out
+    then, and must be padding.
 
     Raises:
         ModelError: nothing would be left.
     """
     count, left = positions.shape[1], kept.shape[1]
-    length = rows - (count - left)
-    if not 0 < length <= rows:
+    new_length = length - (count - left)
+    if not 0 < new_length <= length:
         raise ModelError(
-            f"compact_rows: {rows} rows - ({count} encoder tokens - {left} kept) = {length} is no length; give "
-            "sequences with a row for every encoder token"
+            f"compact_rows: {length} positions - ({count} encoder tokens - {left} kept) = {new_length} is no "
+            "length; give sequences with a position for every encoder token"
         )
     is_kept = _marked(kept, count)
-    inside = (positions >= 0) & (positions < rows)
-    gone = _marked(jnp.where(is_kept | ~inside, rows, positions), rows)
-    # The rows that stay first, then the others, each in order.
-    source = jnp.argsort(gone, axis=1, stable=True)[:, :length].astype(jnp.int32)
-    target = jnp.where(gone, length, jnp.cumsum(~gone, axis=1, dtype=jnp.int32) - 1)
-    target = jnp.minimum(target, length)
+    inside = (positions >= 0) & (positions < length)
+    gone = _marked(jnp.where(is_kept | ~inside, length, positions), length)
+    # What stays first, then the others, each in order.
+    source = jnp.argsort(gone, axis=1, stable=True)[:, :new_length].astype(jnp.int32)
+    target = jnp.where(gone, new_length, jnp.cumsum(~gone, axis=1, dtype=jnp.int32) - 1)
+    target = jnp.minimum(target, new_length)
     moved = Compaction(source, target, kept)
-    old = jnp.take_along_axis(positions, kept, axis=1, mode="fill", fill_value=rows)
+    old = jnp.take_along_axis(positions, kept, axis=1, mode="fill", fill_value=length)
     return moved._replace(places=moved.move(old))
 
 
@@ -168,16 +172,16 @@ def _difference(x: Float[Array, "*batch D"], other: Float[Array, "*batch D"]) ->
     return 1 - jnp.sum(x * other, axis=-1) / (norm(x) * norm(other))
 
 
-def _kept_rows(tokens, segments, is_token, rate: float, room: int) -> Int[Array, "B K"]:
+def _kept_indices(tokens, segments, is_token, rate: float, room: int) -> Int[Array, "B K"]:
     _check_rate(rate)
-    rows = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     is_start = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     follows = jnp.concatenate([jnp.zeros_like(segments[:, :1], bool), segments[:, 1:] == segments[:, :-1] + 1], axis=1)
-    tubelet, tubelet_end = _runs(is_start)
-    video, video_end = _runs(is_start & ~follows)
+    tubelet, tubelet_end = _bounds(is_start)
+    video, video_end = _bounds(is_start & ~follows)
     at = lambda x, index: jnp.take_along_axis(x, index, axis=1)  # noqa: E731
 
-    before = at(tubelet, jnp.maximum(tubelet - 1, 0)) + rows - tubelet
+    before = at(tubelet, jnp.maximum(tubelet - 1, 0)) + index - tubelet
     # The order alone comes from here: choosing has no gradient.
     fixed = jax.lax.stop_gradient(tokens)
     differs = _difference(fixed, jnp.take_along_axis(fixed, before[..., None], axis=1))
@@ -190,19 +194,19 @@ def _kept_rows(tokens, segments, is_token, rate: float, room: int) -> Int[Array,
     share = jnp.asarray((np.arange(tokens.shape[1] + 1) * (1 - rate)).astype(np.int32))
     keep = jnp.maximum(in_tubelet, share[in_video])
 
-    # Sorted by video, each keeps the same range of rows, so that ranks count from where it begins.
-    keys = (video, jnp.where(is_token, -differs, jnp.inf), jnp.broadcast_to(rows, video.shape))
+    # Sorted by video, each keeps the same range of indices, so that ranks count from where it begins.
+    keys = (video, jnp.where(is_token, -differs, jnp.inf), jnp.broadcast_to(index, video.shape))
     best = jax.lax.sort(keys, dimension=1, num_keys=2, is_stable=True)[2]
-    chosen = jnp.sort(jnp.where(rows - video < keep, best, tokens.shape[1]), axis=1)[:, :room]
+    chosen = jnp.sort(jnp.where(index - video < keep, best, tokens.shape[1]), axis=1)[:, :room]
     return jnp.pad(chosen, ((0, 0), (0, room - chosen.shape[1])), constant_values=tokens.shape[1])
 
 
-def _runs(is_start: Bool[Array, "B R"]) -> tuple[Int[Array, "B R"], Int[Array, "B R"]]:
-    """The first row of the run that each row is in, and the first row behind it."""
+def _bounds(is_start: Bool[Array, "B R"]) -> tuple[Int[Array, "B R"], Int[Array, "B R"]]:
+    """For each token, the first index of the tubelet or video that it is in, and the first index behind it."""
     count = is_start.shape[1]
-    rows = jnp.arange(count, dtype=jnp.int32)[None]
-    first = jax.lax.cummax(jnp.where(is_start, rows, 0), axis=1)
-    starts = jnp.where(is_start, rows, count)
+    index = jnp.arange(count, dtype=jnp.int32)[None]
+    first = jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
+    starts = jnp.where(is_start, index, count)
     behind = jax.lax.cummin(jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=count), axis=1, reverse=True)
     return first, behind
 

@@ -1,6 +1,8 @@
-"""The layer of the vision transformers: attention in both directions and an MLP, with norms before each."""
+"""The layers of the vision transformers: attention in both directions and an MLP, with norms before each."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -9,9 +11,20 @@ from hetjax.models.dims import RESIDUAL, constrain
 from hetjax.models.parts.attention import Attention, Windows
 from hetjax.models.parts.mlp import GeluMLP
 from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.parts.stack import Stack
 from hetjax.models.remat import point
 
-# B batch, or images that are sequences of their own · N rows · D width
+# B batch, or images that are sequences of their own · N tokens · D width
+
+
+class VisionSizes(Protocol):
+    """The sizes of a vision transformer, as the configs of all of them name them."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    norm_epsilon: float
 
 
 class VisionBlock(nnx.Module):
@@ -49,10 +62,34 @@ class VisionBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], segments: Int[Array, "B N"] | None = None, windows: Windows | None = None
     ) -> Float[Array, "B N D"]:
-        """With `segments`, an id a row, a row attends to the rows of its own id only; without, to all.
+        """Return x after the layer. With `segments`, an id a token, it attends to its own id only; without, to all.
 
         No id is in two of the `windows` that `Attention` takes.
         """
         attended, _ = self.attention(self.attention_norm(x), segments=segments, windows=windows)
         x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
         return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")
+
+
+def vision_layers(
+    config: VisionSizes, *, qkv_bias: bool = False, approximate_gelu: bool = False, rngs: nnx.Rngs
+) -> Stack:
+    """Build the layers of a vision transformer."""
+    return Stack(
+        lambda layer_rngs: VisionBlock(
+            config.width,
+            config.heads,
+            config.mlp_width,
+            norm_epsilon=config.norm_epsilon,
+            qkv_bias=qkv_bias,
+            approximate_gelu=approximate_gelu,
+            rngs=layer_rngs,
+        ),
+        config.layers,
+        rngs=rngs,
+    )
+
+
+def vision_layer_cost(config: VisionSizes) -> int:
+    """Return the multiplications a token, in products with weights, of one layer."""
+    return 4 * config.width**2 + 2 * config.width * config.mlp_width

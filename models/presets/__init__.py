@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from hetjax.models.component_config import ComponentConfig
 from hetjax.models.errors import ModelError
 from hetjax.models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, ComponentConfig]] = {
     "nemotron_3_nano_omni": NANO_OMNI,
     "nemotron_3_nano_omni_300m": NANO_OMNI_300M,
     "nemotron_3_nano_omni_tiny": NANO_OMNI_TINY,
@@ -15,8 +14,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 """{name: {module: config}}."""
 
 
-def find_preset(name: str) -> dict[str, Any]:
-    """The components of a model by its name. Raises ModelError for a name that there is not."""
+def find_preset(name: str) -> dict[str, ComponentConfig]:
+    """Return the components of a model by its name. Raises ModelError for a name that there is not."""
     if name not in PRESETS:
         raise ModelError(f"there is no model '{name}'; the models are {', '.join(PRESETS)}")
     return PRESETS[name]

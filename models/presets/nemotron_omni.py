@@ -1,13 +1,12 @@
 """Nemotron 3 Nano Omni (NVIDIA 2026, arXiv 2604.24954) at full size, at about 300 M parameters, and tiny.
 
-Text, images, video and sound in, text out: a hybrid language model of Mamba-2, attention and mixtures of
-experts, C-RADIOv4-H for what is seen, Parakeet's FastConformer for what is heard.
+Text, images, video and audio in, text out: a hybrid language model of Mamba-2, attention and mixtures of
+experts, C-RADIOv4-H for images and video, Parakeet's FastConformer for audio.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from hetjax.models.component_config import ComponentConfig
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.mamba.config import MambaConfig
@@ -32,7 +31,7 @@ def _experts(count: int, top_k: int, shared_width: int) -> MoEConfig:
     )
 
 
-NANO_OMNI: dict[str, Any] = {
+NANO_OMNI: dict[str, ComponentConfig] = {
     "vision": RadioConfig(
         width=1280, layers=32, heads=16, mlp_width=5120, projector_width=20480, output_width=2688,
     ),
@@ -44,7 +43,7 @@ NANO_OMNI: dict[str, Any] = {
     ),
 }  # fmt: skip
 
-NANO_OMNI_300M: dict[str, Any] = {
+NANO_OMNI_300M: dict[str, ComponentConfig] = {
     "vision": RadioConfig(
         width=512, layers=12, heads=8, mlp_width=2048, position_side=64, projector_width=2048, output_width=768,
     ),
@@ -57,7 +56,7 @@ NANO_OMNI_300M: dict[str, Any] = {
     ),
 }  # fmt: skip
 
-NANO_OMNI_TINY: dict[str, Any] = {
+NANO_OMNI_TINY: dict[str, ComponentConfig] = {
     "vision": RadioConfig(
         patch_size=4, width=32, layers=2, heads=4, mlp_width=64, position_side=16, projector_width=64,
         output_width=64,

@@ -17,10 +17,10 @@ from hetjax.errors import ConfigError
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays
 from hetjax.models.huggingface.families import FAMILIES
 from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 from tests.harness.huggingface.omni_configs import TINY as OMNI
+from tests.harness.huggingface.whole_models import read_arrays
 from tests.training.test_bad_input import run  # noqa: F401, a fixture
 
 # The sizes of the tiny run of tests/conftest.py.

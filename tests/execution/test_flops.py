@@ -6,7 +6,8 @@ from flax import nnx
 from hetjax.config.build import batch_shapes
 from hetjax.execution.flops import backward_factor, count_flops, forward_flops, model_flops
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
+from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.sharded_linear import project
 from hetjax.models.parts.linear import Linear
 from tests.harness.models.layouts import constraint_of, splits_of

@@ -10,7 +10,7 @@ from hetjax.generation.evaluate import EvalSample, evaluate
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel
-from hetjax.models.generate import generate
+from tests.harness.models.generate import generate
 
 TOKENIZER = load_tokenizer(None)
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad

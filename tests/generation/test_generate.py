@@ -12,8 +12,8 @@ from hetjax.errors import BatchError, ConfigError, GraphError
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
-from hetjax.models.generate import generate
 from tests.harness.count_waits import count_waits
+from tests.harness.models.generate import generate
 
 # B prompts, which no batch degree below divides · S longest prompt · R new tokens
 B, S, R = 5, 12, 6
@@ -87,7 +87,7 @@ def generator_on(placement, compute_dtype=None, **options):
 
 @jax.jit
 def run_on_one_device(modules, stop_token):
-    """`hetjax.models.generate`, without any mesh."""
+    """`tests.harness.models.generate`, without any mesh."""
     vision, llm = (nnx.merge(*modules[name]) for name in ("vision", "llm"))
     images = vision(images=IMAGES)["tokens"]
     return generate(llm, TOKENS, LENGTHS, images, POSITIONS, max_new_tokens=R, stop_token=stop_token)

@@ -12,8 +12,8 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
-from hetjax.models.generate import generate
 from hetjax.models.parts.video_pruning import prune
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_hybrid import HYBRID, build_hybrid
 from tests.harness.parity.oracle import relative_error, steps_on_one_device
 

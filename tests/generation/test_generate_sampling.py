@@ -14,7 +14,6 @@ from hetjax.errors import ConfigError
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, MoEConfig, Sampling
-from hetjax.models.generate import generate
 from tests.generation.test_generate import (
     BATCH,
     DECODER,
@@ -30,6 +29,7 @@ from tests.generation.test_generate import (
     state_on,
     trainer_on,
 )
+from tests.harness.models.generate import generate
 
 SEED = 4
 SAMPLING = Sampling(temperature=1.5, top_p=0.9, top_k=30)

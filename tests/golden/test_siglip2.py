@@ -9,9 +9,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from hetjax.models import Siglip2Encoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.siglip2 import siglip2_entries
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.radio_cases import image_inputs
 from tests.harness.models.siglip2_cases import GOLDEN
 

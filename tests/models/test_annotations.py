@@ -8,10 +8,9 @@ from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
 from hetjax.models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
-from hetjax.models.generate import generate
-from hetjax.models.kernels.grouped_experts import Kernels, Slots, run_experts
-from hetjax.models.parallel.expert_parallel import mix_experts
-from hetjax.models.parts.attention import attend
+from hetjax.models.kernels.attention import attend
+from hetjax.models.kernels.grouped_experts import ExpertKernels, ExpertSlots, grouped_experts
+from hetjax.models.parallel.expert_parallel import expert_parallel
 from hetjax.models.parts.conformer.attention import attend_relatively, shift_distances
 from hetjax.models.parts.loss import cross_entropy
 from hetjax.models.parts.mel import log_mel
@@ -20,6 +19,7 @@ from hetjax.models.parts.rope import rope_table, rotate
 from hetjax.models.parts.router import Router, within_capacity
 from hetjax.models.parts.scatter import scatter_tokens
 from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 from tests.harness.models.tiny_parakeet import build_parakeet
 
@@ -44,24 +44,24 @@ def test_shapes_that_the_signatures_state_are_taken():
     checked(MoE.__call__, MoE(6, 8, config, rngs=nnx.Rngs(0)), ones(2, 3, 6))
     checked(Router.__call__, Router(6, 4, 2, rngs=nnx.Rngs(0)), ones(2, 3, 6))
     checked(within_capacity, jnp.zeros((2, 3, 2), int), 4, 2, None)
-    kernels = Kernels((ones(4, 6, 8), ones(4, 6, 8)), ones(4, 8, 6))
+    kernels = ExpertKernels((ones(4, 6, 8), ones(4, 6, 8)), ones(4, 8, 6))
     slots = jnp.zeros((2, 3, 2), int), ones(2, 3, 2)
-    checked(mix_experts, ones(2, 3, 6), *slots, kernels, "swiglu")
-    checked(run_experts, kernels, ones(3, 6), Slots(slots[0][0], slots[1][0]), "swiglu", 6)
+    checked(expert_parallel, ones(2, 3, 6), *slots, kernels, "swiglu")
+    checked(grouped_experts, kernels, ones(3, 6), ExpertSlots(slots[0][0], slots[1][0]), "swiglu", 6)
     checked(generate, build_decoder(), rows, jnp.ones(2, int), max_new_tokens=2, stop_token=0)
     batch = {key: jnp.asarray(value) for key, value in decoder_batch().items()}
     checked(LanguageModel.__call__, build_decoder(), **batch)
     checked(VisionEncoder.__call__, build_vision(), jnp.asarray(image_batch()))
 
 
-def test_shapes_of_sound_that_the_signatures_state_are_taken():
+def test_shapes_of_audio_that_the_signatures_state_are_taken():
     lengths, valid = jnp.full((2, 3), 1600), jnp.ones((2, 3, 5), bool)
     checked(log_mel, ones(2, 3, 1600), lengths, 16)
     by_head, biases = ones(2, 3, 5, 4, 6), ones(4, 6)
     checked(attend_relatively, by_head, by_head, by_head, ones(9, 4, 6), biases, biases, valid)
     checked(shift_distances, ones(2, 5, 9))
-    sound = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
-    checked(ParakeetEncoder.__call__, build_parakeet(), **sound)
+    audio = {"waveforms": ones(2, 3, 1600), "lengths": lengths}
+    checked(ParakeetEncoder.__call__, build_parakeet(), **audio)
     checked(ParakeetEncoder.encode, build_parakeet(), ones(2, 3, 10, 16), lengths // 160)
 
 

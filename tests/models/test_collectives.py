@@ -11,8 +11,9 @@ from jax.sharding import NamedSharding
 from hetjax.compilation.hlo import bytes_received, collectives
 from hetjax.meshes import Layout
 from hetjax.models import DecoderConfig, VisionConfig
-from hetjax.models.decoder import DecoderBlock
-from hetjax.models.dims import RESIDUAL, layout_in_force
+from hetjax.models.decoder_block import DecoderBlock
+from hetjax.models.dims import RESIDUAL
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.zigzag_order import causal_order
 from hetjax.models.parts.rope import rope_table
 from hetjax.models.parts.stack import Stack
@@ -34,7 +35,7 @@ ACTIVATION = B * S * D * 4
 
 def decoder(block, x):
     order = causal_order(S)
-    rope = rope_table(jnp.asarray(order.rows)[None], DECODER.head_dim, DECODER.rope_theta, x.dtype)
+    rope = rope_table(jnp.asarray(order.positions)[None], DECODER.head_dim, DECODER.rope_theta, x.dtype)
     return block(x, order=order, rope=rope)[0]
 
 

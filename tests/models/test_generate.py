@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from hetjax.models import MoEConfig
-from hetjax.models.generate import generate
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import DECODER, build_decoder
 
 LENGTHS, NEW = np.array([5, 2, 7]), 6

@@ -11,9 +11,9 @@ from flax import nnx
 
 from hetjax.models import MambaConfig, ModelError, MoEConfig, NemotronH, NemotronHConfig
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.generate import generate
 from hetjax.models.parts.groups import layer_places
 from hetjax.models.parts.router import RoutingState
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_hybrid import HYBRID, WITHOUT_LOSS, build_hybrid, hybrid_batch, loss_and_gradients
 from tests.harness.models.tiny_models import relative_error
 
@@ -197,7 +197,7 @@ def test_answers_to_pruned_images_are_those_to_the_rows_left():
 
 def test_stages_are_cut_between_rows_of_groups():
     model = build_hybrid()
-    assert model.layers.rows == ("M", "M*EE", "M*EE")
+    assert model.layers.units == ("M", "M*EE", "M*EE")
     costs = model.layer_costs
     assert len(costs.layers) == 3 and costs.layers[1] == costs.layers[2] > costs.layers[0]
     whole = arrays_by_path(model)
@@ -232,7 +232,7 @@ def test_a_tied_head_is_the_embedding(float64):
         ({"pattern": ""}, "has no letter"),
         ({"pattern": "M-"}, "mlp_width is 0"),
         ({"mamba": None}, "mamba is None"),
-        ({"kv_heads": 3}, "4 % 3 must be 0"),
+        ({"kv_heads": 3}, "heads % kv_heads = 4 % 3 = 1 must be 0"),
         ({"width": 0}, "width = 0 must be positive"),
     ],
 )

@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from hetjax.models import ModelError, RadioConfig, RadioEncoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.parts.video_pruning import keep_count
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.radio_cases import TINY, build, image_inputs, images, video, video_inputs
 from tests.harness.models.tiny_models import call, flat, relative_error
 

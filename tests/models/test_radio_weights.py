@@ -9,7 +9,6 @@ from flax import nnx
 
 from hetjax.models import ModelError, RadioConfig, RadioEncoder, Siglip2Encoder
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.radio import (
     IGNORED,
     radio_config,
@@ -19,6 +18,7 @@ from hetjax.models.huggingface.radio import (
     radio_omni_config,
 )
 from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models import radio_cases, siglip2_cases
 
 FULL = RadioConfig(width=1280, layers=32, heads=16, mlp_width=5120, projector_width=20480, output_width=2688)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hetjax.models import ModelError, Sampling
-from hetjax.models.generate import generate
 from hetjax.models.sampling import GREEDY, choose, is_stop, kept_tokens, keys_of_samples
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import build_decoder
 
 DRAWS = 20000

@@ -8,8 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.models.dims import layout_in_force
-from hetjax.models.generate import generate
+from hetjax.models.parallel.layout_in_force import layout_in_force
+from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import (
     build_decoder,
     build_vision,

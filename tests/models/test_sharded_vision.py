@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from hetjax.meshes import Layout
-from hetjax.models.dims import layout_in_force
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from tests.harness.models import radio_cases, siglip2_cases
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.tiny_models import flat, relative_error

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from hetjax.models import ModelError
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.radio_cases import image_inputs, images
 from tests.harness.models.siglip2_cases import FIXED, PACKED, build, fixed_images
 from tests.harness.models.tiny_models import call, relative_error

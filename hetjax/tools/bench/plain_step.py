@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Layout
-from hetjax.models.dims import layout_in_force
+from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.stages.batch import Batch
 from hetjax.stages.flat_state import Arrays, take_apart
 

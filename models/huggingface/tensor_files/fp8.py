@@ -1,4 +1,4 @@
-"""FP8: a weight as E4M3 numbers with one float32 scale, as ModelOpt exports it.
+"""Quantize to FP8: a weight as E4M3 numbers with one float32 scale, as ModelOpt exports it.
 
 E4M3 (Micikevicius et al. 2022) has 3 bits of mantissa, normal numbers from 2**-6 to 448 and below them steps of 2**-9.
 With the scale s = amax / 448 nothing saturates, and to nearest, ties to even,
@@ -23,13 +23,13 @@ _BLOCK = 1 << 18
 
 
 def fp8_scale(weight: np.ndarray) -> np.ndarray:
-    """The float32 scale of a weight, amax / 448; 1 for a weight of zeros."""
+    """Return the float32 scale of a weight, amax / 448; 1 for a weight of zeros."""
     amax = largest(weight)
     return np.asarray(amax / np.float32(LARGEST) if amax else 1.0, np.float32)
 
 
 def quantize_fp8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The E4M3 numbers nearest to weight / scale, in the weight's shape."""
+    """Return the E4M3 numbers nearest to weight / scale, in the weight's shape."""
     quantized = np.empty(weight.shape, E4M3)
     for rows in row_blocks(weight.shape):
         ratio = weight[rows].astype(np.float32) / scale
@@ -38,7 +38,7 @@ def quantize_fp8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def dequantize_fp8(quantized: np.ndarray, scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """quantized · scale, computed in float32, in `dtype`."""
+    """Return quantized · scale, computed in float32, in `dtype`."""
     weight = np.empty(quantized.shape, dtype)
     for rows in row_blocks(quantized.shape):
         weight[rows] = (quantized[rows].astype(np.float32) * np.float32(scale)).astype(dtype)
@@ -46,12 +46,12 @@ def dequantize_fp8(quantized: np.ndarray, scale: np.ndarray, dtype: np.dtype) ->
 
 
 def largest(weight: np.ndarray) -> np.float32:
-    """The largest magnitude."""
+    """Return the largest magnitude."""
     found = [np.abs(weight[rows].astype(np.float32)).max(initial=0.0) for rows in row_blocks(weight.shape)]
     return np.float32(max(found, default=0.0))
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
-    """Runs of an array's rows of at most 2**18 numbers, or one row."""
+    """Return slices along an array's first dim of at most 2**18 numbers, or one index."""
     rows = max(1, _BLOCK * shape[0] // max(1, int(np.prod(shape))))
     return [slice(start, start + rows) for start in range(0, shape[0], rows)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.tensor_files.quantized import Form
+from hetjax.models.json_values import Json, JsonObject
 
 _LINEAR = r"\.(in|out|q|k|v|o|gate|up|down)_proj\.weight$"
 _ROUTED = re.compile(r"\.experts\.\d+\.(gate|up|down)_proj\.weight$")
@@ -41,7 +41,7 @@ def quantized_forms(names: Iterable[str], form: Form, language_prefix: str) -> d
     return forms
 
 
-def quantization_config(forms: Mapping[str, Form], names: Iterable[str], before: Mapping[str, Any]) -> dict[str, Any]:
+def quantization_config(forms: Mapping[str, Form], names: Iterable[str], before: Mapping[str, Json]) -> JsonObject:
     """`quantization_config` of config.json for weights in these forms, among all `names`.
 
     The scheme of the cache is that of the config `before`, where the checkpoint had one; else FP8.
@@ -73,6 +73,6 @@ def quantization_config(forms: Mapping[str, Form], names: Iterable[str], before:
     }
 
 
-def _group(form: Form, targets: list[str]) -> dict[str, Any]:
+def _group(form: Form, targets: list[str]) -> JsonObject:
     numbers = _FLOAT8 if form == "fp8" else _FLOAT4
     return {"input_activations": dict(numbers), "weights": dict(numbers), "targets": targets}

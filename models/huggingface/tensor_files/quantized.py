@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,7 @@ from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.tensor_files.fp8 import E4M3, dequantize_fp8, fp8_scale, quantize_fp8
 from hetjax.models.huggingface.tensor_files.nvfp4 import BLOCK, dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.json_values import Json, JsonObject
 
 Form = Literal["fp8", "nvfp4"]
 
@@ -47,7 +48,7 @@ class PlainTensors(Mapping[str, np.ndarray]):
     def __init__(
         self,
         tensors: CheckpointTensors,
-        config: Mapping[str, Any],
+        config: Mapping[str, Json],
         dtype: np.dtype = np.dtype(ml_dtypes.bfloat16),
     ):
         self._tensors, self._dtype = tensors, dtype
@@ -102,7 +103,7 @@ def quantized_infos(name: str, info: TensorInfo, form: Form) -> dict[str, Tensor
     }
 
 
-def quantized_tensors(name: str, weight: np.ndarray, form: Form, input_scale: np.ndarray | None) -> dict[str, Any]:
+def quantized_tensors(name: str, weight: np.ndarray, form: Form, input_scale: np.ndarray | None) -> JsonObject:
     """A weight [out, in] as the tensors of `quantized_infos`. Raises ModelError where the form does not fit."""
     module = name.removesuffix(".weight")
     input_scale = np.asarray(1.0 if input_scale is None else input_scale, np.float32).reshape(())
@@ -149,7 +150,7 @@ def _form(tensors: CheckpointTensors, name: str) -> Form | None:
     return form
 
 
-def _check_config(forms: Mapping[str, Form], config: Mapping[str, Any]) -> None:
+def _check_config(forms: Mapping[str, Form], config: Mapping[str, Json]) -> None:
     """Raise ModelError where tensors are not what `quantization_config` says."""
     if forms and config.get("quant_method", "modelopt") != "modelopt":
         raise ModelError(f"quantization_config.quant_method is {config['quant_method']!r}; only 'modelopt' is read")

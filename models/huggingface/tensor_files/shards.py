@@ -1,4 +1,4 @@
-"""Tensors into safetensors shards with an index, one by one and in any order."""
+"""Write tensors to safetensors shards with an index, one by one and in any order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE = 1 << 22
 
 
 class ShardWriter:
-    """Writes the tensors that it is told of beforehand; headers and places are settled before the first one comes.
+    """Writes tensors announced beforehand; headers and places are settled before the first one comes.
 
     Args:
         folder: where the files go; it exists.
@@ -93,7 +93,7 @@ class ShardWriter:
 
 
 def plan_shards(tensors: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
-    """The tensors of each shard, in the order given; one at least."""
+    """Return the tensors of each shard, in the order given; one at least."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, info in tensors.items():
@@ -112,7 +112,7 @@ def _file_names(count: int) -> list[str]:
 
 
 def _pieces(array: np.ndarray) -> list[np.ndarray]:
-    """Runs of rows, so that an array which lies another way in memory is not copied as a whole."""
+    """Slices of an array, so that one which lies another way in memory is not copied as a whole."""
     if array.ndim < 2 or array.nbytes <= _PIECE:
         return [array]
     rows = max(1, _PIECE * len(array) // array.nbytes)

@@ -1,6 +1,6 @@
-"""Tensors of a Hugging Face checkpoint, read one by one: safetensors files, mapped into memory.
+"""Read the tensors of a Hugging Face checkpoint one by one: safetensors files, mapped into memory.
 
-A safetensors file is 8 bytes that tell the length of a JSON header (little endian), the header with dtype, shape
+A safetensors file is 8 bytes with the length of a JSON header (little endian), the header with dtype, shape
 and byte range of every tensor, and the tensors' bytes, row-major. numpy alone cannot name its 16- and 8-bit floats,
 so the files are read here by their headers, with the dtypes of `ml_dtypes`.
 """
@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from hetjax.models.errors import ModelError
+from hetjax.models.json_values import JsonObject
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -112,9 +112,9 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
         else:
             paths = sorted(self.folder.glob("*.safetensors"))
             if len(paths) != 1:
-                held = ", ".join(path.name for path in paths) or "no *.safetensors"
+                found = ", ".join(path.name for path in paths) or "no *.safetensors"
                 raise ModelError(
-                    f"{self.folder} holds {held} and no {INDEX}; give the folder of a checkpoint, with its index or "
+                    f"{self.folder} holds {found} and no {INDEX}; give the folder of a checkpoint, with its index or "
                     "with one safetensors file"
                 )
             self._file_of = dict.fromkeys((file := SafetensorsFile(paths[0])).tensors, file)
@@ -151,12 +151,12 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
 
 
 def listed(names: list[str], limit: int = 8) -> str:
-    """Some names, and how many more there are."""
+    """Return some names, and how many more there are."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path) -> tuple[JsonObject, int]:
     """(the header, where the data begins)."""
     size = path.stat().st_size
     with path.open("rb") as file:

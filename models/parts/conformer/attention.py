@@ -1,4 +1,4 @@
-"""Attention with relative positions, those of Transformer-XL (Dai et al. 2019, section 3.3).
+"""Attend with relative positions, those of Transformer-XL (Dai et al. 2019, section 3.3).
 
 The score of query i for key j, with r_d the map of the encoding of distance d = i - j, and two biases u and v a head:
 
@@ -15,15 +15,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from hetjax.models.dims import constrain, named
-from hetjax.models.parallel.sharded_linear import project
-from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parallel.sharded_linear import sharded_linear
+from hetjax.models.parts.conformer.dims import TOKENS
 from hetjax.models.parts.linear import Linear
+from hetjax.models.scopes import scope
 
 # B batch · C clips a sample · N tokens of a clip · D width · H heads · K head width · P distances = 2N - 1
 
 
 def encode_distances(tokens: int, width: int, dtype: jax.typing.DTypeLike) -> Float[Array, "P D"]:
-    """Sines and cosines, in turns, of the distances N-1 down to -(N-1), at wavelengths up to 2π * 10000."""
+    """Return sines and cosines, in turns, of the distances N-1 down to -(N-1), at wavelengths up to 2π * 10000."""
     wide = jnp.promote_types(dtype, jnp.float32)
     distances = jnp.arange(tokens - 1, -tokens, -1, dtype=wide)
     angles = distances[:, None] * 10000.0 ** (-jnp.arange(0, width, 2, dtype=wide) / width)
@@ -31,7 +32,7 @@ def encode_distances(tokens: int, width: int, dtype: jax.typing.DTypeLike) -> Fl
 
 
 def shift_distances(x: Float[Array, "*heads N P"]) -> Float[Array, "*heads N N"]:
-    """x[i, d], where d counts distances from N-1 down, as [i, j]: entry d = N - 1 - i + j."""
+    """Return x[i, d], where d counts distances from N-1 down, as [i, j]: entry d = N - 1 - i + j."""
     *heads, queries, distances = x.shape
     # One column more makes each row begin one entry further left than the one above, once read with rows of N.
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)]).reshape(*heads, distances + 1, queries)
@@ -52,17 +53,18 @@ class RelativeAttention(nnx.Module):
         self.distance_bias = nnx.Param(init(rngs.params(), tuple(by_head.values()), jnp.float32))
         self.output = Linear(by_head, {"embed": width}, rngs=rngs)
 
+    @scope("attention")
     def __call__(
         self, x: Float[Array, "B C N D"], distances: Float[Array, "P D"], valid: Bool[Array, "B C N"]
     ) -> Float[Array, "B C N D"]:
-        """`distances` are those of `encode_distances`."""
-        query, key, value = project(x, self.query, self.key, self.value, given=ROWS, wanted=ROWS)
-        (of_distance,) = project(distances, self.distance, given=(None,), wanted=(None,))
+        """Return what to add to the residual stream; `distances` are those of `encode_distances`."""
+        query, key, value = sharded_linear(x, self.query, self.key, self.value, given=TOKENS, wanted=TOKENS)
+        (of_distance,) = sharded_linear(distances, self.distance, given=(None,), wanted=(None,))
         attended = attend_relatively(
             query, key, value, of_distance, self.content_bias[...], self.distance_bias[...], valid
         )
-        attended = constrain(attended, *ROWS, "heads", "head_dim")
-        return project(attended, self.output, given=ROWS, wanted=ROWS)[0]
+        attended = constrain(attended, *TOKENS, "heads", "head_dim")
+        return sharded_linear(attended, self.output, given=TOKENS, wanted=TOKENS)[0]
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -75,7 +77,7 @@ def attend_relatively(
     distance_bias: Float[Array, "H K"],
     valid: Bool[Array, "B C N"],
 ) -> Float[Array, "B C N H K"]:
-    """softmax(scores) · value over the valid keys; scores and softmax are float32 at least.
+    """Return softmax(scores) · value over the valid keys; scores and softmax are float32 at least.
 
     The backward pass keeps the arguments and computes the N² scores of a head again.
     """

@@ -1,4 +1,4 @@
-"""Batch normalization of the valid tokens of all clips (Ioffe and Szegedy 2015)."""
+"""Normalize channels over the valid tokens of all clips: batch normalization (Ioffe and Szegedy 2015)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from hetjax.models.dims import named
 from hetjax.models.mode import infers
+from hetjax.models.scopes import scope
 
 # B batch · C clips a sample · N tokens of a clip · M channels
 
@@ -33,7 +34,9 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(ones(key, shape, jnp.float32))
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
+    @scope("norm")
     def __call__(self, x: Float[Array, "B C N M"], valid: Bool[Array, "B C N"]) -> Float[Array, "B C N M"]:
+        """Return the normalized x; in training `by_batch`, by the statistics of its valid tokens."""
         if self.by_batch and not infers():
             mean, variance, count = _statistics(x, valid)
             self._move(mean, variance, count)

@@ -9,8 +9,8 @@ from hetjax.models.dims import constrain
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.conformer.attention import RelativeAttention
 from hetjax.models.parts.conformer.convolution import Convolution
+from hetjax.models.parts.conformer.dims import TOKENS
 from hetjax.models.parts.conformer.feed_forward import FeedForward
-from hetjax.models.parts.conformer.rows import ROWS
 from hetjax.models.parts.norms import LayerNorm
 from hetjax.models.remat import point
 
@@ -43,11 +43,12 @@ class ConformerBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B C N D"], distances: Float[Array, "P D"], valid: Bool[Array, "B C N"]
     ) -> Float[Array, "B C N D"]:
+        """Return x after the layer; `distances` are those of `encode_distances`."""
         x = x + 0.5 * point(self.first(self.first_norm(x)), "mlp")
-        x = constrain(x, *ROWS, "embed")
+        x = constrain(x, *TOKENS, "embed")
         x = x + point(self.attention(self.attention_norm(x), distances, valid), "attention")
-        x = constrain(x, *ROWS, "embed")
+        x = constrain(x, *TOKENS, "embed")
         x = x + point(self.convolution(self.convolution_norm(x), valid), "convolution")
-        x = constrain(x, *ROWS, "embed")
+        x = constrain(x, *TOKENS, "embed")
         x = x + 0.5 * point(self.second(self.second_norm(x)), "mlp")
-        return self.output_norm(constrain(x, *ROWS, "embed"))
+        return self.output_norm(constrain(x, *TOKENS, "embed"))

@@ -1,4 +1,4 @@
-"""The two-layer network of the encoder of sound, ahead of attention and behind the convolution."""
+"""The two-layer network of an audio encoder's layer, ahead of attention and behind the convolution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hetjax.models.parallel.sharded_linear import project
-from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parallel.sharded_linear import sharded_linear
+from hetjax.models.parts.conformer.dims import TOKENS
 from hetjax.models.parts.linear import Linear
+from hetjax.models.scopes import scope
 
 # B batch · C clips a sample · N tokens of a clip · D width · F hidden width
 
@@ -27,6 +28,8 @@ class FeedForward(nnx.Module):
         self.up = Linear({"embed": width}, {"mlp": hidden}, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": width}, rngs=rngs)
 
+    @scope("mlp")
     def __call__(self, x: Float[Array, "B C N D"]) -> Float[Array, "B C N D"]:
-        (up,) = project(x, self.up, given=ROWS, wanted=ROWS)
-        return project(_silu(up), self.down, given=ROWS, wanted=ROWS)[0]
+        """Return what to add, by half, to the residual stream."""
+        (up,) = sharded_linear(x, self.up, given=TOKENS, wanted=TOKENS)
+        return sharded_linear(_silu(up), self.down, given=TOKENS, wanted=TOKENS)[0]

@@ -1,4 +1,4 @@
-"""From frames to tokens: three convolutions of stride 2 over time and frequency, and a linear map."""
+"""Turn frames into tokens: three convolutions of stride 2 over time and frequency, and a linear map."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import constrain, named
-from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.audio_clips import halved
-from hetjax.models.parts.conformer.rows import ROWS
+from hetjax.models.parts.conformer.dims import TOKENS
 from hetjax.models.parts.linear import Linear, fan_in_normal
 
 # B batch · C clips a sample · F frames · M mel bins · N tokens of a clip, from F by `halved` three times
 # D width · X channels · Y taps = 9, over time first · f m frames and bins ahead of a convolution
 
 TAPS = 3
-CELLS = (*ROWS, None)
+CELLS = (*TOKENS, None)
 """[samples, clips, frames, bins]."""
 
 
@@ -35,11 +35,11 @@ class Halving(nnx.Module):
         self.pointwise = Linear({"channels": channels}, {"new_channels": channels}, bias=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B C f m X"], frames: Int[Array, "B C"]) -> Float[Array, "B C f2 m2 X"]:
-        """`frames` are the valid ones of each clip after the halving."""
+        """Return half as many frames and bins; `frames` are the valid ones of each clip after the halving."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         weighted = (part.astype(wide) * tap for part, tap in zip(_windows(x), self.depthwise[...], strict=True))
         mixed = _only_valid(sum(weighted, start=self.bias[...].astype(wide)).astype(x.dtype), frames)
-        (new,) = project(mixed, self.pointwise, given=CELLS, wanted=CELLS)
+        (new,) = sharded_linear(mixed, self.pointwise, given=CELLS, wanted=CELLS)
         return jax.nn.relu(_only_valid(new, frames))
 
 
@@ -56,18 +56,21 @@ class Subsampling(nnx.Module):
         self.output = Linear({"channels": channels, "bins": bins // 8}, {"embed": width}, bias=True, rngs=rngs)
 
     def __call__(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N D"]:
-        """The backward pass keeps the features alone: channels of all cells would be many times the tokens."""
+        """Return the tokens.
+
+        The backward pass keeps the features alone: channels of all cells would be many times the tokens.
+        """
 
         @partial(jax.checkpoint, prevent_cse=False)
         def run(x: Float[Array, "B C F M"]) -> Float[Array, "B C N D"]:
             count = halved(frames)
             cells = jnp.stack([*_windows(_only_valid(x[..., None], frames)[..., 0])], axis=-1)
-            x = jax.nn.relu(_only_valid(project(cells, self.first, given=CELLS, wanted=CELLS)[0], count))
+            x = jax.nn.relu(_only_valid(sharded_linear(cells, self.first, given=CELLS, wanted=CELLS)[0], count))
             for halving in (self.second, self.third):
                 count = halved(count)
                 x = halving(x, count)
-            x = constrain(x.swapaxes(3, 4), *ROWS, None, None)
-            return project(x, self.output, given=ROWS, wanted=ROWS)[0]
+            x = constrain(x.swapaxes(3, 4), *TOKENS, None, None)
+            return sharded_linear(x, self.output, given=TOKENS, wanted=TOKENS)[0]
 
         return run(features)
 

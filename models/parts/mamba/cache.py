@@ -20,7 +20,7 @@ class MambaCache(NamedTuple):
 
     Attributes:
         conv: the last K - 1 inputs of the convolution, zeros before the first; [B, K-1, ...] each.
-        state: the state after the last row, in float32 at least.
+        state: the state after the last token, in float32 at least.
     """
 
     conv: Streams
@@ -30,16 +30,16 @@ class MambaCache(NamedTuple):
     def empty(
         cls, config: MambaConfig, batch: int, dtype: jax.typing.DTypeLike, *, layers: int | None = None
     ) -> MambaCache:
-        """The carry before the first row; `dtype` is that of activations."""
+        """Return the carry before the first token; `dtype` is that of activations."""
         lead = (batch,) if layers is None else (layers, batch)
         heads, vectors = (config.heads, config.head_dim), (config.groups, config.state)
-        rows = config.conv_kernel - 1
-        conv = Streams(*(jnp.zeros((*lead, rows, *dims), dtype) for dims in (heads, vectors, vectors)))
+        inputs = config.conv_kernel - 1
+        conv = Streams(*(jnp.zeros((*lead, inputs, *dims), dtype) for dims in (heads, vectors, vectors)))
         return cls(conv, jnp.zeros((*lead, *heads, config.state), jnp.promote_types(dtype, jnp.float32)))
 
     @classmethod
     def dims(cls, *, layers: bool = False) -> MambaCache:
-        """The dim names of each array."""
+        """Return the dim names of each array."""
         lead: Dims = ("layers", "batch") if layers else ("batch",)
         vectors = (*lead, None, "kv_heads", None)
         return cls(Streams((*lead, None, "heads", "head_dim"), vectors, vectors), (*lead, "heads", "head_dim", None))

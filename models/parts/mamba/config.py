@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hetjax.models.checks import check_divides, check_positive
 from hetjax.models.errors import ModelError
 
 
@@ -20,32 +21,26 @@ class MambaConfig:
     state: int
     """Length of B and C: the state of a head has head_dim * state numbers."""
     conv_kernel: int = 4
-    """Rows that the convolution ahead of the recurrence sees: a row and those just before."""
+    """Positions that the convolution ahead of the recurrence sees: a position and those just before."""
     chunk: int = 128
-    """Rows computed at once, by products of chunk * chunk; results do not depend on it."""
+    """Positions computed at once, by products of chunk * chunk; results do not depend on it."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in the gated norm."""
     min_dt: float | None = None
-    """The least time step of a row; null for none."""
+    """The least time step of a position; null for none."""
 
     def __post_init__(self):
-        for name in ("heads", "head_dim", "groups", "state", "chunk", "norm_epsilon"):
-            if getattr(self, name) <= 0:
-                raise ModelError(f"MambaConfig: {name} = {getattr(self, name)} must be positive")
+        check_positive(self, ("heads", "head_dim", "groups", "state", "chunk", "norm_epsilon"))
         if self.conv_kernel < 2:
             raise ModelError(
                 f"MambaConfig: conv_kernel = {self.conv_kernel} must be 2 or more, for a convolution sees more than "
-                "its own row"
+                "its own position"
             )
-        if self.heads % self.groups:
-            raise ModelError(
-                f"MambaConfig: heads % groups = {self.heads} % {self.groups} = {self.heads % self.groups} must be 0; "
-                "change either of the two"
-            )
+        check_divides(self, "groups", "heads")
         if self.min_dt is not None and self.min_dt < 0:
             raise ModelError(f"MambaConfig: min_dt = {self.min_dt} must not be negative; give null for none")
 
     def multiplications(self, width: int) -> int:
-        """Multiplications a row in products with weights, of a layer between streams of `width`."""
+        """Return the multiplications a token, in products with weights, of a layer between streams of `width`."""
         inner = self.heads * self.head_dim
         return width * (3 * inner + 2 * self.groups * self.state + self.heads)

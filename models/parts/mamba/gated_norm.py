@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import named
+from hetjax.models.scopes import scope
 
 # B batch · S sequence · H heads · P head width
 
@@ -25,7 +26,9 @@ class GatedNorm(nnx.Module):
         ones = named(nnx.initializers.ones_init(), "heads", "head_dim")
         self.scale = nnx.Param(ones(rngs.params(), (heads, head_dim), jnp.float32))
 
+    @scope("norm")
     def __call__(self, y: Float[Array, "B S H P"], z: Float[Array, "B S H P"]) -> Float[Array, "B S H P"]:
+        """Return the normalized y · silu(z), in the dtype of y and scale."""
         return _gated_norm(y, z, self.scale[...], self.groups, self.epsilon)
 
 

@@ -1,4 +1,4 @@
-"""A Mamba-2 layer: projections, convolution, recurrence, gated norm, and a projection back."""
+"""Mix a sequence by Mamba-2: projections, convolution, recurrence, gated norm, and a projection back."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named, split_of, splits_in_force
-from hetjax.models.errors import LayoutError
+from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
 from hetjax.models.kernels.causal_conv import Streams, causal_conv, ids_from, starts_from
 from hetjax.models.kernels.mamba_scan import ssd_scan, ssd_step
-from hetjax.models.parallel.mamba_context import mix_across
-from hetjax.models.parallel.sharded_linear import project
-from hetjax.models.parallel.zigzag_order import SequenceOrder
+from hetjax.models.parallel.mamba_context import context_parallel_mamba
+from hetjax.models.parallel.sharded_linear import sharded_linear
+from hetjax.models.parallel.zigzag_order import SequenceOrder, check_order, sequence_shards
 from hetjax.models.parts.linear import Linear
 from hetjax.models.parts.mamba.cache import MambaCache
 from hetjax.models.parts.mamba.config import MambaConfig
 from hetjax.models.parts.mamba.convolution import CausalConv
 from hetjax.models.parts.mamba.gated_norm import GatedNorm
+from hetjax.models.scopes import scope
 
 # B batch · S sequence · D width · H heads · P head width · G groups · N state · K taps of the convolution
 
@@ -58,6 +58,7 @@ class Mamba2(nnx.Module):
         self.norm = GatedNorm(config.heads, config.head_dim, config.groups, epsilon=config.norm_epsilon, rngs=rngs)
         self.out = Linear(heads, {"embed": width}, rngs=rngs)
 
+    @scope("mamba")
     def __call__(
         self,
         x: Float[Array, "B S D"],
@@ -67,39 +68,28 @@ class Mamba2(nnx.Module):
         cache: MambaCache | None = None,
         lengths: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B S D"], MambaCache | None]:
-        """(what to add to the residual stream, the cache after the last row).
+        """Return (what to add to the residual stream, the cache after the last token).
 
-        Training gives `order`, that of `hetjax.models.parallel.zigzag_order.causal_order`, which the rows of x and of
-        `segments` are in; with `segments`, no document, a run of rows with equal ids, sees another one. Generation
-        gives a `cache`, from which the first row goes on; a call with S = 1 is a step. Of sample b the rows
+        Training gives `order`, that of `hetjax.models.parallel.zigzag_order.causal_order`, which x and `segments` are
+        in; with `segments`, no document, neighbouring tokens with equal ids, sees another one. Generation gives a
+        `cache`, from which the first token goes on; a call with S = 1 is one token. Of sample b the tokens
         `lengths[b]` and later are padding, which leaves the cache alone; what is returned for them is finite, and means
         nothing.
 
         Raises LayoutError where the order is not that of the layout in force, or groups do not divide over devices.
         """
         maps = (self.z, self.x, self.b, self.c, self.dt)
-        z, *streams, dt = project(x, *maps, given=RESIDUAL, wanted=ROWS)
+        z, *streams, dt = sharded_linear(x, *maps, given=RESIDUAL, wanted=ROWS)
         streams, dt = Streams(*streams), self._steps(dt, lengths)
         a = -jnp.exp(self.A_log[...].astype(dt.dtype))
-        if cache is None and self._is_split(order):
-            y = mix_across(
-                splits_in_force(), streams, self._convs(), dt, a, self.D[...], segments, chunk=self.config.chunk
-            )
+        if cache is None:
+            check_order(SequenceOrder(length=x.shape[1]) if order is None else order, owner="Mamba2")
+        if cache is None and sequence_shards() > 1:
+            y = context_parallel_mamba(streams, self._convs(), dt, a, self.D[...], segments, chunk=self.config.chunk)
         else:
             y, cache = self._recur(streams, dt, a, segments, cache, lengths)
         y = constrain(self.norm(y, z), *ROWS, "heads", "head_dim")
-        return project(y, self.out, given=ROWS, wanted=RESIDUAL)[0], cache
-
-    def _is_split(self, order: SequenceOrder | None) -> bool:
-        """Whether several devices share the sequence."""
-        split = split_of("seq")
-        shards = 1 if split is None else split.degree
-        if (1 if order is None else order.shards) != shards:
-            raise LayoutError(
-                f"Mamba2: the order of rows is for {1 if order is None else order.shards} shards, but the layout in "
-                f"force has {shards} of seq; make it with causal_order inside the same layout"
-            )
-        return shards > 1
+        return sharded_linear(y, self.out, given=ROWS, wanted=RESIDUAL)[0], cache
 
     def _convs(self) -> tuple[Streams, Streams]:
         """(kernels, biases)."""
@@ -117,7 +107,7 @@ class Mamba2(nnx.Module):
         return dt
 
     def _recur(self, streams: Streams, dt, a, segments, cache: MambaCache | None, lengths):
-        """(y [B, S, H, P], the next cache) of rows in their natural order."""
+        """(y [B, S, H, P], the next cache) of tokens in their natural order."""
         taps, (batch, length) = self.config.conv_kernel, dt.shape[:2]
         kernels, biases = self._convs()
         before = MambaCache.empty(self.config, batch, streams.x.dtype) if cache is None else cache
@@ -132,18 +122,18 @@ class Mamba2(nnx.Module):
             y, state = ssd_scan(x, dt, a, b, c, self.D[...], chunk=self.config.chunk, starts=starts, state=state)
         if cache is None:
             return y, None
-        conv = jax.tree.map(partial(_last_rows, lengths=lengths), before.conv, streams)
+        conv = jax.tree.map(partial(_last_inputs, lengths=lengths), before.conv, streams)
         names = MambaCache.dims()
-        conv = Streams(*(constrain(rows, *dims) for rows, dims in zip(conv, names.conv, strict=True)))
+        conv = Streams(*(constrain(last, *dims) for last, dims in zip(conv, names.conv, strict=True)))
         return y, MambaCache(conv, constrain(state, *names.state))
 
 
-def _last_rows(before: Array, rows: Array, lengths: Int[Array, " B"] | None) -> Array:
-    """The last K - 1 of the rows `before` [B, K-1, ...] and, after them, the first `lengths` of `rows` [B, S, ...]."""
-    kept, joined = before.shape[1], jnp.concatenate([before, rows.astype(before.dtype)], axis=1)
+def _last_inputs(before: Array, new: Array, lengths: Int[Array, " B"] | None) -> Array:
+    """The last K - 1 of the inputs `before` [B, K-1, ...] and, after them, the first `lengths` of `new` [B, S, ...]."""
+    kept, joined = before.shape[1], jnp.concatenate([before, new.astype(before.dtype)], axis=1)
     if lengths is None:
         return joined[:, -kept:]
-    ends = jnp.minimum(lengths, rows.shape[1])
+    ends = jnp.minimum(lengths, new.shape[1])
     return jax.vmap(lambda sample, end: jax.lax.dynamic_slice_in_dim(sample, end, kept))(joined, ends)
 
 

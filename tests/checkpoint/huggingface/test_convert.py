@@ -17,10 +17,10 @@ from hetjax.config.run_config import load_config
 from hetjax.models import DecoderConfig
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.families import FAMILIES
 from tests.harness.convert_tool import FORMS, convert, refused
 from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 
 
 @pytest.mark.parametrize("name", FORMS)

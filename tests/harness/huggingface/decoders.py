@@ -11,10 +11,12 @@ import numpy as np
 from flax import nnx
 
 from hetjax.models import DecoderConfig, LanguageModel
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import Entry, read_arrays, write_tensors
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

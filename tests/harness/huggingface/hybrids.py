@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries
 from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.components import build_component
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.omni import omni_configs, omni_entries
 from hetjax.models.parts.audio_clips import stack_clips, token_rows, tokens_of_clip
 from tests.harness.huggingface.omni_configs import TINY
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 
 # S rows of the prompt · C clips · V vocabulary
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import read_arrays
+from hetjax.models.arrays import arrays_by_path
+from tests.harness.huggingface.whole_models import read_arrays
+from tests.harness.models.arrays import with_arrays
 
 
 def with_tensors(build, entries, tensors, dtype=None):

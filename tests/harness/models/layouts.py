@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from hetjax.meshes import AXES, Layout
-from hetjax.models.dims import Splits
+from hetjax.models.parallel.layout_in_force import Splits
 
 
 def splits_of(layout: Layout) -> Splits:

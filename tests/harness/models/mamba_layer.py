@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.parts.mamba import Mamba2, MambaConfig
+from tests.harness.models.arrays import with_arrays
 
 WIDTH = 8
 CONFIG = MambaConfig(heads=4, head_dim=3, groups=2, state=5, chunk=4)

@@ -7,7 +7,8 @@ import numpy as np
 from flax import nnx
 
 from hetjax.models import RadioConfig, RadioEncoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
+from tests.harness.models.arrays import with_arrays
 
 TINY = RadioConfig(
     patch_size=4, width=32, layers=2, heads=4, mlp_width=64, position_side=8, projector_width=40, output_width=24

@@ -1,4 +1,4 @@
-"""Tiny encoders of sound, and what tests ask of them."""
+"""Tiny audio encoders, and what tests ask of them."""
 
 import dataclasses
 import functools
@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from hetjax.models import ParakeetConfig, ParakeetEncoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.parakeet import parakeet_config, parakeet_entries
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.huggingface_models import with_tensors
 
 TINY = ParakeetConfig(
@@ -50,7 +51,7 @@ def build_parakeet(dtype=np.float32, **changes):
 
 
 def sounds(lengths, samples, dtype=np.float32, seed=0):
-    """{"waveforms", "lengths"} for clips of these lengths [B, C], and noise past their ends, that no one is to hear."""
+    """{"waveforms", "lengths"} for clips of these lengths [B, C], and noise past their ends, not to be read."""
     lengths = np.asarray(lengths, np.int32)
     waveforms = np.random.default_rng(seed).normal(scale=0.1, size=(*lengths.shape, samples)).astype(dtype)
     return {"waveforms": waveforms, "lengths": lengths}

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 
 from hetjax.models import DecoderConfig, LanguageModel, ModelError, MoEConfig
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
 from tests.harness.huggingface.decoders import (
@@ -21,6 +20,7 @@ from tests.harness.huggingface.decoders import (
     logits,
     loss_and_gradients,
 )
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.paths import GOLDEN
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.mamba import mamba_entries
 from hetjax.models.parts.mamba import MambaConfig
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.mamba_layer import CONFIG, WIDTH, build
 
 PREFIX = "backbone.layers.3.mixer."

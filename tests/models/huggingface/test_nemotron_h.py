@@ -9,10 +9,10 @@ from safetensors.numpy import load_file
 
 from hetjax.models import ModelError
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from hetjax.models.nemotron_h import NemotronH
 from tests.harness.huggingface.hybrids import CONFIGS, config_of, logits, loss_and_gradients
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.paths import GOLDEN
 
 PROMPT = 4

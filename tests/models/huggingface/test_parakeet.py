@@ -1,4 +1,4 @@
-"""Encoders of sound in and out of Hugging Face checkpoints, and equal to stored tensors of transformers."""
+"""Audio encoders in and out of Hugging Face checkpoints, and equal to stored tensors of transformers."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 
 from hetjax.models import ModelError, ParakeetConfig, ParakeetEncoder
 from hetjax.models.arrays import arrays_by_path
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
 from hetjax.models.huggingface.parakeet import (
     PREFIX,
     PROJECTOR,
@@ -18,6 +17,7 @@ from hetjax.models.huggingface.parakeet import (
     parakeet_entries,
     parakeet_hf_config,
 )
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.tiny_parakeet import from_tensors, value_and_gradients
 from tests.harness.parity.oracle import relative_error
 from tests.harness.paths import GOLDEN

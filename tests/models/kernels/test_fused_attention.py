@@ -13,10 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.models.dims import Splits, layout_in_force
+from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.fused_attention import fused_attention, is_fusable
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
+from hetjax.models.parallel.sharded_attention import fused_attention_per_device
 from hetjax.models.parallel.zigzag_order import causal_order
-from hetjax.models.parts.attention import Attention, Cache, attend
+from hetjax.models.parts.attention import Attention, Cache
 
 # B batch · S sequence · H heads · G groups · K head width
 B, S, H, G, K = 4, 16, 4, 2, 8
@@ -45,8 +47,7 @@ def arrays(dtype=jnp.bfloat16, length=S, width=K):
 
 
 def fusable(device, dtype=jnp.bfloat16, length=S, width=K, segments=False) -> bool:
-    with layout_in_force(lambda x, dims: x, device=device):
-        return is_fusable(arrays(dtype, length, width)[0], np.zeros((B, length), np.int32) if segments else None)
+    return is_fusable(arrays(dtype, length, width)[0], np.zeros((B, length), np.int32) if segments else None, device)
 
 
 def test_16_bits_on_devices_that_have_the_kernel_are_fused_and_nothing_else():
@@ -81,7 +82,9 @@ def test_forward_and_backward_are_lowered_to_the_kernel_and_stay_partitioned(
     def backward(query, key, value):
         segments = jnp.arange(B * S, dtype=jnp.int32).reshape(B, S) // 4 if packed else None
         with layout_in_force(lambda x, dims: x, splits if sharded else None, gpu()):
-            attended, vjp = jax.vjp(partial(fused_attention, segments=segments, causal=causal), query, key, value)
+            attended, vjp = jax.vjp(
+                partial(fused_attention_per_device, segments=segments, causal=causal), query, key, value
+            )
         return vjp(attended)
 
     text = lowered(backward, *avals)
@@ -134,7 +137,9 @@ def test_it_is_lowered_for_shards_of_the_batch_that_run_side_by_side(cudnn_insta
 
     def run(query, key, value, segments):
         with layout_in_force(lambda x, dims: x, inner):
-            attended, vjp = jax.vjp(partial(fused_attention, segments=segments, causal=True), query, key, value)
+            attended, vjp = jax.vjp(
+                partial(fused_attention_per_device, segments=segments, causal=True), query, key, value
+            )
             return attended, vjp(attended)
 
     avals = [jax.ShapeDtypeStruct((2, *aval.shape), aval.dtype) for aval in arrays()]

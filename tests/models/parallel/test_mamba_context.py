@@ -13,14 +13,16 @@ from jax.sharding import NamedSharding
 
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, PlacementError
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.dims import RESIDUAL, layout_in_force
+from hetjax.models.arrays import arrays_by_path
+from hetjax.models.dims import RESIDUAL
 from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.causal_conv import Streams
-from hetjax.models.parallel.mamba_context import mix_across
+from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.parallel.mamba_context import context_parallel_mamba
 from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.stages.flat_state import take_apart
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.mamba_layer import CONFIG, WIDTH, build, error, rows
 from tests.harness.models.mamba_stepwise import documents
@@ -45,8 +47,8 @@ def across(layout: Layout, layer, x, segments):
     """The layer under a layout; rows go into the order of the devices and back."""
     with layout_in_force(constraint_of(layout), splits_of(layout)):
         order = causal_order(x.shape[1])
-        segments = None if segments is None else segments[:, order.rows]
-        return layer(x[:, order.rows], order=order, segments=segments)[0][:, np.argsort(order.rows)]
+        segments = None if segments is None else segments[:, order.positions]
+        return layer(x[:, order.positions], order=order, segments=segments)[0][:, np.argsort(order.positions)]
 
 
 #: Compiled in every run of the tests; others are left to slow ones.
@@ -96,7 +98,7 @@ def test_shards_of_the_batch_that_run_apart_equal_one_device(float64):
 
     def shard(x):
         with layout_in_force(lambda x, dims: x, splits):
-            return layer(x[:, order.rows], order=order)[0][:, np.argsort(order.rows)]
+            return layer(x[:, order.positions], order=order)[0][:, np.argsort(order.positions)]
 
     got = jax.jit(lambda x: merge(by_shard(shard, 2, shared=())(split(x, 2))))(x)
     assert error(got, jax.jit(lambda x: layer(x)[0])(x)) < 1e-12
@@ -143,10 +145,11 @@ def test_summaries_of_runs_move_and_no_rows(degrees, packed):
     segments = ones(("batch", "seq"), BATCH, length).astype(jnp.int32) if packed else None
 
     def forward(streams, dt):
-        run = lambda streams, dt: mix_across(  # noqa: E731
-            splits, streams, layer._convs(), dt, -jnp.ones(CONFIG.heads), jnp.ones(CONFIG.heads), segments, chunk=8
+        run = lambda streams, dt: context_parallel_mamba(  # noqa: E731
+            streams, layer._convs(), dt, -jnp.ones(CONFIG.heads), jnp.ones(CONFIG.heads), segments, chunk=8
         )
-        return jax.vjp(run, streams, dt)
+        with layout_in_force(lambda x, dims: x, splits):
+            return jax.vjp(run, streams, dt)
 
     program = jax.jit(forward).lower(streams, dt).compile()
     samples, tensor = BATCH // layout.data, layout.tensor
@@ -204,10 +207,9 @@ def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(PlacementError, match=r"dim 'kv_heads' of size 1 is not divisible by tensor=2"):
         layout.weight_spec(skeleton.dims["b/kernel"], params["b/kernel"].shape, name="b/kernel")
     streams = Streams(jnp.ones((1, 8, 4, 3)), *[jnp.ones((1, 8, 1, 5))] * 2)
-    with pytest.raises(LayoutError, match=r"groups % tensor = 0, but 1 % 2 = 1"):
-        mix_across(
-            splits_of(layout), streams, layer._convs(), jnp.ones((1, 8, 4)), jnp.ones(4), jnp.ones(4), None, chunk=4
-        )
+    in_force = layout_in_force(lambda x, dims: x, splits_of(layout))
+    with in_force, pytest.raises(LayoutError, match=r"groups % tensor = 0, but 1 % 2 = 1"):
+        context_parallel_mamba(streams, layer._convs(), jnp.ones((1, 8, 4)), jnp.ones(4), jnp.ones(4), None, chunk=4)
 
 
 def test_rows_in_their_natural_order_are_refused_where_the_sequence_is_split():

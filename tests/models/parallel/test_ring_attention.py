@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import collectives
-from hetjax.models.dims import Splits
 from hetjax.models.errors import LayoutError
-from hetjax.models.parallel.ring_attention import attend_across
+from hetjax.models.parallel.layout_in_force import Splits
+from hetjax.models.parallel.ring_attention import ring_attention
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from tests.harness.parity.cases import covering_sample
 
@@ -52,12 +52,12 @@ def largest_errors(split: Splits, arrays, segments, *, causal):
     """Of the output and of the gradients of query, key and value."""
     *qkv, weight = arrays
     order = SequenceOrder(length=weight.shape[1], shards=split.mesh.shape["context"] if causal else 1)
-    back = np.argsort(order.rows)
+    back = np.argsort(order.positions)
 
     def across(*qkv):
-        placed = [x[:, order.rows] for x in qkv]
-        rows = None if segments is None else segments[:, order.rows]
-        return attend_across(split, *placed, rows, causal=causal)[:, back]
+        placed = [x[:, order.positions] for x in qkv]
+        rows = None if segments is None else segments[:, order.positions]
+        return ring_attention(split, *placed, rows, causal=causal)[:, back]
 
     def with_gradients(function, qkv):
         output, vjp = jax.vjp(function, *qkv)
@@ -105,7 +105,7 @@ def test_all_cases_equal_plain_attention(float64, case, mixed):
 def test_both_forms_give_the_very_same_output():
     *arrays, _ = inputs(4, groups=2, dtype=jnp.float32)
     ring, gathered = (
-        jax.jit(lambda q, k, v, form=form: attend_across(splits(4, form=form), q, k, v, causal=True))(*arrays[:3])
+        jax.jit(lambda q, k, v, form=form: ring_attention(splits(4, form=form), q, k, v, causal=True))(*arrays[:3])
         for form in ("ring", "all_gather")
     )
     np.testing.assert_array_equal(ring, gathered)
@@ -125,7 +125,7 @@ def test_ring_moves_keys_and_values_and_their_gradients_only(context, causal):
     query, key, value, weight, _ = inputs(context, groups=2, dtype=jnp.float32)
 
     def forward(*qkv):
-        return jax.vjp(lambda *qkv: attend_across(split, *qkv, causal=causal), *qkv)
+        return jax.vjp(lambda *qkv: ring_attention(split, *qkv, causal=causal), *qkv)
 
     found = collectives(compiled_text(forward, split, (query, key, value)))
     assert len(found) == 2 * (context - 1)
@@ -146,7 +146,7 @@ def test_bfloat16_keys_and_values_travel_as_such_and_their_gradients_as_float32(
     query, key, value, weight, _ = inputs(2, groups=2, dtype=jnp.bfloat16)
 
     def backward(q, k, v, weight):
-        return jax.vjp(lambda *qkv: attend_across(split, *qkv, causal=True), q, k, v)[1](weight)
+        return jax.vjp(lambda *qkv: ring_attention(split, *qkv, causal=True), q, k, v)[1](weight)
 
     text = jax.jit(backward).lower(query, key, value, weight).as_text()
     moves = [line.rsplit("x", 1)[1][:4].rstrip(">") for line in text.splitlines() if "collective_permute" in line]
@@ -157,7 +157,7 @@ def test_all_gather_moves_no_more_than_the_ring():
     split = splits(4, tensor=2, form="all_gather")
     query, key, value, _, _ = inputs(4, groups=2, dtype=jnp.float32)
     found = collectives(
-        compiled_text(lambda q, k, v: attend_across(split, q, k, v, causal=True), split, (query, key, value))
+        compiled_text(lambda q, k, v: ring_attention(split, q, k, v, causal=True), split, (query, key, value))
     )
     assert {each.kind for each in found} == {"all-gather"}
     assert sum(each.bytes_received for each in found) == 3 * (key.nbytes + value.nbytes)
@@ -166,4 +166,4 @@ def test_all_gather_moves_no_more_than_the_ring():
 def test_key_heads_that_do_not_divide_are_refused():
     query, key, value, _, _ = inputs(2, groups=1, dtype=jnp.float32)
     with pytest.raises(LayoutError, match=r"kv_heads % tensor = 0, but 1 % 2 = 1"):
-        attend_across(splits(2, tensor=2), query, key, value, causal=True)
+        ring_attention(splits(2, tensor=2), query, key, value, causal=True)

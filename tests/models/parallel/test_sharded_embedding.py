@@ -5,8 +5,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
-from hetjax.models.parallel.sharded_embedding import look_up
+from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.parallel.sharded_embedding import sharded_embedding
 from tests.harness.models.layouts import splits_of
 
 # V vocabulary · D width
@@ -42,7 +43,7 @@ def place(layout, table, ids, weight):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_split_table_gives_the_rows_and_gradients_of_a_whole_one(float64, inputs, layout):
     def objective(table, ids, weight):
-        return jnp.sum(look_up(table, ids) * weight)
+        return jnp.sum(sharded_embedding(table, ids) * weight)
 
     want = jax.value_and_grad(objective)(*inputs)
     with layout_in_force(lambda x, dims: x, splits_of(layout)):
@@ -58,10 +59,10 @@ def test_an_id_that_the_table_lacks_gives_no_number(inputs, layout):
     table, ids, weight = inputs
     ids[1, 1], ids[2, 2] = V, -V - 1
     if layout is None:
-        rows = look_up(jnp.asarray(table), ids)
+        rows = sharded_embedding(jnp.asarray(table), ids)
     else:
         with layout_in_force(lambda x, dims: x, splits_of(layout)):
-            rows = jax.jit(look_up)(*place(layout, table, ids, weight)[:2])
+            rows = jax.jit(sharded_embedding)(*place(layout, table, ids, weight)[:2])
     lacking = np.isnan(rows).all(axis=-1)
     assert np.argwhere(lacking).tolist() == [[1, 1], [2, 2]]
     assert not np.isnan(np.asarray(rows)[~lacking]).any()

@@ -7,8 +7,9 @@ from jax.sharding import NamedSharding
 
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS, layout_in_force
-from hetjax.models.parallel.sharded_linear import project
+from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.linear import Linear
 from tests.harness.models.layouts import constraint_of, splits_of
 
@@ -20,7 +21,7 @@ LAYOUTS = {
     "data2-fsdp2-tensor2": Layout(data=2, fsdp=2, tensor=2),
     "data2-fsdp2-tensor2-zero1": Layout(data=2, fsdp=2, tensor=2, zero=1),
     "expert2-context2-tensor2": Layout(expert=2, context=2, tensor=2),
-    # Kernels are gathered over an axis that the rows are not split by: the compiler's to run.
+    # ExpertKernels are gathered over an axis that the rows are not split by: the compiler's to run.
     "batch-not-on-fsdp": Layout(data=2, fsdp=2, tensor=2, rules={"batch": "data"}),
 }
 
@@ -40,8 +41,8 @@ def value_and_gradients(layout, dtype):
 
     def objective(weights, x):
         one, other, back = nnx.merge(definition, weights)
-        first, second = project(x, one, other, given=RESIDUAL, wanted=ROWS)
-        return jnp.sum(weight * project(first * second, back, given=ROWS, wanted=RESIDUAL)[0])
+        first, second = sharded_linear(x, one, other, given=RESIDUAL, wanted=ROWS)
+        return jnp.sum(weight * sharded_linear(first * second, back, given=ROWS, wanted=RESIDUAL)[0])
 
     if layout is None:
         return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))(weights, x)
@@ -77,7 +78,7 @@ def test_maps_of_the_same_rows_gather_them_once_and_sum_their_gradients_once():
 
     def run(x, y):
         with layout_in_force(constraint_of(layout), splits):
-            results, vjp = jax.vjp(lambda x: project(x, linears[0], linears[1], given=RESIDUAL, wanted=ROWS), x)
+            results, vjp = jax.vjp(lambda x: sharded_linear(x, linears[0], linears[1], given=RESIDUAL, wanted=ROWS), x)
         return results, vjp((y, y))
 
     x, y = (jnp.ones((B, S, width), jnp.float32) for width in (D, F))

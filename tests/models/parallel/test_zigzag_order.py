@@ -8,11 +8,20 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hetjax.models.dims import Splits, layout_in_force
 from hetjax.models.errors import LayoutError
-from hetjax.models.parallel.ring_attention import attend_across
-from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order, pairs_computed, tiles_of_step
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
+from hetjax.models.parallel.ring_attention import ring_attention
+from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order, tiles_of_round
 from hetjax.models.parts.attention import Attention
+
+
+def pairs_computed(length: int, shards: int, *, causal: bool) -> list[int]:
+    """Query-key pairs, per head and sample, whose scores each device computes; masked ones of a tile count."""
+    chunk = length // (shards * (2 if causal else 1))
+    return [
+        sum(len(tiles_of_round(index, number, shards, causal=causal)) for number in range(shards)) * chunk**2
+        for index in range(shards)
+    ]
 
 
 def context_in_force(degree: int):
@@ -27,8 +36,8 @@ def context_in_force(degree: int):
 
 
 def test_each_device_holds_a_chunk_from_either_end():
-    assert SequenceOrder(length=12, shards=3).rows.tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
-    assert SequenceOrder(length=5).rows.tolist() == [0, 1, 2, 3, 4]
+    assert SequenceOrder(length=12, shards=3).positions.tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    assert SequenceOrder(length=5).positions.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_arranged_rows_and_places_agree():
@@ -43,11 +52,11 @@ def test_arranged_rows_and_places_agree():
 @pytest.mark.parametrize("shards", [2, 3, 4, 8])
 def test_tiles_cover_each_pair_that_a_query_may_see_once_and_no_tile_is_in_vain(shards):
     order = SequenceOrder(length=2 * shards * 3, shards=shards)
-    chunks = order.rows.reshape(shards, 2, -1)
+    chunks = order.positions.reshape(shards, 2, -1)
     times = np.zeros((order.length, order.length), int)
     for index in range(shards):
         for step in range(shards):
-            for rows, columns, triangular in tiles_of_step(index, step, shards, causal=True):
+            for rows, columns, triangular in tiles_of_round(index, step, shards, causal=True):
                 queries, keys = chunks[index, rows], chunks[(index - step) % shards, columns]
                 seen = queries[:, None] >= keys
                 assert seen.any() and triangular == (not seen.all())
@@ -73,7 +82,7 @@ def test_compiled_attention_computes_the_pairs_that_are_counted(causal):
     mesh = Mesh(np.array(jax.devices()[:shards]), ("context",))
     split = Splits(mesh=mesh, axes_of=lambda dim: {"seq": ("context",)}.get(dim, ()))
     x = jax.ShapeDtypeStruct((1, length, heads, width), jnp.float32, sharding=NamedSharding(mesh, P(None, "context")))
-    jaxpr = jax.make_jaxpr(lambda q, k, v: attend_across(split, q, k, v, causal=causal))(x, x, x)
+    jaxpr = jax.make_jaxpr(lambda q, k, v: ring_attention(split, q, k, v, causal=causal))(x, x, x)
     pairs = pairs_computed(length, shards, causal=causal)[0]
     assert products(jaxpr.jaxpr) == 2 * pairs * heads * width
 

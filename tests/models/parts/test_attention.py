@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from hetjax.models.parts.attention import Attention, Cache, attend
+from hetjax.models.kernels.attention import attend
+from hetjax.models.parts.attention import Attention, Cache
 
 
 def attend_by_loops(query, key, value, seen):

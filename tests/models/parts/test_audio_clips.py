@@ -9,7 +9,6 @@ from hetjax.models.parts.audio_clips import (
     stack_clips,
     token_rows,
     tokens_of_clip,
-    tokens_of_samples,
 )
 
 
@@ -31,7 +30,7 @@ def test_the_rest_of_a_sound_is_its_last_clip():
     assert clip_lengths(2 * CLIP_SAMPLES + 5) == (CLIP_SAMPLES, CLIP_SAMPLES, 5)
     assert clip_lengths(2 * CLIP_SAMPLES) == (CLIP_SAMPLES,) * 2
     assert clip_lengths(0) == ()
-    assert tokens_of_samples(2 * CLIP_SAMPLES + 16_000) == 2 * 375 + 13
+    assert sum(map(tokens_of_clip, clip_lengths(2 * CLIP_SAMPLES + 16_000))) == 2 * 375 + 13
 
 
 @pytest.mark.parametrize("samples", [0, 3, 10, 20, 23])

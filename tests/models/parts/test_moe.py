@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import collectives
-from hetjax.models.dims import Splits, layout_in_force
 from hetjax.models.errors import LayoutError, ModelError
+from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.moe import MoE, MoEConfig
 
@@ -134,10 +134,10 @@ def largest_error(got, want) -> float:
 def compare(config: MoEConfig, split: Splits | None, *, dtype="float64") -> float:
     """The largest relative error of output, balance loss and any gradient."""
     order = SequenceOrder(length=SEQ, shards=1 if split is None else split.mesh.shape["context"])
-    back = np.argsort(order.rows)
+    back = np.argsort(order.positions)
 
     def ours(model, x):
-        y, balance = model(x[:, order.rows], order=order)
+        y, balance = model(x[:, order.positions], order=order)
         return y[:, back], balance
 
     def run(model, arrays):

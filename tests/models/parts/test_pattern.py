@@ -77,9 +77,9 @@ def test_scan_equals_a_python_loop_over_layers(remat):
 
 def test_rows_kept_do_not_change_and_keep_their_paths():
     whole, part = build(), build()
-    assert (whole.rows, whole.count) == (("ABB", "ABB", "C"), 3)
+    assert (whole.units, whole.count) == (("ABB", "ABB", "C"), 3)
     part.keep(1, 2)
-    assert (part.rows, part.count) == (("ABB",), 1)
+    assert (part.units, part.count) == (("ABB",), 1)
     held = dict(nnx.to_flat_state(nnx.state(whole)))
     kept = dict(nnx.to_flat_state(nnx.state(part)))
     assert {path[0] for path in kept} == {"group0"}

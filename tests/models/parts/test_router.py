@@ -81,6 +81,6 @@ def test_capacity_keeps_the_first_rows_of_each_sequence_in_any_order(shards):
             expert = experts[b, s, k]
             taken[expert] += 1
             want[b, s, k] = expert if taken[expert] <= 4 else 3
-    got = within_capacity(jnp.asarray(experts[:, order.rows]), 3, 4, order)
-    np.testing.assert_array_equal(got, want[:, order.rows])
+    got = within_capacity(jnp.asarray(experts[:, order.positions]), 3, 4, order)
+    np.testing.assert_array_equal(got, want[:, order.positions])
     assert (want == 3).sum() >= 4

@@ -17,10 +17,11 @@ import transformers
 
 from hetjax.checkpoint.saved_weights import SavedWeights
 from hetjax.cli import main
-from hetjax.models.arrays import arrays_by_path, with_arrays
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.families import find_family
 from tests.harness.huggingface.folders import LLAMA, QWEN3_MOE
 from tests.harness.huggingface.omni_configs import TINY as OMNI
+from tests.harness.models.arrays import with_arrays
 
 pytestmark = pytest.mark.live
 

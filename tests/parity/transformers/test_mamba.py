@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.mamba import mamba_entries
 from hetjax.models.parts.mamba import Mamba2, MambaCache, MambaConfig
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.mamba_layer import build
 
 pytest.importorskip("torch")

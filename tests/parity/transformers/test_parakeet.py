@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hetjax.models.huggingface.entry import write_tensors
 from hetjax.models.huggingface.parakeet import parakeet_entries
+from tests.harness.huggingface.whole_models import write_tensors
 from tests.harness.models.tiny_parakeet import from_tensors, value_and_gradients
 from tests.harness.parity.oracle import relative_error
 

@@ -12,9 +12,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from hetjax.models import RadioEncoder
-from hetjax.models.arrays import arrays_by_path, with_arrays
-from hetjax.models.huggingface.entry import read_arrays, write_tensors
+from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.radio import IGNORED, radio_config, radio_constants, radio_entries, radio_hf_config
+from tests.harness.huggingface.whole_models import read_arrays, write_tensors
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.radio_cases import TINY, image_inputs, images, video, video_inputs
 
 torch = pytest.importorskip("torch")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hetjax.models.arrays import with_arrays
 from hetjax.models.kernels.causal_conv import causal_conv, ids_from, starts_from
 from hetjax.models.parts.mamba.convolution import CausalConv
 from hetjax.models.parts.mamba.gated_norm import GatedNorm
+from tests.harness.models.arrays import with_arrays
 from tests.harness.models.mamba_stepwise import convolution, documents, gated_norm
 
 BATCH, TAPS = 2, 4

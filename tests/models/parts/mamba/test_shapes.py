@@ -8,7 +8,7 @@ from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
 from hetjax.models.kernels.causal_conv import causal_conv, ids_from, starts_from
-from hetjax.models.kernels.mamba_scan import chunk_states, cut, outputs, ssd_scan, ssd_step
+from hetjax.models.kernels.mamba_scan import chunk_outputs, chunk_states, split_chunks, ssd_scan, ssd_step
 from hetjax.models.parts.mamba import Mamba2
 from hetjax.models.parts.mamba.gated_norm import _gated_norm
 from tests.harness.models.mamba_layer import WIDTH, build
@@ -31,10 +31,10 @@ def test_shapes_that_the_signatures_state_are_taken():
     starts, segments = jnp.zeros((2, 7), bool), jnp.zeros((2, 7), jnp.int32)
     checked(ssd_scan, *ROWS, chunk=4, starts=starts, state=ones(2, 4, 3, 5))
     checked(ssd_step, ones(2, 4, 3), ones(2, 4), ones(4), ones(2, 2, 5), ones(2, 2, 5), ones(4), ones(2, 4, 3, 5))
-    chunks = cut(*ROWS[:5], starts, 4)
-    checked(cut, *ROWS[:5], starts, 4)
+    chunks = split_chunks(*ROWS[:5], starts, 4)
+    checked(split_chunks, *ROWS[:5], starts, 4)
     checked(chunk_states, chunks)
-    checked(outputs, chunks, *chunk_states(chunks), ones(2, 2, 2, 3, 5), ones(4))
+    checked(chunk_outputs, chunks, *chunk_states(chunks), ones(2, 2, 2, 3, 5), ones(4))
     ids = ids_from(segments, 4)
     checked(ids_from, segments, 4)
     checked(starts_from, ids, 4)

@@ -1,4 +1,4 @@
-"""The inputs of a language model without the rows of image tokens that an encoder has pruned."""
+"""Take the positions of image tokens that an encoder has pruned out of a language model's inputs."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from hetjax.models.dims import constrain
 from hetjax.models.errors import ModelError
 from hetjax.models.parts.video_pruning import Compaction, compact_rows
 
-# B batch · S rows before pruning · C rows after it · P image tokens before it · N image tokens after it
+# B batch · S positions before pruning · C after it · P image tokens before it · N image tokens after it
 
 
 @dataclasses.dataclass(frozen=True)
-class PrunedRows:
-    """Takes inputs to the rows that are left; leaves all as it is where nothing is pruned.
+class PrunedSequence:
+    """Takes inputs to the positions that are left; leaves all as it is where nothing is pruned.
 
     Attributes:
-        compaction: where the rows go; None where all stay.
+        compaction: where the positions go; None where all stay.
     """
 
     compaction: Compaction | None
 
     @property
     def any(self) -> bool:
-        """Whether rows may go."""
+        """Whether positions may go."""
         return self.compaction is not None
 
     @property
     def length(self) -> int:
-        """C."""
+        """Positions that are left, C."""
         return self.compaction.source.shape[1]
 
     def take(self, x: Shaped[Array, "B S"] | None) -> Shaped[Array, "B C"] | None:
-        """Ids, labels or weights of the rows that are left. Small arrays: each device takes whole sequences for it."""
+        """Return ids, labels or weights that are left. For small arrays: each device takes whole sequences for it."""
         if x is None or not self.any:
             return x
         return self.compaction.take(constrain(x, "batch", None))
 
     def weights(self, x: Float[Array, "B S"] | None) -> Float[Array, "B C"] | None:
-        """Loss weights of the rows that are left; 0 where a sample that lost more than others is filled up."""
+        """Return the loss weights that are left; 0 where a sample that lost more than others is filled up."""
         taken = self.take(x)
         if taken is None or not self.any:
             return taken
@@ -49,40 +49,40 @@ class PrunedRows:
         return jnp.where(stays, taken, 0)
 
     def image(self, positions: Int[Array, "B P"] | None) -> Int[Array, "B N"] | None:
-        """The rows of the image tokens that are left."""
+        """Return the positions of the image tokens that are left."""
         return self.compaction.places if self.any else positions
 
     def other(self, positions: Int[Array, "B M"] | None) -> Int[Array, "B M"] | None:
-        """The rows of other encoder tokens, which all stay."""
+        """Return the positions of other encoder tokens, which all stay."""
         return positions if positions is None or not self.any else self.compaction.move(positions)
 
-    def row(self, row: Int[Array, " B"] | None) -> Int[Array, " B"] | None:
-        """One row of each sample, which stays."""
-        return row if row is None or not self.any else self.compaction.move(row[:, None])[:, 0]
+    def position(self, position: Int[Array, " B"] | None) -> Int[Array, " B"] | None:
+        """Return one position of each sample, which stays."""
+        return position if position is None or not self.any else self.compaction.move(position[:, None])[:, 0]
 
     def lengths(self, lengths: Int[Array, " B"] | None) -> Int[Array, " B"] | None:
-        """How many rows of each sample are left."""
+        """Return how many of the first `lengths` positions of each sample are left."""
         return lengths if lengths is None or not self.any else self.compaction.shorten(lengths)
 
 
-def pruned_rows(
+def pruned_sequence(
     image_positions: Int[Array, "B P"] | None,
     image_kept: Int[Array, "B N"] | None,
     *,
     before: int | None = None,
     after: int | None = None,
     owner: str,
-) -> PrunedRows:
-    """The rows that are left of `before` rows, of which `after` = before - (P - N) remain: one of both is given.
+) -> PrunedSequence:
+    """Return what is left of `before` positions: `after` = before - (P - N) of them; one of both is given.
 
     Raises ModelError, on behalf of `owner`, for kept tokens without the positions that they are indices into.
     """
     if image_kept is None:
-        return PrunedRows(None)
+        return PrunedSequence(None)
     if image_positions is None:
         raise ModelError(
             f"{owner}: image_kept came without image_positions, which it has indices into; give both to every stage"
         )
     if before is None:
         before = after + image_positions.shape[1] - image_kept.shape[1]
-    return PrunedRows(compact_rows(image_positions, image_kept, before))
+    return PrunedSequence(compact_rows(image_positions, image_kept, before))

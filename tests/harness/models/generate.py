@@ -1,4 +1,4 @@
-"""Generation with a cache, on whatever device holds the weights."""
+"""Generate with a cache on one device, without any mesh: what generation over meshes is compared with."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def generate(
     seed: int | UInt32[Array, ""] = 0,
     **inputs: Array,
 ) -> Int[Array, "B R"]:
-    """`max_new_tokens` next tokens of each prompt, one after another: the most likely ones, or as `sampling` says.
+    """Return the `max_new_tokens` next tokens of each prompt: the most likely ones, or as `sampling` says.
 
     Sample b's prompt is tokens[b, :lengths[b]], padded at its end; generated token t takes the position
-    lengths[b] + t. `inputs` are others of the model's `decode`, such as those of sound. After a sample has emitted
+    lengths[b] + t. `inputs` are others of the model's `decode`, such as those of audio. After a sample has emitted
     `stop_token`, one of several, it only repeats that. Draws depend on `seed`, the number of the sample and the
     position. To be jitted with `max_new_tokens` and `sampling` static.
     """

@@ -1,0 +1,113 @@
+"""How a layout in force splits a mixture of experts: the axes of each dim, the partition of each array, and room."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from jax.sharding import Mesh, PartitionSpec
+
+from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
+from hetjax.models.parallel.dim_axes import DimAxes
+from hetjax.models.parallel.layout_in_force import Axes, splits_in_force
+
+# B batch · S sequence · D width · F hidden width of an expert · E experts · N peers, the devices that share them out
+# P places for the tokens of one peer · M slots that are filled on one device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertSharding:
+    """The static facts of a mixture of experts under a layout; hashable.
+
+    Attributes:
+        mesh: the devices; None for one device, or where the compiler is to choose.
+        batch, seq, experts, mlp: the axes that split each dim.
+        embed: those that split it in the gradients of kernels, as the optimizer holds them.
+        count: number of experts, E, of all devices together.
+        activation, capacity: as `hetjax.models.parallel.expert_parallel` takes them.
+    """
+
+    mesh: Mesh | None
+    batch: Axes = ()
+    seq: Axes = ()
+    experts: Axes = ()
+    mlp: Axes = ()
+    embed: Axes = ()
+    count: int
+    activation: Activation
+    capacity: int | None
+
+    @property
+    def peers(self) -> int:
+        """Number of devices that share out the experts, N."""
+        return math.prod(self.mesh.shape[axis] for axis in self.experts) if self.experts else 1
+
+    @property
+    def local(self) -> int:
+        """Number of experts of one device, E/N."""
+        return self.count // self.peers
+
+    @property
+    def tokens(self) -> PartitionSpec:
+        """The partition of arrays [B, S, ...]."""
+        return PartitionSpec(self.batch or None, self.seq or None)
+
+    @property
+    def of_devices(self) -> PartitionSpec:
+        """The partition of arrays that each device has of its own, stacked along their first dim."""
+        return PartitionSpec((*self.batch, *self.seq) or None)
+
+    @property
+    def first(self) -> PartitionSpec:
+        """The partition of the first products [M, F], with M of each device's own."""
+        return PartitionSpec(*self.of_devices, self.mlp or None)
+
+    def kernels(self, first: int) -> ExpertKernels:
+        """The partition of each kernel, where `first` kernels come before the last one."""
+        experts, mlp = self.experts or None, self.mlp or None
+        return ExpertKernels((PartitionSpec(experts, None, mlp),) * first, PartitionSpec(experts, mlp, None))
+
+    @property
+    def gradients(self) -> tuple[DimAxes, DimAxes]:
+        """The axes of the gradient of one of the first kernels [E, D, F], and of that of the last [E, F, D]."""
+        first = DimAxes(stored=(self.experts, self.embed, self.mlp), used=(self.experts, (), self.mlp))
+        last = DimAxes(stored=(self.experts, self.mlp, self.embed), used=(self.experts, self.mlp, ()))
+        return first, last
+
+    def places(self, batch: int, tokens: int) -> int:
+        """The most of so many own tokens, of `batch` sequences, that one peer needs, P: each counts once."""
+        return tokens if self.capacity is None else min(tokens, batch * self.capacity * self.count // self.peers)
+
+    def most_slots(self, batch: int, tokens: int, top_k: int) -> int:
+        """The most slots that so many tokens, of `batch` sequences of each peer, fill on one device, M."""
+        most = tokens * min(top_k, self.local)
+        return most if self.capacity is None else min(most, self.peers * batch * self.capacity * self.local)
+
+
+def expert_sharding(count: int, activation: Activation, capacity: int | None) -> ExpertSharding:
+    """Return how the layout in force splits `count` experts.
+
+    Raises LayoutError where the experts do not divide over devices, or devices with other experts have equal tokens.
+    """
+    splits, kind = splits_in_force(), dict(count=count, activation=activation, capacity=capacity)
+    if splits is None:
+        return ExpertSharding(mesh=None, **kind)
+    axes = {dim: splits.axes_of(dim) for dim in ("batch", "seq", "experts", "mlp")}
+    embed = splits.gradient_axes_of("embed") if splits.gradient_axes_of else ()
+    # Scattered to the parts of the optimizer where they are parts of a sum over what does not split experts.
+    summed = {*axes["batch"], *axes["seq"]} - {*axes["experts"]}
+    sharding = ExpertSharding(mesh=splits.mesh, embed=embed if summed.issuperset(embed) else (), **axes, **kind)
+    names = "*".join(sharding.experts)
+    if sharding.count % sharding.peers:
+        raise LayoutError(
+            f"experts % {names} = {sharding.count} % {sharding.peers} = {sharding.count % sharding.peers} must be 0; "
+            "change either of the two"
+        )
+    if not set(sharding.experts) <= {*sharding.batch, *sharding.seq}:
+        raise LayoutError(
+            f"experts ride on {names}, which splits neither batch ({'*'.join(sharding.batch) or 'whole'}) nor seq "
+            f"({'*'.join(sharding.seq) or 'whole'}), so that devices with unlike experts have the same tokens; put "
+            "experts on the axis 'expert'"
+        )
+    return sharding
