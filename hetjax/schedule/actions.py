@@ -9,7 +9,6 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from hetjax.errors import ScheduleError
 from hetjax.schedule.graph import StageEdge, StageGraph
 
 
@@ -177,14 +176,3 @@ class Schedule:
         actions = [[a.kind.value, a.stage, a.microbatch, a.edge, a.backward] for a in self.actions]
         text = json.dumps([self.name, asdict(self.graph), self.microbatches, actions], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def require_graph(stages: StageGraph | Sequence[str], microbatches: int) -> StageGraph:
-    """The graph that a schedule is for: given as it is, or as the names of a chain.
-
-    Raises:
-        ScheduleError: fewer than one microbatch.
-    """
-    if microbatches < 1:
-        raise ScheduleError(f"microbatches={microbatches}: a schedule needs at least 1 microbatch")
-    return stages if isinstance(stages, StageGraph) else StageGraph.chain(stages)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, backward, forward, require_graph
+from hetjax.schedule.actions import Action, Kind, backward, forward
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import backwards, forwards
 from hetjax.schedule.graph import StageGraph, StageNode
-from hetjax.schedule.one_f_one_b import forwards_ahead
+from hetjax.schedule.one_f_one_b import forwards_ahead, one_f_one_b
 from hetjax.schedule.order import LocalOrders, total_order
 
 
-def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """1F1B for modules with p meshes and v *chunks* a mesh: stages 0 ... p v - 1, stage k on mesh k mod p.
+@schedule_builder("interleaved_1f1b", summary="1F1B over several shorter stages on each mesh")
+def interleaved_1f1b(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Run 1F1B on modules with p meshes and v *chunks* a mesh: stages 0 ... p v - 1, stage k on mesh k mod p.
 
     A mesh takes up its chunks in turn, p microbatches of each: forwards from its first chunk on, backwards from
     its last chunk on. Mesh r warms up with 2 (p - 1 - r) + (v - 1) p + 1 of these forwards, and then
@@ -35,14 +37,13 @@ def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> S
     Peak of live microbatches: that of 1F1B with one chunk a mesh; on mesh r, of all chunks together, at most
     2 (p - 1 - r) + (v - 1) p + 1 where p divides m, each of a stage that is 1/v as long.
 
-    `stages` is a graph, or the names of a chain. Reference: Narayanan et al., arXiv:2104.04473 (the
+    Reference: Narayanan et al., arXiv:2104.04473 (the
     interleaved schedule).
 
     Raises:
         ScheduleError: fewer than one microbatch, or a module with several stages a mesh where they do not
             come around in turn.
     """
-    graph = require_graph(stages, microbatches)
     local: dict[str, tuple[Action, ...]] = {}
     for module in dict.fromkeys(stage.module for stage in reversed(graph.stages)):
         own = [stage for stage in graph.stages if stage.module == module]
@@ -54,8 +55,7 @@ def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> S
                 local[stage.name] = _single(graph, stage, local, microbatches)
     # In the graph's order, so that with one chunk a mesh the total order is that of 1F1B.
     ordered = {stage.name: local[stage.name] for stage in graph.stages if stage.name in local}
-    order = total_order(graph, microbatches, ordered, ahead=forwards_ahead(graph))
-    return Schedule(name="interleaved_1f1b", graph=graph, microbatches=microbatches, actions=order)
+    return total_order(graph, microbatches, ordered, ahead=forwards_ahead(graph))
 
 
 def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]]:
@@ -68,9 +68,9 @@ def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]
         wanted = found[index % len(found)]
         if len(own) % len(found) or stage not in wanted:
             raise ScheduleError(
-                f"interleaved_1f1b: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes; it takes "
-                f"v*p of them, stage k on mesh k mod p, but stage {stage.name!r} is on devices "
-                f"{graph.occupies(stage.name)}; deal the stages out in turn or use '1f1b'"
+                f"{interleaved_1f1b.name}: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes; it "
+                f"takes v*p of them, stage k on mesh k mod p, but stage {stage.name!r} is on devices "
+                f"{graph.occupies(stage.name)}; deal the stages out in turn or use '{one_f_one_b.name}'"
             )
     return found
 

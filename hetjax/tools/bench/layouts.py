@@ -16,6 +16,7 @@ from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.schedule import colocated
 from hetjax.tools.bench.problem import Problem, enough_devices
 from hetjax.tools.bench.traffic import bytes_of_step
 from hetjax.tools.outcome import Outcome, busy, stderr
@@ -90,7 +91,7 @@ def _problem(rows: int, images: int, samples: int) -> Problem:
 
 def _trainer(problem: Problem, placement: Placement, batch, microbatches: int, devices) -> Trainer:
     trainer = Trainer(
-        problem.graph(), placement, optimizer=optax.adamw(1e-3), schedule="colocated", microbatches=microbatches,
+        problem.graph(), placement, optimizer=optax.adamw(1e-3), schedule=colocated.name, microbatches=microbatches,
         max_grad_norm=1.0, devices=devices,
     )  # fmt: skip
     trainer.compile(batch)

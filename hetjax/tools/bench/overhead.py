@@ -16,6 +16,7 @@ from rich.table import Table
 from hetjax.errors import ConfigError
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.schedule import colocated
 from hetjax.tools.bench.plain_step import PlainStep
 from hetjax.tools.bench.problem import Problem, enough_devices
 from hetjax.tools.outcome import Outcome, stderr
@@ -108,7 +109,7 @@ class _Case:
             graph,
             Placement(dict.fromkeys(graph.modules, layout)),
             optimizer=optimizer,
-            schedule="colocated",
+            schedule=colocated.name,
             microbatches=microbatches,
             max_grad_norm=MAX_GRAD_NORM,
             devices=devices,

@@ -12,12 +12,11 @@ from rich.table import Table
 
 from hetjax.cluster import launch_processes
 from hetjax.errors import ClusterError, ConfigError
-from hetjax.schedule import Costs, build_schedule, simulate
-from hetjax.schedule.actions import Kind
-from hetjax.schedule.graph import StageGraph
+from hetjax.schedule import Costs, Kind, StageGraph, build_schedule, gpipe, one_f_one_b, simulate
 from hetjax.tools.outcome import Outcome, busy
 
 PROCESSES = 2
+Pipelined = Literal[gpipe.name, one_f_one_b.name]
 
 
 def overlap(
@@ -25,7 +24,7 @@ def overlap(
     microbatches: int = 8,
     steps: int = 5,
     warmup: int = 2,
-    schedule: Literal["gpipe", "1f1b"] = "1f1b",
+    schedule: Pipelined = one_f_one_b.name,
 ) -> Outcome:
     """Time a pipelined step against the same actions one at a time, in two processes of one CPU core each.
 

@@ -27,7 +27,7 @@ from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
 from hetjax.schedule.actions import Action
-from hetjax.tools.bench.overhead import Problem
+from hetjax.tools.bench.problem import Problem
 from hetjax.trainer import Trainer
 
 PEER_TIMEOUT = 60.0
