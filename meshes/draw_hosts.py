@@ -141,13 +141,5 @@ def _stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _draw_box(axes: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:
-    axes.add_patch(
-        FancyBboxPatch(
-            (x + 0.02, y + 0.02),
-            width - 0.04,
-            height - 0.04,
-            boxstyle="round,pad=0,rounding_size=0.03",
-            fc=colour,
-            lw=0,
-        )
-    )
+    corner, look = (x + 0.02, y + 0.02), {"boxstyle": "round,pad=0,rounding_size=0.03", "fc": colour, "lw": 0}
+    axes.add_patch(FancyBboxPatch(corner, width - 0.04, height - 0.04, **look))

@@ -1,4 +1,4 @@
-"""A picture of a plan: source devices left, destination devices right, and what goes over each link."""
+"""A picture of a boundary plan: source devices left, destination devices right, and an arrow for each device pair."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
 from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.meshes import format_devices
+from hetjax.meshes.picture_style import wrap_title
 
 MOST = 16  # boxes in a column; of more devices, neighbours share one
 
@@ -23,6 +24,7 @@ _SOURCE, _DESTINATION, _GATHER = "#2f6db3", "#cf7412", "#33843c"
 _INK, _FAINT = "#23282e", "#8b939c"
 _LEFT, _RIGHT = 2.1, 6.1  # inches: the two columns of boxes
 _SIZE = (9.6, 0.34)  # inches: width of the picture, height of a row
+_MARGIN, _TITLE_FONT = 0.2, 12.0  # inches beside the title, and its points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,14 +49,17 @@ def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, f
         _Column(x=x, groups=_groups(tiling.devices)) for x, tiling in ((_LEFT, plan.source), (_RIGHT, plan.destination))
     )
     rows = max(len(source.groups), len(destination.groups))
-    width, height = _SIZE[0], 1.25 + _SIZE[1] * rows
+    heading = wrap_title(title, _SIZE[0] - 2 * _MARGIN, font=_TITLE_FONT)
+    above = 1.25 + 1.3 * _TITLE_FONT / 72 * heading.count("\n")  # inches
+    width, height = _SIZE[0], above + _SIZE[1] * rows
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
-    axes.set_ylim(rows + 0.5, -1.25 / _SIZE[1] + 0.5)
+    axes.set_ylim(rows + 0.5, -above / _SIZE[1] + 0.5)
     axes.axis("off")
-    axes.text(0.2, -2.35, title, fontsize=12, fontweight="bold", color=_INK, va="center")
+    look = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": _INK, "linespacing": 1.3}
+    axes.text(_MARGIN, -2.05, heading, va="bottom", **look)
     for column, tiling, hue in ((source, plan.source, _SOURCE), (destination, plan.destination, _DESTINATION)):
         _draw_column(axes, column, tiling, plan.shape, hue, rows)
     for step in plan.steps:

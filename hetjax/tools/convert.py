@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,7 @@ from hetjax.checkpoint.saved_weights import SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.tensor_files.tensors import listed
-from hetjax.tools.outcome import Outcome, busy
+from hetjax.tools.outcome import Json, Outcome, busy
 
 
 def convert(
@@ -69,10 +70,12 @@ def convert(
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def _table(numbers: dict[str, Any]) -> Table:
+def _table(numbers: Mapping[str, Json]) -> Table:
     table = Table(title=f"converted to {numbers['to']}", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in numbers.items():
-        if key in ("to",) or value in ([], {}, None):
+        if key == "to" or value in ([], {}, None):
             continue
         if isinstance(value, list):
             value = listed([str(each) for each in value])

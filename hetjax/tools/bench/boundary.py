@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from rich.progress import Progress
-from rich.table import Table
 
 from hetjax.boundary import Transport
 from hetjax.boundary.plan import PlanStep
@@ -24,8 +22,9 @@ from hetjax.tools.bench.leader_transport import LeaderTransport
 from hetjax.tools.boundary_cost import busiest_device_bytes
 from hetjax.tools.boundary_sides import parse_side
 from hetjax.tools.leader_plan import leader_steps
-from hetjax.tools.outcome import Outcome, stderr
+from hetjax.tools.outcome import Json, Outcome, stderr
 from hetjax.tools.pictures import output_path
+from hetjax.tools.tables import NumberTable
 
 #: The three ways, as they are called in tables and pictures.
 HEADINGS = {"hetjax": "hetjax", "device_put": "jax.device_put", "leader": "leader and broadcast"}
@@ -135,7 +134,7 @@ class _Case:
             "leader": LeaderTransport(here, self.destination, shape),
         }
 
-    def time(self, warmup: int, repeats: int) -> dict[str, Any]:
+    def time(self, warmup: int, repeats: int) -> dict[str, Json]:
         """Median seconds of each way, and its bytes over links."""
         for name, run in self.ways.items():
             _check_equal(run(self.x), self.value, self.destination, f"{name} of {self.pair.name}")
@@ -178,18 +177,19 @@ def _bytes(steps: Sequence[PlanStep]) -> dict[str, int]:
     }
 
 
-def _table(numbers: dict[str, Any]) -> Table:
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
     shape = ",".join(map(str, numbers["shape"]))
-    title = (
-        f"float32[{shape}] on {numbers['device_kind']}: median ms of {numbers['repeats']}, "
-        "and MiB that the busiest device sends or receives between the sides"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("boundary", no_wrap=True)
-    for heading in ("hetjax", "device_put", "leader", "MiB\nhetjax", "MiB\nleader"):
-        table.add_column(heading, justify="right")
+    rows = []
     for case in numbers["cases"]:
         times = (f"{1000 * case[name]['seconds']:.2f}" for name in HEADINGS)
         busiest = (f"{case[name]['bytes_per_device_max'] / 2**20:.2f}" for name in ("hetjax", "leader"))
-        table.add_row(case["name"], *times, *busiest)
-    return table
+        rows.append((case["name"], *times, *busiest))
+    return NumberTable(
+        title=(
+            f"float32[{shape}] on {numbers['device_kind']}: median ms of {numbers['repeats']}, "
+            "and MiB that the busiest device sends or receives between the sides"
+        ),
+        texts=("boundary",),
+        numbers=("hetjax", "device_put", "leader", "MiB\nhetjax", "MiB\nleader"),
+        rows=rows,
+    )
