@@ -1,4 +1,4 @@
-"""Bubble fill: encoders work where the pipeline of a language model on the same devices would idle."""
+"""Bubble fill: encoders run where the pipeline of a language model on the same devices would idle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bubble_fill(graph: StageGraph, microbatches: int, costs: Costs) -> tuple[Act
 
     The language model is the module that holds the loss; every other module counts as an encoder. It keeps
     the order of its 1F1B pipeline (the interleaved one, if its meshes hold several stages); encoders come
-    anywhere between, forwards ahead of their readers and backwards behind them, where on paper they cost the
+    anywhere between, forwards ahead of their readers and backwards behind them, where by simulation they cost the
     least by `costs`. An encoder of independent devices gains the most, as each device runs its piece when it
     is idle; one whose devices run together has to find them all idle. An encoder (lower case) on the devices of
     both stages of a language model, three microbatches, programs of equal length:

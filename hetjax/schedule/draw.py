@@ -74,7 +74,7 @@ def draw(
     axes.set_xlim(-0.004 * span, 1.004 * span)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     shades = _shades(schedule.graph)
-    points = figure.get_figwidth() * 0.85 * 72 / span  # on paper for one unit of time, about
+    points = figure.get_figwidth() * 0.85 * 72 / span  # on the page for one unit of time, about
     directions = _draw_arrows(axes, timeline, rows, scale, points)
     digits = len(str(schedule.microbatches - 1))
     for lane, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""All schedules by name. A new schedule is a file like those of the others, and its line here."""
+"""List all schedules by name. A new one is a file like those of the others, its import and its line here."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
 from hetjax.errors import ConfigError
 from hetjax.meshes import Hardware, find_hardware, format_devices
 from hetjax.meshes.hardware import HARDWARE
-from hetjax.tools.boundary_cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.tools.boundary_cost import busiest_device_bytes, hop_seconds, plan_seconds
 from hetjax.tools.boundary_sides import parse_side
 from hetjax.tools.device_order import best_device_order
-from hetjax.tools.leader_plan import leader_steps
+from hetjax.tools.leader_plan import leader_hops
 from hetjax.tools.outcome import Json, Outcome
 from hetjax.tools.pictures import output_path
 from hetjax.tools.tables import NumberTable
@@ -54,7 +54,7 @@ def boundary(
         parse_side(text, name=name).tiling(sizes, name=name) for name, text in (("--from", from_), ("--to", to))
     )
     plan = make_plan(sizes, itemsize, source, destination)
-    leader = leader_steps(sizes, itemsize, source, destination)
+    leader = leader_hops(sizes, itemsize, source, destination)
     if path is not None:
         from hetjax.tools.boundary_picture import draw_plan  # only here: matplotlib takes a while to import
 
@@ -132,7 +132,7 @@ def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Json]:
         "bytes": step.bytes,
         "links": len(step.bytes_per_link),
         "busiest": busiest and {"from": busiest[0][0], "to": busiest[0][1], "bytes": busiest[1]},
-        "predicted_seconds": step_seconds(step, machine),
+        "predicted_seconds": hop_seconds(step, machine),
         "bytes_per_link": [[sender, receiver, nbytes] for (sender, receiver), nbytes in step.bytes_per_link.items()],
     }
 
@@ -178,7 +178,7 @@ def _hops_table(hops: Sequence[PlanStep], machine: Hardware, title: str) -> Numb
         if hop.bytes_per_link:
             (sender, receiver), nbytes = max(hop.bytes_per_link.items(), key=lambda pair: pair[1])
             busiest = f"{sender}→{receiver} {format_bytes(nbytes)}"
-        seconds = _time(step_seconds(hop, machine))
+        seconds = _time(hop_seconds(hop, machine))
         rows.append((hop.name, hop.where, format_bytes(hop.bytes), str(len(hop.bytes_per_link)), busiest, seconds))
     headings = ("bytes", "device pairs", "busiest pair", "predicted")
     return NumberTable(title=title, texts=("hop", "where"), numbers=headings, rows=rows)

@@ -30,13 +30,13 @@ def convert(
 ) -> Outcome:
     """Convert a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
 
-    Which of the two is told by what --from holds. Tensors go one by one, so that the memory needed is that of the
+    What --from holds decides which of the two. Tensors go one by one, so that the memory needed is that of the
     largest, not of the model.
 
     Args:
         from_: Hugging Face folder; or what this tool made of one, or a run's folder.
         to: Folder that is made.
-        family: Family of the checkpoint, where config.json does not tell.
+        family: Family of the checkpoint, where config.json does not name it.
         like: Hugging Face folder of the same model, for config.json and tokenizer of a run's checkpoint.
         dtype: Dtype that floats are cast to; without it they stay as they are.
         quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.

@@ -128,7 +128,7 @@ class _Case:
         self.parameters = sum(x.size for x in jax.tree.leaves(self.plain_state[0]))
 
     def time(self, warmup: int, steps: int, *, tick: Callable[[], None]) -> dict[str, Json]:
-        """Time both, step by step in turns so that whatever else runs here slows both alike."""
+        """Time both, step by step in turns so that whatever else runs on the machine slows both alike."""
         seconds: dict[str, list[float]] = {"plain": [], "hetjax": []}
         for index in range(warmup + steps):
             losses = []
