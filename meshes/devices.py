@@ -1,4 +1,4 @@
-"""Device ranges as people write them: "0-3", "0,2,5-7", "all", a number, or a list of numbers."""
+"""Read and write device ranges: "0-3", "0,2,5-7", "all", a number, or a list of numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Devices = str | int | Sequence[int]
 
 
 def parse_devices(devices: Devices, *, module: str) -> tuple[int, ...] | None:
-    """Device numbers in the order written, or None for "all".
+    """Read device numbers in the order written, or None for "all".
 
     Raises PlacementError on a malformed range, a negative number, or a device listed twice.
     """
@@ -64,11 +64,11 @@ def _parse_range(part: str, whole: str, module: str) -> range:
 
 
 def format_devices(numbers: Sequence[int]) -> str:
-    """The shortest spelling of device numbers in their order: (0, 1, 2, 5) -> "0-2,5"."""
-    runs: list[list[int]] = []
+    """Write device numbers as ranges, in their order: (0, 1, 2, 5) -> "0-2,5"."""
+    ranges: list[list[int]] = []
     for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
         else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+            ranges.append([number])
+    return ",".join(str(each[0]) if len(each) == 1 else f"{each[0]}-{each[-1]}" for each in ranges)

@@ -1,4 +1,4 @@
-"""The error of every layout or placement that cannot be."""
+"""The error that a layout or a placement raises."""
 
 
 class PlacementError(ValueError):

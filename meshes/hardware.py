@@ -70,6 +70,6 @@ HARDWARE = (
 
 
 def find_hardware(device_kind: str) -> Hardware | None:
-    """The figures of a device by `jax.Device.device_kind`, or None where they are not known (a CPU, say)."""
+    """Return the figures of a device by `jax.Device.device_kind`, or None where they are not known (a CPU, say)."""
     matches = (entry for entry in HARDWARE if re.search(rf"\b{entry.name}\b", device_kind, re.IGNORECASE))
     return next(matches, None)

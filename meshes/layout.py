@@ -49,14 +49,14 @@ class Layout:
             it is used; 1 master weights and optimizer state alone, gathered once a step to compute with.
         expert: splits the batch, and the experts of a mixture.
         context: splits the sequence.
-        context_attention: how attention sees the keys of other context shards: they travel round a
+        context_attention: how attention sees the keys of other context shards: they travel around a
             "ring" while earlier ones are attended to, or are gathered before ("all_gather").
         tensor: splits heads, hidden and vocabulary.
         sequence_parallel: whether `tensor` splits the sequence too, between attentions and MLPs.
         stage: pipeline stages, each on a mesh of its own.
-        chunks: stages on each of these meshes: the layers are cut into stage*chunks runs, and run k goes to mesh
+        chunks: stages on each of these meshes: the layers are cut into stage*chunks stages, and stage k goes to mesh
             k mod stage, for schedules that interleave them.
-        layers: how many layers each run has: as "even" as they come, "balanced" by cost, or a list of stage*chunks
+        layers: how many layers each stage has: as "even" as they come, "balanced" by cost, or a list of stage*chunks
             numbers.
         rules: further dim names and the axis each rides on, for a model with dims of its own,
             e.g. {"frames": "context"}; they win over the built-in ones.
@@ -110,8 +110,8 @@ class Layout:
         self._check_layers(module)
         for name, forms in (("context_attention", get_args(ContextAttention)), ("zero", get_args(Zero))):
             if getattr(self, name) not in forms:
-                told = f"module '{module}': {name}={getattr(self, name)!r}"
-                raise PlacementError(f"{told}; choose one of {', '.join(map(str, forms))}")
+                problem = f"module '{module}': {name}={getattr(self, name)!r}"
+                raise PlacementError(f"{problem}; choose one of {', '.join(map(str, forms))}")
         listed = parse_devices(self.devices, module=module)
         if listed is not None:
             self.check_device_count(module, len(listed))
@@ -143,27 +143,27 @@ class Layout:
         )
 
     def weight_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
-        """The partition of a weight whose dims carry these names. `name` is for the error message."""
+        """Return the partition of a weight whose dims carry these names. `name` is for the error message."""
         return self._spec(_WEIGHT_AXES, dims, shape, name)
 
     def compute_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
-        """The partition of the same weight as programs are given it."""
+        """Return the partition of such a weight in programs; with zero=1 it is not split by `fsdp`."""
         return self._spec(self._compute_table, dims, shape, name)
 
     def activation_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
-        """The partition of an activation whose dims carry these names. `name` is for the error message."""
+        """Return the partition of an activation whose dims carry these names. `name` is for the error message."""
         return self._spec(self._activation_table, dims, shape, name)
 
     def activation_axes(self, dim: str) -> tuple[str, ...]:
-        """The axes that an activation's dim rides on, those of degree 1 left out."""
+        """Return the axes that an activation's dim rides on, those of degree 1 left out."""
         return self._axes(self._activation_table, dim)
 
     def weight_axes(self, dim: str) -> tuple[str, ...]:
-        """The same of a weight's dim."""
+        """Return the axes that a weight's dim rides on, those of degree 1 left out."""
         return self._axes(_WEIGHT_AXES, dim)
 
     def compute_axes(self, dim: str) -> tuple[str, ...]:
-        """The same of a weight's dim as programs are given it."""
+        """Return the axes that a weight's dim rides on in programs, those of degree 1 left out."""
         return self._axes(self._compute_table, dim)
 
     @property

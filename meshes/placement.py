@@ -1,4 +1,4 @@
-"""Which devices each module's layout covers."""
+"""Placements: a layout for every module, and the devices that it covers."""
 
 from __future__ import annotations
 
@@ -70,30 +70,23 @@ class ResolvedPlacement:
     grids: Mapping[str, np.ndarray]
 
     def device_numbers(self, module: str, stage: int | None = None) -> tuple[int, ...]:
-        """Device numbers of a module, or of one of its stages, in mesh order."""
+        """Return the device numbers of a module, or of one of its stages, in mesh order."""
         grid = self.grids[module] if stage is None else self._grid(module, stage)
         return tuple(int(number) for number in grid.flat)
 
-    def relation(self, module: str, other: str) -> str:
-        """How two modules share devices: "colocated", "disjoint" or "overlapping"."""
-        mine, theirs = set(self.device_numbers(module)), set(self.device_numbers(other))
-        if mine == theirs:
-            return "colocated"
-        return "overlapping" if mine & theirs else "disjoint"
-
     def mesh(self, module: str, stage: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh of one pipeline stage over `devices` (default: `jax.devices()`), axes as in `AXES`."""
+        """Build the mesh of one pipeline stage over `devices` (default: `jax.devices()`), axes as in `AXES`."""
         devices = jax.devices() if devices is None else devices
         grid = self._grid(module, stage)
         chosen = np.array([devices[number] for number in grid.flat], dtype=object).reshape(grid.shape)
         return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
     def _grid(self, module: str, stage: int) -> np.ndarray:
-        """Of several chunks a mesh, stage k is on mesh k mod the number of meshes."""
+        """Return the grid of a stage; with several chunks a mesh, stage k is on mesh k mod the number of meshes."""
         return self.grids[module][stage % len(self.grids[module])]
 
     def describe(self, module: str, stage: int) -> str:
-        """One line for tables and logs: "data=2 tensor=2 on 4-7"."""
+        """Describe a stage in one line: "data=2 tensor=2 on 4-7"."""
         layout = self.placement[module]
         degrees = " ".join(f"{axis}={getattr(layout, axis)}" for axis in AXES if getattr(layout, axis) > 1)
         return f"{degrees or 'one device'} on {format_devices(self.device_numbers(module, stage))}"

@@ -17,6 +17,7 @@ from hetjax.meshes import Layout
 from hetjax.models import VisionConfig
 from hetjax.models.components import COMPONENTS
 from hetjax.models.sampling import GREEDY, Sampling
+from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
 
 
 def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:
@@ -100,8 +101,7 @@ class TrainConfig:
         optimizer: How weights change.
         steps: Training steps.
         eval: How held-out questions are answered.
-        schedule: Order of the microbatches' programs: gpipe, 1f1b, interleaved_1f1b, zero_bubble, colocated or
-            bubble_fill.
+        schedule: Order of the microbatches' programs.
         microbatches: Parts that each batch is split into.
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
@@ -130,7 +130,7 @@ class TrainConfig:
     optimizer: OptimizerConfig
     steps: int
     eval: EvalConfig = EvalConfig()
-    schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated", "bubble_fill"] = "1f1b"
+    schedule: ScheduleName = DEFAULT_SCHEDULE
     microbatches: int = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None

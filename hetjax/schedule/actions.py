@@ -9,12 +9,11 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from hetjax.errors import ScheduleError
 from hetjax.schedule.graph import StageEdge, StageGraph
 
 
 class Kind(enum.Enum):
-    """What an action does; BACKWARD_INPUT and BACKWARD_WEIGHT are the two halves of a BACKWARD."""
+    """The kinds of actions; BACKWARD_INPUT and BACKWARD_WEIGHT are the two halves of a BACKWARD."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -93,7 +92,7 @@ def update(stage: str) -> Action:
 
 
 def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = ()) -> tuple[Action, ...]:
-    """The actions whose results an action reads, where the backwards in `split` are in two parts.
+    """Return the actions whose results an action reads, where the backwards in `split` are in two parts.
 
     An update reads the gradients of every stage, because gradients are clipped by their norm over all modules.
     """
@@ -120,7 +119,7 @@ def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = (
 
 
 def sends(graph: StageGraph, action: Action) -> tuple[Action, ...]:
-    """The transfers of what an action produces: outputs after a forward, input gradients after a backward."""
+    """Return the transfers of what an action produces: outputs after a forward, input gradients after a backward."""
     if action.kind is Kind.FORWARD:
         return tuple(transfer(edge, action.microbatch) for edge in graph.outputs(action.stage))
     if action.kind in GIVES_GRADIENT:
@@ -130,14 +129,14 @@ def sends(graph: StageGraph, action: Action) -> tuple[Action, ...]:
 
 
 def split_backwards(actions: Sequence[Action]) -> frozenset[tuple[str, int]]:
-    """The (stage, microbatch) whose backward comes in two parts."""
+    """Return the (stage, microbatch) whose backward comes in two parts."""
     return frozenset((a.stage, a.microbatch) for a in actions if a.kind is Kind.BACKWARD_INPUT)
 
 
 def pieces(graph: StageGraph, action: Action) -> tuple[tuple[Hashable, ...], ...]:
-    """The devices of a program in groups that start together: all in one, or each alone on an independent stage.
+    """Return the devices of a program in groups that start together: all in one, or each alone on an independent stage.
 
-    Of an update they start together everywhere, because it adds up what the devices hold.
+    All devices start an update together, on an independent stage too, because it sums what they hold.
     """
     devices = graph.occupies(action.stage)
     if graph.stage(action.stage).independent and action.kind not in (Kind.TRANSFER, Kind.UPDATE):
@@ -155,21 +154,21 @@ class Schedule:
     actions: tuple[Action, ...]
 
     def on(self, stage: str) -> tuple[Action, ...]:
-        """The programs that a stage runs, in order; transfers are left out."""
+        """Return the programs that a stage runs, in order; transfers are left out."""
         name = self.graph.stage(stage).name
         return tuple(action for action in self.actions if action.stage == name and action.kind is not Kind.TRANSFER)
 
     @cached_property
     def split(self) -> frozenset[tuple[str, int]]:
-        """The (stage, microbatch) whose backward comes in two parts."""
+        """Return the (stage, microbatch) whose backward comes in two parts."""
         return split_backwards(self.actions)
 
     def needs(self, action: Action) -> tuple[Action, ...]:
-        """The actions whose results an action reads."""
+        """Return the actions whose results an action reads."""
         return needs(self.graph, self.microbatches, action, self.split)
 
     def digest(self) -> str:
-        """A sha256, equal exactly where name, graph, microbatches and total order are equal.
+        """Return a sha256, equal exactly where name, graph, microbatches and total order are equal.
 
         Processes of one run compare it before the first step: two that dispatch shared programs in
         different orders would wait for each other forever.
@@ -177,14 +176,3 @@ class Schedule:
         actions = [[a.kind.value, a.stage, a.microbatch, a.edge, a.backward] for a in self.actions]
         text = json.dumps([self.name, asdict(self.graph), self.microbatches, actions], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def require_graph(stages: StageGraph | Sequence[str], microbatches: int) -> StageGraph:
-    """The graph that a schedule is for: given as it is, or as the names of a chain.
-
-    Raises:
-        ScheduleError: fewer than one microbatch.
-    """
-    if microbatches < 1:
-        raise ScheduleError(f"microbatches={microbatches}: a schedule needs at least 1 microbatch")
-    return stages if isinstance(stages, StageGraph) else StageGraph.chain(stages)

@@ -1,12 +1,13 @@
-"""Bubble fill: encoders work where the pipeline of a language model on the same devices would idle."""
+"""Bubble fill: encoders run where the pipeline of a language model on the same devices would idle."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, require_graph, sends, update
+from hetjax.schedule.actions import Action, Kind, Schedule, sends, update
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.colocated import colocated
 from hetjax.schedule.filling import Filling, Order
 from hetjax.schedule.gpipe import backwards, forwards
@@ -19,12 +20,13 @@ from hetjax.schedule.simulate import Costs, simulate
 _PATIENCE = (0.0, 0.5, 1.0)  # of its own length, by which an encoder's program may delay the pipeline's
 
 
-def bubble_fill(stages: StageGraph | Sequence[str], microbatches: int, costs: Costs | None = None) -> Schedule:
-    """The language model's 1F1B pipeline, with the programs of encoders in the idle time of its devices.
+@schedule_builder("bubble_fill", summary="the language model's 1F1B, encoders in its idle time", needs_costs=True)
+def bubble_fill(graph: StageGraph, microbatches: int, costs: Costs) -> tuple[Action, ...]:
+    """Run the language model's 1F1B pipeline, and the programs of encoders in the idle time of its devices.
 
     The language model is the module that holds the loss; every other module counts as an encoder. It keeps
     the order of its 1F1B pipeline (the interleaved one, if its meshes hold several stages); encoders come
-    anywhere between, forwards ahead of their readers and backwards behind them, where on paper they cost the
+    anywhere between, forwards ahead of their readers and backwards behind them, where by simulation they cost the
     least by `costs`. An encoder of independent devices gains the most, as each device runs its piece when it
     is idle; one whose devices run together has to find them all idle. An encoder (lower case) on the devices of
     both stages of a language model, three microbatches, programs of equal length:
@@ -34,18 +36,15 @@ def bubble_fill(stages: StageGraph | Sequence[str], microbatches: int, costs: Co
 
     The order is found by search: list scheduling with several bounds on how far forwards run ahead, improved by
     moving single programs. It depends on nothing but the arguments, and by `costs` never takes longer than
-    `1f1b`, `interleaved_1f1b` or `colocated`: where they are better, it is one of them. Without encoders it
+    1F1B, interleaved 1F1B or the colocated schedule: where they are better, it is one of them. Without encoders it
     is 1F1B. Peak of live microbatches: up to all of them on an encoder, as 1F1B on the language model.
 
-    `stages` is a graph, or the names of a chain (whose last stage is then the language model). The idea is that of
-    Feng et al., arXiv:2408.03505 (Optimus).
+    The idea is that of Feng et al., arXiv:2408.03505 (Optimus).
 
     Raises:
         ScheduleError: fewer than one microbatch, a graph or costs that do not fit, or a language model that
-            `interleaved_1f1b` refuses.
+            the interleaved schedule refuses.
     """
-    graph = require_graph(stages, microbatches)
-    costs = costs or Costs()
     known = [interleaved_1f1b(graph, microbatches), one_f_one_b(graph, microbatches)]
     with contextlib.suppress(ScheduleError):  # an encoder that reads from the language model
         known.append(colocated(graph, microbatches))
@@ -59,10 +58,12 @@ def bubble_fill(stages: StageGraph | Sequence[str], microbatches: int, costs: Co
         orders += [greedy(filling, ahead=ahead, patience=patience) for ahead in bounds for patience in _PATIENCE]
         best = filling.improve(min(orders, key=filling.judge))
         candidates.insert(0, _with_transfers(filling, best))
-    schedules = [
-        Schedule(name="bubble_fill", graph=graph, microbatches=microbatches, actions=actions) for actions in candidates
-    ]
-    return min(schedules, key=lambda schedule: simulate(schedule, costs).makespan)
+    return min(candidates, key=lambda actions: _makespan(graph, microbatches, actions, costs))
+
+
+def _makespan(graph: StageGraph, microbatches: int, actions: tuple[Action, ...], costs: Costs) -> float:
+    candidate = Schedule(name=bubble_fill.name, graph=graph, microbatches=microbatches, actions=actions)
+    return simulate(candidate, costs).makespan
 
 
 def _pipeline_streams(plain: Schedule) -> list[list[Action]]:

@@ -1,6 +1,6 @@
-"""Is a schedule legal? Judged from the actions alone, without a word on how they were made.
+"""Check that a schedule is legal, from its actions alone, however they were made.
 
-An `Execution` keeps the tensors that exist and lets an action run only on what is there. It is walked
+An `Execution` keeps the tensors that exist, and an action runs only on what exists. It is walked
 twice: once in the total order, and once the way meshes run it, each through its own actions, with
 senders that block while a queue is full.
 """
@@ -19,7 +19,7 @@ from hetjax.schedule.graph import StageGraph
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a legal schedule keeps in memory.
+    """The memory that a legal schedule needs.
 
     `peak_live` counts, for each stage, the microbatches whose forward has run and whose backward (of a
     split one, the part for the weights) has not; it is 0 for a stage without backward, which keeps nothing.
@@ -41,7 +41,7 @@ def check(schedule: Schedule, *, queue: int | None = None) -> Report:
     blocks while its queue is full. By default all microbatches fit.
 
     Raises:
-        ScheduleError: a needed action is missing, twice there or superfluous; an action comes before
+        ScheduleError: a needed action is missing, listed twice or superfluous; an action comes before
             something that it needs; or the meshes, each in its own order, wait for each other.
     """
     queue = schedule.microbatches if queue is None else queue
@@ -56,7 +56,7 @@ def check(schedule: Schedule, *, queue: int | None = None) -> Report:
 
 
 def _check_complete(schedule: Schedule) -> None:
-    """Every needed action exactly once, and nothing else."""
+    """Require every needed action exactly once, and nothing else."""
     wanted = _wanted(schedule)
     counts = Counter(schedule.actions)
     for action, count in counts.items():
@@ -74,7 +74,7 @@ def _check_complete(schedule: Schedule) -> None:
 
 
 def _refuse_split(schedule: Schedule, action: Action) -> None:
-    """Tell why a part of a backward is too much."""
+    """Raise ScheduleError for a part of a backward that its stage cannot split."""
     if action.kind not in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT):
         return
     stage = schedule.graph.stage(action.stage)
@@ -87,7 +87,7 @@ def _refuse_split(schedule: Schedule, action: Action) -> None:
 
 
 def _wanted(schedule: Schedule) -> dict[Action, None]:
-    """The actions of a complete step, as an ordered set; a backward in two parts where the schedule splits it."""
+    """Return the actions of a complete step, as an ordered set; backwards in two parts where it splits them."""
     graph = schedule.graph
     parts = {(a.stage, a.microbatch) for a in schedule.actions if a.kind in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)}
     whole = {(a.stage, a.microbatch) for a in schedule.actions if a.kind is Kind.BACKWARD}
@@ -111,7 +111,7 @@ def _wanted(schedule: Schedule) -> dict[Action, None]:
 
 
 def _check_order(schedule: Schedule) -> Execution:
-    """Walk the total order; every action must find what it needs."""
+    """Walk the total order, in which every action must find what it needs."""
     execution = Execution(schedule)
     for position, action in enumerate(schedule.actions):
         lacking = execution.lacking(action)
@@ -128,7 +128,7 @@ def _check_meshes(schedule: Schedule, queue: int) -> None:
     """Let every device run its own actions in their order until all are through, or none can go on.
 
     The devices of a stage run an action together, or each its piece on an independent stage; what the
-    action makes is there after its last piece. A transfer takes all devices of its origin together, which
+    action makes exists after its last piece. A transfer takes all devices of its origin together, which
     is the stricter assumption.
     """
     execution = Execution(schedule)
@@ -157,14 +157,14 @@ def _check_meshes(schedule: Schedule, queue: int) -> None:
 
 
 def _together(graph: StageGraph, action: Action, device: Hashable) -> tuple[Hashable, ...]:
-    """The devices that run an action in one with this device."""
+    """Return the devices that run an action together with this device."""
     return next(group for group in pieces(graph, action) if device in group)
 
 
 def _blocked(
     execution: Execution, remaining: dict[Hashable, deque[Action]], action: Action, device: Hashable, queue: int
 ) -> list[str]:
-    """Why an action at the head of one device cannot run yet."""
+    """Return why the next action of one device cannot run yet."""
     reasons = execution.lacking(action)
     if action.kind is Kind.TRANSFER and len(execution.queued(action.edge, action.backward)) >= queue:
         what = "gradients" if action.backward else "activations"

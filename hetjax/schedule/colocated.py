@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Schedule, require_graph
+from hetjax.schedule.actions import Action
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import backwards, forwards
 from hetjax.schedule.graph import StageGraph
-from hetjax.schedule.one_f_one_b import alternate
+from hetjax.schedule.one_f_one_b import alternate, one_f_one_b
 from hetjax.schedule.order import total_order
 
 
-def colocated(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """All encoder forwards, then the language model's own 1F1B pipeline, then all encoder backwards.
+@schedule_builder("colocated", summary="all encoder forwards, the language model's 1F1B, all encoder backwards")
+def colocated(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Run all encoder forwards, then the language model's own 1F1B pipeline, then all encoder backwards.
 
     The language model is the module that holds the loss; every other module counts as an encoder. The
     work of the two never interleaves, so a device that holds both changes over twice a step. An encoder
@@ -26,26 +26,23 @@ def colocated(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule
     Peak of live microbatches: all of them on an encoder that has a backward, min(microbatches,
     depth + 1) on a stage of the language model. The queues between the two must hold all microbatches.
 
-    `stages` is a graph, or the names of a chain (whose last stage is then the language model).
-
     Raises:
         ScheduleError: fewer than one microbatch, or an encoder that reads what the language model produces.
     """
-    graph = require_graph(stages, microbatches)
     module = graph.sink.module
     language = [stage for stage in graph.stages if stage.module == module]
     encoders = [stage for stage in graph.stages if stage.module != module]
     for edge in graph.edges:
         if graph.stage(edge.source) in language and graph.stage(edge.destination) in encoders:
             raise ScheduleError(
-                f"colocated: edge {edge.name!r} leads from {module!r}, the module of the loss, into stage "
-                f"{edge.destination!r}, so that stage cannot run before all of {module!r}; use '1f1b' for this graph"
+                f"{colocated.name}: edge {edge.name!r} leads from {module!r}, the module of the loss, into stage "
+                f"{edge.destination!r}, so that stage cannot run before all of {module!r}; use "
+                f"'{one_f_one_b.name}' for this graph"
             )
-    order = total_order(
+    return total_order(
         graph,
         microbatches,
         {stage.name: forwards(stage, microbatches) for stage in encoders},
         {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in language},
         {stage.name: backwards(stage, microbatches) for stage in encoders},
     )
-    return Schedule(name="colocated", graph=graph, microbatches=microbatches, actions=order)

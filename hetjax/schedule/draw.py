@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
@@ -42,6 +43,7 @@ _UPDATE = "#5b626b"
 _INK = "#23282e"
 _ARROWS = {False: "#4a525b", True: "#b9403c"}
 _BOX = 0.66  # height of a box; lanes are 1 apart
+_TITLE_FONT, _TITLE_LETTERS = 13, 60  # points; letters of a line, beside which the makespan stands
 
 
 def draw(
@@ -55,21 +57,24 @@ def draw(
 
     A box holds its microbatch's number, in its module's hue: light for a forward and deep for a backward; of a
     backward in two parts, the one for the inputs is darker still and the one for the weights half as deep. A
-    lane that holds several stages of one module has a row for each. An arrow leads from where a tensor was
-    made to where it goes. Each lane tells its stages, its devices and the share of the step in which they
-    idle. `unit="ms"` takes the timeline to be in seconds.
+    lane that holds several stages of one module has a row for each. An arrow leads from the stage that made a
+    tensor to the one that reads it. Each lane is labelled with its stages, its devices and the share of the step
+    in which they idle. `unit="ms"` shows a timeline in seconds in milliseconds. A long title takes several lines.
     """
     schedule = timeline.schedule
     rows = lanes(timeline)
     scale = 1e3 if unit == "ms" else 1.0
-    figure = Figure(figsize=(13, 1.9 + 0.72 * len(rows)), dpi=150, layout="constrained")
+    name = title or f"{schedule.name}, {schedule.microbatches} microbatches"
+    name = textwrap.fill(name, _TITLE_LETTERS, break_on_hyphens=False)
+    height = 1.9 + 0.72 * len(rows) + 1.3 * _TITLE_FONT / 72 * name.count("\n")
+    figure = Figure(figsize=(13, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     span = timeline.makespan * scale or 1.0
     axes.set_xlim(-0.004 * span, 1.004 * span)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     shades = _shades(schedule.graph)
-    points = figure.get_figwidth() * 0.85 * 72 / span  # on paper for one unit of time, about
+    points = figure.get_figwidth() * 0.85 * 72 / span  # on the page for one unit of time, about
     directions = _draw_arrows(axes, timeline, rows, scale, points)
     digits = len(str(schedule.microbatches - 1))
     for lane, row in enumerate(rows):
@@ -77,8 +82,7 @@ def draw(
             module = schedule.graph.stage(item.stage).module
             _draw_box(axes, item, _band(row, item.stage, lane), shades[module], scale, points, digits)
     _dress(axes, timeline, rows, unit)
-    name = title or f"{schedule.name}, {schedule.microbatches} microbatches"
-    axes.set_title(name, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
+    axes.set_title(name, loc="left", fontsize=_TITLE_FONT, fontweight="bold", color=_INK, pad=12)
     total = f"makespan {timeline.makespan * scale:.4g} {unit} · idle {timeline.idle_share():.1%}"
     axes.set_title(total, loc="right", fontsize=10, color=_INK, pad=12)
     _draw_legend(figure, timeline, shades, directions)
@@ -86,18 +90,18 @@ def draw(
 
 
 def device_ranges(devices: Sequence[int]) -> str:
-    """Device ids in short: (0, 1, 2, 3, 6) is "0-3,6"."""
-    runs: list[list[int]] = []
+    """Write device ids as ranges: (0, 1, 2, 3, 6) is "0-3,6"."""
+    ranges: list[list[int]] = []
     for device in sorted(devices):
-        if runs and device == runs[-1][-1] + 1:
-            runs[-1].append(device)
+        if ranges and device == ranges[-1][-1] + 1:
+            ranges[-1].append(device)
         else:
-            runs.append([device])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+            ranges.append([device])
+    return ",".join(f"{each[0]}-{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in ranges)
 
 
 def _shades(graph: StageGraph) -> dict[str, dict[Kind, str]]:
-    """The colour of each kind of program, by module."""
+    """Return the colour of each kind of program, by module."""
     found = {}
     for index, module in enumerate(dict.fromkeys(stage.module for stage in graph.stages)):
         light, deep = _HUES[index % len(_HUES)]
@@ -112,13 +116,13 @@ def _shades(graph: StageGraph) -> dict[str, dict[Kind, str]]:
 
 
 def _blend(one: str, other: str, share: float) -> str:
-    """A colour between two, with a share of the other."""
+    """Mix two colours, with a share of the other."""
     parts = zip(to_rgb(one), to_rgb(other), strict=True)
     return to_hex([(1 - share) * a + share * b for a, b in parts])
 
 
 def _band(lane: Lane, stage: str, place: int) -> tuple[float, float]:
-    """The middle and the height of the boxes of a stage: several stages of one module share a lane's height."""
+    """Return the middle and the height of the boxes of a stage: several stages of one module share a lane's height."""
     module = next(node.module for node in lane.stages if node.name == stage)
     names = [node.name for node in lane.stages if node.module == module]
     height = _BOX / len(names)
@@ -159,7 +163,7 @@ def _draw_box(
 
 
 def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: float, points: float) -> set[bool]:
-    """Draw the transfers between stages that share no lane; returns which directions there were."""
+    """Draw the transfers between stages that share no lane; return the directions drawn (True for gradients)."""
     graph = timeline.schedule.graph
     lanes_of = {stage.name: [lane for lane, row in enumerate(rows) if stage in row.stages] for stage in graph.stages}
     drawn: set[bool] = set()
@@ -168,22 +172,22 @@ def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: fl
             continue
         edge = graph.edge(span.action.edge)
         ends = itertools.product(lanes_of[edge.source], lanes_of[edge.destination])
-        here, there = min(ends, key=lambda pair: abs(pair[0] - pair[1]))
-        if here == there:
+        start, end = min(ends, key=lambda pair: abs(pair[0] - pair[1]))
+        if start == end:
             continue
         if span.action.backward:
-            here, there = there, here
-        down = 1 if there > here else -1
+            start, end = end, start
+        down = 1 if end > start else -1
         aside = (-1.8 if span.action.backward else 1.8) / points  # lets both directions be seen at one moment
         arrow = FancyArrowPatch(
-            (span.start * scale + aside, here + down * _BOX / 2),
-            (span.end * scale + aside, there - down * _BOX / 2),
+            (span.start * scale + aside, start + down * _BOX / 2),
+            (span.end * scale + aside, end - down * _BOX / 2),
             arrowstyle="-|>,head_length=2.6,head_width=1.5",
             shrinkA=0,
             shrinkB=0,
             linewidth=0.8,
             color=_ARROWS[span.action.backward],
-            zorder=2 if abs(here - there) == 1 else 1,
+            zorder=2 if abs(start - end) == 1 else 1,
         )
         axes.add_patch(arrow)
         drawn.add(span.action.backward)
@@ -191,7 +195,7 @@ def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: fl
 
 
 def _dress(axes: Axes, timeline: Timeline, rows: Sequence[Lane], unit: str) -> None:
-    """Lanes, their labels and the time axis."""
+    """Draw the lanes, their labels and the time axis."""
     for lane in range(len(rows)):
         axes.axhspan(lane - _BOX / 2, lane + _BOX / 2, color="#f1f3f5", zorder=0)
     axes.set_yticks([])

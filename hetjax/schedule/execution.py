@@ -1,4 +1,4 @@
-"""What exists at one moment of a step that is walked action by action."""
+"""The state of a step that is walked action by action: the tensors that exist, and where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ Queue = tuple[str, bool]  # an edge's name, and whether it is the queue of its g
 
 @dataclass
 class Execution:
-    """What exists at one moment of a step: live forwards, tensors made and not sent, tensors sent and not read."""
+    """The state of a step at one moment.
+
+    Attributes:
+        schedule: what is walked.
+        live: for each stage, the microbatches whose forward has run and whose backward has not ended.
+        made: tensors made and not yet sent, by queue and microbatch.
+        queues: the microbatches sent over each queue and not yet read.
+        returned: for each stage, the microbatches whose input gradients are made.
+        backwards: how many microbatches each stage has ended.
+        pieces_run: devices that have run an action of which others still have to run their pieces.
+        peak_live, peak_queued: the most that `live` and `queues` have held.
+    """
 
     schedule: Schedule
     live: dict[str, set[int]] = field(default_factory=dict)
@@ -31,16 +42,18 @@ class Execution:
         self.peak_live = {stage.name: 0 for stage in self.schedule.graph.stages}
 
     def queued(self, edge: str, backward: bool) -> set[int]:
+        """Return the microbatches that an edge holds, sent and not yet read: activations, or gradients."""
         return self.queues.setdefault((edge, backward), set())
 
     def edge_peaks(self) -> dict[str, int]:
+        """Return the most microbatches that each edge has held, of activations or of gradients."""
         return {
             e.name: max(self.peak_queued[e.name, False], self.peak_queued[e.name, True])
             for e in self.schedule.graph.edges
         }
 
     def lacking(self, action: Action) -> list[str]:
-        """What an action needs and does not find, in words."""
+        """Return what an action needs and does not find, in words."""
         stage, index = action.stage, action.microbatch
         if action.kind is Kind.TRANSFER:
             made = ((action.edge, action.backward), index) in self.made
@@ -71,7 +84,7 @@ class Execution:
             self.pieces_run[action] = run
 
     def run(self, action: Action) -> None:
-        """Take what an action reads, and put what it makes."""
+        """Remove what an action reads, and add what it makes."""
         stage, index = action.stage, action.microbatch
         if action.kind is Kind.TRANSFER:
             key = (action.edge, action.backward)
@@ -94,7 +107,7 @@ class Execution:
             self.backwards[stage] += 1
 
     def _reads(self, action: Action) -> list[Queue]:
-        """The queues that a forward or a backward takes its microbatch from."""
+        """Return the queues that a forward or a backward takes its microbatch from."""
         if action.kind is Kind.FORWARD:
             return [(edge.name, False) for edge in self.schedule.graph.inputs(action.stage)]
         if action.kind in GIVES_GRADIENT:

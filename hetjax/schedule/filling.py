@@ -1,4 +1,4 @@
-"""Orders in which the programs of encoders stand among those of a pipeline, and how good each is.
+"""Orders of the programs of encoders among those of a pipeline, and how long each takes.
 
 An order is a list of *streams*: the programs of one mesh of the pipeline, or the forwards or the backwards of
 one encoder stage. The k-th time that a stream stands in an order, its k-th program runs. So whatever an
@@ -18,13 +18,13 @@ from hetjax.schedule.graph import StageGraph
 from hetjax.schedule.simulate import Costs
 
 Order = list[int]  # streams
-_RUNS = 1_000_000  # of programs on paper, in all orders that `improve` judges: a second or so
+_PROGRAMS = 1_000_000  # simulated in all orders that `improve` judges: a second or so
 _NEVER = (math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program: its seconds, the programs it waits for and how long their tensors travel, and where it runs.
+    """One program: its seconds, the programs it waits for with the seconds of their transfers, and where it runs.
 
     `pieces` are groups of kinds of devices; those of a group start together.
     """
@@ -35,7 +35,7 @@ class Program:
     pieces: tuple[tuple[int, ...], ...]
 
     def starts(self, free: Sequence[float], ended: Mapping[int, float]) -> list[float]:
-        """When each piece starts, if devices are free and programs have ended then."""
+        """Return when each piece starts, if devices are free and programs have ended then."""
         ready = max([0.0, *(ended[need] + delay for need, delay in self.needs)])
         return [max(ready, *(free[kind] for kind in piece)) for piece in self.pieces]
 
@@ -52,7 +52,7 @@ class Filling:
 
     @cached_property
     def streams(self) -> tuple[tuple[int, ...], ...]:
-        """The places in `programs` of each stream's programs; those of the pipeline come first."""
+        """Return the places in `programs` of each stream's programs; those of the pipeline come first."""
         found, start = [], 0
         for stream in (*self.pipeline, *self.encoders):
             found.append(tuple(range(start, start + len(stream))))
@@ -61,18 +61,18 @@ class Filling:
 
     @cached_property
     def places(self) -> dict[Action, int]:
-        """Where each action stands in `programs`."""
+        """Return the place of each action in `programs`."""
         actions = (action for stream in (*self.pipeline, *self.encoders) for action in stream)
         return {action: place for place, action in enumerate(actions)}
 
     @cached_property
     def programs(self) -> tuple[Program, ...]:
-        """All programs, stream by stream."""
+        """Return all programs, stream by stream."""
         return tuple(self._program(action) for action in self.places)
 
     @cached_property
     def kinds(self) -> dict[Hashable, int]:
-        """Devices by kind: those that hold the same stages act alike, so that one stands for all."""
+        """Number the devices by kind: those that hold the same stages act alike, so that one stands for all."""
         hosts: dict[Hashable, list[str]] = {}
         for stage in self.graph.stages:
             for device in self.graph.occupies(stage.name):
@@ -92,25 +92,25 @@ class Filling:
         return Program(action, self.costs.seconds(action), tuple(waits), tuple(dict.fromkeys(groups)))
 
     def order_of(self, actions: Sequence[Action]) -> Order | None:
-        """The order of some schedule's actions; None where it has the programs of a stream in another one."""
+        """Return the order of a schedule's actions; None where it has the programs of a stream in another one."""
         stream_of = {place: stream for stream, places in enumerate(self.streams) for place in places}
         listed = [self.places[action] for action in actions if action in self.places]
         order = [stream_of[place] for place in listed]
         return order if list(self._walk(order)) == listed else None
 
     def timed(self, order: Order) -> list[tuple[Action, float, float]]:
-        """The programs in this order, each with the start of its first piece and the end of its last."""
+        """Return the programs in this order, each with the start of its first piece and the end of its last."""
         times: list[tuple[float, float]] = []
         self._run(order, times)
         return [(self.programs[place].action, *when) for place, when in zip(self._walk(order), times, strict=True)]
 
     def judge(self, order: Order) -> tuple[float, float]:
-        """When all devices are through, and the sum over kinds of when each is; infinite for an illegal order."""
+        """Return when the last device ends, and the sum over kinds of when each ends; infinite for an illegal order."""
         return self._run(order, None)
 
     def improve(self, order: Order) -> Order:
-        """Move one encoder program at a time, as long as that makes the order better by what `judge` tells."""
-        best, left = self.judge(order), _RUNS // len(order)
+        """Move one encoder program at a time, as long as that makes the order better by `judge`."""
+        best, left = self.judge(order), _PROGRAMS // len(order)
         steps = [1 << power for power in reversed(range(len(order).bit_length() - 1))]
         better = True
         while better and left > 0:
@@ -134,7 +134,7 @@ class Filling:
         return (next(ahead[stream]) for stream in order)
 
     def _run(self, order: Order, times: list[tuple[float, float]] | None) -> tuple[float, float]:
-        """Run an order on paper. This is where the search spends its time, hence the plain loops."""
+        """Simulate an order. This is where the search spends its time, hence the plain loops."""
         free = [0.0] * (max(self.kinds.values()) + 1)
         ended: list[float | None] = [None] * len(self.programs)
         programs = self.programs

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from hetjax.schedule.actions import Action, Schedule, backward, forward, require_graph
+from hetjax.schedule.actions import Action, backward, forward
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.graph import StageGraph, StageNode
 from hetjax.schedule.order import total_order
 
 
-def gpipe(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """Every stage runs the forwards of all microbatches, then all backwards, first in first out.
+@schedule_builder("gpipe", summary="all forwards, then all backwards")
+def gpipe(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Run the forwards of all microbatches on every stage, then all backwards, first in first out.
 
     Three stages, four microbatches, with programs of equal length:
 
@@ -21,22 +21,20 @@ def gpipe(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
     Peak of live microbatches: all of them, on every stage that has a backward. On p equal stages with m
     microbatches the idle share is (p - 1) / (m + p - 1).
 
-    `stages` is a graph, or the names of a chain. Reference: Huang et al., arXiv:1811.06965.
+    Reference: Huang et al., arXiv:1811.06965.
 
     Raises:
         ScheduleError: fewer than one microbatch, or a graph that is not legal.
     """
-    graph = require_graph(stages, microbatches)
     local = {stage.name: (*forwards(stage, microbatches), *backwards(stage, microbatches)) for stage in graph.stages}
-    order = total_order(graph, microbatches, local)
-    return Schedule(name="gpipe", graph=graph, microbatches=microbatches, actions=order)
+    return total_order(graph, microbatches, local)
 
 
 def forwards(stage: StageNode, microbatches: int) -> tuple[Action, ...]:
-    """The forwards of a stage over all microbatches."""
+    """Return the forwards of a stage over all microbatches."""
     return tuple(forward(stage.name, index) for index in range(microbatches))
 
 
 def backwards(stage: StageNode, microbatches: int) -> tuple[Action, ...]:
-    """The backwards of a stage over all microbatches; none where the stage has no backward."""
+    """Return the backwards of a stage over all microbatches; none where the stage has no backward."""
     return tuple(backward(stage.name, index) for index in range(microbatches) if stage.backward)

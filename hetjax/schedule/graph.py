@@ -68,7 +68,7 @@ class StageGraph:
 
     @classmethod
     def chain(cls, names: Sequence[str]) -> StageGraph:
-        """Stages one after another, each a trainable module of its own, each on a mesh of its own."""
+        """Build a chain of stages, each a trainable module of its own, each on a mesh of its own."""
         stages = tuple(StageNode(name=name, module=name, index=0) for name in names)
         pairs = itertools.pairwise(names)
         edges = tuple(StageEdge(name=f"{a}->{b}", source=a, destination=b) for a, b in pairs)
@@ -76,44 +76,44 @@ class StageGraph:
 
     @property
     def sink(self) -> StageNode:
-        """The stage that computes the loss."""
+        """Return the stage that computes the loss."""
         return next(stage for stage in self.stages if not self.outputs(stage.name))
 
     def stage(self, name: str) -> StageNode:
-        """The stage of that name; raises ScheduleError that lists the known ones."""
+        """Return the stage of that name; raises ScheduleError that lists the known ones."""
         if name not in self._stages:
             raise ScheduleError(f"unknown stage {name!r}; the stages are {', '.join(self._stages)}")
         return self._stages[name]
 
     def edge(self, name: str) -> StageEdge:
-        """The edge of that name; raises ScheduleError that lists the known ones."""
+        """Return the edge of that name; raises ScheduleError that lists the known ones."""
         if name not in self._edges:
             raise ScheduleError(f"unknown edge {name!r}; the edges are {', '.join(self._edges) or '(none)'}")
         return self._edges[name]
 
     def inputs(self, stage: str) -> tuple[StageEdge, ...]:
-        """The edges that end at a stage, in the graph's order."""
+        """Return the edges that end at a stage, in the graph's order."""
         return self._inputs[self.stage(stage).name]
 
     def outputs(self, stage: str) -> tuple[StageEdge, ...]:
-        """The edges that start at a stage, in the graph's order."""
+        """Return the edges that start at a stage, in the graph's order."""
         return self._outputs[self.stage(stage).name]
 
     def depth(self, stage: str) -> int:
-        """The number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
+        """Return the number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
         return self._depths[self.stage(stage).name]
 
     def splits(self, stage: str) -> bool:
-        """Whether a stage's backward has two parts: it trains, and it gives a gradient to an input."""
+        """Return whether a stage's backward has two parts: it trains, and it gives a gradient to an input."""
         return self.stage(stage).update and any(edge.backward for edge in self.inputs(stage))
 
     def occupies(self, stage: str) -> tuple[Hashable, ...]:
-        """What a stage keeps busy while it runs: its devices, or its own name where none are given."""
+        """Return what a stage keeps busy while it runs: its devices, or its own name where none are given."""
         return self.stage(stage).devices or (stage,)
 
     @cached_property
     def meshes(self) -> tuple[tuple[StageNode, ...], ...]:
-        """The stages grouped by mesh: those with exactly the same devices together, in the graph's order."""
+        """Return the stages grouped by mesh: those with exactly the same devices together, in the graph's order."""
         groups: dict[tuple[Hashable, ...], list[StageNode]] = {}
         for stage in self.stages:
             groups.setdefault(self.occupies(stage.name), []).append(stage)

@@ -1,4 +1,4 @@
-"""An order by list scheduling: always the program that can start first."""
+"""Find an order by list scheduling: next comes the program that can start first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hetjax.schedule.filling import Filling, Order
 
 
 def greedy(filling: Filling, *, ahead: int, patience: float) -> Order:
-    """Always the program that can start first; of those that can at once, the pipeline's, then a backward.
+    """Order programs by when they can start: of those that can at once, the pipeline's first, then backwards.
 
     A program of an encoder is put before one of the pipeline only where that delays it by no more than
     `patience` of its own length, and its forwards run at most `ahead` microbatches ahead of their readers,
@@ -39,7 +39,7 @@ def greedy(filling: Filling, *, ahead: int, patience: float) -> Order:
 
 
 def _is_far(filling: Filling, place: int, ended: Mapping[int, float], ahead: int) -> bool:
-    """Whether a program is a forward of an encoder, more than `ahead` microbatches ahead of one of its readers."""
+    """Return whether a program is an encoder's forward, more than `ahead` microbatches ahead of one of its readers."""
     action = filling.programs[place].action
     earlier = action.microbatch - ahead
     if action.kind is not Kind.FORWARD or earlier < 0 or place < sum(map(len, filling.pipeline)):
@@ -49,7 +49,7 @@ def _is_far(filling: Filling, place: int, ended: Mapping[int, float], ahead: int
 
 
 def _choose(filling: Filling, heads: Mapping[int, int], starts: Mapping[int, Sequence[float]], patience: float) -> int:
-    """The stream whose next program is put next, of those with the given starts of its pieces."""
+    """Return the stream whose next program comes next, of those with the given starts of its pieces."""
     pipeline = [stream for stream in starts if stream < len(filling.pipeline)]
     first = min(pipeline, key=lambda stream: (starts[stream], stream), default=None)
     options = []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, backward, forward, require_graph
+from hetjax.schedule.actions import Action, Kind, backward, forward
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import backwards, forwards
 from hetjax.schedule.graph import StageGraph, StageNode
-from hetjax.schedule.one_f_one_b import forwards_ahead
+from hetjax.schedule.one_f_one_b import forwards_ahead, one_f_one_b
 from hetjax.schedule.order import LocalOrders, total_order
 
 
-def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """1F1B for modules with p meshes and v *chunks* a mesh: stages 0 ... p v - 1, stage k on mesh k mod p.
+@schedule_builder("interleaved_1f1b", summary="1F1B over several shorter stages on each mesh")
+def interleaved_1f1b(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Run 1F1B on modules with p meshes and v *chunks* a mesh: stages 0 ... p v - 1, stage k on mesh k mod p.
 
     A mesh takes up its chunks in turn, p microbatches of each: forwards from its first chunk on, backwards from
     its last chunk on. Mesh r warms up with 2 (p - 1 - r) + (v - 1) p + 1 of these forwards, and then
@@ -35,14 +37,13 @@ def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> S
     Peak of live microbatches: that of 1F1B with one chunk a mesh; on mesh r, of all chunks together, at most
     2 (p - 1 - r) + (v - 1) p + 1 where p divides m, each of a stage that is 1/v as long.
 
-    `stages` is a graph, or the names of a chain. Reference: Narayanan et al., arXiv:2104.04473 (the
+    Reference: Narayanan et al., arXiv:2104.04473 (the
     interleaved schedule).
 
     Raises:
         ScheduleError: fewer than one microbatch, or a module with several stages a mesh where they do not
             come around in turn.
     """
-    graph = require_graph(stages, microbatches)
     local: dict[str, tuple[Action, ...]] = {}
     for module in dict.fromkeys(stage.module for stage in reversed(graph.stages)):
         own = [stage for stage in graph.stages if stage.module == module]
@@ -54,13 +55,12 @@ def interleaved_1f1b(stages: StageGraph | Sequence[str], microbatches: int) -> S
                 local[stage.name] = _single(graph, stage, local, microbatches)
     # In the graph's order, so that with one chunk a mesh the total order is that of 1F1B.
     ordered = {stage.name: local[stage.name] for stage in graph.stages if stage.name in local}
-    order = total_order(graph, microbatches, ordered, ahead=forwards_ahead(graph))
-    return Schedule(name="interleaved_1f1b", graph=graph, microbatches=microbatches, actions=order)
+    return total_order(graph, microbatches, ordered, ahead=forwards_ahead(graph))
 
 
 def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]]:
-    """The stages of one module by mesh: its chunks, in order."""
-    meshes: dict[tuple, list[StageNode]] = {}
+    """Return the stages of one module by mesh: its chunks, in order."""
+    meshes: dict[tuple[Hashable, ...], list[StageNode]] = {}
     for stage in own:
         meshes.setdefault(graph.occupies(stage.name), []).append(stage)
     found = list(meshes.values())
@@ -68,15 +68,15 @@ def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]
         wanted = found[index % len(found)]
         if len(own) % len(found) or stage not in wanted:
             raise ScheduleError(
-                f"interleaved_1f1b: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes; it takes "
-                f"v*p of them, stage k on mesh k mod p, but stage {stage.name!r} is on devices "
-                f"{graph.occupies(stage.name)}; deal the stages out in turn or use '1f1b'"
+                f"{interleaved_1f1b.name}: module {stage.module!r} has {len(own)} stages on p={len(found)} meshes; it "
+                f"takes v*p of them, stage k on mesh k mod p, but stage {stage.name!r} is on devices "
+                f"{graph.occupies(stage.name)}; deal the stages out in turn or use '{one_f_one_b.name}'"
             )
     return found
 
 
 def _single(graph: StageGraph, stage: StageNode, local: LocalOrders, microbatches: int) -> tuple[Action, ...]:
-    """The order on a stage with a mesh of its own: before each backward it is one forward ahead of its readers."""
+    """Return the order on a stage with its own mesh: before each backward it is one forward ahead of its readers."""
     ahead = [_ahead(graph, stage, local, index, microbatches) for index in range(microbatches)]
     return _merge(forwards(stage, microbatches), backwards(stage, microbatches), ahead)
 
@@ -84,7 +84,7 @@ def _single(graph: StageGraph, stage: StageNode, local: LocalOrders, microbatche
 def _chunked(
     graph: StageGraph, meshes: list[list[StageNode]], local: LocalOrders, microbatches: int
 ) -> dict[str, tuple[Action, ...]]:
-    """The orders on all meshes of a module with chunks, by the name of each mesh's first stage."""
+    """Return the orders on all meshes of a module with chunks, by the name of each mesh's first stage."""
     count, chunks = len(meshes), len(meshes[0])
     turns = _turns(count, microbatches)
     orders = {}
@@ -105,7 +105,7 @@ def _chunked(
 
 
 def _turns(meshes: int, microbatches: int) -> list[range]:
-    """The microbatches that a chunk runs in one turn: as many as there are meshes, and in the first those left over.
+    """Return the microbatches that a chunk runs in each turn: as many as there are meshes, and the rest in the first.
 
     A turn shorter than the number of meshes would have to wait for itself to come around.
     """
@@ -114,7 +114,7 @@ def _turns(meshes: int, microbatches: int) -> list[range]:
 
 
 def _merge(ahead: Sequence[Action], back: Sequence[Action], before: Sequence[int]) -> tuple[Action, ...]:
-    """Forwards and backwards in one order, with at least `before[i]` forwards ahead of the i-th backward."""
+    """Merge forwards and backwards into one order, with at least `before[i]` forwards ahead of the i-th backward."""
     order: list[Action] = []
     run = 0
     for action, least in zip(back, before, strict=False):
@@ -125,14 +125,14 @@ def _merge(ahead: Sequence[Action], back: Sequence[Action], before: Sequence[int
 
 
 def _ahead(graph: StageGraph, stage: StageNode, local: LocalOrders, index: int, microbatches: int) -> int:
-    """How many forwards a stage has to run before the backward of a microbatch: one more than its readers do."""
+    """Return how many forwards a stage has to run before the backward of a microbatch: one more than its readers do."""
     readers = [edge.destination for edge in graph.outputs(stage.name) if edge.backward]
     counts = [_forwards_before(local, reader, index) for reader in readers]
     return min(microbatches, max([index, *counts]) + 1)
 
 
 def _leads(graph: StageGraph, stage: StageNode, order: Sequence[Action], local: LocalOrders, microbatches: int) -> bool:
-    """Whether a stage of a module with chunks is ahead of its readers in other modules."""
+    """Return whether a stage of a module with chunks is ahead of its readers in other modules."""
     if not stage.backward:
         return True
     own = {stage.name: order}
@@ -143,7 +143,7 @@ def _leads(graph: StageGraph, stage: StageNode, order: Sequence[Action], local: 
 
 
 def _forwards_before(local: LocalOrders, stage: str, index: int) -> int:
-    """How many forwards of a stage come before its backward of a microbatch; 0 where its order is not made yet."""
+    """Return how many forwards of a stage come before its backward of a microbatch; 0 without an order for it yet."""
     for order in local.values():
         if backward(stage, index) in order:
             before = order[: order.index(backward(stage, index))]

@@ -1,4 +1,4 @@
-"""The lanes of a timeline: what runs one program at a time, and is shown in one row."""
+"""The lanes of a timeline: groups of devices that run one program at a time, each shown in one row."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ class Lane:
 
     @property
     def device_ids(self) -> tuple[int, ...]:
-        """The devices, if they were given; a stage without any stands for itself."""
+        """Return the device numbers; none where the stages were given without devices."""
         return self.devices if self.stages[0].devices else ()
 
     def shows(self, span: Span) -> bool:
-        """Whether the lane shows a program."""
+        """Return whether a span ran on the devices of this lane."""
         return span.stage in {stage.name for stage in self.stages} and not set(span.devices).isdisjoint(self.devices)
 
 
 def lanes(timeline: Timeline) -> tuple[Lane, ...]:
-    """One lane a mesh where every program runs on the whole of its mesh at once; else one for devices that act alike.
+    """Return the lanes of a timeline.
+
+    One for each mesh where every program runs on the whole of its mesh at once; else one for devices that act alike.
 
     Meshes that overlap have a lane each. Lanes of devices never overlap, and a program is in all of its lanes.
     """
@@ -41,8 +43,8 @@ def lanes(timeline: Timeline) -> tuple[Lane, ...]:
     devices = dict.fromkeys(device for stage in graph.stages for device in graph.occupies(stage.name))
     alike: dict[tuple[int, ...], list[Hashable]] = {}
     for device in devices:
-        run = tuple(index for index, span in enumerate(programs) if device in span.devices)
-        alike.setdefault(run, []).append(device)
+        ran = tuple(index for index, span in enumerate(programs) if device in span.devices)
+        alike.setdefault(ran, []).append(device)
     return tuple(
         Lane(
             stages=tuple(stage for stage in graph.stages if group[0] in graph.occupies(stage.name)),

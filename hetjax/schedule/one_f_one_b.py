@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from hetjax.schedule.actions import Action, Schedule, require_graph
+from hetjax.schedule.actions import Action
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import backwards, forwards
 from hetjax.schedule.graph import StageGraph, StageNode
 from hetjax.schedule.order import total_order
 
 
-def one_f_one_b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """A stage warms up with depth + 1 forwards, then takes turns: one backward, one forward.
+@schedule_builder("1f1b", summary="depth + 1 forwards, then one backward and one forward in turn")
+def one_f_one_b(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Warm up each stage with depth + 1 forwards, then run one backward and one forward in turn.
 
     The depth of a stage is the longest way from it to the loss, so this works on any graph: encoders
     of different numbers of stages warm up as far ahead as each has to. Three stages, four
@@ -26,20 +26,18 @@ def one_f_one_b(stages: StageGraph | Sequence[str], microbatches: int) -> Schedu
     readers, so that its outputs do not pile up.
     The idle share of p equal stages is that of GPipe, (p - 1) / (m + p - 1), in less memory.
 
-    `stages` is a graph, or the names of a chain. Reference: Narayanan et al., arXiv:2104.04473 (the
+    Reference: Narayanan et al., arXiv:2104.04473 (the
     non-interleaved schedule, PipeDream-Flush).
 
     Raises:
         ScheduleError: fewer than one microbatch, or a graph that is not legal.
     """
-    graph = require_graph(stages, microbatches)
     local = {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in graph.stages}
-    order = total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
-    return Schedule(name="1f1b", graph=graph, microbatches=microbatches, actions=order)
+    return total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
 
 
 def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, ...]:
-    """The order on one stage: min(microbatches, depth + 1) forwards, then backward and forward in turn."""
+    """Return the order on one stage: min(microbatches, depth + 1) forwards, then backward and forward in turn."""
     ahead, back = forwards(stage, microbatches), backwards(stage, microbatches)
     if not back:
         return ahead
@@ -52,5 +50,5 @@ def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, 
 
 
 def forwards_ahead(graph: StageGraph) -> dict[str, int]:
-    """How far stages without backward may run ahead of their readers: as far as one that has a backward would."""
+    """Return how many microbatches stages without backward may run ahead of their readers: as if they had one."""
     return {stage.name: graph.depth(stage.name) + 1 for stage in graph.stages if not stage.backward}

@@ -1,11 +1,11 @@
-"""From the order on every stage to one total order: what a single controller dispatches, action by action.
+"""Merge the orders on the stages into one total order, which a single controller dispatches action by action.
 
-The order comes from list scheduling with unit costs: time goes in steps, in each step every free mesh
-starts the next program of one of its stages if its needs are met, and the actions of a step follow
-those of the step before. When local orders compete for shared devices, what makes gradients for others goes
+The order comes from list scheduling with unit costs: time goes in rounds, in each round every free mesh
+starts the next program of one of its stages if its needs are met, and the actions of a round follow
+those of the round before. When local orders compete for shared devices, what makes gradients for others goes
 first, then forwards, then gradients of weights; among equals, the stage nearer to the loss goes first.
 
-A transfer is dispatched at the start of the step after its producer's, before the programs of that step.
+A transfer is dispatched at the start of the round after its producer's, before the programs of that round.
 That is as early as it can start without holding anybody up: the part of a boundary that runs on the
 source mesh follows its producer directly, and the copy overlaps with whatever both meshes compute next.
 Dispatched directly behind its producer instead, the part on the destination mesh could land ahead of
@@ -69,7 +69,7 @@ def total_order(
 def _lacking(
     graph: StageGraph, microbatches: int, action: Action, done: set[Action], ahead: Mapping[str, int], split: Split
 ) -> list[Action]:
-    """What has to be done before an action may start."""
+    """Return the actions that have to be done before one may start."""
     required = list(needs(graph, microbatches, action, split))
     if action.kind is Kind.FORWARD and action.stage in ahead:
         earlier = action.microbatch - ahead[action.stage]
@@ -79,7 +79,7 @@ def _lacking(
 
 
 def _start(graph: StageGraph, ready: list[Action]) -> list[Action]:
-    """Of the actions that could start now, those that find their devices free."""
+    """Return those of the actions that could start now whose devices are free."""
     taken: set[Hashable] = set()
     started = []
     for action in sorted(ready, key=lambda a: (_URGENCY[a.kind], graph.depth(a.stage))):

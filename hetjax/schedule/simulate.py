@@ -1,4 +1,4 @@
-"""How long a schedule takes, given what each of its actions costs."""
+"""Simulate a schedule: when each action runs, given what each costs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Costs:
                 raise ScheduleError(f"the cost of {what} is {seconds}; give a finite number of seconds, 0 or more")
 
     def seconds(self, action: Action) -> float:
-        """What one action costs."""
+        """Return the seconds that one action takes."""
         name = action.edge if action.kind is Kind.TRANSFER else action.stage
         return self.of.get((name, action.kind), getattr(self, action.kind.value))
 
@@ -69,7 +69,7 @@ class Timeline:
         return max((span.end for span in self.spans), default=0.0)
 
     def idle_share(self, stage: str | None = None) -> float:
-        """The share of the makespan, 0 to 1, in which devices run no program.
+        """Return the share of the makespan, 0 to 1, in which devices run no program.
 
         Of the devices of one stage (busy with any stage that shares them), or over all devices. A stage
         without devices counts as one. A transfer is not a program.
@@ -79,7 +79,7 @@ class Timeline:
         return self.idle_share_of({device for name in stages for device in graph.occupies(name)})
 
     def idle_share_of(self, devices: Collection[Hashable]) -> float:
-        """The share of the makespan in which these devices run no program."""
+        """Return the share of the makespan, 0 to 1, in which these devices run no program."""
         if not self.makespan:
             return 0.0
         return 1 - math.fsum(self._busy[device] for device in devices) / (len(devices) * self.makespan)
@@ -95,7 +95,7 @@ class Timeline:
 
 
 def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy: bool = False) -> Timeline:
-    """Run a schedule on paper.
+    """Compute when every action of a schedule runs, without running it.
 
     A device takes up its actions in dispatch order, one at a time, each as soon as its needs are met. The
     devices of a stage start a program together, or each its own piece on an independent stage; the
@@ -133,7 +133,7 @@ def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy
 
 
 def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[tuple[Hashable, ...], ...]:
-    """What runs one action at a time and takes part in this one, in groups that start together."""
+    """Return what an action keeps busy (devices, or one direction of an edge), in groups that start together."""
     if action.kind is not Kind.TRANSFER:
         return pieces(graph, action)
     edge = graph.edge(action.edge)

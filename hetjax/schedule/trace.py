@@ -1,4 +1,4 @@
-"""A timeline as a trace for Perfetto or chrome://tracing."""
+"""Write a timeline as a trace for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from hetjax.schedule.actions import Kind
 from hetjax.schedule.lanes import lanes
 from hetjax.schedule.simulate import Span, Timeline
 
+TraceEvent = dict[str, str | int | float | dict[str, str | int | None]]
+"""One event of the Trace Event Format, as it stands in the file."""
+
 
 def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
-    """Write a timeline, taken to be in seconds, as Chrome trace events (JSON; open it at ui.perfetto.dev).
+    """Write a timeline in seconds as Chrome trace events (JSON; open it at ui.perfetto.dev).
 
     A process is a lane: a mesh, or devices that act alike. Its first thread runs the programs, and each edge
     that leaves a stage whose first lane it is has a thread for its transfers. Every span is one complete
@@ -38,11 +41,11 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def _metadata(name: str, pid: int, tid: int, value: str) -> dict:
+def _metadata(name: str, pid: int, tid: int, value: str) -> TraceEvent:
     return {"ph": "M", "name": name, "pid": pid, "tid": tid, "args": {"name": value}}
 
 
-def _complete(span: Span, pid: int, tid: int) -> dict:
+def _complete(span: Span, pid: int, tid: int) -> TraceEvent:
     action = span.action
     arguments = {"stage": action.stage, "microbatch": action.microbatch}
     if action.kind is Kind.TRANSFER:

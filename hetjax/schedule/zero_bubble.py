@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from hetjax.schedule.actions import Action, Schedule, backward_input, backward_weight, require_graph
+from hetjax.schedule.actions import Action, backward_input, backward_weight
+from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import forwards
 from hetjax.schedule.graph import StageGraph, StageNode
 from hetjax.schedule.one_f_one_b import alternate, forwards_ahead
 from hetjax.schedule.order import total_order
 
 
-def zero_bubble(stages: StageGraph | Sequence[str], microbatches: int) -> Schedule:
-    """1F1B whose backwards are split: gradients of inputs at once, gradients of weights where a stage would idle.
+@schedule_builder("zero_bubble", summary="1F1B with gradients of weights postponed into idle time")
+def zero_bubble(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
+    """Split the backwards of 1F1B: gradients of inputs at once, gradients of weights where a stage would idle.
 
     With d the depth of a stage and D that of the deepest, a stage warms up with d + 1 forwards, as in 1F1B,
     and lets the gradients of weights of D - d microbatches lie, to be made up at the end. A stage that
@@ -31,12 +31,11 @@ def zero_bubble(stages: StageGraph | Sequence[str], microbatches: int) -> Schedu
     p Ws come after it. With the min(microbatches, d + 1) of 1F1B on every stage, no order has a smaller
     idle share than 2 (p - 1) / (3 m + 2 (p - 1)).
 
-    `stages` is a graph, or the names of a chain. Reference: Qi et al., arXiv:2401.10241 (ZB-H1).
+    Reference: Qi et al., arXiv:2401.10241 (ZB-H1).
 
     Raises:
         ScheduleError: fewer than one microbatch, or a graph that is not legal.
     """
-    graph = require_graph(stages, microbatches)
     deepest = max(graph.depth(stage.name) for stage in graph.stages)
     local = {}
     for stage in graph.stages:
@@ -45,12 +44,11 @@ def zero_bubble(stages: StageGraph | Sequence[str], microbatches: int) -> Schedu
             local[stage.name] = _postpone(stage, depth, deepest - depth, microbatches)
         else:
             local[stage.name] = alternate(stage, depth, microbatches)
-    order = total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
-    return Schedule(name="zero_bubble", graph=graph, microbatches=microbatches, actions=order)
+    return total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
 
 
 def _postpone(stage: StageNode, depth: int, late: int, microbatches: int) -> tuple[Action, ...]:
-    """The order on one stage, with the gradients of weights `late` microbatches behind those of inputs."""
+    """Return the order on one stage, with the gradients of weights `late` microbatches behind those of inputs."""
     ahead = forwards(stage, microbatches)
     warm_up = min(microbatches, depth + 1)
     order = list(ahead[:warm_up])

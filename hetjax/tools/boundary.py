@@ -1,27 +1,27 @@
-"""hetjax boundary: what a tensor's way from one sharding to another is, and what it costs."""
+"""hetjax boundary: the hops of a tensor from one sharding to another, and what they cost."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
-from rich.table import Table
+from rich.console import RenderableType
 
 from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
 from hetjax.errors import ConfigError
 from hetjax.meshes import Hardware, find_hardware, format_devices
 from hetjax.meshes.hardware import HARDWARE
-from hetjax.tools.boundary_cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.tools.boundary_cost import busiest_device_bytes, hop_seconds, plan_seconds
 from hetjax.tools.boundary_sides import parse_side
 from hetjax.tools.device_order import best_device_order
-from hetjax.tools.leader_plan import leader_steps
-from hetjax.tools.outcome import Outcome
+from hetjax.tools.leader_plan import leader_hops
+from hetjax.tools.outcome import Json, Outcome
 from hetjax.tools.pictures import output_path
+from hetjax.tools.tables import NumberTable
 from hetjax.training.display import format_bytes
 
-MOST_LINKS = 16  # that are listed one by one
+MOST_PAIRS = 16  # pairs of devices that are listed one by one
 
 
 def boundary(
@@ -34,7 +34,7 @@ def boundary(
     devices_per_host: int | None = None,
     out: str | None = None,
 ) -> Outcome:
-    """Show how a tensor crosses from one sharding to another: the steps, their bytes, and their predicted time.
+    """Show how a tensor crosses from one sharding to another: the hops, their bytes, and their predicted time.
 
     A side is written degrees@devices:dims, e.g. data=4,tensor=2@0-7:batch. Needs no devices.
 
@@ -45,7 +45,7 @@ def boundary(
         dtype: Dtype of the tensor.
         hardware: What to predict times for: B200, H200, H100, A100, TPU v5 lite or TPU v5.
         devices_per_host: Devices that fast links join; null for the hardware's usual number.
-        out: Picture of the steps to draw as well, e.g. plan.png (or .svg, .pdf).
+        out: Picture of the hops to draw as well, e.g. plan.png (or .svg, .pdf).
     """
     sizes, itemsize = _shape(shape), _itemsize(dtype)
     machine = _hardware(hardware, devices_per_host)
@@ -54,11 +54,11 @@ def boundary(
         parse_side(text, name=name).tiling(sizes, name=name) for name, text in (("--from", from_), ("--to", to))
     )
     plan = make_plan(sizes, itemsize, source, destination)
-    leader = leader_steps(sizes, itemsize, source, destination)
+    leader = leader_hops(sizes, itemsize, source, destination)
     if path is not None:
         from hetjax.tools.boundary_picture import draw_plan  # only here: matplotlib takes a while to import
 
-        draw_plan(plan, path, title=f"{dtype}[{shape}]   {from_}  →  {to}", format_bytes=format_bytes)
+        draw_plan(plan, path, title=f"{dtype}[{shape}]   {from_}  →\N{NO-BREAK SPACE}{to}", format_bytes=format_bytes)
     numbers = {
         "shape": list(sizes),
         "dtype": dtype,
@@ -88,7 +88,7 @@ def boundary(
         "better_device_order": _better_order(plan),
         "out": out,
     }
-    return Outcome(numbers=numbers, shown=tuple(_shown(numbers, plan)))
+    return Outcome(numbers=numbers, shown=tuple(_shown(numbers, plan, machine)))
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +124,7 @@ def _hardware(name: str, devices_per_host: int | None) -> Hardware:
 # ── finding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Any]:
+def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Json]:
     busiest = max(step.bytes_per_link.items(), key=lambda link: link[1], default=None)
     return {
         "name": step.name,
@@ -132,13 +132,13 @@ def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Any]:
         "bytes": step.bytes,
         "links": len(step.bytes_per_link),
         "busiest": busiest and {"from": busiest[0][0], "to": busiest[0][1], "bytes": busiest[1]},
-        "predicted_seconds": step_seconds(step, machine),
+        "predicted_seconds": hop_seconds(step, machine),
         "bytes_per_link": [[sender, receiver, nbytes] for (sender, receiver), nbytes in step.bytes_per_link.items()],
     }
 
 
-def _better_order(plan: BoundaryPlan) -> dict[str, Any] | None:
-    """The order of the destination's devices that moves the least, where it is less than the present one moves."""
+def _better_order(plan: BoundaryPlan) -> dict[str, Json] | None:
+    """Return the order of the destination's devices that moves the least, where it moves less than the present one."""
     if plan.disjoint:
         return None
     order = best_device_order(plan.shape, plan.itemsize, plan.source, plan.destination)
@@ -150,15 +150,15 @@ def _better_order(plan: BoundaryPlan) -> dict[str, Any] | None:
 # ── showing ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _shown(numbers: dict[str, Any], plan: BoundaryPlan) -> Iterator[Any]:
+def _shown(numbers: Mapping[str, Json], plan: BoundaryPlan, machine: Hardware) -> Iterator[RenderableType]:
     title = f"{numbers['dtype']}[{','.join(map(str, numbers['shape']))}]   {numbers['from']} → {numbers['to']}"
-    yield _steps_table(numbers["steps"], title)
-    if not numbers["steps"]:
+    yield _hops_table(plan.steps, machine, title)
+    if not plan.steps:
         yield "nothing to do: every device has its part already"
-    links = plan.bytes_per_link.items()
-    if 0 < len(links) <= MOST_LINKS:
-        yield "links  " + "   ".join(
-            f"{sender}→{receiver} {format_bytes(nbytes)}" for (sender, receiver), nbytes in links
+    pairs = plan.bytes_per_link.items()
+    if 0 < len(pairs) <= MOST_PAIRS:
+        yield "device pairs  " + "   ".join(
+            f"{sender}→{receiver} {format_bytes(nbytes)}" for (sender, receiver), nbytes in pairs
         )
     for key in ("bytes_moved", "lower_bound", "bytes_per_link_max"):
         yield f"{key:<19}{numbers[key]:>16,}  ({format_bytes(numbers[key])})"
@@ -171,34 +171,31 @@ def _shown(numbers: dict[str, Any], plan: BoundaryPlan) -> Iterator[Any]:
     yield _times_table(numbers)
 
 
-def _steps_table(steps: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in ("step", "where", "bytes", "links", "busiest link", "predicted"):
-        table.add_column(heading, justify="left" if heading in ("step", "where") else "right")
-    for step in steps:
-        busiest = step["busiest"]
-        table.add_row(
-            step["name"],
-            step["where"],
-            format_bytes(step["bytes"]),
-            str(step["links"]),
-            f"{busiest['from']}→{busiest['to']} {format_bytes(busiest['bytes'])}" if busiest else "sends nothing",
-            _time(step["predicted_seconds"]),
-        )
-    return table
+def _hops_table(hops: Sequence[PlanStep], machine: Hardware, title: str) -> NumberTable:
+    rows = []
+    for hop in hops:
+        busiest = "sends nothing"
+        if hop.bytes_per_link:
+            (sender, receiver), nbytes = max(hop.bytes_per_link.items(), key=lambda pair: pair[1])
+            busiest = f"{sender}→{receiver} {format_bytes(nbytes)}"
+        seconds = _time(hop_seconds(hop, machine))
+        rows.append((hop.name, hop.where, format_bytes(hop.bytes), str(len(hop.bytes_per_link)), busiest, seconds))
+    headings = ("bytes", "device pairs", "busiest pair", "predicted")
+    return NumberTable(title=title, texts=("hop", "where"), numbers=headings, rows=rows)
 
 
-def _times_table(numbers: dict[str, Any]) -> Table:
+def _times_table(numbers: Mapping[str, Json]) -> NumberTable:
     other, seconds = numbers["leader_and_broadcast"], numbers["predicted_seconds"]
-    title = f"predicted on {numbers['hardware']}, {numbers['devices_per_host']} devices a host"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in ("bytes moved", "busiest device", "then inside", "time"):
-        table.add_column(heading, justify="right")
+    rows = []
     for name, key, found in (("this plan", "plan", numbers), ("leader and broadcast", "leader_and_broadcast", other)):
         sizes = (format_bytes(found[size]) for size in ("bytes_moved", "bytes_per_device_max", "bytes_gathered"))
-        table.add_row(name, *sizes, _time(seconds[key]))
-    return table
+        rows.append((name, *sizes, _time(seconds[key])))
+    return NumberTable(
+        title=f"predicted on {numbers['hardware']}, {numbers['devices_per_host']} devices a host",
+        texts=("",),
+        numbers=("bytes moved", "busiest device", "then inside", "time"),
+        rows=rows,
+    )
 
 
 def _time(seconds: float) -> str:

@@ -1,13 +1,13 @@
-"""How long a plan takes on a given hardware, predicted. Pure; no device is touched.
+"""Predict how long a boundary plan takes on given hardware. Pure; no device is touched.
 
 Links are priced by the alpha-beta model (Hockney 1994): n messages of b bytes together take
 `n * alpha + b / beta` over one device's links, with latency alpha and bandwidth beta. A device sends and
-receives at the same time, and inside its host and over the network at the same time, so a step takes as
+receives at the same time, and inside its host and over the network at the same time, so a hop takes as
 long as the busiest of these four does on the busiest device:
 
-    step = max over devices of max(send inside, receive inside, send network, receive network)
+    hop = max over devices of max(send inside, receive inside, send network, receive network)
 
-and a plan the sum of its steps. Device number d is on host d // devices_per_host. What devices do
+and a plan the sum of its hops. Device number d is on host d // devices_per_host. What devices do
 themselves (slicing, concatenating) is not counted, nor what links share beyond a device's own.
 """
 
@@ -20,20 +20,20 @@ from hetjax.boundary.plan import PlanStep
 from hetjax.meshes import Hardware
 
 
-def plan_seconds(steps: Iterable[PlanStep], hardware: Hardware, *, devices_per_host: int | None = None) -> float:
-    """Predicted seconds of steps one after another, such as `BoundaryPlan.steps` or `leader_steps(...)`.
+def plan_seconds(hops: Iterable[PlanStep], hardware: Hardware, *, devices_per_host: int | None = None) -> float:
+    """Return the predicted seconds of hops one after another, such as `BoundaryPlan.steps` or `leader_hops(...)`.
 
     `devices_per_host` is the hardware's own where None.
     """
-    return sum(step_seconds(step, hardware, devices_per_host=devices_per_host) for step in steps)
+    return sum(hop_seconds(hop, hardware, devices_per_host=devices_per_host) for hop in hops)
 
 
-def step_seconds(step: PlanStep, hardware: Hardware, *, devices_per_host: int | None = None) -> float:
-    """Predicted seconds of one step: those of its busiest device."""
+def hop_seconds(hop: PlanStep, hardware: Hardware, *, devices_per_host: int | None = None) -> float:
+    """Return the predicted seconds of one hop: those of its busiest device."""
     per_host = devices_per_host or hardware.devices_per_host
     messages: Counter[tuple[int, str, bool]] = Counter()
     nbytes: Counter[tuple[int, str, bool]] = Counter()
-    for (sender, receiver), size in step.bytes_per_link.items():
+    for (sender, receiver), size in hop.bytes_per_link.items():
         inside = sender // per_host == receiver // per_host
         for end in ((sender, "send", inside), (receiver, "receive", inside)):
             messages[end] += 1
@@ -41,11 +41,11 @@ def step_seconds(step: PlanStep, hardware: Hardware, *, devices_per_host: int | 
     return max((_seconds(hardware, end[2], messages[end], nbytes[end]) for end in messages), default=0.0)
 
 
-def busiest_device_bytes(step: PlanStep) -> int:
-    """The most bytes that one device sends, or receives, in a step."""
+def busiest_device_bytes(hop: PlanStep) -> int:
+    """Return the most bytes that one device sends, or receives, in a hop."""
     sent: Counter[int] = Counter()
     received: Counter[int] = Counter()
-    for (sender, receiver), size in step.bytes_per_link.items():
+    for (sender, receiver), size in hop.bytes_per_link.items():
         sent[sender] += size
         received[receiver] += size
     return max([*sent.values(), *received.values()], default=0)

@@ -1,4 +1,4 @@
-"""A picture of a plan: source devices left, destination devices right, and what goes over each link."""
+"""A picture of a boundary plan: source devices left, destination devices right, and an arrow for each device pair."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,13 +16,18 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
 from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.meshes import format_devices
+from hetjax.meshes.picture_style import wrap_title
 
 MOST = 16  # boxes in a column; of more devices, neighbours share one
+
+FormatBytes = Callable[[int], str]
+Point = tuple[float, float]
 
 _SOURCE, _DESTINATION, _GATHER = "#2f6db3", "#cf7412", "#33843c"
 _INK, _FAINT = "#23282e", "#8b939c"
 _LEFT, _RIGHT = 2.1, 6.1  # inches: the two columns of boxes
 _SIZE = (9.6, 0.34)  # inches: width of the picture, height of a row
+_MARGIN, _TITLE_FONT = 0.2, 12.0  # inches beside the title, and its points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,28 +42,31 @@ class _Column:
         return {device: row for row, group in enumerate(self.groups) for device in group}
 
 
-def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, format_bytes=str) -> None:
+def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, format_bytes: FormatBytes = str) -> None:
     """Write the picture to `path`; the suffix chooses the format (.png, .svg, .pdf).
 
-    An arrow's width is its share of the busiest link of its step. Of more than `MOST` devices on a side,
-    neighbours share a box, and their links an arrow.
+    An arrow's width is its share of the busiest device pair of its hop. Of more than `MOST` devices on a side,
+    neighbours share a box, and their pairs an arrow.
     """
     source, destination = (
         _Column(x=x, groups=_groups(tiling.devices)) for x, tiling in ((_LEFT, plan.source), (_RIGHT, plan.destination))
     )
     rows = max(len(source.groups), len(destination.groups))
-    width, height = _SIZE[0], 1.25 + _SIZE[1] * rows
+    heading = wrap_title(title, _SIZE[0] - 2 * _MARGIN, font=_TITLE_FONT)
+    above = 1.25 + 1.3 * _TITLE_FONT / 72 * heading.count("\n")  # inches
+    width, height = _SIZE[0], above + _SIZE[1] * rows
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
-    axes.set_ylim(rows + 0.5, -1.25 / _SIZE[1] + 0.5)
+    axes.set_ylim(rows + 0.5, -above / _SIZE[1] + 0.5)
     axes.axis("off")
-    axes.text(0.2, -2.35, title, fontsize=12, fontweight="bold", color=_INK, va="center")
+    look = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": _INK, "linespacing": 1.3}
+    axes.text(_MARGIN, -2.05, heading, va="bottom", **look)
     for column, tiling, hue in ((source, plan.source, _SOURCE), (destination, plan.destination, _DESTINATION)):
         _draw_column(axes, column, tiling, plan.shape, hue, rows)
-    for step in plan.steps:
-        _draw_step(axes, step, source, destination, rows, format_bytes)
+    for hop in plan.steps:
+        _draw_hop(axes, hop, source, destination, rows, format_bytes)
     if not plan.steps:
         _head(axes, (_LEFT + _RIGHT) / 2, "every device has its part already", _INK)
     if not plan.disjoint:
@@ -67,13 +75,13 @@ def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, f
 
 
 def _groups(devices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Devices in ascending order, as many boxes as fit."""
+    """Group devices in ascending order into as many boxes as fit."""
     ordered, size = sorted(devices), math.ceil(len(devices) / MOST)
     return tuple(tuple(ordered[start : start + size]) for start in range(0, len(ordered), size))
 
 
 def _y(column: _Column, row: int, rows: int) -> float:
-    """Columns of unlike height are spread over the same."""
+    """Return the height of a row; columns of unlike numbers of boxes are spread over the same height."""
     return (row + 0.5) * rows / len(column.groups)
 
 
@@ -92,24 +100,26 @@ def _draw_column(axes: Axes, column: _Column, tiling: Tiling, shape: tuple[int, 
 
 
 def _part(tiling: Tiling, shape: tuple[int, ...], device: int) -> str:
-    """The rows and columns that a device holds, as a slice is written."""
+    """Return the part of the tensor that a device holds, written as a slice."""
     bounds = []
     for size, count, index in zip(shape, tiling.counts, tiling.tile_of[device], strict=True):
         bounds.append(":" if count == 1 else f"{index * size // count}:{(index + 1) * size // count}")
     return f"[{', '.join(bounds)}]" if bounds else ""
 
 
-def _draw_step(axes: Axes, step: PlanStep, source: _Column, destination: _Column, rows: int, format_bytes) -> None:
-    if not step.bytes_per_link:
-        _head(axes, _LEFT, f"{step.name}\nsends nothing", _SOURCE)
+def _draw_hop(
+    axes: Axes, hop: PlanStep, source: _Column, destination: _Column, rows: int, format_bytes: FormatBytes
+) -> None:
+    if not hop.bytes_per_link:
+        _head(axes, _LEFT, f"{hop.name}\nsends nothing", _SOURCE)
         return
-    text = f"{step.name}\n{format_bytes(step.bytes)} over {len(step.bytes_per_link)} links"
-    if step.where == "destination" or step.name == "relay":
+    text = f"{hop.name}\n{format_bytes(hop.bytes)} over {len(hop.bytes_per_link)} device pairs"
+    if hop.where == "destination" or hop.name == "relay":
         _head(axes, _RIGHT + 1.15, text, _GATHER)
-        _draw_arcs(axes, _joined(step.bytes_per_link, destination, destination), destination, rows)
+        _draw_arcs(axes, _joined(hop.bytes_per_link, destination, destination), destination, rows)
         return
     _head(axes, (_LEFT + _RIGHT) / 2, text, _INK)
-    links = _joined(step.bytes_per_link, source, destination)
+    links = _joined(hop.bytes_per_link, source, destination)
     busiest = max(links.values())
     for (a, b), nbytes in links.items():
         ends = ((source.x + 0.32, _y(source, a, rows)), (destination.x - 0.32, _y(destination, b, rows)))
@@ -117,7 +127,7 @@ def _draw_step(axes: Axes, step: PlanStep, source: _Column, destination: _Column
 
 
 def _joined(links: Mapping[Link, int], senders: _Column, receivers: _Column) -> Counter[Link]:
-    """Bytes between rows of boxes."""
+    """Sum the bytes between rows of boxes."""
     joined: Counter[Link] = Counter()
     for (sender, receiver), nbytes in links.items():
         joined[senders.row_of[sender], receivers.row_of[receiver]] += nbytes
@@ -125,7 +135,7 @@ def _joined(links: Mapping[Link, int], senders: _Column, receivers: _Column) -> 
 
 
 def _draw_arcs(axes: Axes, links: Counter[Link], column: _Column, rows: int) -> None:
-    """What the destination's devices send each other: an arc a link, its two ways in one."""
+    """Draw what the destination's devices send each other: an arc for each device pair, both ways in one."""
     both = {(a, b): nbytes for (a, b), nbytes in links.items() if a < b or (a > b and (b, a) not in links)}
     busiest = max(both.values(), default=1)
     for (a, b), nbytes in both.items():
@@ -136,7 +146,7 @@ def _draw_arcs(axes: Axes, links: Counter[Link], column: _Column, rows: int) -> 
 
 
 def _draw_kept(axes: Axes, plan: BoundaryPlan, source: _Column, destination: _Column, rows: int) -> None:
-    """A dotted line for every device that keeps some of what it has."""
+    """Draw a dotted line for every device that keeps some of what it has."""
     for device in sorted(set(plan.source.devices) & set(plan.destination.devices)):
         tiles = plan.source.tile_of[device], plan.destination.tile_of[device]
         if common_part(plan.shape, plan.source, tiles[0], plan.destination, tiles[1]):
@@ -149,8 +159,17 @@ def _head(axes: Axes, x: float, text: str, color: str) -> None:
     axes.text(x, -0.95, text, fontsize=8.5, color=color, ha="center", va="center", linespacing=1.3)
 
 
-def _arrow(axes: Axes, ends, share: float, count: int, color: str, *, style: str = "-|>", bend: float = 0.0) -> None:
-    """An arrow as wide as its share of the busiest link; all are thinner where there are many."""
+def _arrow(
+    axes: Axes,
+    ends: tuple[Point, Point],
+    share: float,
+    count: int,
+    color: str,
+    *,
+    style: str = "-|>",
+    bend: float = 0.0,
+) -> None:
+    """Draw an arrow as wide as its share of the busiest device pair; all are thinner where there are many."""
     widest = 2.5 * min(1.0, math.sqrt(16 / count))
     arrow = FancyArrowPatch(
         *ends, arrowstyle=style, mutation_scale=5 + widest, linewidth=0.2 + widest * share, color=color, alpha=0.75,

@@ -1,4 +1,4 @@
-"""A side of a boundary as people write it, and its tiling, without any device at hand."""
+"""Read one side of a boundary as a command line writes it, and its tiling, without any device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Side:
     dims: tuple[str | None, ...]
 
     def tiling(self, shape: tuple[int, ...], *, name: str = "side") -> Tiling:
-        """How it tiles an array of this shape; dims beyond those named are not split."""
+        """Return how it tiles an array of this shape; dims beyond those named are not split."""
         if len(self.dims) > len(shape):
             raise BoundaryError(
                 f"{name} names {len(self.dims)} dims ({', '.join(map(str, self.dims))}), but the shape {shape} has "
@@ -35,7 +35,7 @@ class Side:
 
 
 def tiling_of_layout(layout: Layout, dims: tuple[str | None, ...], shape: tuple[int, ...], *, name: str) -> Tiling:
-    """The tiling of an activation whose dims carry these names, on a layout of one stage.
+    """Return the tiling of an activation whose dims carry these names, on a layout of one stage.
 
     Equals `tiling_of` of the sharding that such a layout gives on the devices with these numbers; devices="all"
     means the first ones. Raises PlacementError, with `name`, where degrees, devices, dims and shape do not fit.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ from hetjax.checkpoint.saved_weights import SavedWeights, is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.tensor_files.tensors import listed
-from hetjax.tools.outcome import Outcome, busy
+from hetjax.tools.outcome import Json, Outcome, busy
 
 
 def convert(
@@ -30,13 +31,13 @@ def convert(
 ) -> Outcome:
     """Convert a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
 
-    Which of the two is told by what --from holds. Tensors go one by one, so that the memory needed is that of the
+    What --from holds decides which of the two. Tensors go one by one, so that the memory needed is that of the
     largest, not of the model.
 
     Args:
         from_: Hugging Face folder; or what this tool made of one, or a run's folder.
         to: Folder that is made.
-        family: Family of the checkpoint, where config.json does not tell.
+        family: Family of the checkpoint, where config.json does not name it.
         like: Hugging Face folder of the same model, for config.json and tokenizer of a run's checkpoint.
         dtype: Dtype that floats are cast to; without it they stay as they are.
         quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.
@@ -71,10 +72,12 @@ def convert(
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def _table(numbers: dict[str, Any]) -> Table:
+def _table(numbers: Mapping[str, Json]) -> Table:
     table = Table(title=f"converted to {numbers['to']}", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in numbers.items():
-        if key in ("to",) or value in ([], {}, None):
+        if key == "to" or value in ([], {}, None):
             continue
         if isinstance(value, list):
             value = listed([str(each) for each in value])

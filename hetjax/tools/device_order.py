@@ -1,4 +1,4 @@
-"""The order of a mesh's devices with which the least moves."""
+"""Find the order of a mesh's devices with which a boundary moves the fewest bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hetjax.boundary.tiling import Tiling
 
 
 def best_device_order(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[int, ...]:
-    """The destination's device ids in the order with which the fewest bytes move to it; as given where that is as good.
+    """Return the destination's device ids in the order that moves the fewest bytes; as given where that is as good.
 
     Choosing a device for each place of the mesh is an assignment problem: a device costs at a place what it
     lacks of that place's tile. `dataclasses.replace(destination, devices=order)` is the tiling it means.
@@ -33,7 +33,7 @@ def best_device_order(shape: tuple[int, ...], itemsize: int, source: Tiling, des
 
 
 def _elements_held(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> np.ndarray:
-    """Elements of the tile at each place (rows) of the destination that each of its devices (columns) holds."""
+    """Return how many elements of the tile at each place of the destination (dim 0) each device (dim 1) holds."""
     known = np.array([device in source.tile_of for device in destination.devices])
     held = np.tile(known.astype(np.int64), (len(known), 1))
     for dim, (size, mine, other) in enumerate(zip(shape, source.counts, destination.counts, strict=True)):

@@ -37,7 +37,7 @@ def generate(
     placement: dict[str, Layout] = {},  # noqa: B006 (only read)
     fake_devices: int | None = None,
 ) -> Outcome:
-    """Ask a trained model a question, with images, sound and videos.
+    """Ask a trained model a question, with images, audio and videos.
 
     Files stand before the question, or where it has the marks <image>, <audio> and <video>.
 
@@ -45,7 +45,7 @@ def generate(
         checkpoint: A run's folder, what `hetjax convert` made, or a Hugging Face folder.
         prompt: The question.
         image: Image files.
-        audio: Sound files.
+        audio: Audio files.
         video: Video files.
         max_new_tokens: Longest answer, in tokens.
         temperature: Divides the logits before a token is drawn; 0 takes the most likely one.

@@ -1,4 +1,4 @@
-"""Costs of programs and transfers, as given on the command line."""
+"""Costs of programs and transfers, as given on a command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KindCosts:
     transfer: float = 0.0
 
     def costs(self) -> Costs:
-        """These costs for `simulate`. Raises ScheduleError for a time that is none."""
+        """Return these costs for `simulate`. Raises ScheduleError for a time that is none."""
         return Costs(**dataclasses.asdict(self))
 
 
@@ -44,7 +44,7 @@ class GivenCosts(KindCosts):
     of: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def costs(self) -> Costs:
-        """These costs for `simulate`.
+        """Return these costs for `simulate`.
 
         Raises ConfigError for an exception without a known kind, and ScheduleError for a time that is none.
         """
@@ -53,7 +53,7 @@ class GivenCosts(KindCosts):
 
 
 def _what(text: str) -> tuple[str, Kind]:
-    """The stage or edge and the kind of "llm.0 forward"."""
+    """Return the stage or edge and the kind of "llm.0 forward"."""
     name, _, kind = text.rpartition(" ")
     kinds = [known.value for known in Kind]
     if not name or kind not in kinds:

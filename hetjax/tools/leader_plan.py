@@ -1,7 +1,7 @@
-"""The plan that others use, to compare with: leader and broadcast.
+"""Leader and broadcast: the plan that others use, to compare a boundary plan with.
 
 One device of each group of source copies, the *leader*, sends what it holds to the leaders of the
-destination's tiles (one leader to several: it splits; several to one: they are concatenated there), and
+destination's tiles (a leader splits its tile for several; a leader that receives from several concatenates), and
 each of those broadcasts its tile to the other devices that hold the same. NVIDIA's Megatron-LM does so
 between separate meshes for a batch split over data-parallel groups; here the tiles may be of any dims.
 """
@@ -18,7 +18,7 @@ from hetjax.boundary.tiling import Coordinate, Tiling, common_part
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeaderMove:
-    """The part that two leaders' tiles have in common, on its way from one to the other.
+    """The part that two leaders' tiles have in common, which one sends to the other.
 
     Attributes:
         source, destination: device numbers of the leaders.
@@ -32,25 +32,25 @@ class LeaderMove:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return math.prod(stop - start for start, stop in zip(self.start, self.stop, strict=True))
 
 
 def leader_moves(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[LeaderMove, ...]:
-    """From every source leader to every destination leader that needs some of its tile, itself included."""
+    """Return what every source leader sends to each destination leader that needs some of its tile, itself too."""
     moves = []
     senders, receivers = source.holders, destination.holders
-    for (theirs, (receiver, *_)), (mine, (sender, *_)) in itertools.product(receivers.items(), senders.items()):
-        if bounds := common_part(shape, source, mine, destination, theirs):
+    for (wanted, (receiver, *_)), (held, (sender, *_)) in itertools.product(receivers.items(), senders.items()):
+        if bounds := common_part(shape, source, held, destination, wanted):
             start, stop = bounds
             moves.append(LeaderMove(source=sender, destination=receiver, start=start, stop=stop))
     return tuple(moves)
 
 
-def leader_steps(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanStep, ...]:
-    """Leader and broadcast as steps of a plan.
+def leader_hops(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanStep, ...]:
+    """Return leader and broadcast as hops of a plan.
 
-    The broadcast is a chain, in which every device of a group hands on to the next what it receives: with
+    The broadcast is a chain, in which every device of a group sends to the next what it receives: with
     small pieces one behind the other no device sends or receives a byte twice, the best a broadcast can do.
     """
     crossing: dict[Link, int] = {
@@ -60,9 +60,9 @@ def leader_steps(shape: tuple[int, ...], itemsize: int, source: Tiling, destinat
     }
     tile = math.prod(shape) // math.prod(destination.counts) * itemsize
     chain: dict[Link, int] = {
-        link: tile for group in destination.holders.values() for link in itertools.pairwise(group)
+        pair: tile for group in destination.holders.values() for pair in itertools.pairwise(group)
     }
-    steps = [PlanStep(name="cross", where="source to destination", bytes_per_link=crossing)]
+    hops = [PlanStep(name="cross", where="source to destination", bytes_per_link=crossing)]
     if chain:
-        steps.append(PlanStep(name="broadcast", where="destination", bytes_per_link=chain))
-    return tuple(steps)
+        hops.append(PlanStep(name="broadcast", where="destination", bytes_per_link=chain))
+    return tuple(hops)

@@ -1,4 +1,4 @@
-"""hetjax model: what a model is made of, without its weights."""
+"""hetjax model: the parts of a model and their parameters, without its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from flax import nnx
 from rich.tree import Tree
@@ -17,8 +17,8 @@ from hetjax.models.huggingface.families import find_family
 from hetjax.models.presets import PRESETS, find_preset
 from hetjax.tools.outcome import Outcome
 
-Branch = dict[str, Any]
-"""{part: parameters, or a branch of its own parts}."""
+Branch: TypeAlias = "dict[str, int | Branch]"
+"""{part: count of its parameters, or a branch of its own parts}."""
 
 
 def model(name: str, *, depth: int = 3) -> Outcome:
@@ -46,8 +46,11 @@ def model(name: str, *, depth: int = 3) -> Outcome:
     return Outcome(numbers=numbers, shown=(tree,))
 
 
-def components_of(name: str) -> dict[str, Any]:
-    """The config of each module of a model by name, or of a checkpoint's folder. Raises ModelError or ConfigError."""
+def components_of(name: str) -> dict[str, object]:
+    """Return the config of each module of a model by name, or of a checkpoint's folder.
+
+    Raises ModelError for a name that no model has, and ConfigError for a folder that cannot be read.
+    """
     folder = Path(name)
     if name in PRESETS or not folder.exists():
         return find_preset(name)
@@ -58,8 +61,11 @@ def components_of(name: str) -> dict[str, Any]:
     return find_family(hf).read_config(hf)
 
 
-def parameter_tree(config: Any) -> Branch:
-    """The parameters of a module, by part; weights alone, no running statistics."""
+def parameter_tree(config: object) -> Branch:
+    """Count the parameters of a module by part: weights alone, no running statistics.
+
+    `config` is that of a component (a key of `hetjax.models.components.COMPONENTS`).
+    """
     module = nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0)))
     tree: Branch = {}
     for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):
@@ -72,7 +78,7 @@ def parameter_tree(config: Any) -> Branch:
 
 
 def count(branch: Branch | int) -> int:
-    """All parameters of a branch."""
+    """Return the count of all parameters of a branch."""
     return branch if isinstance(branch, int) else sum(map(count, branch.values()))
 
 

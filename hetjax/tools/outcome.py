@@ -1,29 +1,38 @@
-"""What a tool hands to the command line, and what it shows meanwhile."""
+"""What a tool returns to the command line, and how it shows progress meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from rich.console import Console, RenderableType
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+"""A value that `json.dumps` writes as it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The numbers for `--json` (plain JSON values), and what is shown without it."""
+    """The result of a tool.
 
-    numbers: dict[str, Any]
+    Attributes:
+        numbers: what `--json` prints.
+        shown: what is printed without it, one after another.
+    """
+
+    numbers: Mapping[str, Json]
     shown: tuple[RenderableType, ...]
 
 
 @functools.cache
 def stderr() -> Console:
-    """Where progress goes, so that stdout holds results alone."""
+    """Return the console for progress, on stderr so that stdout holds results alone."""
     return Console(stderr=True)
 
 
 def busy(doing: str) -> contextlib.AbstractContextManager[object]:
-    """A spinner on stderr, where that is a terminal."""
+    """Show a spinner on stderr, where that is a terminal, while the block runs."""
     return stderr().status(doing) if stderr().is_terminal else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Where a tool's pictures go."""
+"""The files that pictures of the tools go to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def output_path(out: str, suffixes: tuple[str, ...] = PICTURES) -> Path:
-    """The path of a file to write, in a folder that exists then.
+    """Return the path of a file to write, and make its folder.
 
     Raises ConfigError for another suffix, and OSError for a folder that cannot be made.
     """

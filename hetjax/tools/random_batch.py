@@ -14,12 +14,12 @@ from hetjax.stages.batch import Batch
 
 
 def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vocab_size: int, seed: int = 0) -> Batch:
-    """Arrays of these shapes, as `hetjax.config.build.batch_shapes` gives them: {module: {input: array}}.
+    """Return arrays of these shapes, as `hetjax.config.build.batch_shapes` gives them: {module: {input: array}}.
 
-    Images, patches and sound are standard normal; tokens and labels are ids below `vocab_size`; every row counts in the
-    loss and belongs to one document; image tokens take the first N rows of each sequence and those of sound the next
-    ones (rows past its end are dropped, as padding is). Patches are those of one square image, or of a video whose
-    tubelets are squares; clips have their full length.
+    Images, patches and audio are standard normal; tokens and labels are ids below `vocab_size`; every position counts
+    in the loss and belongs to one document; image tokens take the first N positions of each sequence and audio tokens
+    the next ones (positions past its end are dropped, as padding is). Patches are those of one square image, or of
+    a video whose tubelets are squares; clips have their full length.
     """
     random = np.random.default_rng(seed)
 
@@ -51,12 +51,12 @@ def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vo
 
 
 def _tubelet(port: str, rows: int) -> int:
-    """Rows of an image, which are all, or of a tubelet, of which a video has four where its rows allow it."""
+    """Return the patches of an image, which are all, or of a tubelet: a video has four where its patches allow it."""
     return rows // 4 if port == "video_segments" and rows % 16 == 0 else rows
 
 
 def _places(rows: int, counted: np.ndarray) -> np.ndarray:
-    """Row, column, height and width in a square grid of so many rows or some more, for each image or tubelet."""
+    """Return row, column, height and width in a square grid of at least so many patches, for each image or tubelet."""
     side = math.isqrt(max(rows - 1, 0)) + 1
     number = counted % rows
     whole = np.full_like(number, side)

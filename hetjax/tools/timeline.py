@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rich.table import Table
+from collections.abc import Mapping
 
 from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
@@ -14,9 +12,10 @@ from hetjax.execution.flops import estimated_costs
 from hetjax.schedule import Costs, Kind, Report, Timeline, simulate
 from hetjax.schedule.trace import write_trace
 from hetjax.tools.given_costs import GivenCosts
-from hetjax.tools.outcome import Outcome, busy
+from hetjax.tools.outcome import Json, Outcome, busy
 from hetjax.tools.pictures import PICTURES, output_path
 from hetjax.tools.random_batch import random_batch
+from hetjax.tools.tables import NumberTable
 from hetjax.trainer import Trainer
 
 WARMUP, TIMED = 2, 3  # steps
@@ -72,7 +71,7 @@ def timeline(
 
 
 def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
-    """Median seconds of each program and transfer, over a few steps that wait for each."""
+    """Return the median seconds of each program and transfer, over a few steps that wait for each."""
     batch = random_batch(batch_shapes(config.data, config.model), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
@@ -87,7 +86,7 @@ def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     return stopwatch.costs()
 
 
-def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Any]:
+def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Json]:
     schedule = found.schedule
     return {
         "schedule": schedule.name,
@@ -109,32 +108,24 @@ def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Any]:
 
 
 def _longest(found: Timeline, stage: str, kind: Kind) -> float | None:
-    """How long a stage's program takes; None where it has none of that kind."""
+    """Return how long a stage's program takes; None where it has none of that kind."""
     spans = [span for span in found.spans if span.stage == stage and span.action.kind is kind]
     return max((span.end - span.start for span in spans), default=None)
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    seconds = numbers["unit"] == "seconds"
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
+    in_seconds = numbers["unit"] == "seconds"
 
-    def told(length: float | None) -> str:
-        return "none" if length is None else f"{1000 * length:.3g} ms" if seconds else f"{length:.3g}"
+    def shown(length: float | None) -> str:
+        return "none" if length is None else f"{1000 * length:.3g} ms" if in_seconds else f"{length:.3g}"
 
     units = {"seconds": "", "longest forward": " longest forwards"}.get(numbers["unit"], " units")
-    total = f"makespan {told(numbers['makespan'])}{units}"
+    total = f"makespan {shown(numbers['makespan'])}{units}"
     title = f"{numbers['schedule']}, {numbers['microbatches']} microbatches: {total}, idle {numbers['idle_share']:.1%}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("stage", "forward", "backward", "update", "idle", "peak live microbatches"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for name, row in numbers["stages"].items():
-        parts = [told(row[kind]) for kind in ("backward_input", "backward_weight") if row[kind] is not None]
-        back = " + ".join(parts) or told(row["backward"])
-        table.add_row(
-            name,
-            told(row["forward"]),
-            back,
-            told(row["update"]),
-            f"{row['idle_share']:.1%}",
-            str(row["peak_live_microbatches"]),
-        )
-    return table
+    rows = []
+    for name, stage in numbers["stages"].items():
+        parts = [shown(stage[kind]) for kind in ("backward_input", "backward_weight") if stage[kind] is not None]
+        lengths = (shown(stage["forward"]), " + ".join(parts) or shown(stage["backward"]), shown(stage["update"]))
+        rows.append((name, *lengths, f"{stage['idle_share']:.1%}", str(stage["peak_live_microbatches"])))
+    headings = ("forward", "backward", "update", "idle", "peak live microbatches")
+    return NumberTable(title=title, texts=("stage",), numbers=headings, rows=rows)

@@ -2,6 +2,8 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from hetjax.schedule import (
@@ -70,3 +72,19 @@ def test_device_ids_are_shortened_to_ranges():
     assert device_ranges((0, 1, 2, 3, 6, 9, 8)) == "0-3,6,8-9"
     assert device_ranges((4,)) == "4"
     assert device_ranges(()) == ""
+
+
+def test_a_long_title_takes_several_lines_beside_the_makespan(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), save(self, *args)))
+    title = "a run with a long name that says all about its modules: zero_bubble, 16 microbatches " * 3
+    draw(simulate(gpipe("ab", 4)), tmp_path / "picture.png", title=title)
+    (axes,) = figures[0].axes
+    width, height = Image.open(tmp_path / "picture.png").size
+    texts = [text for text in axes.findobj(Text) if text.get_text().startswith(("a run", "makespan"))]
+    left, right = sorted(texts, key=lambda text: text.get_window_extent().x0)
+    boxes = [text.get_window_extent() for text in (left, right)]
+    assert left.get_text().replace("\n", " ") == title.strip()
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not boxes[0].overlaps(boxes[1])

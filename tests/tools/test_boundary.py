@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from hetjax.cli import main
 from hetjax.commands import run_tool
@@ -141,3 +143,22 @@ def test_help_names_the_sides_as_they_are_written(capsys):
     assert "--from FROM" in shown
     assert "The sharding it comes from" in shown
     assert "from_" not in shown
+
+
+@pytest.mark.parametrize("devices", [8, 256])
+def test_the_title_of_a_picture_is_never_cut(devices, tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), save(self, *args)))
+    half = devices // 2
+    source, destination = f"data={half}@0-{half - 1}:batch", f"data={half // 2},tensor=2@{half}-{devices - 1}:batch"
+    for extra in ("", ",seq", ",seq,experts"):
+        path = tmp_path / "plan.png"
+        numbers("--shape", "65536,4096,1024", "--from", source, "--to", destination + extra, "--out", str(path))
+        texts = figures[-1].axes[0].texts
+        (title,) = [text for text in texts if text.get_text().startswith("bfloat16")]
+        width, height = Image.open(path).size
+        box = title.get_window_extent(figures[-1].canvas.get_renderer())
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height
+        others = [text.get_window_extent() for text in texts if text is not title]
+        assert not any(box.overlaps(other) for other in others)

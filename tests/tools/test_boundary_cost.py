@@ -7,9 +7,9 @@ import pytest
 
 from hetjax.boundary import PlanStep, make_plan
 from hetjax.meshes import Hardware
-from hetjax.tools.boundary_cost import busiest_device_bytes, plan_seconds, step_seconds
+from hetjax.tools.boundary_cost import busiest_device_bytes, hop_seconds, plan_seconds
 from hetjax.tools.boundary_sides import parse_side
-from hetjax.tools.leader_plan import leader_moves, leader_steps
+from hetjax.tools.leader_plan import leader_hops, leader_moves
 
 ROUND = Hardware(
     name="round numbers",
@@ -32,7 +32,7 @@ def step(links) -> PlanStep:
 def both(shape, source, destination):
     """Our steps and those of leader and broadcast, for one byte an element."""
     tilings = [parse_side(text).tiling(shape) for text in (source, destination)]
-    return make_plan(shape, 1, *tilings).steps, leader_steps(shape, 1, *tilings)
+    return make_plan(shape, 1, *tilings).steps, leader_hops(shape, 1, *tilings)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def both(shape, source, destination):
     ],
 )
 def test_a_step_takes_as_long_as_its_busiest_port(links, seconds):
-    assert step_seconds(step(links), ROUND) == pytest.approx(seconds)
+    assert hop_seconds(step(links), ROUND) == pytest.approx(seconds)
 
 
 def test_which_links_are_network_depends_on_the_devices_of_a_host():
     links = step({(1, 2): 100})
-    assert step_seconds(links, ROUND) == 0.5 + 1
-    assert step_seconds(links, ROUND, devices_per_host=2) == 2 + 10
+    assert hop_seconds(links, ROUND) == 0.5 + 1
+    assert hop_seconds(links, ROUND, devices_per_host=2) == 2 + 10
 
 
 def test_steps_follow_one_another():

@@ -1,20 +1,18 @@
-"""hetjax bench boundary: our way across a boundary, timed against two others."""
+"""hetjax bench boundary: a transport by plan, timed against two other ways."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from rich.progress import Progress
-from rich.table import Table
 
 from hetjax.boundary import Transport
 from hetjax.boundary.plan import PlanStep
@@ -23,9 +21,10 @@ from hetjax.errors import ConfigError
 from hetjax.tools.bench.leader_transport import LeaderTransport
 from hetjax.tools.boundary_cost import busiest_device_bytes
 from hetjax.tools.boundary_sides import parse_side
-from hetjax.tools.leader_plan import leader_steps
-from hetjax.tools.outcome import Outcome, stderr
+from hetjax.tools.leader_plan import leader_hops
+from hetjax.tools.outcome import Json, Outcome, stderr
 from hetjax.tools.pictures import output_path
+from hetjax.tools.tables import NumberTable
 
 #: The three ways, as they are called in tables and pictures.
 HEADINGS = {"hetjax": "hetjax", "device_put": "jax.device_put", "leader": "leader and broadcast"}
@@ -58,7 +57,7 @@ BATCH, SEQ, WIDTH_STEP = 24, 64, 8
 def bench_boundary(*, size: float = 16.0, repeats: int = 20, warmup: int = 3, out: str | None = None) -> Outcome:
     """Time the crossing of a tensor in three ways: by plan, by jax.device_put of it whole, by leader and broadcast.
 
-    All three must give equal arrays; they take turns, so that whatever else runs here slows all alike.
+    All three must give equal arrays; they take turns, so that whatever else runs on the machine slows all alike.
 
     Args:
         size: MiB of the float32 tensor that crosses.
@@ -92,13 +91,13 @@ def bench_boundary(*, size: float = 16.0, repeats: int = 20, warmup: int = 3, ou
 
 
 def shape_of(size: float) -> tuple[int, int, int]:
-    """A shape of about so many MiB in float32, divisible by every degree of `PAIRS`."""
+    """Return a shape of about so many MiB in float32, divisible by every degree of `PAIRS`."""
     width = size * 2**20 / (4 * BATCH * SEQ)
     return BATCH, SEQ, max(1, round(width / WIDTH_STEP)) * WIDTH_STEP
 
 
 def find_devices() -> Sequence[jax.Device]:
-    """Eight of the machine's devices, or CPU devices where it has too few."""
+    """Return eight of the machine's devices, or CPU devices where it has too few."""
     if jax.config.jax_num_cpu_devices < DEVICES:
         with contextlib.suppress(RuntimeError):  # too late to make more up where JAX runs already
             jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -110,7 +109,7 @@ def find_devices() -> Sequence[jax.Device]:
 
 
 def sharding_of(tiling: Tiling, devices: Sequence[jax.Device]) -> NamedSharding:
-    """The sharding that a tiling means, its numbers counting `devices`."""
+    """Return the sharding that a tiling means, its numbers counting `devices`."""
     mesh = np.empty(len(tiling.devices), object)
     mesh[:] = [devices[number] for number in tiling.devices]
     names, sizes = zip(*tiling.axes, strict=True)
@@ -124,19 +123,19 @@ class _Case:
         self.pair = pair
         source, destination = (parse_side(text).tiling(shape) for text in (pair.source, pair.destination))
         self.destination = sharding_of(destination, devices)
-        here = sharding_of(source, devices)
+        start = sharding_of(source, devices)
         self.value = np.random.default_rng(0).standard_normal(shape, np.float32)
-        self.x = jax.device_put(self.value, here)
-        self.transport = Transport(here, self.destination, shape, jnp.float32).compile()
-        self.leader = leader_steps(shape, 4, source, destination)
+        self.x = jax.device_put(self.value, start)
+        self.transport = Transport(start, self.destination, shape, jnp.float32).compile()
+        self.leader = leader_hops(shape, 4, source, destination)
         self.ways: dict[str, Callable[[jax.Array], jax.Array]] = {
             "hetjax": self.transport,
             "device_put": lambda x: jax.device_put(x, self.destination),
-            "leader": LeaderTransport(here, self.destination, shape),
+            "leader": LeaderTransport(start, self.destination, shape),
         }
 
-    def time(self, warmup: int, repeats: int) -> dict[str, Any]:
-        """Median seconds of each way, and its bytes over links."""
+    def time(self, warmup: int, repeats: int) -> dict[str, Json]:
+        """Time each way: its median seconds, and its bytes between devices."""
         for name, run in self.ways.items():
             _check_equal(run(self.x), self.value, self.destination, f"{name} of {self.pair.name}")
         seconds: dict[str, list[float]] = {name: [] for name in self.ways}
@@ -154,7 +153,7 @@ class _Case:
             "way": self.transport.way,
             "lower_bound": plan.lower_bound,
             "hetjax": {"seconds": median(seconds["hetjax"]), **_bytes(plan.steps)},
-            # JAX does not tell what its device_put moves.
+            # JAX does not report what its device_put moves.
             "device_put": {"seconds": median(seconds["device_put"])},
             "leader": {"seconds": median(seconds["leader"]), **_bytes(self.leader)},
         }
@@ -169,7 +168,7 @@ def _check_equal(arrived: jax.Array, value: np.ndarray, sharding: NamedSharding,
 
 
 def _bytes(steps: Sequence[PlanStep]) -> dict[str, int]:
-    """Bytes between the sides (or between shared devices), those of the busiest device there, and bytes after that."""
+    """Sum the bytes between the sides (or shared devices), of the busiest device, and inside the destination."""
     across = [step for step in steps if step.where != "destination"]
     return {
         "bytes_moved": sum(step.bytes for step in across),
@@ -178,18 +177,19 @@ def _bytes(steps: Sequence[PlanStep]) -> dict[str, int]:
     }
 
 
-def _table(numbers: dict[str, Any]) -> Table:
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
     shape = ",".join(map(str, numbers["shape"]))
-    title = (
-        f"float32[{shape}] on {numbers['device_kind']}: median ms of {numbers['repeats']}, "
-        "and MiB that the busiest device sends or receives between the sides"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("boundary", no_wrap=True)
-    for heading in ("hetjax", "device_put", "leader", "MiB\nhetjax", "MiB\nleader"):
-        table.add_column(heading, justify="right")
+    rows = []
     for case in numbers["cases"]:
         times = (f"{1000 * case[name]['seconds']:.2f}" for name in HEADINGS)
         busiest = (f"{case[name]['bytes_per_device_max'] / 2**20:.2f}" for name in ("hetjax", "leader"))
-        table.add_row(case["name"], *times, *busiest)
-    return table
+        rows.append((case["name"], *times, *busiest))
+    return NumberTable(
+        title=(
+            f"float32[{shape}] on {numbers['device_kind']}: median ms of {numbers['repeats']}, "
+            "and MiB that the busiest device sends or receives between the sides"
+        ),
+        texts=("boundary",),
+        numbers=("hetjax", "device_put", "leader", "MiB\nhetjax", "MiB\nleader"),
+        rows=rows,
+    )

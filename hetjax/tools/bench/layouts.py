@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 from rich.progress import Progress
-from rich.table import Table
 
 from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.schedule import colocated
+from hetjax.stages.batch import Batch
+from hetjax.state.train_state import TrainState
 from hetjax.tools.bench.problem import Problem, enough_devices
 from hetjax.tools.bench.traffic import bytes_of_step
-from hetjax.tools.outcome import Outcome, busy, stderr
+from hetjax.tools.outcome import Json, Outcome, busy, stderr
+from hetjax.tools.tables import NumberTable
 from hetjax.trainer import Trainer
 from hetjax.training.display import format_bytes
 
@@ -41,10 +44,10 @@ def layouts(
     must give the same loss. Bytes are counted in the compiled programs and the plans of the boundaries.
 
     Args:
-        rows: Rows of a sample's sequence.
+        rows: Token positions of a sample's sequence.
         images: Images a sample, of 64 tokens each.
         samples: Samples a batch.
-        microbatches: Parts that a batch is cut into.
+        microbatches: Parts that a batch is split into.
         steps: Steps that are timed.
         warmup: Steps before those.
     """
@@ -53,8 +56,8 @@ def layouts(
     problem = _problem(rows, images, samples)
     if images * problem.vision.tokens_per_image > rows:
         raise ConfigError(
-            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {rows} rows; give more rows "
-            "or fewer images"
+            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {rows} positions; give more "
+            "rows or fewer images"
         )
     devices = enough_devices(DEVICES)[:DEVICES]
     batch = problem.batch()
@@ -63,7 +66,7 @@ def layouts(
             name: _trainer(problem, placement, batch, microbatches, devices) for name, placement in LAYOUTS.items()
         }
     states, seconds = _time(trainers, batch, warmup, steps)
-    numbers: dict[str, Any] = {"device_kind": devices[0].device_kind, "devices": len(devices), "steps": steps}
+    numbers: dict[str, Json] = {"device_kind": devices[0].device_kind, "devices": len(devices), "steps": steps}
     for name, trainer in trainers.items():
         traffic = bytes_of_step(trainer.compiled)
         stopwatch = Stopwatch().start(states[name])
@@ -80,7 +83,7 @@ def layouts(
 
 
 def _problem(rows: int, images: int, samples: int) -> Problem:
-    """An encoder of 0.3 times the language model's multiplications with weights a token."""
+    """Return a problem whose encoder multiplies with weights 0.3 times as often per token as its language model."""
     vision = VisionConfig(
         image_size=32, patch_size=4, width=96, layers=4, heads=4, mlp_width=384, projector_width=192, output_width=192
     )
@@ -88,9 +91,11 @@ def _problem(rows: int, images: int, samples: int) -> Problem:
     return Problem(vision=vision, llm=llm, samples=samples, rows=rows, images=images)
 
 
-def _trainer(problem: Problem, placement: Placement, batch, microbatches: int, devices) -> Trainer:
+def _trainer(
+    problem: Problem, placement: Placement, batch: Batch, microbatches: int, devices: Sequence[jax.Device]
+) -> Trainer:
     trainer = Trainer(
-        problem.graph(), placement, optimizer=optax.adamw(1e-3), schedule="colocated", microbatches=microbatches,
+        problem.graph(), placement, optimizer=optax.adamw(1e-3), schedule=colocated.name, microbatches=microbatches,
         max_grad_norm=1.0, devices=devices,
     )  # fmt: skip
     trainer.compile(batch)
@@ -98,9 +103,12 @@ def _trainer(problem: Problem, placement: Placement, batch, microbatches: int, d
 
 
 def _time(
-    trainers: dict[str, Trainer], batch, warmup: int, steps: int
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """(last states, seconds of each step) of each placement, in turns so that whatever else runs slows both alike."""
+    trainers: dict[str, Trainer], batch: Batch, warmup: int, steps: int
+) -> tuple[dict[str, TrainState], dict[str, list[float]]]:
+    """Return (last states, seconds of each step) of each placement.
+
+    They take turns, so that whatever else runs on the machine slows both alike.
+    """
     states = {name: trainer.init() for name, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     with Progress(console=stderr(), disable=not stderr().is_terminal) as progress:
@@ -117,17 +125,19 @@ def _time(
     return states, seconds
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    title = f"a training step on {numbers['devices']} x {numbers['device_kind']}, median of {numbers['steps']}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("placement", "time", "vision alone", "communicated", "of it vision", "llm", "boundaries"):
-        table.add_column(heading, justify="right" if heading != "placement" else "left")
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
+    rows = []
     for name in LAYOUTS:
         found = numbers[name]
         parts = (format_bytes(found["bytes_by_module"][part]) for part in ("vision", "llm", "boundaries"))
         times = (f"{1000 * each:.1f} ms" for each in (found["seconds"], found["seconds_by_module"]["vision"]))
-        table.add_row(name, *times, format_bytes(found["bytes"]), *parts)
+        rows.append((name, *times, format_bytes(found["bytes"]), *parts))
     of_vision = [numbers[name]["seconds_by_module"]["vision"] for name in LAYOUTS]
     ratios = numbers["seconds_ratio"], of_vision[0] / of_vision[1], numbers["bytes_ratio"]
-    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios))
-    return table
+    rows.append(("ratio", *(f"{ratio:.2f}" for ratio in ratios), "", "", ""))
+    return NumberTable(
+        title=f"a training step on {numbers['devices']} x {numbers['device_kind']}, median of {numbers['steps']}",
+        texts=("placement",),
+        numbers=("time", "vision alone", "communicated", "of it vision", "llm", "boundaries"),
+        rows=rows,
+    )

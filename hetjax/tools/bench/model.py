@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.progress import track
-from rich.table import Table
 
 from hetjax.errors import ConfigError
 from hetjax.execution.flops import count_flops
 from hetjax.models.components import build_component
 from hetjax.models.remat import check_remat, remat_in_force
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import Arrays, take_apart
 from hetjax.tools.bench.model_inputs import inputs_of
 from hetjax.tools.bench.step import share_of_peak
 from hetjax.tools.model import components_of, count, parameter_tree
-from hetjax.tools.outcome import Outcome, busy, stderr
+from hetjax.tools.outcome import Json, Outcome, busy, stderr
+from hetjax.tools.tables import NumberTable
 
 
 def bench_model(
@@ -40,8 +40,8 @@ def bench_model(
     Args:
         model: A model by name, or the folder of a Hugging Face checkpoint.
         batch: Samples of a batch.
-        tokens: Rows of the language model, and tokens that a vision encoder makes of a sample.
-        clip_seconds: Length of the clip of sound that an encoder of sound has of a sample.
+        tokens: Length of the language model's sequences, and tokens that a vision encoder makes of a sample.
+        clip_seconds: Length of the clip that an audio encoder gets of a sample.
         dtype: Dtype of weights and activations, bfloat16 or float32.
         remat: What layers keep for the backward, as in a run: none, full or dots.
         timed: Passes that are timed, after one that compiles.
@@ -62,11 +62,13 @@ def bench_model(
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def _measure(config: Any, inputs: dict[str, np.ndarray], tokens: int, dtype: Any, remat: str, timed: int) -> dict:
-    """The figures of one component; `tokens` are those that its inputs make, padding included."""
+def _measure(
+    config: object, inputs: dict[str, np.ndarray], tokens: int, dtype: jnp.dtype, remat: str, timed: int
+) -> dict[str, Json]:
+    """Time one component; `tokens` are those that its inputs make, padding included."""
     skeleton, shapes, buffer_shapes = take_apart(nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0))))
 
-    def loss(params: Any, buffers: Any, given: Any) -> jax.Array:
+    def loss(params: Arrays, buffers: Arrays, given: Arrays) -> jax.Array:
         outputs = skeleton.assemble(params, buffers)(**given)
         return sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in outputs.values() if _is_floating(x))
 
@@ -93,8 +95,8 @@ def _measure(config: Any, inputs: dict[str, np.ndarray], tokens: int, dtype: Any
     }
 
 
-def _weights(config: Any, dtype: Any) -> tuple[Any, Any]:
-    def make() -> tuple[Any, Any]:
+def _weights(config: object, dtype: jnp.dtype) -> tuple[Arrays, Arrays]:
+    def make() -> tuple[Arrays, Arrays]:
         _, params, buffers = take_apart(build_component(config, nnx.Rngs(0)))
         return jax.tree.map(lambda x: x.astype(dtype), params), buffers
 
@@ -102,30 +104,29 @@ def _weights(config: Any, dtype: Any) -> tuple[Any, Any]:
     return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None)()
 
 
-def _is_floating(x: Any) -> bool:
+def _is_floating(x: jax.Array | np.ndarray) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    title = f"{numbers['model']} on one {numbers['device_kind']}, {numbers['dtype']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("forward and backward", no_wrap=True)
-    columns = [_told(row) for row in numbers["components"].values()]
-    for module in numbers["components"]:
-        table.add_column(module, justify="right")
-    for figure in columns[0]:
-        table.add_row(figure, *(column[figure] for column in columns))
-    return table
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
+    columns = [_column(figures) for figures in numbers["components"].values()]
+    return NumberTable(
+        title=f"{numbers['model']} on one {numbers['device_kind']}, {numbers['dtype']}",
+        texts=("forward and backward",),
+        numbers=tuple(numbers["components"]),
+        rows=[(name, *(column[name] for column in columns)) for name in columns[0]],
+    )
 
 
-def _told(row: dict[str, Any]) -> dict[str, str]:
-    peak = row["share_of_peak"]
+def _column(figures: Mapping[str, Json]) -> dict[str, str]:
+    """Return the figures of one component as they are shown, by the names of the rows."""
+    peak = figures["share_of_peak"]
     return {
-        "parameters": f"{row['parameters']:,}",
-        "tokens": f"{row['tokens']:,}",
-        "FLOPs a token": f"{row['flops_per_token']:.4g}",
-        "time": f"{1000 * row['seconds']:.1f} ms",
-        "tokens/s": f"{row['tokens_per_second']:,.0f}",
-        "TFLOP/s": f"{row['tflops']:.4g}",
+        "parameters": f"{figures['parameters']:,}",
+        "tokens": f"{figures['tokens']:,}",
+        "FLOPs a token": f"{figures['flops_per_token']:.4g}",
+        "time": f"{1000 * figures['seconds']:.1f} ms",
+        "tokens/s": f"{figures['tokens_per_second']:,.0f}",
+        "TFLOP/s": f"{figures['tflops']:.4g}",
         "share of bfloat16 peak": "unknown" if peak is None else f"{peak:.1%}",
     }

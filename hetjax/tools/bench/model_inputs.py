@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,11 @@ from hetjax.models.parts.audio_clips import SAMPLE_RATE, tokens_of_clip
 Inputs = tuple[dict[str, np.ndarray], int]
 
 
-def inputs_of(config: Any, *, batch: int, tokens: int, clip_seconds: float) -> Inputs:
-    """(arrays by port, tokens that the component takes or makes of them).
+def inputs_of(config: object, *, batch: int, tokens: int, clip_seconds: float) -> Inputs:
+    """Return (arrays by port, tokens that the component takes or makes of them).
 
-    A language model gets `batch` rows of `tokens` ids; an encoder of images as many images as make about `tokens`
-    tokens a sample; one of sound a clip of `clip_seconds` a sample.
+    A language model gets `batch` sequences of `tokens` ids; an encoder of images as many images as make about `tokens`
+    tokens a sample; one of audio a clip of `clip_seconds` a sample.
     """
     random = np.random.default_rng(0)
     if isinstance(config, DecoderConfig | NemotronHConfig):

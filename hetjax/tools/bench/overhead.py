@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 import optax
 from rich.progress import Progress
-from rich.table import Table
 
 from hetjax.errors import ConfigError
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
+from hetjax.schedule import colocated
 from hetjax.tools.bench.plain_step import PlainStep
 from hetjax.tools.bench.problem import Problem, enough_devices
-from hetjax.tools.outcome import Outcome, stderr
+from hetjax.tools.outcome import Json, Outcome, stderr
+from hetjax.tools.tables import NumberTable
 from hetjax.trainer import Trainer
 
 MAX_GRAD_NORM = 1.0
@@ -108,7 +109,7 @@ class _Case:
             graph,
             Placement(dict.fromkeys(graph.modules, layout)),
             optimizer=optimizer,
-            schedule="colocated",
+            schedule=colocated.name,
             microbatches=microbatches,
             max_grad_norm=MAX_GRAD_NORM,
             devices=devices,
@@ -126,8 +127,8 @@ class _Case:
         self.plain_state = self.plain.init(self.trainer.weights(self.state))
         self.parameters = sum(x.size for x in jax.tree.leaves(self.plain_state[0]))
 
-    def time(self, warmup: int, steps: int, *, tick: Callable[[], None]) -> dict[str, Any]:
-        """Median seconds of both, step by step in turns so that whatever else runs here slows both alike."""
+    def time(self, warmup: int, steps: int, *, tick: Callable[[], None]) -> dict[str, Json]:
+        """Time both, step by step in turns so that whatever else runs on the machine slows both alike."""
         seconds: dict[str, list[float]] = {"plain": [], "hetjax": []}
         for index in range(warmup + steps):
             losses = []
@@ -151,12 +152,18 @@ class _Case:
         return metrics["loss"]
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    title = f"a training step of {numbers['cases'][0]['parameters']:,} parameters on {numbers['device_kind']}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("devices", "microbatches", "one jitted function", "hetjax", "ratio"):
-        table.add_column(heading, justify="right")
-    for case in numbers["cases"]:
-        times = (f"{1000 * case[name]:.1f} ms" for name in ("plain_seconds", "hetjax_seconds"))
-        table.add_row(str(case["devices"]), str(case["microbatches"]), *times, f"{case['ratio']:.3f}")
-    return table
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
+    rows = [
+        (
+            str(case["devices"]),
+            str(case["microbatches"]),
+            *(f"{1000 * case[name]:.1f} ms" for name in ("plain_seconds", "hetjax_seconds")),
+            f"{case['ratio']:.3f}",
+        )
+        for case in numbers["cases"]
+    ]
+    return NumberTable(
+        title=f"a training step of {numbers['cases'][0]['parameters']:,} parameters on {numbers['device_kind']}",
+        numbers=("devices", "microbatches", "one jitted function", "hetjax", "ratio"),
+        rows=rows,
+    )

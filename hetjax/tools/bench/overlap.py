@@ -1,23 +1,22 @@
-"""hetjax bench overlap: whether two modules in two processes truly compute at the same time."""
+"""hetjax bench overlap: how far two modules in two processes compute at the same time."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
-
-from rich.table import Table
+from typing import Literal
 
 from hetjax.cluster.launch import launch_processes
 from hetjax.errors import ClusterError, ConfigError
-from hetjax.schedule import Costs, build_schedule, simulate
-from hetjax.schedule.actions import Kind
-from hetjax.schedule.graph import StageGraph
-from hetjax.tools.outcome import Outcome, busy
+from hetjax.schedule import Costs, Kind, StageGraph, build_schedule, gpipe, one_f_one_b, simulate
+from hetjax.tools.outcome import Json, Outcome, busy
+from hetjax.tools.tables import NumberTable
 
 PROCESSES = 2
+Pipelined = Literal[gpipe.name, one_f_one_b.name]
 
 
 def overlap(
@@ -25,7 +24,7 @@ def overlap(
     microbatches: int = 8,
     steps: int = 5,
     warmup: int = 2,
-    schedule: Literal["gpipe", "1f1b"] = "1f1b",
+    schedule: Pipelined = one_f_one_b.name,
 ) -> Outcome:
     """Time a pipelined step against the same actions one at a time, in two processes of one CPU core each.
 
@@ -33,7 +32,7 @@ def overlap(
     would be 1; a perfect pipeline of m microbatches over two equal stages takes (m + 1) / 2m.
 
     Args:
-        microbatches: Parts that a batch is cut into.
+        microbatches: Parts that a batch is split into.
         steps: Steps that are timed of each.
         warmup: Steps before those.
         schedule: Order of the pipelined step.
@@ -54,8 +53,12 @@ def overlap(
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def summary(found: list[dict[str, Any]], *, microbatches: int, schedule: str) -> dict[str, Any]:
-    """The figures of what both processes measured. A step ends when the slower one has ended it."""
+def summary(found: Sequence[Mapping[str, Json]], *, microbatches: int, schedule: str) -> dict[str, Json]:
+    """Combine what both processes measured into the figures of the benchmark.
+
+    `found` holds, for each process, seconds of its timed steps and its costs by "stage kind".
+    A step ends when the slower process has ended it.
+    """
     seconds = {
         name: median(max(pair) for pair in zip(*(worker[name] for worker in found), strict=True))
         for name in ("pipelined", "one_at_a_time")
@@ -81,15 +84,14 @@ def summary(found: list[dict[str, Any]], *, microbatches: int, schedule: str) ->
     }
 
 
-def _table(numbers: dict[str, Any]) -> Table:
-    table = Table(title=f"{numbers['schedule']}, {numbers['microbatches']} microbatches", title_justify="left")
-    table.add_column("a step of two modules in two processes")
-    table.add_column("", justify="right")
-    table.add_row("pipelined", f"{1000 * numbers['pipelined_seconds']:.1f} ms")
-    table.add_row("the same actions one at a time", f"{1000 * numbers['one_at_a_time_seconds']:.1f} ms")
-    table.add_row("ratio", f"{numbers['ratio']:.3f}")
-    table.add_row("ratio simulated from the measured costs", f"{numbers['ratio_simulated_from_these_costs']:.3f}")
-    table.add_row("ratio of a perfect pipeline", f"{numbers['ratio_of_a_perfect_pipeline']:.3f}")
-    for name, seconds in numbers["costs"].items():
-        table.add_row(f"  {name}", f"{1000 * seconds:.2f} ms")
-    return table
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
+    rows = [
+        ("pipelined", f"{1000 * numbers['pipelined_seconds']:.1f} ms"),
+        ("the same actions one at a time", f"{1000 * numbers['one_at_a_time_seconds']:.1f} ms"),
+        ("ratio", f"{numbers['ratio']:.3f}"),
+        ("ratio simulated from the measured costs", f"{numbers['ratio_simulated_from_these_costs']:.3f}"),
+        ("ratio of a perfect pipeline", f"{numbers['ratio_of_a_perfect_pipeline']:.3f}"),
+        *((f"  {name}", f"{1000 * seconds:.2f} ms") for name, seconds in numbers["costs"].items()),
+    ]
+    title = f"{numbers['schedule']}, {numbers['microbatches']} microbatches"
+    return NumberTable(title=title, texts=("a step of two modules in two processes",), numbers=("",), rows=rows)

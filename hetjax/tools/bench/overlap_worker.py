@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,14 +27,17 @@ from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
 from hetjax.schedule.actions import Action
-from hetjax.tools.bench.overhead import Problem
+from hetjax.tools.bench.problem import Problem
 from hetjax.trainer import Trainer
 
 PEER_TIMEOUT = 60.0
 
 
 def problem(microbatches: int) -> Problem:
-    """As many rows and layers of the same width on both sides; SwiGLU has three matrices to GELU's two."""
+    """Return a problem with as many tokens and layers of the same width in both modules.
+
+    SwiGLU has three matrices to GELU's two, so its MLP is two thirds as wide.
+    """
     return Problem(
         vision=VisionConfig(
             image_size=32, patch_size=4, width=256, layers=4, heads=4, mlp_width=1056, projector_width=256,
@@ -69,7 +71,7 @@ class Worker:
         self._round = 0
 
     def step(self, **hooks: Callable[..., None]) -> float:
-        """Seconds of a step, both processes starting together."""
+        """Time a step that both processes start together; returns seconds."""
         jax.block_until_ready(self.state)
         self._meet()
         start = time.perf_counter()
@@ -78,11 +80,11 @@ class Worker:
         return time.perf_counter() - start
 
     def pipelined(self) -> float:
-        """A step as it is trained."""
+        """Time a step as it is trained; returns seconds."""
         return self.step()
 
     def one_at_a_time(self) -> float:
-        """The same actions, each of which begins when the one before it has ended, whichever process runs it."""
+        """Time the same actions, each of which begins when the one before it has ended, whichever process runs it."""
         self._round += 1
         places: list[int] = []
 
@@ -92,21 +94,21 @@ class Worker:
                 store.get(f"overlap/{self._round}/{before}", PEER_TIMEOUT)
             places.append(place)
 
-        def settle(action: Action, result: Any) -> None:
+        def settle(action: Action, result: object) -> None:
             jax.block_until_ready(result)
             store.put(f"overlap/{self._round}/{places[-1]}", "done")
 
         return self.step(announce=turn, observe=settle)
 
     def costs(self) -> dict[str, float]:
-        """Median seconds of this process's actions by "stage kind"."""
+        """Return the median seconds of this process's actions by "stage kind"."""
         stopwatch = Stopwatch().start(self.state)
         self.step(observe=stopwatch)
         return {f"{name} {kind.value}": seconds for (name, kind), seconds in stopwatch.costs().of.items()}
 
 
 def _barrier() -> Callable[[], None]:
-    """Returns when all processes have called it."""
+    """Return a function that returns when all processes have called it."""
     mesh = Mesh(np.array(jax.devices()), ("process",))
     rows = NamedSharding(mesh, PartitionSpec("process"))
     ones = jax.make_array_from_callback((mesh.size,), rows, lambda index: np.ones(1, np.float32))

@@ -5,8 +5,6 @@ It does the same work as `hetjax.Trainer.step` on one mesh, and is what that ste
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +21,16 @@ from hetjax.stages.flat_state import Arrays, take_apart
 # M microbatches · B samples of a microbatch
 
 Params = dict[str, Arrays]
+"""The weights of each module by path."""
+
+Inputs = dict[str, Arrays]
+"""The arrays of each module's ports."""
+
+LossAndGradients = tuple[jax.Array, Params]
 
 
 class PlainStep:
-    """value_and_grad of encoder and language model in one program, summed over microbatches by `lax.scan`.
+    """Train encoder and language model by one program: value_and_grad, summed over microbatches by `lax.scan`.
 
     The gradient is clipped by its global norm and goes into `optimizer`; weights and optimizer state are
     donated. `layout` lays out weights and activations on `mesh`, for both modules alike.
@@ -47,8 +51,8 @@ class PlainStep:
         self._skeletons = {name: take_apart(graph.abstract(name))[0] for name in graph.order}
         self._step = jax.jit(self._train, donate_argnums=(0, 1))
 
-    def init(self, weights: dict[str, dict[str, np.ndarray]]) -> tuple[Params, Any]:
-        """(weights on the mesh, fresh optimizer state) from host arrays by module and path."""
+    def init(self, weights: dict[str, dict[str, np.ndarray]]) -> tuple[Params, optax.OptState]:
+        """Return (weights on the mesh, fresh optimizer state) from host arrays by module and path."""
         shardings = {
             name: {path: self._weight_sharding(name, path, array) for path, array in arrays.items()}
             for name, arrays in weights.items()
@@ -63,8 +67,13 @@ class PlainStep:
         )
         return params, jax.jit(self.optimizer.init, out_shardings=mirror)(params)
 
-    def step(self, params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, Float[Array, ""]]:
-        """Dispatch one step: (weights, optimizer state, loss). Consumes the first two. `batch` is on the host."""
+    def step(
+        self, params: Params, opt_state: optax.OptState, batch: Batch
+    ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
+        """Dispatch one step and return (weights, optimizer state, loss).
+
+        Consumes `params` and `opt_state`; `batch` is on the host.
+        """
         placed = {
             module: {port: self._place(array) for port, array in inputs.items()} for module, inputs in batch.items()
         }
@@ -75,13 +84,17 @@ class PlainStep:
         return NamedSharding(self.mesh, self.layout.weight_spec(dims, array.shape, name=path))
 
     def _place(self, array: np.ndarray) -> jax.Array:
-        """A batch as [M, B, ...], the samples of every microbatch spread over the mesh."""
-        cut = array.reshape(self.microbatches, -1, *array.shape[1:])
+        """Return a batch as [M, B, ...], the samples of every microbatch spread over the mesh."""
+        split = array.reshape(self.microbatches, -1, *array.shape[1:])
         dims = (None, "batch", *[None] * (array.ndim - 1))
-        return jax.device_put(cut, NamedSharding(self.mesh, self.layout.activation_spec(dims, cut.shape, name="batch")))
+        return jax.device_put(
+            split, NamedSharding(self.mesh, self.layout.activation_spec(dims, split.shape, name="batch"))
+        )
 
-    def _train(self, params: Params, opt_state: Any, batch: Any, scale: Any) -> tuple[Params, Any, jax.Array]:
-        def add(carry: Any, microbatch: Any) -> tuple[Any, None]:
+    def _train(
+        self, params: Params, opt_state: optax.OptState, batch: Inputs, scale: Float[Array, ""]
+    ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
+        def add(carry: LossAndGradients, microbatch: Inputs) -> tuple[LossAndGradients, None]:
             loss_and_gradients = jax.value_and_grad(lambda params: self._loss(params, microbatch) * scale)(params)
             return jax.tree.map(jnp.add, carry, loss_and_gradients), None
 
@@ -90,7 +103,7 @@ class PlainStep:
         updates, opt_state = self.optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    def _loss(self, params: Params, inputs: Any) -> jax.Array:
+    def _loss(self, params: Params, inputs: Inputs) -> Float[Array, ""]:
         def constraint(x: jax.Array, dims: tuple[str | None, ...]) -> jax.Array:
             spec = self.layout.activation_spec(dims, x.shape, name="activation")
             return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))

@@ -1,22 +1,22 @@
-"""A model and a batch that a benchmark trains."""
+"""The model and the batch that benchmarks train."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hetjax.graph import Edge, ModuleGraph
 from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from hetjax.stages.batch import Batch
 from hetjax.tools.random_batch import random_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A model and its batch: an encoder of some images a sample, and a language model over `rows` rows."""
+    """A model and its batch: an encoder of some images a sample, and a language model over `rows` token positions."""
 
     vision: VisionConfig
     llm: DecoderConfig
@@ -25,15 +25,15 @@ class Problem:
     images: int = 1
 
     def graph(self) -> ModuleGraph:
-        """The encoder into the language model."""
+        """Return the graph of the encoder into the language model."""
         modules = {
             "vision": lambda rngs: VisionEncoder(self.vision, rngs=rngs),
             "llm": lambda rngs: LanguageModel(self.llm, rngs=rngs),
         }
         return ModuleGraph(modules, [Edge("vision.tokens", "llm.image_tokens")])
 
-    def batch(self) -> dict[str, Any]:
-        """A random batch."""
+    def batch(self) -> Batch:
+        """Return a random batch."""
         side, rows = self.vision.image_size, (self.samples, self.rows)
         ids = jax.ShapeDtypeStruct(rows, jnp.int32)
         tokens = self.images * self.vision.tokens_per_image
@@ -48,7 +48,7 @@ class Problem:
 
 
 def enough_devices(need: int) -> Sequence[jax.Device]:
-    """The machine's devices, or CPU devices where it has too few."""
+    """Return the machine's devices, or CPU devices where it has too few."""
     if need > jax.config.jax_num_cpu_devices:
         jax.config.update("jax_num_cpu_devices", need)
     found = jax.devices()

@@ -1,22 +1,71 @@
-"""hetjax bench schedules: how long each schedule leaves devices idle, on paper."""
+"""hetjax bench schedules: how long each schedule leaves devices idle, simulated."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
-from rich.table import Table
+from collections.abc import Callable, Sequence
 
 from hetjax.errors import ConfigError
-from hetjax.schedule import Costs, Kind, Schedule, StageEdge, StageGraph, StageNode, build_schedule, check, simulate
+from hetjax.schedule import (
+    SCHEDULES,
+    Costs,
+    Kind,
+    Schedule,
+    StageEdge,
+    StageGraph,
+    StageNode,
+    bubble_fill,
+    check,
+    colocated,
+    gpipe,
+    interleaved_1f1b,
+    one_f_one_b,
+    simulate,
+    zero_bubble,
+)
 from hetjax.schedule.actions import ENDS_MICROBATCH
 from hetjax.tools.given_costs import KindCosts
-from hetjax.tools.outcome import Outcome, busy
+from hetjax.tools.outcome import Json, Outcome, busy
+from hetjax.tools.tables import NumberTable
 
-ENCODED = ("1f1b", "colocated", "bubble_fill")
+ALONE = (gpipe, one_f_one_b, interleaved_1f1b, zero_bubble)
+WITH_ENCODER = (one_f_one_b, colocated, bubble_fill)
+# The idle share of p equal stages over m microbatches, with v chunks a mesh.
+CLOSED_FORMS: dict[str, Callable[[int, int, int], float]] = {
+    gpipe.name: lambda p, m, v: (p - 1) / (m + p - 1),
+    one_f_one_b.name: lambda p, m, v: (p - 1) / (m + p - 1),
+    interleaved_1f1b.name: lambda p, m, v: 1 - v * m / (v * max(m, p) + min(m, p) - 1),
+    zero_bubble.name: lambda p, m, v: 1 - 3 * m / (2 * m + p - 1 + max(m, p)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a schedule costs on one graph, in the units of the given costs.
+
+    Attributes:
+        idle_share: of all devices, 0 to 1.
+        closed_form: the same by formula, where one holds.
+        peak_live_microbatches: kept for a backward on the mesh that keeps the most, in units of a whole stage's.
+        step_time: the makespan relative to that of 1F1B on the same graph.
+    """
+
+    idle_share: float
+    makespan: float
+    peak_live_microbatches: float
+    step_time: float
+    closed_form: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """The figures of several schedules, by name, on graphs of one size."""
+
+    stages: int
+    microbatches: int
+    schedules: dict[str, Figures]
 
 
 def schedules(
@@ -47,12 +96,24 @@ def schedules(
         pairs = list(itertools.product(stages, microbatches))
         alone = [_alone(p, m, chunks, costs) for p, m in pairs]
         encoded = [_with_encoder(p, m, encoder, costs) for p, m in pairs]
-    numbers = {"chunks": chunks, "encoder": encoder, "alone": alone, "with_encoder": encoded}
-    titles = {
-        "alone": f"a language model alone; {chunks} chunks a mesh with interleaved_1f1b",
-        "with_encoder": f"with an encoder on all devices, whose pieces cost {encoder:g} times a stage's programs",
+    numbers = {
+        "chunks": chunks,
+        "encoder": encoder,
+        "alone": [_numbers(case, closed_forms=True) for case in alone],
+        "with_encoder": [_numbers(case, closed_forms=False) for case in encoded],
     }
-    return Outcome(numbers=numbers, shown=tuple(_table(title, numbers[key]) for key, title in titles.items()))
+    shown = (
+        _table(
+            f"a language model alone; {chunks} chunks a mesh with {interleaved_1f1b.name}", alone, closed_forms=True
+        ),
+        _table(
+            f"with an encoder on all devices, whose pieces cost {encoder:g} times a stage's programs",
+            encoded,
+            closed_forms=False,
+        ),
+        "\n".join(f"{builder.name}: {builder.summary}" for builder in SCHEDULES.values()),
+    )
+    return Outcome(numbers=numbers, shown=shown)
 
 
 def _check(stages: list[int], microbatches: list[int], chunks: int, encoder: float) -> None:
@@ -64,31 +125,39 @@ def _check(stages: list[int], microbatches: list[int], chunks: int, encoder: flo
         raise ConfigError(f"encoder is {encoder}; give a factor of 0 or more")
 
 
-def _alone(stages: int, microbatches: int, chunks: int, given: KindCosts) -> dict[str, Any]:
-    """One case of a language model alone."""
+def _alone(stages: int, microbatches: int, chunks: int, given: KindCosts) -> Case:
+    """Return one case of a language model alone."""
     plain, costs = pipeline(stages), given.costs()
-    short = scaled(given, 1 / chunks).costs()
-    found = {name: _judge(build_schedule(name, plain, microbatches), costs) for name in ("gpipe", "1f1b")}
-    dealt = build_schedule("interleaved_1f1b", pipeline(stages, chunks=chunks), microbatches)
-    found["interleaved_1f1b"] = _judge(dealt, short, chunks)
-    found["zero_bubble"] = _judge(build_schedule("zero_bubble", plain, microbatches), costs)
-    for name, closed in CLOSED_FORMS.items():
-        found[name]["closed_form"] = closed(stages, microbatches, chunks) if _is_closed(name, given) else None
-    return _case(stages, microbatches, found)
+    dealt, short = pipeline(stages, chunks=chunks), scaled(given, 1 / chunks).costs()
+    reference = simulate(one_f_one_b(plain, microbatches), costs).makespan
+    found = {}
+    for builder in ALONE:
+        several = chunks if builder is interleaved_1f1b else 1
+        schedule = builder(dealt if builder is interleaved_1f1b else plain, microbatches)
+        figures = _judge(schedule, short if builder is interleaved_1f1b else costs, reference, chunks=several)
+        if _is_closed(builder.name, given):
+            formula = CLOSED_FORMS[builder.name](stages, microbatches, chunks)
+            figures = dataclasses.replace(figures, closed_form=formula)
+        found[builder.name] = figures
+    return Case(stages=stages, microbatches=microbatches, schedules=found)
 
 
-def _with_encoder(stages: int, microbatches: int, share: float, given: KindCosts) -> dict[str, Any]:
-    """One case of an encoder on the devices of all stages."""
+def _with_encoder(stages: int, microbatches: int, share: float, given: KindCosts) -> Case:
+    """Return one case of an encoder on the devices of all stages."""
     graph = pipeline(stages, encoder=True)
     pieces = scaled(given, share).costs()
     programs = (kind for kind in Kind if kind is not Kind.TRANSFER)
     costs = dataclasses.replace(given.costs(), of={("vision", kind): getattr(pieces, kind.value) for kind in programs})
-    found = {name: _judge(build_schedule(name, graph, microbatches, costs), costs) for name in ENCODED}
-    return _case(stages, microbatches, found)
+    reference = simulate(one_f_one_b(graph, microbatches), costs).makespan
+    found = {builder.name: _judge(builder(graph, microbatches, costs), costs, reference) for builder in WITH_ENCODER}
+    return Case(stages=stages, microbatches=microbatches, schedules=found)
 
 
 def pipeline(stages: int, *, chunks: int = 1, encoder: bool = False) -> StageGraph:
-    """A language model of stages llm.0, llm.1, ..., with one device a mesh, and an independent encoder on all."""
+    """Return the graph of a language model of stages llm.0, llm.1, ..., with one device a mesh.
+
+    With `encoder` an independent encoder stands on all devices before it.
+    """
     names = [f"llm.{index}" for index in range(stages * chunks)]
     nodes = [StageNode(name=n, module="llm", index=i, devices=(i % stages,)) for i, n in enumerate(names)]
     if encoder:
@@ -100,73 +169,63 @@ def pipeline(stages: int, *, chunks: int = 1, encoder: bool = False) -> StageGra
 
 
 def scaled(given: KindCosts, share: float) -> KindCosts:
-    """The costs of stages that do a share of the work, but hand over as much."""
+    """Return the costs of stages that do a share of the work, but hand over as much."""
     costs = {name: share * cost for name, cost in dataclasses.asdict(given).items()}
     return KindCosts(**{**costs, "transfer": given.transfer})
-
-
-# The idle share of p equal stages over m microbatches, with v chunks a mesh.
-CLOSED_FORMS: dict[str, Callable[[int, int, int], float]] = {
-    "gpipe": lambda p, m, v: (p - 1) / (m + p - 1),
-    "1f1b": lambda p, m, v: (p - 1) / (m + p - 1),
-    "interleaved_1f1b": lambda p, m, v: 1 - v * m / (v * max(m, p) + min(m, p) - 1),
-    "zero_bubble": lambda p, m, v: 1 - 3 * m / (2 * m + p - 1 + max(m, p)),
-}
 
 
 def _is_closed(name: str, given: KindCosts) -> bool:
     """Whether the closed form of a schedule holds for these costs: no transfers or updates, and stages alike."""
     plain = given.update == given.transfer == 0
     halves = given.forward == given.backward_input == given.backward_weight == given.backward / 2
-    return plain and (halves if name == "zero_bubble" else True)
+    return plain and (halves if name == zero_bubble.name else True)
 
 
-def _judge(schedule: Schedule, costs: Costs, chunks: int = 1) -> dict[str, Any]:
+def _judge(schedule: Schedule, costs: Costs, reference: float, *, chunks: int = 1) -> Figures:
+    """Simulate a schedule; `reference` is the makespan that its own is compared with."""
     check(schedule)
     timeline = simulate(schedule, costs)
-    return {
-        "idle_share": timeline.idle_share(),
-        "makespan": timeline.makespan,
-        "peak_live_microbatches": peak_live(schedule) / chunks,
-    }
+    return Figures(
+        idle_share=timeline.idle_share(),
+        makespan=timeline.makespan,
+        peak_live_microbatches=peak_live(schedule) / chunks,
+        step_time=timeline.makespan / reference if reference else 1.0,
+    )
 
 
 def peak_live(schedule: Schedule) -> int:
-    """The most microbatches that one module keeps on one mesh at one time, those of all its stages there together."""
+    """Return the most microbatches that one module keeps on one mesh at one time, over all its stages there."""
     graph = schedule.graph
     live, peak = Counter(), 0
     for action in schedule.actions:
         stage = graph.stage(action.stage)
-        here = (stage.module, graph.occupies(stage.name))
+        mesh = (stage.module, graph.occupies(stage.name))
         if stage.backward:
-            live[here] += (action.kind is Kind.FORWARD) - (action.kind in ENDS_MICROBATCH)
-            peak = max(peak, live[here])
+            live[mesh] += (action.kind is Kind.FORWARD) - (action.kind in ENDS_MICROBATCH)
+            peak = max(peak, live[mesh])
     return peak
 
 
-def _case(stages: int, microbatches: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    reference = found["1f1b"]["makespan"]
-    for row in found.values():
-        row["step_time"] = row["makespan"] / reference if reference else 1.0
-    return {"stages": stages, "microbatches": microbatches, "schedules": found}
+def _numbers(case: Case, *, closed_forms: bool) -> dict[str, Json]:
+    numbers = dataclasses.asdict(case)
+    if not closed_forms:
+        for figures in numbers["schedules"].values():
+            del figures["closed_form"]
+    return numbers
 
 
-def _table(title: str, cases: list[dict[str, Any]]) -> Table:
-    closed = any("closed_form" in row for case in cases for row in case["schedules"].values())
-    table = Table(title=title, title_justify="left")
-    headings = ["stages", "microbatches", "schedule", "idle", *(["closed form"] if closed else [])]
-    for heading in (*headings, "peak live", "step time"):
-        named = heading == "schedule"
-        table.add_column(heading, justify="left" if named else "right", no_wrap=named)
+def _table(title: str, cases: Sequence[Case], *, closed_forms: bool) -> NumberTable:
+    rows = []
     for case in cases:
-        where = [str(case["stages"]), str(case["microbatches"])]
-        for name, row in case["schedules"].items():
-            formula = [_share(row.get("closed_form"))] if closed else []
-            numbers = (f"{row['peak_live_microbatches']:g}", f"{row['step_time']:.3f}")
-            table.add_row(*where, name, _share(row["idle_share"]), *formula, *numbers)
-            where = ["", ""]
-        table.add_section()
-    return table
+        size = [str(case.stages), str(case.microbatches)]
+        for name, figures in case.schedules.items():
+            formula = [_share(figures.closed_form)] if closed_forms else []
+            rest = (f"{figures.peak_live_microbatches:g}", f"{figures.step_time:.3f}")
+            rows.append([*size, name, _share(figures.idle_share), *formula, *rest])
+            size = ["", ""]
+        rows.append([])
+    numbers = ("idle", *(["closed form"] if closed_forms else []), "peak live", "step time")
+    return NumberTable(title=title, texts=("stages", "microbatches", "schedule"), numbers=numbers, rows=rows)
 
 
 def _share(value: float | None) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 import jax
 from rich.progress import track
-from rich.table import Table
 
 from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
@@ -19,8 +18,9 @@ from hetjax.execution.flops import model_flops
 from hetjax.meshes import find_hardware
 from hetjax.stages.batch import Batch
 from hetjax.state.train_state import TrainState
-from hetjax.tools.outcome import Outcome, busy, stderr
+from hetjax.tools.outcome import Json, Outcome, busy, stderr
 from hetjax.tools.random_batch import random_batch
+from hetjax.tools.tables import NumberTable
 from hetjax.trainer import Trainer
 from hetjax.training.display import format_bytes
 
@@ -49,7 +49,7 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
 
 
 def _time(trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed: int) -> tuple[TrainState, list[float]]:
-    """Seconds from the end of each step to that of the next, dispatched one step ahead as in training."""
+    """Return seconds from the end of each step to that of the next, dispatched one step ahead as in training."""
     for _ in range(warmup):
         state, ahead = trainer.step(state, batch)
     jax.block_until_ready((state, ahead))
@@ -65,7 +65,7 @@ def _time(trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed:
     return state, [end - start for start, end in itertools.pairwise(ends)]
 
 
-def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Any]:
+def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Json]:
     devices = _devices(trainer)
     tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled)
     typical = median(seconds)
@@ -85,36 +85,40 @@ def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[
 
 
 def share_of_peak(flops_per_second: float, device_kind: str) -> float | None:
-    """The share of a device's dense bfloat16 peak, 0 to 1; None where the peak is not known."""
+    """Return the share of a device's dense bfloat16 peak, 0 to 1; None where the peak is not known."""
     hardware = find_hardware(device_kind)
     return flops_per_second / hardware.bfloat16_flops if hardware else None
 
 
 def _devices(trainer: Trainer) -> list[jax.Device]:
-    """Every device that some module uses."""
+    """Return every device that some module uses."""
     return list(dict.fromkeys(device for stage in trainer.stages for device in stage.mesh.devices.flat))
 
 
 def _peak_memory(trainer: Trainer) -> dict[str, int] | None:
-    """The most bytes in use on each device so far, or None where the backend does not count (a CPU)."""
+    """Return the most bytes in use on each device so far, or None where the backend does not count (a CPU)."""
     counted = {str(device.id): device.memory_stats() for device in _devices(trainer)}
     if not all(counted.values()):
         return None
     return {device: stats["peak_bytes_in_use"] for device, stats in counted.items()}
 
 
-def _table(numbers: dict[str, Any]) -> Table:
+def _table(numbers: Mapping[str, Json]) -> NumberTable:
     peak, memory = numbers["share_of_peak"], numbers["peak_bytes_per_device"]
-    table = Table(title=f"{numbers['name']}: {numbers['devices']} x {numbers['device_kind']}", title_justify="left")
-    table.add_column("a training step", no_wrap=True)
-    table.add_column(f"over {numbers['steps']} steps", justify="right")
-    table.add_row("median", f"{1000 * numbers['seconds']:.1f} ms")
-    table.add_row("fastest", f"{1000 * numbers['seconds_min']:.1f} ms")
-    table.add_row("tokens/s", f"{numbers['tokens_per_second']:,.0f}")
-    table.add_row("model FLOPs", f"{numbers['model_flops']:.4g}")
-    table.add_row("TFLOP/s per device", f"{numbers['tflops_per_device']:.4g}")
-    table.add_row("share of bfloat16 peak", "unknown" if peak is None else f"{peak:.1%}")
-    table.add_row("peak memory per device", "unknown" if memory is None else format_bytes(max(memory.values())))
+    rows = [
+        ("median", f"{1000 * numbers['seconds']:.1f} ms"),
+        ("fastest", f"{1000 * numbers['seconds_min']:.1f} ms"),
+        ("tokens/s", f"{numbers['tokens_per_second']:,.0f}"),
+        ("model FLOPs", f"{numbers['model_flops']:.4g}"),
+        ("TFLOP/s per device", f"{numbers['tflops_per_device']:.4g}"),
+        ("share of bfloat16 peak", "unknown" if peak is None else f"{peak:.1%}"),
+        ("peak memory per device", "unknown" if memory is None else format_bytes(max(memory.values()))),
+    ]
     for module, seconds in numbers["seconds_by_module"].items():
-        table.add_row(f"{module}, timed alone", f"{1000 * seconds:.1f} ms")
-    return table
+        rows.append((f"{module}, timed alone", f"{1000 * seconds:.1f} ms"))
+    return NumberTable(
+        title=f"{numbers['name']}: {numbers['devices']} x {numbers['device_kind']}",
+        texts=("a training step",),
+        numbers=(f"over {numbers['steps']} steps",),
+        rows=rows,
+    )

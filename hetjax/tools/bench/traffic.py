@@ -1,4 +1,4 @@
-"""What one training step sends between devices, counted from its compiled programs."""
+"""Count what one training step sends between devices, from its compiled programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hetjax.execution.step_programs import Step
 
 
 def bytes_of_step(step: Step) -> dict[str, int]:
-    """Bytes that devices receive from others in one step, by module and for the boundaries between stages.
+    """Return the bytes that devices receive from others in one step, by module and for the boundaries between stages.
 
     Programs count what is in their text, loops as often as they turn; boundaries count their plans. What is left out
     is small: sums of squares, the loss, and what ends a step of a module with state.
