@@ -141,12 +141,8 @@ def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
     trainer = make_trainer(layouts, "float32", "zero_bubble", 4)
     step, _ = trainer.trace(make_batch())
     program = step.programs["llm.1"]
-    stage, kept = program.stage, program._traced.out_info[2]
-    arguments = jax.tree.leaves((stage.compute_params, stage.buffers, program.inputs))
-    again = {str(i): arguments[i] for i in program._residuals.arguments if i >= len(stage.compute_params)}
-    cotangents = {port: (program.outputs[port],) * count for port, count in program.gradient_outputs.items()}
-    arguments = stage.compute_params, again, kept, cotangents
-    parts = split_backward(program._gradients, *arguments)
+    arguments = program.backward_shapes
+    parts = split_backward(program.functions.gradients, *arguments)
     _, crossing = jax.eval_shape(parts.first, *arguments)
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing)
