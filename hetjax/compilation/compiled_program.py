@@ -62,7 +62,7 @@ class Program:
         *arguments: ArrayTree,
         donate: int | tuple[int, ...] = (),
         out_shardings: ArrayTree = None,
-        compiler_options: dict[str, Any] | None = None,
+        compiler_options: dict[str, str | int | bool] | None = None,
     ):
         self.name, self.mesh = name, mesh
         self._jitted = jax.jit(

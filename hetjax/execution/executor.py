@@ -52,8 +52,8 @@ class Executor:
     def __init__(self, step: Step):
         self.step = step
         graph = step.schedule.graph
-        self._out = {name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages}
-        self._in = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
+        self._out = {name: [step.links[edge.name] for edge in graph.outputs(name)] for name in step.stages}
+        self._in = {name: [step.links[edge.name] for edge in graph.inputs(name)] for name in step.stages}
         # With their places in the one order of all processes.
         actions = list(enumerate(step.schedule.actions))
         self._actions = [(place, action) for place, action in actions if self._takes_part(action)]
@@ -62,7 +62,7 @@ class Executor:
     def _takes_part(self, action: Action) -> bool:
         """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
         if action.kind is Kind.TRANSFER:
-            return self.step.crossings[action.edge].forward.is_local
+            return self.step.boundaries[action.edge].is_local
         return action.kind is not Kind.UPDATE and self.step.stages[action.stage].is_local
 
     def gradients(
@@ -116,7 +116,8 @@ class Executor:
             name = action.stage
             if announce is not None:
                 announce(place, action)
-            arrived = self.step.norm_out[name](square_sum) if self.step.norm_out[name].is_local else None
+            transport = self.step.norms[name]
+            arrived = transport.backward(square_sum) if transport.is_local else None
             if name not in stages:
                 continue
             stage = stages[name]
@@ -127,7 +128,7 @@ class Executor:
             if observe is not None:
                 observe(action, params)
         norm = None if square_sum is None else self.step.root(square_sum)
-        metrics = {"loss": self.step.tell["loss"](loss), "grad_norm": self.step.tell["grad_norm"](norm)}
+        metrics = {"loss": self.step.reports["loss"](loss), "grad_norm": self.step.reports["grad_norm"](norm)}
         return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(self, state: TrainState, inputs: Mapping[tuple[str, int], Arrays]) -> _InFlight:
@@ -197,15 +198,15 @@ class Executor:
                 flight.returning[link.name, action.microbatch] = carried[link.destination_port]
 
     def _transfer(self, flight: _InFlight, action: Action, scale: jax.Array | None) -> Any:
-        crossing, edge = self.step.crossings[action.edge], (action.edge, action.microbatch)
-        link = crossing.link
+        boundary, link = self.step.boundaries[action.edge], self.step.links[action.edge]
+        edge = action.edge, action.microbatch
         if action.backward:
-            moved = crossing.backward(flight.returning.pop(edge, None))
+            moved = boundary.backward(flight.returning.pop(edge, None))
             if moved is not None:
                 arriving = flight.cotangents[link.source, action.microbatch]
                 arriving[link.source_port] = (*arriving.get(link.source_port, ()), moved)
         else:
-            moved = crossing.forward(flight.leaving.pop(edge, None))
+            moved = boundary.forward(flight.leaving.pop(edge, None))
             if moved is not None:
                 flight.arrived[link.destination, action.microbatch][link.destination_port] = moved
         return moved
@@ -214,6 +215,6 @@ class Executor:
         """The sum over all stages, on the last stage's mesh; None where that is not."""
         arrived = []
         for name in self.step.updates:
-            if self.step.norm_in[name].is_local:
-                arrived.append(self.step.norm_in[name](flight.square_sums.get(name)))
+            if self.step.norms[name].is_local:
+                arrived.append(self.step.norms[name].forward(flight.square_sums.get(name)))
         return self.step.total(tuple(arrived)) if self.step.sink.is_local else None

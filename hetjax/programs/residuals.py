@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
+
+from hetjax.compilation.compiled_program import ArrayTree
 
 
 class Residuals(NamedTuple):
@@ -41,7 +43,7 @@ class ResidualPlaces:
     treedef: jax.tree_util.PyTreeDef | None = None
     places: tuple[Place, ...] = ()
 
-    def keep(self, vjp: Callable[..., Any], arguments: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    def keep(self, vjp: Callable[..., ArrayTree], arguments: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """Return the leaves that are no argument, each once; remember where all of them are."""
         leaves, self.treedef = jax.tree.flatten(vjp)
         argument_of = {id(argument): i for i, argument in enumerate(arguments)}
@@ -59,7 +61,7 @@ class ResidualPlaces:
         self.places = tuple(places)
         return tuple(kept)
 
-    def restore(self, arguments: Sequence[jax.Array | None], kept: Sequence[jax.Array]) -> Callable[..., Any]:
+    def restore(self, arguments: Sequence[jax.Array | None], kept: Sequence[jax.Array]) -> Callable[..., ArrayTree]:
         """Return the VJP, from the arguments at the positions `arguments` and what was kept."""
         sources = {"arguments": arguments, "kept": kept}
         return self.treedef.unflatten([sources[place.among][place.position] for place in self.places])

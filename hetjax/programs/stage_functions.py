@@ -8,7 +8,6 @@ held once, whatever the number of microbatches in flight, and whether or not the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +48,7 @@ class StageFunctions:
         self.stage, self.inputs = stage, inputs
         self.gradient_inputs, self.gradient_outputs = gradient_inputs, dict(gradient_outputs)
         self._places = ResidualPlaces()
+        self._taken_again: tuple[int, ...] = ()
         with remat_in_force(stage.remat) as setting:
             outputs, _ = jax.eval_shape(stage.call, stage.compute_params, stage.buffers, inputs)
         # A model none of whose layers asks for the setting is wrapped as one layer.
@@ -108,7 +108,9 @@ class StageFunctions:
         carried = {port: inputs[port] for port in self.gradient_inputs}
         with remat_in_force(stage.remat):
             _, vjp, (outputs, after) = jax.vjp(whole(call, self._remat_whole), trained, carried, has_aux=True)
-        return outputs, after, self._places.keep(vjp, jax.tree.leaves((params, buffers, inputs)))
+        kept = self._places.keep(vjp, jax.tree.leaves((params, buffers, inputs)))
+        self._taken_again = tuple(sorted(i for i in self._places.arguments if i >= len(params)))
+        return outputs, after, kept
 
     def residuals(
         self, params: Arrays | Shapes, buffers: Arrays | Shapes, inputs: Arrays | Shapes, kept: tuple[jax.Array, ...]
@@ -118,8 +120,7 @@ class StageFunctions:
         `kept` is what the forward, which was traced before, returned beside outputs and buffers.
         """
         arguments = jax.tree.leaves((params, buffers, inputs))
-        again = sorted(i for i in self._places.arguments if i >= len(params))
-        return Residuals({str(i): arguments[i] for i in again}, kept)
+        return Residuals({str(i): arguments[i] for i in self._taken_again}, kept)
 
     # ── backward ─────────────────────────────────────────────────────────────────────────────────
 
@@ -143,7 +144,7 @@ class StageFunctions:
         cotangents: Cotangents,
         of_loss: Cotangents,
     ) -> tuple[Arrays, Arrays]:
-        arguments: list[Any] = jax.tree.leaves(params)
+        arguments: list[jax.Array | None] = jax.tree.leaves(params)
         arguments += [again.get(str(i)) for i in range(len(arguments), self.argument_count)]
         vjp = self._places.restore(arguments, kept)
         return vjp(

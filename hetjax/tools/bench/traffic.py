@@ -20,7 +20,7 @@ def bytes_of_step(step: Step) -> dict[str, int]:
         each = sum(bytes_received(part.text) for part in program.programs.values())
         module = program.stage.module
         found[module] = found.get(module, 0) + microbatches * each + once
-    ways = [way for crossing in step.crossings.values() for way in (crossing.forward, crossing.backward) if way]
+    ways = [way for boundary in step.boundaries.values() for way in (boundary.forward, boundary.backward) if way]
     return {**found, "boundaries": microbatches * sum(map(_of_transport, ways))}
 
 
