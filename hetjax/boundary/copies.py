@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from hetjax.boundary.plan import BoundaryPlan
-from hetjax.boundary.route import Move
 
 Place = tuple[int, int]
 """(slot, device id)."""
@@ -39,24 +37,20 @@ class Copies:
         plan: the plan.
         destination: sharding of the slots that arrive.
         dtype: dtype of the tensor.
-        moves: in place of those of the plan.
 
     Attributes:
         destination: as given.
         batches: the copies in order; a batch may relay what arrived in one before.
     """
 
-    def __init__(
-        self, plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtype, moves: Sequence[Move] | None = None
-    ):
+    def __init__(self, plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtype):
         self.destination, self._plan, self._dtype = destination, plan, dtype
         self._devices = {device.id: device for device in destination.mesh.devices.flat}
-        moves = plan.moves if moves is None else moves
-        self._moves = {(move.destination_slot, move.destination): move for move in moves}
+        self._moves = {(move.destination_slot, move.destination): move for move in plan.moves}
         slots = sorted({slot for slot, _ in self._moves})
         self._places = [(slot, device) for slot in slots for device in plan.destination.devices]
         self.batches: list[CopyBatch] = []
-        for relay in sorted({move.relay for move in moves}):
+        for relay in sorted({move.relay for move in plan.moves}):
             places = [place for place in self._places if place in self._moves and self._moves[place].relay == relay]
             sources = [(self._moves[place].source_slot, self._moves[place].source) for place in places]
             self.batches.append(CopyBatch(sources, places, [self._devices[device] for _, device in places]))
@@ -81,7 +75,7 @@ class Copies:
             arrived.update(zip(batch.destinations, moved, strict=True))
             # What is relayed after the first batch lies where it arrived.
             held = arrived
-        count = math.prod(self.destination.mesh.devices.shape)
+        count = self.destination.mesh.size
         pieces = [arrived[place] for place in self._places]
         return [
             jax.make_array_from_single_device_arrays(self._shape, self.destination, pieces[start : start + count])

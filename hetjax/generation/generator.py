@@ -110,7 +110,7 @@ class Generator:
     def generate(
         self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B], seed: int = 0
     ) -> Int[np.ndarray, "B R"]:
-        """The new tokens of each prompt, as host int32; after its first stop token a row only repeats that.
+        """Return the new tokens of each prompt, as host int32; after its first stop token a row only repeats that.
 
         `batch` is {module: {input: array with the batch dim leading}}, without labels. The language model's
         "tokens" [B, S] are padded at the end of each row, and `lengths` says how many of a row are prompt.

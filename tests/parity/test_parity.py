@@ -113,8 +113,9 @@ def test_suite_fails_when_two_samples_are_swapped_at_the_boundary(dtype):
         dataclasses.replace(swapped[first], source=swapped[second].source, source_slot=swapped[second].source_slot),
         dataclasses.replace(swapped[second], source=swapped[first].source, source_slot=swapped[first].source_slot),
     )
-    slot = transport.copies.destination
-    transport.copies = Copies(transport.plan, slot, transport.dtype, moves=swapped)
+    wrong = dataclasses.replace(transport.plan)
+    vars(wrong)["moves"] = tuple(swapped)
+    transport.copies = Copies(wrong, transport.copies.destination, transport.dtype)
     errors = largest_errors(trainer, dtype)
     assert min(errors.values()) > 100 * TOLERANCE[dtype], errors
 

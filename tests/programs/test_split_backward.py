@@ -126,8 +126,8 @@ def _both(x, w, d):
 @pytest.mark.parametrize(
     "degrees", [{"tensor": 2}, {"fsdp": 2}, {"data": 2}, {"context": 2}, {"data": 2, "tensor": 2}], ids=str
 )
-def test_a_stage_on_several_devices_is_cut_as_one_device_is(degrees):
-    """Products inside of `shard_map` are shared out too: the cut goes through it."""
+def test_a_stage_on_several_devices_is_split_as_one_device_is(degrees):
+    """Products inside of `shard_map` are shared out too: the split goes through it."""
     one, several = parts_of_a_stage({}), parts_of_a_stage(degrees)
     assert several[1] == one[1] > 0.7 * one[0]
     if "context" not in degrees:
