@@ -236,7 +236,7 @@ class Trainer:
         check_state(state, self.stages)
         flight, loss = self._ready(batch).gradients(state, *self._place(batch))
         trained = [stage for stage in self.stages if stage.trains]
-        return self.compiled.tell["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
+        return self.compiled.reports["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Return every weight as host arrays by module and path, the stages of a module joined.

@@ -30,8 +30,8 @@ def build_and_step():
         # never reads.
         "reads": [name for name in found if "block_until_ready" not in name],
         "state": set(state.stages),
-        "programs": {name for name, program in step.programs.items() if hasattr(program, "_forward")},
-        "updates": {name for name, update in step.updates.items() if hasattr(update, "_update_program")},
+        "programs": {name for name, program in step.programs.items() if program.programs},
+        "updates": {name for name, update in step.updates.items() if update.programs["update"].is_compiled},
         "devices": {device.id for array in jax.live_arrays() for device in array.sharding.addressable_devices},
         "loss": float(metrics["loss"]),
         "answers": Generator(trainer, max_new_tokens=3, stop_token=0).generate(state, prompts(batch), [4] * 8).tolist(),

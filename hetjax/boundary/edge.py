@@ -1,4 +1,4 @@
-"""The boundary as a differentiable function."""
+"""Converts a tensor between shardings as a differentiable function, outside of `jax.jit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 
 from hetjax.boundary.plan import BoundaryPlan, make_plan
 from hetjax.boundary.tiling import tiling_of
-from hetjax.boundary.transport import Transport, Way
+from hetjax.boundary.two_way import TwoWayTransport
+from hetjax.boundary.ways import Way
 from hetjax.errors import BoundaryError
 
 
@@ -27,7 +28,7 @@ class Boundary:
 
     Args:
         source, destination: shardings.
-        way: how to carry it (see `Transport`); None lets the devices decide.
+        way: how to carry it (`hetjax.boundary.ways`); None lets the devices decide.
 
     Raises BoundaryError when a side is no NamedSharding or does not divide the shape, when the array is
     committed elsewhere than `source`, or when it is called inside `jax.jit`.
@@ -50,32 +51,35 @@ class Boundary:
         self._cross = cross
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Carry `x` from source to destination; differentiable."""
         return self._cross(x)
 
     def plan(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> BoundaryPlan:
-        """The forward plan for a tensor of this shape and dtype, with the bytes it moves."""
+        """Return the forward plan for a tensor of this shape and dtype, with the bytes it moves."""
         ndim = len(shape)
         itemsize = jax.numpy.dtype(dtype).itemsize
         return make_plan(tuple(shape), itemsize, tiling_of(self.source, ndim), tiling_of(self.destination, ndim))
 
     def forward(self, x: jax.Array) -> jax.Array:
         """Carry an activation from source to destination."""
-        return _carry(x, self.source, self.destination, "activation", self.way)
+        x = _on(x, self.source, "activation")
+        transport = self._transports(x).forward
+        arrived = transport(x if x.addressable_shards else None)
+        return _empty(x.shape, self.destination, x.dtype) if arrived is None else arrived
 
     def backward(self, gradient: jax.Array) -> jax.Array:
         """Carry a gradient from destination to source."""
-        return _carry(gradient, self.destination, self.source, "gradient", self.way)
+        gradient = _on(gradient, self.destination, "gradient")
+        transport = self._transports(gradient).backward
+        arrived = transport(gradient if gradient.addressable_shards else None)
+        return _empty(gradient.shape, self.source, gradient.dtype) if arrived is None else arrived
+
+    def _transports(self, x: jax.Array) -> TwoWayTransport:
+        return _transports(self.source, self.destination, *_signature(x), self.way)
 
     def empty(self, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-        """What a process without a device of the source gives to `forward`: an array without any shard here."""
+        """Return what a process without a device of the source gives to `forward`: an array without a shard."""
         return _empty(shape, self.source, jax.numpy.dtype(dtype))
-
-
-def _carry(x: jax.Array, source: NamedSharding, destination: NamedSharding, what: str, way: Way | None) -> jax.Array:
-    x = _on(x, source, what)
-    transport = _transport(source, destination, *_signature(x), way)
-    arrived = transport(x if x.addressable_shards else None)
-    return _empty(x.shape, destination, x.dtype) if arrived is None else arrived
 
 
 def _empty(shape: tuple[int, ...], sharding: NamedSharding, dtype: jax.numpy.dtype) -> jax.Array:
@@ -85,15 +89,16 @@ def _empty(shape: tuple[int, ...], sharding: NamedSharding, dtype: jax.numpy.dty
 
 
 @functools.lru_cache(maxsize=1024)
-def _transport(
+def _transports(
     source: NamedSharding, destination: NamedSharding, shape: tuple[int, ...], dtype: str, way: Way | None = None
-) -> Transport:
-    return Transport(source, destination, shape, dtype, way=way).compile()
+) -> TwoWayTransport:
+    """Each way compiles at its first call."""
+    return TwoWayTransport(source, destination, shape, dtype, way=way)
 
 
 @functools.lru_cache(maxsize=1024)
 def _placing(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    """Takes an uncommitted array, which every process has for itself, to a sharding: each device its part."""
+    """Return a function that places an uncommitted array, which every process has for itself: each device its part."""
     return jax.jit(lambda x: x, in_shardings=sharding, out_shardings=sharding)
 
 
@@ -111,7 +116,7 @@ def _on(x: jax.Array, sharding: NamedSharding, what: str) -> jax.Array:
     if not x.sharding.is_equivalent_to(sharding, x.ndim):
         # A program's gradient need not come out as pinned; on the same devices a reshard is free of surprises.
         if set(x.sharding.device_set) == set(sharding.device_set) and isinstance(x.sharding, NamedSharding):
-            return _transport(x.sharding, sharding, *_signature(x))(x)
+            return _transports(x.sharding, sharding, *_signature(x)).forward(x)
         if not x.committed:
             return _placing(sharding)(x)
         raise BoundaryError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,50 +18,50 @@ from hetjax.boundary.bits import from_bits, to_bits
 from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import broadcast_rounds
 from hetjax.boundary.route import spans
+from hetjax.compilation.compiled_program import Program
 
-Program = Callable[..., jax.Array]
 
-
-def cut(block: jax.Array, inside: Sequence[int]) -> list[jax.Array]:
-    """A tile as its pieces, in row-major order."""
+def cut_tile(block: jax.Array, inside: Sequence[int]) -> list[jax.Array]:
+    """Return a tile's pieces, in row-major order."""
     sizes = [size // span for size, span in zip(block.shape, inside, strict=True)]
     starts = itertools.product(*(range(0, span * size, size) for span, size in zip(inside, sizes, strict=True)))
     return [block[tuple(slice(i, i + size) for i, size in zip(start, sizes, strict=True))] for start in starts]
 
 
-def glue(pieces: Sequence[jax.Array], inside: Sequence[int]) -> jax.Array:
-    """The reverse of `cut`."""
+def join_tile(pieces: Sequence[jax.Array], inside: Sequence[int]) -> jax.Array:
+    """Return the tile of these pieces: the reverse of `cut_tile`."""
     pieces = list(pieces)
     for dim in reversed(range(len(inside))):
-        pieces = [jnp.concatenate(group, axis=dim) for group in groups(pieces, inside[dim])]
+        pieces = [jnp.concatenate(group, axis=dim) for group in _groups(pieces, inside[dim])]
     return pieces[0]
 
 
-def groups(items: list, size: int) -> list[list]:
-    """Consecutive items, `size` at a time."""
+def _groups(items: list, size: int) -> list[list]:
+    """Return consecutive items, `size` at a time."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def leading(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with a leading dim, along which the blocks of several devices can lie: a scalar has none."""
+    """Return the shape, (1,) for a scalar: with a leading dim, along which the blocks of several devices can lie."""
     return shape or (1,)
 
 
-def split_program(plan: BoundaryPlan, source: NamedSharding, dtype: jnp.dtype, *, whole: bool) -> Program:
-    """On the source mesh: the tensor as slots with one piece of every device each, or `whole` in one slot.
+def split_program(plan: BoundaryPlan, source: NamedSharding, dtype: jnp.dtype, *, whole: bool) -> Program | None:
+    """Return the program on the source mesh: tensor -> slots with one piece of every device each.
 
-    A scalar that is `whole` becomes an array of one element: see `leading`.
+    With `whole` there is one slot with the whole tile, and a scalar becomes an array of one element: see `leading`.
+    None where the tensor is its one slot as it is.
     """
     fine = plan.source_fine
     inside = (1,) * len(plan.shape) if whole else spans(plan.grid, fine)
     count = math.prod(inside)
     if fine == plan.source and count == 1 and not (whole and plan.shape == ()):
-        return lambda x: (x,)
+        return None
     spec = fine.partition_spec
 
     def split(block: jax.Array) -> tuple[jax.Array, ...]:
         bits = to_bits(block)
-        pieces = [bits.reshape(leading(bits.shape))] if whole else cut(bits, inside)
+        pieces = [bits.reshape(leading(bits.shape))] if whole else cut_tile(bits, inside)
         return tuple(from_bits(piece, dtype) for piece in pieces)
 
     slots = jax.shard_map(
@@ -72,20 +72,23 @@ def split_program(plan: BoundaryPlan, source: NamedSharding, dtype: jnp.dtype, *
         check_vma=False,
     )
     argument = jax.ShapeDtypeStruct(plan.shape, dtype, sharding=source)
-    return jax.jit(slots).lower(argument).compile()
+    return Program("boundary split", slots, source.mesh, argument)
 
 
-def join_program(plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtype, *, whole: bool) -> Program:
-    """On the destination mesh: the tensor from its slots, or from one that is `whole`; broadcast and gathered."""
+def join_program(plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtype, *, whole: bool) -> Program | None:
+    """Return the program on the destination mesh: slots, or one that is `whole` -> tensor, broadcast and gathered.
+
+    None where the tensor is its one slot as it is.
+    """
     fine, mesh = plan.destination_fine, destination.mesh
     inside = (1,) * len(plan.shape) if whole else spans(plan.grid, fine)
     count = math.prod(inside)
     if fine == plan.destination and count == 1 and not plan.broadcast_axes and not (whole and plan.shape == ()):
-        return lambda slot: slot
+        return None
 
     def joined(*slots: jax.Array) -> jax.Array:
         bits = [to_bits(slot) for slot in slots]
-        block = glue(bits, inside) if plan.shape else bits[0].reshape(())
+        block = join_tile(bits, inside) if plan.shape else bits[0].reshape(())
         if plan.broadcast_axes:
             block = _broadcast(block, plan.broadcast_axes, math.prod(mesh.shape[axis] for axis in plan.broadcast_axes))
         for dim, (coarse, axes) in enumerate(zip(plan.destination.spec, fine.spec, strict=True)):
@@ -100,11 +103,11 @@ def join_program(plan: BoundaryPlan, destination: NamedSharding, dtype: jnp.dtyp
     program = jax.shard_map(
         joined, mesh=mesh, in_specs=(spec,) * count, out_specs=plan.destination.partition_spec, check_vma=False
     )
-    return jax.jit(program, out_shardings=destination).lower(*[argument] * count).compile()
+    return Program("boundary join", program, mesh, *[argument] * count, out_shardings=destination)
 
 
 def _broadcast(block: jax.Array, axes: tuple[str, ...], size: int) -> jax.Array:
-    """What the first device along the axes holds, on all."""
+    """Return what the first device along the axes holds, on all."""
     place = jax.lax.axis_index(axes)
     # Before the round in which the first sends to place n, all below n have it.
     for pairs in broadcast_rounds(size):

@@ -1,4 +1,4 @@
-"""What a boundary does: two tilings in, steps and bytes out. Pure; no device is touched.
+"""Plans a boundary: from two tilings to hops and their bytes. Pure; no device is touched.
 
 Between meshes that share no device a tensor crosses in *pieces*, each byte once:
 
@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
+from hetjax.boundary.device_pairs import broadcast_bytes, gathered_bytes, moved_bytes
 from hetjax.boundary.refine import finest, refinement
-from hetjax.boundary.rounds import Link, broadcast_rounds
+from hetjax.boundary.rounds import Link
 from hetjax.boundary.route import Move, route
 from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.errors import BoundaryError
@@ -34,7 +33,7 @@ from hetjax.errors import BoundaryError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanStep:
-    """One step of a crossing.
+    """One hop of a tensor over a boundary.
 
     Attributes:
         name: what is done.
@@ -48,20 +47,20 @@ class PlanStep:
 
     @property
     def bytes(self) -> int:
-        """Bytes over all links."""
+        """Bytes over all device pairs."""
         return sum(self.bytes_per_link.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoundaryPlan:
-    """The crossing of one tensor.
+    """What moves where when one tensor crosses from a source to a destination.
 
     Attributes:
         shape: shape of the whole tensor.
         itemsize: bytes an element.
         source, destination: the tilings asked for.
         source_fine, destination_fine: the tilings between which pieces cross.
-        broadcast_axes: destination axes along which only one device receives, and hands on.
+        broadcast_axes: destination axes along which only one device receives, and relays to the others.
     """
 
     shape: tuple[int, ...]
@@ -72,7 +71,7 @@ class BoundaryPlan:
     destination_fine: Tiling
     broadcast_axes: tuple[str, ...]
 
-    # ── what it is ───────────────────────────────────────────────────────────────────────────────
+    # ── tilings and pieces ───────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def disjoint(self) -> bool:
@@ -81,7 +80,7 @@ class BoundaryPlan:
 
     @functools.cached_property
     def stays(self) -> bool:
-        """Whether every device already holds what it shall hold."""
+        """Whether every device already holds its destination tile."""
         held = self.source.tile_of
         return self.source.counts == self.destination.counts and all(
             held.get(device) == tile for device, tile in self.destination.tile_of.items()
@@ -113,27 +112,37 @@ class BoundaryPlan:
 
     @functools.cached_property
     def steps(self) -> tuple[PlanStep, ...]:
-        """The steps in order, with the bytes of each link; none where everything stays."""
+        """The hops in order, with the bytes of each device pair; none where everything stays."""
         if self.stays:
             return ()
         if not self.disjoint:
-            return self._exchange_steps()
-        steps = []
+            return self._exchange_hops()
+        hops = [PlanStep(name="cross", where="source to destination", bytes_per_link=self.bytes_per_link)]
         if self.source_fine != self.source:
-            steps.append(PlanStep(name="slice", where="source", bytes_per_link={}))
-        steps.append(PlanStep(name="cross", where="source to destination", bytes_per_link=self.bytes_per_link))
+            hops.insert(0, PlanStep(name="slice", where="source", bytes_per_link={}))
+        tile = self._tile_bytes(self.destination_fine)
         if self.broadcast_axes:
-            steps.append(PlanStep(name="broadcast", where="destination", bytes_per_link=self._broadcast_links()))
+            sent = broadcast_bytes(self.destination, self.broadcast_axes, tile)
+            hops.append(PlanStep(name="broadcast", where="destination", bytes_per_link=sent))
         if self.destination_fine != self.destination:
-            steps.append(PlanStep(name="gather", where="destination", bytes_per_link=self._gather_links()))
-        return tuple(steps)
+            sent = gathered_bytes(self.destination, self.destination_fine, tile)
+            hops.append(PlanStep(name="gather", where="destination", bytes_per_link=sent))
+        return tuple(hops)
 
-    # ── what it moves ────────────────────────────────────────────────────────────────────────────
+    def _exchange_hops(self) -> tuple[PlanStep, ...]:
+        direct = moved_bytes((move for move in self.moves if not move.relay), self.piece_bytes)
+        relayed = moved_bytes((move for move in self.moves if move.relay), self.piece_bytes)
+        hops = [PlanStep(name="exchange", where="shared devices", bytes_per_link=direct)]
+        if relayed:
+            hops.append(PlanStep(name="relay", where="shared devices", bytes_per_link=relayed))
+        return tuple(hops)
+
+    # ── bytes ────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def bytes_per_link(self) -> dict[Link, int]:
         """Bytes that cross from each source device to each other destination device."""
-        return self._links(self.moves)
+        return moved_bytes(self.moves, self.piece_bytes)
 
     @property
     def bytes_per_link_max(self) -> int:
@@ -188,46 +197,13 @@ class BoundaryPlan:
             return 0
         return math.prod(stop - start for start, stop in zip(*bounds, strict=True)) * self.itemsize
 
-    def _links(self, moves: Iterable[Move]) -> dict[Link, int]:
-        links = Counter((move.source, move.destination) for move in moves if move.source != move.destination)
-        return {link: pieces * self.piece_bytes for link, pieces in sorted(links.items())}
-
-    def _exchange_steps(self) -> tuple[PlanStep, ...]:
-        relayed = [move for move in self.moves if move.hop]
-        direct = self._links(move for move in self.moves if not move.hop)
-        steps = [PlanStep(name="exchange", where="shared devices", bytes_per_link=direct)]
-        if relayed:
-            steps.append(PlanStep(name="relay", where="shared devices", bytes_per_link=self._links(relayed)))
-        return tuple(steps)
-
-    def _broadcast_links(self) -> dict[Link, int]:
-        tile = self._tile_bytes(self.destination_fine)
-        pairs = list(itertools.chain.from_iterable(broadcast_rounds(self._broadcast_size)))
-        groups = _groups(self.destination, self.broadcast_axes)
-        return {(group[a], group[b]): tile for group in groups for a, b in pairs}
-
-    def _gather_links(self) -> dict[Link, int]:
-        """Dim after dim: what is gathered along one is larger by as much along the next."""
-        links: dict[Link, int] = {}
-        tile = self._tile_bytes(self.destination_fine)
-        for coarse, fine in zip(self.destination.spec, self.destination_fine.spec, strict=True):
-            groups = _groups(self.destination, fine[len(coarse) :])
-            links |= {(a, b): tile for group in groups for a in group for b in group if a != b}
-            tile *= len(groups[0])
-        return links
-
-
-def _groups(tiling: Tiling, axes: tuple[str, ...]) -> list[list[int]]:
-    """Devices that differ only in their place along these axes."""
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for device, place in tiling.place_of.items():
-        groups[tuple(i for axis, i in place.items() if axis not in axes)].append(device)
-    return list(groups.values())
-
 
 @functools.lru_cache(maxsize=4096)
 def make_plan(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> BoundaryPlan:
-    """Plan the crossing of a tensor. Raises BoundaryError when a tiling does not divide the shape, or it is empty."""
+    """Plan how a tensor crosses a boundary.
+
+    Raises BoundaryError when a tiling does not divide the shape, or the tensor has no elements.
+    """
     if not math.prod(shape):
         raise BoundaryError(f"boundary: a tensor of shape {shape} has no elements to carry; leave it out")
     for side, tiling in (("source", source), ("destination", destination)):

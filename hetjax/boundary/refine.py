@@ -1,4 +1,4 @@
-"""The finer tilings between which a tensor crosses from one set of devices to another."""
+"""Finds the finer tilings between which a tensor crosses from one set of devices to another."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hetjax.boundary.tiling import Tiling
 
 
 def refinement(source: Tiling, destination: Tiling) -> tuple[int, ...]:
-    """Pieces along each dim of the coarsest grid that both tilings are made of."""
+    """Return the pieces along each dim of the coarsest grid that both tilings are made of."""
     return tuple(math.lcm(a, b) for a, b in zip(source.counts, destination.counts, strict=True))
 
 
 def finest(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple[Tiling, Tiling]:
-    """The pair of finer tilings that sends each byte to the fewest devices, in the fewest pieces, from the most.
+    """Return the finer tilings that send each byte to the fewest devices, in the fewest pieces, from the most devices.
 
     Any two tilings that divide the shape fit together: so does the least common multiple of their counts.
     """
@@ -38,7 +38,7 @@ def finest(shape: tuple[int, ...], source: Tiling, destination: Tiling) -> tuple
 
 
 def _refinements(shape: tuple[int, ...], tiling: Tiling) -> list[Tiling]:
-    """The ways to let free axes split dims further that divide the shape, one for each number of tiles."""
+    """Return the ways to let free axes split dims further that divide the shape, one for each number of tiles."""
     found: dict[tuple[int, ...], Tiling] = {}
     for choice in itertools.product((None, *range(len(shape))), repeat=len(tiling.free_axes)):
         finer = tiling.refined(

@@ -1,4 +1,4 @@
-"""Moves put into rounds, in each of which a device sends to one device and receives from one at most."""
+"""Puts moves into rounds, in each of which a device sends to one device and receives from one at most."""
 
 from __future__ import annotations
 
@@ -10,53 +10,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from hetjax.boundary.route import Move
 
 Link = tuple[int, int]
+"""Two devices: (sender, receiver)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
-    """Links that are busy at the same time, each with the same number of pieces.
+    """Moves at the same time, with the same number of pieces between each two devices.
 
     Attributes:
-        moves: the moves of each link, by (source, destination), all of one hop.
-        size: pieces on each link.
-        hop: which one.
+        moves: the moves of each device pair, by (source, destination).
+        size: pieces of each device pair.
+        relay: that of all the moves.
     """
 
     moves: dict[Link, tuple[Move, ...]]
     size: int
-    hop: int
+    relay: int
 
 
 def make_rounds(moves: Sequence[Move]) -> tuple[Round, ...]:
-    """The moves between different devices, hop after hop.
+    """Return the moves between different devices, relay after relay.
 
-    Links with unlike numbers of pieces are in different rounds: no padding. For each number of pieces in a hop
-    there are as few rounds as the busiest device has such links.
+    Device pairs with unlike numbers of pieces are in different rounds: no padding. For each number of pieces in a
+    relay there are as few rounds as the busiest device has such pairs.
     """
-    hops: dict[int, dict[Link, list[Move]]] = defaultdict(lambda: defaultdict(list))
+    relays: dict[int, dict[Link, list[Move]]] = defaultdict(lambda: defaultdict(list))
     for move in moves:
         if move.source != move.destination:
-            hops[move.hop][move.source, move.destination].append(move)
+            relays[move.relay][move.source, move.destination].append(move)
     rounds = []
-    for hop, by_link in sorted(hops.items()):
-        links = sorted(by_link, key=lambda link: (len(by_link[link]), link))
-        for size, group in itertools.groupby(links, key=lambda link: len(by_link[link])):
-            for color in color_links(group):
-                rounds.append(Round(moves={link: tuple(by_link[link]) for link in color}, size=size, hop=hop))
+    for relay, by_pair in sorted(relays.items()):
+        pairs = sorted(by_pair, key=lambda pair: (len(by_pair[pair]), pair))
+        for size, group in itertools.groupby(pairs, key=lambda pair: len(by_pair[pair])):
+            for color in color_pairs(group):
+                rounds.append(Round(moves={pair: tuple(by_pair[pair]) for pair in color}, size=size, relay=relay))
     return tuple(rounds)
 
 
-def color_links(links: Iterable[Link]) -> list[list[Link]]:
-    """Links in groups without a common source or destination, as few as the largest number of links at one device.
+def color_pairs(pairs: Iterable[Link]) -> list[list[Link]]:
+    """Return the pairs in groups without a common source or destination, as few as the most pairs of one device.
 
     A bipartite graph needs no more colors than its largest degree (Kőnig 1916): where the two ends of
-    a new link have no free color in common, the colors along an alternating path are exchanged.
+    a new pair have no free color in common, the colors along an alternating path are exchanged.
     """
-    links = list(links)
+    pairs = list(pairs)
     out: dict[int, _Used] = defaultdict(_Used)
     into: dict[int, _Used] = defaultdict(_Used)
-    degree = max((Counter(a for a, _ in links) | Counter(b for _, b in links)).values(), default=0)
-    for source, destination in links:
+    degree = max((Counter(a for a, _ in pairs) | Counter(b for _, b in pairs)).values(), default=0)
+    for source, destination in pairs:
         color = _lowest_free(out[source].mask | into[destination].mask)
         if color >= degree:
             color = _lowest_free(out[source].mask)
@@ -71,7 +72,7 @@ def color_links(links: Iterable[Link]) -> list[list[Link]]:
 
 
 def broadcast_rounds(size: int) -> tuple[tuple[Link, ...], ...]:
-    """What the first of `size` devices holds, to all: in each round, (from, to) places; twice as many have it then."""
+    """Return rounds of (from, to) places that hand the first of `size` devices' block to all, doubling each time."""
     rounds = []
     have = 1
     while have < size:
@@ -81,7 +82,7 @@ def broadcast_rounds(size: int) -> tuple[tuple[Link, ...], ...]:
 
 
 class _Used(dict[int, int]):
-    """The colors of a device's links, with the device at the other end, and as the bits of one number."""
+    """The colors of a device's pairs, with the other device, and as the bits of one number."""
 
     def __init__(self) -> None:
         self.mask = 0

@@ -1,4 +1,4 @@
-"""How a mesh tiles an array: plain numbers in place of shardings, so that a plan needs no device."""
+"""Describes how a mesh tiles an array by plain numbers in place of shardings, so that a plan needs no device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Coordinate = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """One array's layout on one mesh.
+    """One array's tiles on one mesh.
 
     Attributes:
         axes: (name, size) of each mesh axis, outermost first.
@@ -47,7 +47,7 @@ class Tiling:
 
     @functools.cached_property
     def place_of(self) -> dict[int, dict[str, int]]:
-        """Where each device id is along each axis."""
+        """Coordinate of each device id along each axis."""
         names = [name for name, _ in self.axes]
         places = itertools.product(*(range(size) for _, size in self.axes))
         return {
@@ -81,7 +81,7 @@ class Tiling:
         return functools.reduce(lambda value, axis: value * sizes[axis] + index[axis], axes, 0)
 
     def refined(self, dims: dict[str, int]) -> Tiling:
-        """The tiling with each given free axis splitting the given dim further, inside its present tiles."""
+        """Return the tiling with each given free axis splitting the given dim further, inside its present tiles."""
         extra = [tuple(axis for axis in self.free_axes if dims.get(axis) == dim) for dim in range(len(self.spec))]
         return dataclasses.replace(
             self, spec=tuple((*axes, *more) for axes, more in zip(self.spec, extra, strict=True))
@@ -96,7 +96,7 @@ class Tiling:
 def common_part(
     shape: tuple[int, ...], source: Tiling, mine: Coordinate, destination: Tiling, theirs: Coordinate
 ) -> tuple[Coordinate, Coordinate] | None:
-    """Corners of what a tile of one tiling has in common with a tile of another; None where that is nothing."""
+    """Return the corners of what a tile of one tiling has in common with one of another; None where that is nothing."""
     tiles = [(source.counts, mine), (destination.counts, theirs)]
     start = tuple(max(index[dim] * size // counts[dim] for counts, index in tiles) for dim, size in enumerate(shape))
     stop = tuple(
@@ -106,7 +106,7 @@ def common_part(
 
 
 def tiling_of(sharding: NamedSharding, ndim: int) -> Tiling:
-    """The tiling that a NamedSharding means for an array of `ndim` dims; BoundaryError if it names more."""
+    """Return the tiling of an array of `ndim` dims by a NamedSharding. Raises BoundaryError if that names more."""
     entries = [() if entry is None else (entry,) if isinstance(entry, str) else tuple(entry) for entry in sharding.spec]
     if len(entries) > ndim:
         raise BoundaryError(

@@ -1,1 +1,1 @@
-"""Programs compiled: one class for a compiled program, the order they are dispatched in, what their text says."""
+"""Compilation: one class for a compiled program, the order of dispatch, and reading what a program's text says."""

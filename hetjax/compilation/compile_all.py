@@ -1,4 +1,4 @@
-"""All programs of a step compiled at once, in parallel threads, under a progress bar."""
+"""Compiles all programs of a step at once, in parallel threads, under a progress bar."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def compile_all(tasks: Mapping[str, Callable[[], object]], *, progress: bool) ->
         Progress(*columns, disable=not progress) as bar,
         concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
-        row = bar.add_task("compile", total=len(tasks), last="")
+        shown = bar.add_task("compile", total=len(tasks), last="")
         futures = {pool.submit(task): name for name, task in tasks.items()}
         for future in concurrent.futures.as_completed(futures):
             future.result()
-            bar.update(row, advance=1, last=futures[future])
+            bar.update(shown, advance=1, last=futures[future])

@@ -1,4 +1,4 @@
-"""Programs run one after the other, where the backend does not see to it.
+"""Makes programs run one after the other where the backend does not keep their order.
 
 All processes of a job dispatch the programs they share in one order. A GPU or a TPU also runs them in that
 order. The CPU backend does not: it starts each on whichever thread is free. Two things go wrong (seen on jax
@@ -12,18 +12,21 @@ devices of a job of several processes, and only there, the host waits for every 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-def in_order(program: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A program over `mesh` as it has to be called: itself, or one that waits where the backend keeps no order."""
+
+def in_order(program: Callable[Arguments, Result], mesh: Mesh) -> Callable[Arguments, Result]:
+    """Return a program over `mesh` as it has to be called: itself, or waiting where the backend keeps no order."""
     if mesh.devices.flat[0].platform != "cpu" or jax.process_count() == 1 or mesh.size == 1:
         return program
 
-    def run(*arguments: Any) -> Any:
-        return jax.block_until_ready(program(*arguments))
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        return jax.block_until_ready(program(*arguments, **options))
 
     return run

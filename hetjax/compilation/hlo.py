@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Reads from the text of a compiled program what it sends between devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _DEVICES = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")
 _HEADING = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _BODY = re.compile(r"\bbody=%?([\w.\-]+)")
-_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(
     r"\b(?:body|condition|calls|to_apply|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -31,7 +31,7 @@ class Collective:
         result_bytes: size of its result on one device.
         pairs: (source, target) of a collective-permute.
         groups, group_size: how many groups of how many devices take part, for the other kinds.
-        times: how often one run of the program does it, loops counted.
+        times: how often one call of the program does it, loops counted.
     """
 
     kind: str
@@ -60,13 +60,13 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives in the text of a compiled program, `compiled.as_text()`, each once, be it in a loop or not.
+    """Return the collectives in the text of a compiled program, each once, whether in a loop or not.
 
-    Raises ValueError when it cannot tell which devices take part in one, or how often a loop runs.
+    Raises ValueError when the text does not say which devices take part in one, or how often a loop iterates.
     """
     devices = math.prod(int(count) for count in _DEVICES.findall(text.partition("\n")[0]))
     found = []
-    runs = _runs(text)
+    calls = _calls(text)
     computation = ""
     for line in text.splitlines():
         heading = _HEADING.match(line)
@@ -88,19 +88,19 @@ def collectives(text: str) -> list[Collective]:
                 pairs=_pairs(line) if permute else (),
                 groups=groups,
                 group_size=size,
-                times=runs(computation),
+                times=calls(computation),
             )
         )
     return found
 
 
 def bytes_received(text: str) -> int:
-    """Bytes that the devices of a program together receive from others in one run of it."""
+    """Return the bytes that the devices of a program together receive from others in one call."""
     return sum(collective.bytes_received * collective.times for collective in collectives(text))
 
 
-def _runs(text: str) -> Callable[[str], int]:
-    """How often a computation of the program runs: as often as what calls it, a loop's body as often as it turns."""
+def _calls(text: str) -> Callable[[str], int]:
+    """Return how often each computation is called: as often as its callers, a loop's body once an iteration."""
     callers: dict[str, list[tuple[str, int]]] = {}
     computation, entry = "", ""
     for line in text.splitlines():
@@ -109,27 +109,27 @@ def _runs(text: str) -> Callable[[str], int]:
             computation = heading["name"]
             entry = computation if heading["entry"] else entry
             continue
-        body, turns = _BODY.search(line), _TURNS.search(line)
+        body, count = _BODY.search(line), _TRIP_COUNT.search(line)
         for called in (name for names in _CALLED.findall(line) for name in re.findall(r"[\w.\-]+", names)):
             times = 1
             if body is not None and called == body[1]:
-                times = int(turns[1]) if turns else 0
+                times = int(count[1]) if count else 0
             callers.setdefault(called, []).append((computation, times))
 
     @functools.cache
-    def runs(name: str) -> int:
+    def calls(name: str) -> int:
         if name == entry:
             return 1
-        times = [runs(caller) * count for caller, count in callers.get(name, ())]
+        times = [calls(caller) * count for caller, count in callers.get(name, ())]
         if not times or not all(times):
-            raise ValueError(f"the text does not tell how often the computation or loop with the body {name} turns")
+            raise ValueError(f"the text does not say how often the computation or loop with the body {name} iterates")
         return sum(times)
 
-    return runs
+    return calls
 
 
 def _parts(result: str) -> list[str]:
-    """The parts of `(a, (b, c), d)`: commas between brackets of any kind do not count."""
+    """Return the parts of `(a, (b, c), d)`: commas between brackets of any kind do not count."""
     parts, depth = [""], 0
     for letter in result[1:-1] if result.startswith("(") else result:
         depth += (letter in "([{") - (letter in ")]}")
@@ -155,7 +155,7 @@ def _pairs(line: str) -> tuple[tuple[int, int], ...]:
 
 
 def _groups(line: str, devices: int) -> tuple[int, int]:
-    """(number of groups, devices in each) in any of the ways in which XLA writes them."""
+    """Return (number of groups, devices in each) in any of the ways in which XLA writes them."""
     if "replica_groups={}" in line:
         return 1, devices
     for pattern, read in _GROUPS:

@@ -47,10 +47,8 @@ class Executor:
     def __init__(self, step: Step):
         self.step = step
         graph = step.schedule.graph
-        self._links_from = {
-            name: [step.crossings[edge.name].link for edge in graph.outputs(name)] for name in step.stages
-        }
-        self._links_to = {name: [step.crossings[edge.name].link for edge in graph.inputs(name)] for name in step.stages}
+        self._links_from = {name: [step.links[edge.name] for edge in graph.outputs(name)] for name in step.stages}
+        self._links_to = {name: [step.links[edge.name] for edge in graph.inputs(name)] for name in step.stages}
         actions = [PlacedAction(place, action) for place, action in enumerate(step.schedule.actions)]
         self._actions = [each for each in actions if self._takes_part(each.action)]
         self._updates = [each for each in actions if each.action.kind is Kind.UPDATE]
@@ -58,7 +56,7 @@ class Executor:
     def _takes_part(self, action: Action) -> bool:
         """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
         if action.kind is Kind.TRANSFER:
-            return self.step.crossings[action.edge].forward.is_local
+            return self.step.boundaries[action.edge].is_local
         return action.kind is not Kind.UPDATE and self.step.stages[action.stage].is_local
 
     def gradients(
@@ -111,15 +109,15 @@ class Executor:
             if announce is not None:
                 announce(place, action)
             # Every process takes part in carrying the sum to the stages that it has a device of.
-            carry = self.step.norm_out[action.stage]
-            arrived = carry(square_sum) if carry.is_local else None
+            transport = self.step.norms[action.stage]
+            arrived = transport.backward(square_sum) if transport.is_local else None
             if action.stage in stages:
                 updated = self._update(stages[action.stage], flight.stages[action.stage], action, arrived)
                 stages[action.stage] = updated
                 if observe is not None:
                     observe(action, updated.params)
         norm = None if square_sum is None else self.step.root(square_sum)
-        metrics = {"loss": self.step.tell["loss"](loss), "grad_norm": self.step.tell["grad_norm"](norm)}
+        metrics = {"loss": self.step.reports["loss"](loss), "grad_norm": self.step.reports["grad_norm"](norm)}
         return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(
@@ -127,7 +125,7 @@ class Executor:
     ) -> StepInFlight:
         flight = StepInFlight(
             stages={name: self._begin_stage(name, stage) for name, stage in state.stages.items()},
-            links={name: LinkInFlight() for name in self.step.crossings},
+            links={name: LinkInFlight() for name in self.step.links},
             loss_scale=loss_scale,
         )
         flight.add_inputs(inputs)
@@ -199,15 +197,15 @@ class Executor:
                 flight.links[link.name].gradients[action.microbatch] = input_gradients[link.destination_port]
 
     def _transfer(self, flight: StepInFlight, action: Action) -> jax.Array | None:
-        crossing, tensors, microbatch = self.step.crossings[action.edge], flight.links[action.edge], action.microbatch
-        link = crossing.link
+        boundary, link = self.step.boundaries[action.edge], self.step.links[action.edge]
+        tensors, microbatch = flight.links[action.edge], action.microbatch
         # A process may hold a part of the destination alone, and then has nothing to send.
         if action.backward:
-            moved = crossing.backward(tensors.gradients.pop(microbatch, None))
+            moved = boundary.backward(tensors.gradients.pop(microbatch, None))
             if moved is not None:
                 flight.stages[link.source].add_cotangent(microbatch, link.source_port, moved)
         else:
-            moved = crossing.forward(tensors.activations.pop(microbatch, None))
+            moved = boundary.forward(tensors.activations.pop(microbatch, None))
             if moved is not None:
                 flight.stages[link.destination].inputs[microbatch][link.destination_port] = moved
         return moved
@@ -224,9 +222,9 @@ class Executor:
         """The sum over all stages, on the last stage's mesh; None in a process without a device of it."""
         arrived = []
         for name in self.step.updates:
-            if self.step.norm_in[name].is_local:
+            if self.step.norms[name].is_local:
                 stage = flight.stages.get(name)
-                arrived.append(self.step.norm_in[name](None if stage is None else stage.square_sum))
+                arrived.append(self.step.norms[name].forward(None if stage is None else stage.square_sum))
         return self.step.total(tuple(arrived)) if self.step.sink.is_local else None
 
     def _update(

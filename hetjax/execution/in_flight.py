@@ -12,15 +12,10 @@ from typing import TypeAlias
 
 import jax
 
+from hetjax.programs.residuals import Residuals
+from hetjax.programs.split_backward.weight_program import PendingWeights
 from hetjax.stages.batch import StageMicrobatch
 from hetjax.stages.flat_state import Arrays
-
-# What the programs of a stage hand to each other (see hetjax/programs); nobody else looks inside.
-Residuals: TypeAlias = tuple[dict[str, jax.Array], tuple[jax.Array, ...]]
-"""What a forward keeps for its backward: arguments that it takes again, by position, and what it made."""
-
-PendingWeights: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
-"""What BACKWARD_INPUT keeps for BACKWARD_WEIGHT: arguments that it takes again, and what it made."""
 
 Cotangents: TypeAlias = dict[str, tuple[jax.Array, ...]]
 """The gradients that arrive at each output port of a stage: one from each link that leaves it there."""

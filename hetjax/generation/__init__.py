@@ -1,1 +1,1 @@
-"""From prompts to answers, with every module on the meshes that training left it on."""
+"""Generation: from prompts to answers, with every module on the meshes that training left it on."""

@@ -1,49 +1,52 @@
-"""Everything compiled that generation dispatches for batches of one shape."""
+"""Traces all programs of generation for batches of one shape, and lists what to compile."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hetjax.boundary import Transport
+from hetjax.boundary import Transport, TwoWayTransport
+from hetjax.compilation.compiled_program import ArrayTree, Program
 from hetjax.errors import BatchError, GraphError
-from hetjax.generation.stage_programs import LENGTHS, TOKENS, Compiled, Decode, Encode
+from hetjax.generation.stage_programs import LENGTHS, TOKENS, Decode, Encode
 from hetjax.graph import ModuleGraph
 from hetjax.models.sampling import Sampling, is_stop
 from hetjax.stages.batch import Batch, input_shapes
 from hetjax.stages.host_transfer import ToEveryProcess
+from hetjax.stages.link_transport import link_transport
 from hetjax.stages.links import Link
 from hetjax.stages.stage import Shapes, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodePlan:
-    """The parts of generation, keyed by stage and link name, in the order of the data.
+class DecodePrograms:
+    """The parts of generation by name of a stage or a link, in the order of the data.
 
     Attributes:
-        inputs: what each stage takes of the batch.
-        encoders, decoders: programs of the stages ahead of the language model, and of its own.
-        prompt: carries what the links hold in the prefill.
-        passing: carries what links inside the language model hold in a step.
+        inputs: shapes of each stage's inputs that come from the batch.
+        encoders: programs of the stages ahead of the language model.
+        decoders: programs of the language model's stages.
+        prefill_boundaries: carry the tensors of all links in the prefill.
+        step_boundaries: carry the tensors of links inside the language model in a decode step.
         back: carries the chosen tokens from the last stage to the first.
         answers: carries the answers to every process.
-        all_stopped: answers -> whether every sample has stopped, on the last stage's mesh.
+        all_stopped: answers -> whether every sample has stopped, on the last stage's mesh; None in a process without
+            a device of it.
         stopped_everywhere: carries that to every process.
     """
 
     inputs: Mapping[str, Shapes]
     encoders: Mapping[str, Encode]
     decoders: Mapping[str, Decode]
-    prompt: Mapping[str, Transport]
-    passing: Mapping[str, Transport]
+    prefill_boundaries: Mapping[str, TwoWayTransport]
+    step_boundaries: Mapping[str, TwoWayTransport]
     back: Transport
     answers: ToEveryProcess
-    all_stopped: Compiled | None
+    all_stopped: Program | None
     stopped_everywhere: ToEveryProcess
 
     @property
@@ -57,18 +60,18 @@ class DecodePlan:
         return list(self.decoders)[-1]
 
     def tasks(self) -> dict[str, Callable[[], object]]:
-        """What remains to compile, by name."""
+        """Return what remains to compile, by name."""
         tasks: dict[str, Callable[[], object]] = {}
         for name, encoder in self.encoders.items():
             if not encoder.stage.is_local:
                 continue
-            tasks[f"{name} encoding"] = encoder.forward.compile
+            tasks[f"{name} encoding"] = encoder.programs["forward"].compile
         for name, decoder in self.decoders.items():
             if not decoder.stage.is_local:
                 continue
-            tasks[f"{name} prefill"] = decoder.prefill.compile
-            tasks[f"{name} decoding step"] = decoder.step.compile
-        for what, transports in (("prompt", self.prompt), ("step", self.passing)):
+            tasks[f"{name} prefill"] = decoder.programs["prefill"].compile
+            tasks[f"{name} decoding step"] = decoder.programs["step"].compile
+        for what, transports in (("prompt", self.prefill_boundaries), ("step", self.step_boundaries)):
             for name, transport in transports.items():
                 if transport.is_local:
                     tasks[f"{name} {what} boundary"] = transport.compile
@@ -82,8 +85,10 @@ class DecodePlan:
 
 
 def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequence[Link]) -> tuple[Stage, ...]:
-    """The stages as generation runs them: those of the language model without loss inputs, and with the sequence
-    in one piece, since a step has one row. Raises GraphError when the language model cannot generate.
+    """Return the stages as generation runs them.
+
+    Those of the language model have no loss inputs, and the sequence in one piece, since a decode step has one token
+    position. Raises GraphError when the language model cannot generate.
     """
     takes = _decode_inputs(graph, links)
     return tuple(
@@ -99,7 +104,7 @@ def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequ
 
 
 def _decode_inputs(graph: ModuleGraph, links: Sequence[Link]) -> tuple[str, ...]:
-    """The inputs that `decode` takes from the batch and from links."""
+    """Return the inputs that `decode` takes from the batch and from links."""
     model = graph.abstract(graph.sink)
     name, kind = graph.sink, type(model).__name__
     lacking = [method for method in ("init_cache", "cache_dims", "decode") if not hasattr(model, method)]
@@ -120,19 +125,26 @@ def _decode_inputs(graph: ModuleGraph, links: Sequence[Link]) -> tuple[str, ...]
     return takes
 
 
-def trace_decode_plan(
+def trace_decode_programs(
     stages: Sequence[Stage],
     links: Sequence[Link],
     sink: str,
     batch: Batch,
     *,
-    cache_dims: Mapping[str, Any],
+    cache_dims: Mapping[str, ArrayTree],
     new_tokens: int,
     stop_tokens: tuple[int, ...],
     sampling: Sampling,
     devices: Sequence[jax.Device],
-) -> DecodePlan:
-    """Trace all programs for batches of these shapes; `cache_dims` are those of each stage of the language model.
+) -> DecodePrograms:
+    """Trace all programs for batches of these shapes.
+
+    Args:
+        sink: name of the language model.
+        batch: shapes by module and input.
+        cache_dims: dim names of the cache's arrays, for each stage of the language model.
+        new_tokens, stop_tokens, sampling: as for `Decode`.
+        devices: all devices of the trainer; every process that has one gets the answers.
 
     Raises BatchError and GraphError.
     """
@@ -140,7 +152,8 @@ def trace_decode_plan(
     own = [stage for stage in stages if stage.module == sink]
     size, longest = _prompt_shape(own[0], inputs)
     encoders, decoders = {}, {}
-    prompt, passing = {}, {}
+    by_name = {stage.name: stage for stage in stages}
+    prefill_boundaries, step_boundaries = {}, {}
     made: dict[str, Shapes] = {}
     made_in_step: dict[str, Shapes] = {}
     for stage in stages:
@@ -148,11 +161,14 @@ def trace_decode_plan(
         for link in links:
             if link.destination != stage.name:
                 continue
-            prompt[link.name] = _crossing(link, made[link.source], stage)
-            taken[link.destination_port] = _arriving(prompt[link.name])
+            source = by_name[link.source]
+            boundary = link_transport(link, source, made[link.source], stage, gradient=False)
+            prefill_boundaries[link.name] = boundary
+            taken[link.destination_port] = boundary.arriving
             if link.source in made_in_step:
-                passing[link.name] = _crossing(link, made_in_step[link.source], stage)
-                passed[link.destination_port] = _arriving(passing[link.name])
+                boundary = link_transport(link, source, made_in_step[link.source], stage, gradient=False)
+                step_boundaries[link.name] = boundary
+                passed[link.destination_port] = boundary.arriving
         if stage.module != sink:
             encoders[stage.name] = Encode(stage, taken)
             made[stage.name] = encoders[stage.name].outputs
@@ -171,47 +187,36 @@ def trace_decode_plan(
         )
         decoders[stage.name] = decoder
         made[stage.name], made_in_step[stage.name] = decoder.outputs, decoder.trace_step(passed)
-    chosen, answer, home = made_in_step[own[-1].name][TOKENS], decoder.carry.answer, own[-1].replicated
+    last, chosen, answer = own[-1], made_in_step[own[-1].name][TOKENS], decoder.carry.answer
     all_stopped = None
-    if own[-1].is_local:
-        all_stopped = Compiled(
-            lambda answer: jnp.all(is_stop(answer[:, -1], stop_tokens)), answer, mesh=home.mesh, out_shardings=home
-        )
-    return DecodePlan(
+    if last.is_local:
+        all_stopped = Program(
+            f"{last.name} all stopped",
+            lambda answer: jnp.all(is_stop(answer[:, -1], stop_tokens)),
+            last.mesh,
+            answer,
+            out_shardings=last.replicated,
+        ).trace()
+    return DecodePrograms(
         inputs=inputs,
         encoders=encoders,
         decoders=decoders,
-        prompt=prompt,
-        passing=passing,
+        prefill_boundaries=prefill_boundaries,
+        step_boundaries=step_boundaries,
         back=Transport(chosen.sharding, next_token.sharding, chosen.shape, chosen.dtype),
         answers=ToEveryProcess(answer.sharding, answer.shape, answer.dtype, devices),
         all_stopped=all_stopped,
-        stopped_everywhere=ToEveryProcess(home, (), jnp.bool_, devices),
+        stopped_everywhere=ToEveryProcess(last.replicated, (), jnp.bool_, devices),
     )
 
 
 def _prompt_shape(first: Stage, inputs: Mapping[str, Shapes]) -> tuple[int, int]:
-    """(samples, longest prompt)."""
+    """Return (samples, longest prompt)."""
     tokens = inputs[first.name].get(TOKENS)
     if tokens is None or len(tokens.shape) != 2:
-        told = "is missing" if tokens is None else f"has shape {tokens.shape}"
+        problem = "is missing" if tokens is None else f"has shape {tokens.shape}"
         raise BatchError(
-            f"module '{first.module}': its input '{TOKENS}' {told}; to generate, give batch['{first.module}']"
+            f"module '{first.module}': its input '{TOKENS}' {problem}; to generate, give batch['{first.module}']"
             f"['{TOKENS}'] of shape [batch, longest prompt]"
         )
     return tokens.shape
-
-
-def _crossing(link: Link, made: Shapes, taker: Stage) -> Transport:
-    if link.source_port not in made:
-        raise GraphError(
-            f"edge {link.name}: stage '{link.source}' has no output '{link.source_port}'; its outputs are "
-            f"{', '.join(made)}"
-        )
-    given = made[link.source_port]
-    there = taker.port_sharding(link.destination_port, given.shape)
-    return Transport(given.sharding, there, given.shape, given.dtype)
-
-
-def _arriving(transport: Transport) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(transport.shape, transport.dtype, sharding=transport.destination)

@@ -1,25 +1,26 @@
-"""Generation with every module on its own meshes, as training left them.
+"""Continues prompts token by token, with every module on its own meshes, as training left them."""
 
-B batch · S longest prompt · R new tokens
-"""
+# B batch · S longest prompt · R new tokens
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from hetjax.boundary import TwoWayTransport
 from hetjax.compilation.compile_all import compile_all
+from hetjax.compilation.compiled_program import Program
 from hetjax.errors import BatchError, ConfigError
-from hetjax.generation.decode_programs import DecodePlan, stages_for_decoding, trace_decode_plan
-from hetjax.generation.stage_programs import TOKENS, Carry, Compiled
+from hetjax.generation.decode_programs import DecodePrograms, stages_for_decoding, trace_decode_programs
+from hetjax.generation.padding import Signature, padded_batch, padded_shapes, repeat_last, signature_of
+from hetjax.generation.stage_programs import TOKENS, Carry
 from hetjax.models.sampling import GREEDY, Sampling
-from hetjax.stages.batch import Batch, module_inputs, place_inputs
+from hetjax.stages.batch import Batch, place_inputs
 from hetjax.stages.cut import cut_module
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices
@@ -33,9 +34,12 @@ Weights = dict[str, tuple[Arrays, Arrays]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Generated tokens, still on the devices: the last `made` columns of the first `count` rows of `ids`.
+    """Generated tokens, still on the devices.
 
-    Fewer are made than were asked for only where every sample has ended with a stop token, its last column.
+    Attributes:
+        ids: int32, with the answers in the last `made` columns of the first `count` rows.
+        made: tokens of each sample; fewer than were asked for only where every sample has ended with a stop token.
+        count: samples without padding.
     """
 
     ids: jax.Array
@@ -43,7 +47,7 @@ class Answers:
     count: int
 
     def read(self) -> Int[np.ndarray, "B R"]:
-        """The tokens on the host; waits for them."""
+        """Return the tokens on the host; waits for them."""
         ids = np.asarray(self.ids)[: self.count]
         rest = ids.shape[1] - self.made
         return np.pad(ids[:, rest:], ((0, 0), (0, rest)), mode="edge")
@@ -55,18 +59,18 @@ class Generator:
     Encoders run their stages in order; their tokens cross to the language model, the module that ends
     the graph. That runs a prefill and R - 1 steps, with a cache for every stage on the stage's mesh; the
     token chosen on the last stage's mesh crosses back to the first. Nothing is read on the host before
-    the end. The language model's sequence is not split over the context axis, since a step has one row.
+    the end. The language model's sequence is not split over the context axis, since a decode step has one position.
 
     Beside what `ModuleGraph` asks for, the language model offers, as `models.LanguageModel` does:
         init_cache(batch, length, dtype): an empty cache for the layers of its stage;
         cache_dims(): the dim names of each array of the cache, in the cache's tree;
-        decode(cache, *, positions, tokens, ...): runs rows against the cache and returns (outputs, cache).
+        decode(cache, *, positions, tokens, ...): runs token positions against the cache; returns (outputs, cache).
             The first stage takes ids as `tokens`; the last also takes `last` and returns {"logits": [B, V]}.
-            With a parameter `lengths`, each stage is told in a prefill how many rows of each prompt are no padding,
-            and may return, as "lengths", how many are left where it takes rows out.
+            With a parameter `lengths`, each stage gets in a prefill how many positions of each prompt are no padding,
+            and may return, as "lengths", how many are left where it takes some out.
 
     Args:
-        trainer: whose graph, stages and compute dtype are used.
+        trainer: its graph, stages and compute dtype are used.
         max_new_tokens: R, at least 1.
         stop_token: the token, or several, after which a sample has ended: it emits nothing else.
         sampling: how tokens are chosen. Draws are those of a seed, whatever the placement.
@@ -101,15 +105,15 @@ class Generator:
         }
         self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
         self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params and stage.is_local}
-        self._plans: dict[Any, DecodePlan] = {}
+        self._programs: dict[Signature, DecodePrograms] = {}
 
     def generate(
         self, state: TrainState, batch: Batch, lengths: Int[np.ndarray, B], seed: int = 0
     ) -> Int[np.ndarray, "B R"]:
-        """The new tokens of each prompt, as host int32; after its first stop token a row only repeats that.
+        """Return the new tokens of each prompt, as host int32; after its first stop token a row only repeats that.
 
         `batch` is {module: {input: array with the batch dim leading}}, without labels. The language model's
-        "tokens" [B, S] are padded at the end of each row, and `lengths` tells how many of a row are prompt.
+        "tokens" [B, S] are padded at the end of each row, and `lengths` says how many of a row are prompt.
         B need not divide by any degree. Compiles at the first batch of each shape. `state` stays valid. What is
         drawn depends on `seed`, the row and the position of the token.
 
@@ -119,7 +123,7 @@ class Generator:
         return self.dispatch(self.prepare(state), batch, lengths, seed).read()
 
     def prepare(self, state: TrainState) -> Weights:
-        """The weights as programs take them, cast once; valid until a training step consumes `state`."""
+        """Return the weights as programs take them, cast once; valid until a training step consumes `state`."""
         return {
             name: ({**stage.params, **self._cast(name, stage.params)}, stage.buffers)
             for name, stage in state.stages.items()
@@ -131,7 +135,7 @@ class Generator:
         `batch` is {module: {input: array or jax.ShapeDtypeStruct}}.
         """
         casts = {f"{name} weights for generation": cast.compile for name, cast in self._casts.items()}
-        return {**casts, **self._plan(batch).tasks()}
+        return {**casts, **self._programs_for(batch).tasks()}
 
     def compile(self, batch: Batch, *, progress: bool = False) -> None:
         """Compile all programs for batches of these shapes, as `trace` takes them."""
@@ -141,19 +145,19 @@ class Generator:
         """Start `generate` with weights from `prepare`, without waiting for its end."""
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed is {seed}; give one from 0 to 2**32 - 1")
-        if _signature(self._shapes(batch)) not in self._plans:
+        if signature_of(padded_shapes(batch, self._degree)) not in self._programs:
             self.compile(batch)
-        plan = self._plan(batch)
+        programs = self._programs_for(batch)
         count = len(lengths)
         lengths = self._check_lengths(np.asarray(lengths, np.int32), np.shape(batch[self.sink][TOKENS]))
-        padded = _map_inputs(batch, lambda array: _repeat_last(np.asarray(array), self._degree))
-        arrived = place_inputs(padded, plan.inputs, self.stages, 1)
-        token, carries = self._prefill(plan, weights, arrived, _repeat_last(lengths, self._degree), seed)
+        padded = padded_batch(batch, self._degree)
+        arrived = place_inputs(padded, programs.inputs, self.stages, 1)
+        token, carries = self._prefill(programs, weights, arrived, repeat_last(lengths, self._degree), seed)
         made = 1
-        while made < self.max_new_tokens and not self._may_stop(plan, carries, made):
-            token = self._step(plan, weights, plan.back(token) if plan.back.is_local else None, carries)
+        while made < self.max_new_tokens and not self._may_stop(programs, carries, made):
+            token = self._step(programs, weights, programs.back(token) if programs.back.is_local else None, carries)
             made += 1
-        ids = plan.answers(carries[plan.last].answer if plan.last in carries else None)
+        ids = programs.answers(carries[programs.last].answer if programs.last in carries else None)
         return Answers(ids=ids, made=made, count=count)
 
     def _cast(self, name: str, params: Arrays) -> Arrays:
@@ -162,62 +166,67 @@ class Generator:
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     def _prefill(
-        self, plan: DecodePlan, weights: Weights, arrived: Mapping[Any, Arrays], lengths: Int[np.ndarray, B], seed: int
+        self,
+        programs: DecodePrograms,
+        weights: Weights,
+        arrived: Mapping[tuple[str, int], Arrays],
+        lengths: Int[np.ndarray, B],
+        seed: int,
     ) -> tuple[jax.Array | None, dict[str, Carry]]:
-        """Run all stages on the prompts: (first tokens, what each stage of the language model keeps)."""
+        """Run all stages on the prompts; return (first tokens, carry of each stage of the language model)."""
         outputs: dict[str, Arrays] = {}
         carries: dict[str, Carry] = {}
         for stage in self.stages:
             name = stage.name
-            crossed = self._cross(plan.prompt, name, outputs)
+            crossed = self._cross(programs.prefill_boundaries, name, outputs)
             if not stage.is_local:
                 continue
             inputs = {**arrived[name, 0], **crossed}
-            if name in plan.encoders:
-                outputs[name] = plan.encoders[name].forward(*weights[name], inputs)
+            if name in programs.encoders:
+                outputs[name] = programs.encoders[name].forward(*weights[name], inputs)
             else:
-                decoder = plan.decoders[name]
-                here = to_devices(lengths, decoder.lengths.sharding)
+                decoder = programs.decoders[name]
+                placed = to_devices(lengths, decoder.lengths.sharding)
                 seeds = [to_devices(np.uint32(seed), decoder.seed.sharding)] if decoder.draws else []
-                outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, here, *seeds)
-        return _tokens(outputs, plan.last), carries
+                outputs[name], carries[name] = decoder.prefill(*weights[name], inputs, placed, *seeds)
+        return _tokens(outputs, programs.last), carries
 
     def _step(
-        self, plan: DecodePlan, weights: Weights, token: jax.Array | None, carries: dict[str, Carry]
+        self, programs: DecodePrograms, weights: Weights, token: jax.Array | None, carries: dict[str, Carry]
     ) -> jax.Array | None:
-        """Run the language model on one token a sample: the next tokens. Replaces the carries."""
+        """Run the language model on one token a sample; return the next tokens. Replaces the carries."""
         outputs: dict[str, Arrays] = {}
-        for name, decoder in plan.decoders.items():
-            inputs = self._cross(plan.passing, name, outputs)
+        for name, decoder in programs.decoders.items():
+            inputs = self._cross(programs.step_boundaries, name, outputs)
             if not decoder.stage.is_local:
                 continue
-            if name == plan.first:
+            if name == programs.first:
                 inputs[TOKENS] = token
             outputs[name], carries[name] = decoder.step(*weights[name], inputs, carries[name])
-        return _tokens(outputs, plan.last)
+        return _tokens(outputs, programs.last)
 
-    def _cross(self, transports: Mapping[str, Any], stage: str, outputs: Mapping[str, Arrays]) -> Arrays:
-        """What links bring to a stage; this process may run their one end, or both."""
+    def _cross(self, boundaries: Mapping[str, TwoWayTransport], stage: str, outputs: Mapping[str, Arrays]) -> Arrays:
+        """Carry the tensors of a stage's incoming links; this process may run one end of a link, or both."""
         arrived = {}
         for link in self.links:
-            if link.destination == stage and link.name in transports and transports[link.name].is_local:
+            if link.destination == stage and link.name in boundaries and boundaries[link.name].is_local:
                 given = outputs[link.source][link.source_port] if link.source in outputs else None
-                arrived[link.destination_port] = transports[link.name](given)
+                arrived[link.destination_port] = boundaries[link.name].forward(given)
         return arrived
 
-    def _may_stop(self, plan: DecodePlan, carries: Mapping[str, Carry], made: int) -> bool:
+    def _may_stop(self, programs: DecodePrograms, carries: Mapping[str, Carry], made: int) -> bool:
         if self.check_every is None or made % self.check_every:
             return False
-        stopped = plan.all_stopped(carries[plan.last].answer) if plan.last in carries else None
-        return bool(plan.stopped_everywhere(stopped))
+        stopped = programs.all_stopped(carries[programs.last].answer) if programs.last in carries else None
+        return bool(programs.stopped_everywhere(stopped))
 
     # ── shapes ───────────────────────────────────────────────────────────────────────────────────
 
-    def _plan(self, batch: Batch) -> DecodePlan:
-        shapes = self._shapes(batch)
-        key = _signature(shapes)
-        if key not in self._plans:
-            self._plans[key] = trace_decode_plan(
+    def _programs_for(self, batch: Batch) -> DecodePrograms:
+        shapes = padded_shapes(batch, self._degree)
+        key = signature_of(shapes)
+        if key not in self._programs:
+            self._programs[key] = trace_decode_programs(
                 self.stages,
                 self.links,
                 self.sink,
@@ -228,14 +237,7 @@ class Generator:
                 sampling=self.sampling,
                 devices=self._devices,
             )
-        return self._plans[key]
-
-    def _shapes(self, batch: Batch) -> Batch:
-        """The shapes that programs see: padded to as many samples as every module's batch degree divides."""
-        sizes = {np.shape(array)[:1] for inputs in module_inputs(batch).values() for array in inputs.values()}
-        # Where the numbers of samples differ, the check of the plan tells them as they were given.
-        degree = self._degree if len(sizes) == 1 else 1
-        return _map_inputs(batch, lambda array: _padded_shape(array, degree))
+        return self._programs[key]
 
     def _check_lengths(self, lengths: Int[np.ndarray, B], shape: tuple[int, int]) -> Int[np.ndarray, B]:
         count, longest = shape
@@ -253,42 +255,12 @@ def _tokens(outputs: Mapping[str, Arrays], last: str) -> jax.Array | None:
     return outputs[last][TOKENS] if last in outputs else None
 
 
-def _cast(stage: Stage) -> Compiled:
+def _cast(stage: Stage) -> Program:
+    """The program that casts those weights of a stage that its programs take in another dtype or split."""
     other = stage.cast_params
 
     def cast(params: Arrays) -> Arrays:
         return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
 
-    return Compiled(
-        cast, stage.params, mesh=stage.mesh, out_shardings={path: aval.sharding for path, aval in other.items()}
-    )
-
-
-def _map_inputs(batch: Batch, function: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
-    return {
-        module: {port: function(array) for port, array in inputs.items()}
-        for module, inputs in module_inputs(batch).items()
-    }
-
-
-def _padded_size(size: int, degree: int) -> int:
-    return -(-size // degree) * degree
-
-
-def _padded_shape(array: Any, degree: int) -> jax.ShapeDtypeStruct:
-    shape = np.shape(array)
-    shape = (_padded_size(shape[0], degree), *shape[1:]) if shape else ()
-    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
-
-
-def _repeat_last(array: np.ndarray, degree: int) -> np.ndarray:
-    rows = np.arange(_padded_size(len(array), degree))
-    return array[np.minimum(rows, len(array) - 1)]
-
-
-def _signature(shapes: Batch) -> Any:
-    return tuple(
-        (module, port, aval.shape, str(aval.dtype))
-        for module, inputs in sorted(shapes.items())
-        for port, aval in sorted(inputs.items())
-    )
+    shardings = {path: aval.sharding for path, aval in other.items()}
+    return Program(f"{stage.name} weights for generation", cast, stage.mesh, stage.params, out_shardings=shardings)

@@ -1,20 +1,18 @@
-"""The programs of one stage that generates: an encoder's forward, and a decoder stage's prefill and step.
+"""The programs of one stage that generates: an encoder's forward, and a decoder stage's prefill and decode step."""
 
-B batch · S longest prompt · R new tokens · V vocabulary
-"""
+# B batch · S longest prompt · R new tokens · V vocabulary
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, UInt32
 
-from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.compiled_program import ArrayTree, Program
 from hetjax.models.dims import Dims
 from hetjax.models.mode import inference
 from hetjax.models.sampling import Sampling, choose, is_stop, keys_of_samples
@@ -22,34 +20,19 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Shapes, Stage
 
 TOKENS = "tokens"
-"""The input port of the first stage that takes ids, and what the last stage hands back to it."""
+"""The input port of the first stage for token ids, and the output port of the last stage for chosen tokens."""
 
 LENGTHS = "lengths"
-"""What a prefill tells every stage whose `decode` takes it, and what it then gets back: rows of each prompt."""
-
-
-class Compiled:
-    """A function traced for fixed shapes on a mesh; compiled by `compile`, or else by the first call."""
-
-    def __init__(self, function: Callable[..., Any], *avals: Any, mesh: Mesh, **options: Any):
-        self._mesh = mesh
-        self._traced = jax.jit(function, **options).trace(*avals)
-        self._program: Any = None
-
-    def compile(self) -> None:
-        """Compile; harmless to call twice."""
-        if self._program is None:
-            self._program = in_order(self._traced.lower().compile(), self._mesh)
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.compile()
-        return self._program(*arguments)
+"""The argument of `decode`, where a stage has it, for the token positions of each prompt that are no padding [B]; the
+stage may return under this name how many are left."""
 
 
 class Encode:
-    """Forward program of a stage ahead of the language model; its `outputs` are shapes by port.
+    """The forward program of a stage ahead of the language model.
 
-    Of a stage that other processes run only the shapes are known.
+    Attributes:
+        outputs: shape, dtype and sharding by output port.
+        programs: "forward"; none of a stage that other processes run.
     """
 
     def __init__(self, stage: Stage, inputs: Shapes):
@@ -61,31 +44,55 @@ class Encode:
         avals = (stage.compute_params, stage.buffers, inputs)
         self.stage = stage
         self.outputs = placed_ports(stage, jax.eval_shape(forward, *avals))
+        self.programs: dict[str, Program] = {}
         if stage.is_local:
-            self.forward = Compiled(forward, *avals, mesh=stage.mesh, out_shardings=_shardings(self.outputs))
+            shardings = _shardings(self.outputs)
+            program = Program(f"{stage.name} encoding", forward, stage.mesh, *avals, out_shardings=shardings)
+            self.programs["forward"] = program.trace()
+
+    def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:
+        """Dispatch: outputs by port. `params` are in the compute dtype."""
+        return self.programs["forward"](params, buffers, inputs)
 
 
 class Carry(NamedTuple):
-    """What a decoder stage keeps on its mesh from step to step; a step consumes it.
+    """What a decoder stage keeps on its mesh from decode step to decode step, each of which consumes it.
 
-    `positions` is the row of the token that comes next. The last stage has `answer`, whose last columns
-    are the tokens made so far, newest at the end, and where tokens are drawn, `keys`, one a sample; other
-    stages have None.
+    Attributes:
+        cache: the stage's cache, a pytree that its module defines.
+        positions: position of the next token in each sequence.
+        answer: in the last stage, the tokens made so far in the last columns, newest at the end; else None.
+        keys: in the last stage, where tokens are drawn, a random key for each sample; else None.
     """
 
-    cache: Any
+    cache: ArrayTree
     positions: Int[Array, "B 1"]
     answer: Int[Array, "B R"] | None
     keys: UInt32[Array, "B 2"] | None = None
 
 
 class Decode:
-    """Prefill and step programs of one stage of the language model.
+    """Prefill and decode step of one stage of the language model.
 
-    The prefill takes `prompt` and `lengths` and makes the cache; a step takes the ports of `prompt` that
-    `passed` holds, one row a sample. Both return (outputs by port, carry); those of the last stage are
-    {"tokens": [B, 1]}, the next token as `sampling` chooses it. Where it `draws`, the last stage's prefill takes a
-    seed, too, an array of the shape `seed`.
+    The prefill takes the whole prompts and makes the cache; a decode step takes one token position of each sample.
+    Both return (outputs by port, carry); the outputs of the last stage are {"tokens": [B, 1]}, the next token as
+    `sampling` chooses it.
+
+    Args:
+        stage: the stage.
+        prompt: shapes of its inputs in the prefill, by port.
+        longest: S.
+        new_tokens: R.
+        stop_tokens: tokens after which a sample has ended.
+        sampling: how tokens are chosen.
+        cache_dims: dim names of each array of the cache, in the cache's tree.
+
+    Attributes:
+        outputs, carry: shape, dtype and sharding of what the prefill returns.
+        lengths: the same of the lengths of the prompts, int32 [B].
+        seed: the same of the seed, a uint32 scalar, which the prefill takes where `draws`.
+        draws: whether tokens are drawn here: in the last stage, unless the most likely is taken.
+        programs: "prefill", and "step" after `trace_step`; none of a stage that other processes run.
     """
 
     def __init__(
@@ -97,13 +104,13 @@ class Decode:
         new_tokens: int,
         stop_tokens: tuple[int, ...],
         sampling: Sampling,
-        cache_dims: Any,
+        cache_dims: ArrayTree,
     ):
         self.stage = stage
         self.is_last = stage.index == stage.count - 1
         self.longest, self.new_tokens, self.stop_tokens, self.sampling = longest, new_tokens, stop_tokens, sampling
         batch = next(iter(prompt.values())).shape[0]
-        self.lengths = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=self._rows("batch", shape=(batch,)))
+        self.lengths = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=self._sharding("batch", shape=(batch,)))
         self.draws = self.is_last and sampling.draws
         self.seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=stage.replicated)
         seeds = (self.seed,) if self.draws else ()
@@ -111,32 +118,46 @@ class Decode:
         outputs, carry = jax.eval_shape(self._prefill, *avals)
         self.outputs = placed_ports(stage, outputs)
         self.carry = self._placed_carry(carry, cache_dims)
+        self.programs: dict[str, Program] = {}
         if stage.is_local:
-            self.prefill = Compiled(
-                self._prefill, *avals, mesh=stage.mesh, out_shardings=_shardings((self.outputs, self.carry))
-            )
+            shardings = _shardings((self.outputs, self.carry))
+            program = Program(f"{stage.name} prefill", self._prefill, stage.mesh, *avals, out_shardings=shardings)
+            self.programs["prefill"] = program.trace()
 
     def trace_step(self, passed: Shapes) -> Shapes:
-        """Trace the step for inputs of one row a sample: its outputs by port."""
+        """Trace the decode step for inputs of one token position a sample; return shapes of its outputs by port."""
         stage = self.stage
         avals = (stage.compute_params, stage.buffers, passed, self.carry)
         outputs = placed_ports(stage, jax.eval_shape(self._step, *avals)[0])
         if stage.is_local:
-            self.step = Compiled(
-                self._step, *avals, mesh=stage.mesh, donate_argnums=3, out_shardings=_shardings((outputs, self.carry))
-            )
+            shardings = _shardings((outputs, self.carry))
+            name = f"{stage.name} decode step"
+            program = Program(name, self._step, stage.mesh, *avals, donate=3, out_shardings=shardings)
+            self.programs["step"] = program.trace()
         return outputs
 
-    def _prefill(self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B], *seed: jax.Array):
+    def prefill(
+        self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B], *seed: jax.Array
+    ) -> tuple[Arrays, Carry]:
+        """Dispatch: (outputs by port, carry), from whole prompts."""
+        return self.programs["prefill"](params, buffers, inputs, lengths, *seed)
+
+    def step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry) -> tuple[Arrays, Carry]:
+        """Dispatch: (outputs by port, carry), from one token position a sample. Consumes `carry`."""
+        return self.programs["step"](params, buffers, inputs, carry)
+
+    def _prefill(
+        self, params: Arrays, buffers: Arrays, inputs: Arrays, lengths: Int[Array, B], *seed: jax.Array
+    ) -> tuple[Arrays, Carry]:
         stage, batch = self.stage, lengths.shape[0]
         module = stage.skeleton.assemble(params, buffers)
         positions = jnp.broadcast_to(jnp.arange(self.longest), (batch, self.longest))
-        told = {"last": lengths - 1} if self.is_last else {}
+        optional = {"last": lengths - 1} if self.is_last else {}
         if LENGTHS in inspect.signature(module.decode).parameters:
-            told[LENGTHS] = lengths
+            optional[LENGTHS] = lengths
         with stage.in_force():
             cache = module.init_cache(batch, self.longest + self.new_tokens, self._dtype)
-            outputs, cache = module.decode(cache, positions=positions, **inputs, **told)
+            outputs, cache = module.decode(cache, positions=positions, **inputs, **optional)
         outputs = dict(outputs)
         lengths = outputs.pop(LENGTHS, lengths)
         answer, keys = None, keys_of_samples(*seed, batch) if self.draws else None
@@ -146,7 +167,7 @@ class Decode:
             outputs = {TOKENS: new}
         return outputs, Carry(cache, lengths[:, None], answer, keys)
 
-    def _step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry):
+    def _step(self, params: Arrays, buffers: Arrays, inputs: Arrays, carry: Carry) -> tuple[Arrays, Carry]:
         stage = self.stage
         module = stage.skeleton.assemble(params, buffers)
         with stage.in_force():
@@ -160,40 +181,42 @@ class Decode:
             outputs = {TOKENS: new}
         return dict(outputs), Carry(cache, carry.positions + 1, answer, carry.keys)
 
-    def _choose(self, outputs: Arrays, keys: Any, positions: Int[Array, B]) -> Int[Array, "B 1"]:
+    def _choose(
+        self, outputs: Arrays, keys: UInt32[Array, "B 2"] | None, positions: Int[Array, B]
+    ) -> Int[Array, "B 1"]:
         with self.stage.in_force():
             return choose(outputs["logits"], self.sampling, keys, positions)[:, None]
 
     @property
-    def _dtype(self) -> Any:
-        """Keys and values are kept in the dtype that the stage computes in."""
+    def _dtype(self) -> jnp.dtype:
+        """The dtype of the cache: the one that the stage computes in."""
         dtypes = [aval.dtype for aval in self.stage.compute_params.values()]
         return jnp.result_type(*(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)))
 
-    def _placed_carry(self, carry: Carry, cache_dims: Any) -> Carry:
+    def _placed_carry(self, carry: Carry, cache_dims: ArrayTree) -> Carry:
         def cache_part(aval: jax.ShapeDtypeStruct, dims: Dims) -> jax.ShapeDtypeStruct:
             return _placed(aval, self.stage.activation_sharding(dims, aval.shape, what="cache"))
 
-        rows = self._rows("batch", None, shape=carry.positions.shape)
+        by_sample = self._sharding("batch", None, shape=carry.positions.shape)
         return Carry(
             cache=jax.tree.map(cache_part, carry.cache, cache_dims),
-            positions=_placed(carry.positions, rows),
-            answer=None if carry.answer is None else _placed(carry.answer, rows),
-            keys=None if carry.keys is None else _placed(carry.keys, rows),
+            positions=_placed(carry.positions, by_sample),
+            answer=None if carry.answer is None else _placed(carry.answer, by_sample),
+            keys=None if carry.keys is None else _placed(carry.keys, by_sample),
         )
 
-    def _rows(self, *dims: str | None, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+    def _sharding(self, *dims: str | None, shape: tuple[int, ...]) -> NamedSharding:
         return self.stage.activation_sharding(dims, shape)
 
 
 def placed_ports(stage: Stage, outputs: Shapes) -> Shapes:
-    """Output shapes with the sharding that the stage gives each port."""
+    """Return output shapes with the sharding that the stage gives each port."""
     return {port: _placed(aval, stage.port_sharding(port, aval.shape)) for port, aval in outputs.items()}
 
 
-def _placed(aval: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+def _placed(aval: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
 
 
-def _shardings(avals: Any) -> Any:
+def _shardings(avals: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda aval: aval.sharding, avals)

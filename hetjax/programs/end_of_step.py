@@ -1,25 +1,30 @@
-"""What a module does to its own state once a step, after the last microbatch: its method `end_of_step()`.
+"""Runs a module's method `end_of_step()` on its own state, once a step, after the last microbatch.
 
 A forward program runs once a microbatch, so what it changes in a module's buffers (`nnx.Variable` other than
-`nnx.Param`) depends on how the batch is cut, unless it only collects. A module that moves its state by
-what the whole batch gave collects it in a buffer, and moves its state in `end_of_step`.
+`nnx.Param`) depends on how the batch is split, unless it only collects. A module whose state follows the whole
+batch collects in one buffer, and updates its state in `end_of_step`.
 """
 
 from __future__ import annotations
 
-import jax
-
-from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.compiled_program import Program
 from hetjax.errors import GraphError
 from hetjax.stages.flat_state import Arrays, take_apart
 from hetjax.stages.stage import Stage
 
 
 class EndOfStep:
-    """The program that runs a stage's `end_of_step` on its buffers; weights are there to be read, not to be changed."""
+    """The program that runs a stage's `end_of_step` on its buffers; weights are there to be read, not to be changed.
+
+    Attributes:
+        programs: "end_of_step". Weights that are not read are no arguments of the compiled program.
+    """
 
     def __init__(self, stage: Stage):
         self.stage = stage
+        shardings = {path: aval.sharding for path, aval in stage.buffers.items()}
+        name, arguments = f"{stage.name} end_of_step", (stage.params, stage.buffers)
+        self.programs = {"end_of_step": Program(name, self._end, stage.mesh, *arguments, out_shardings=shardings)}
 
     @staticmethod
     def applies(stage: Stage) -> bool:
@@ -48,12 +53,10 @@ class EndOfStep:
         return after
 
     def compile(self) -> EndOfStep:
-        """Compile it; weights that are not read are no arguments of the program."""
-        shardings = {path: aval.sharding for path, aval in self.stage.buffers.items()}
-        program = jax.jit(self._end, out_shardings=shardings)
-        self._program = in_order(program.lower(self.stage.params, self.stage.buffers).compile(), self.stage.mesh)
+        """Compile it. Raises GraphError where the method changes weights, or shapes of the state."""
+        self.programs["end_of_step"].compile()
         return self
 
     def __call__(self, params: Arrays, buffers: Arrays) -> Arrays:
         """Dispatch: the buffers after the step."""
-        return self._program(params, buffers)
+        return self.programs["end_of_step"](params, buffers)

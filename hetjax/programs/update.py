@@ -1,24 +1,32 @@
-"""One stage's update: optax on the stage's mesh, clipped by the gradient norm over all modules."""
+"""The optimizer programs of one stage: optax on the stage's mesh, clipped by the gradient norm over all modules."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
-from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.compiled_program import Program
 from hetjax.stages.flat_state import Arrays
-from hetjax.stages.stage import Stage
+from hetjax.stages.stage import Shapes, Stage
 
 
 class Update:
     """The optimizer programs of a stage that trains.
 
+    Args:
+        stage: the stage.
+        optimizer: an optax optimizer for its trainable weights.
+        learning_rate_scale: factor on its steps.
+        max_grad_norm: limit of the gradient's norm over all modules; None for no clipping.
+
     Attributes:
         opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight;
             what has another shape (a factored second moment, a step count) is on every device of the mesh.
+        norm_dtype: dtype of the sum of squares, float32 at least.
     """
 
     def __init__(
@@ -38,7 +46,7 @@ class Update:
         self.opt_state = self._placed_opt_state()
         self.norm_dtype = jnp.result_type(jnp.float32, *(aval.dtype for aval in stage.trained.values()))
 
-    def _placed_opt_state(self) -> Any:
+    def _placed_opt_state(self) -> optax.OptState:
         params = self.stage.trained
 
         def placed(aval: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
@@ -64,10 +72,11 @@ class Update:
         """The shards' gradients added up where each keeps its own, and the sum of the squares."""
         if self.stage.gradient_shards > 1:
             gradients = {path: jnp.sum(gradient, axis=0) for path, gradient in gradients.items()}
-        squares = (jnp.sum(jnp.square(g.astype(self.norm_dtype))) for g in gradients.values())
-        return gradients, sum(squares, start=jnp.zeros((), self.norm_dtype))
+        return gradients, sum_of_squares(gradients, self.norm_dtype)
 
-    def _update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
+    def _update(
+        self, params: Arrays, opt_state: optax.OptState, gradients: Arrays, square_sum: jax.Array
+    ) -> tuple[Arrays, optax.OptState]:
         if self.max_grad_norm is not None:
             norm = jnp.sqrt(square_sum)
             # As optax.clip_by_global_norm: untouched below the limit, else scaled down to it.
@@ -78,39 +87,55 @@ class Update:
 
     # ── compilation and running ──────────────────────────────────────────────────────────────────
 
-    def compile(self) -> Update:
-        """Compile all of them."""
+    @functools.cached_property
+    def programs(self) -> dict[str, Program]:
+        """Those of a step, by name: "prepare", "reduce", "update"."""
         stage = self.stage
-        params = {path: aval.sharding for path, aval in stage.trained.items()}
-        cast = {path: aval.sharding for path, aval in self.stage.cast_params.items()}
-        opt_state = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
+        params, cast, gradients = map(_shardings, (stage.trained, stage.cast_params, stage.gradients))
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
-        gradients = {path: aval.sharding for path, aval in stage.gradients.items()}
-        prepare = jax.jit(self._prepare, out_shardings=(cast, gradients))
         # Where they are of one shard each, there is nothing to add up, and they stay where they are.
         donated = () if stage.gradient_shards > 1 else (0,)
-        reduce = jax.jit(self._reduce, donate_argnums=donated, out_shardings=(params, stage.replicated))
-        update = jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(params, opt_state))
-        self._prepare_program = in_order(prepare.lower(stage.params).compile(), stage.mesh)
-        self._reduce_program = in_order(reduce.lower(stage.gradients).compile(), stage.mesh)
-        self._update_program = in_order(
-            update.lower(stage.trained, self.opt_state, stage.trained, scalar).compile(), stage.mesh
-        )
+        return {
+            "prepare": Program(
+                f"{stage.name} prepare", self._prepare, stage.mesh, stage.params, out_shardings=(cast, gradients)
+            ),
+            "reduce": Program(
+                f"{stage.name} reduce",
+                self._reduce,
+                stage.mesh,
+                stage.gradients,
+                donate=donated,
+                out_shardings=(params, stage.replicated),
+            ),
+            "update": Program(
+                f"{stage.name} update",
+                self._update,
+                stage.mesh,
+                *(stage.trained, self.opt_state, stage.trained, scalar),
+                donate=(0, 1),
+                out_shardings=(params, _shardings(self.opt_state)),
+            ),
+        }
+
+    def compile(self) -> Update:
+        """Compile all of them."""
+        for program in self.programs.values():
+            program.compile()
         return self
 
-    @property
-    def programs(self) -> tuple[Any, ...]:
-        """What was compiled: prepare, reduce, update."""
-        return self._prepare_program, self._reduce_program, self._update_program
+    @functools.cached_property
+    def _init(self) -> Program:
+        stage, shardings = self.stage, _shardings(self.opt_state)
+        name = f"{stage.name} optimizer state"
+        return Program(name, self.optimizer.init, stage.mesh, stage.trained, out_shardings=shardings)
 
-    def init(self, params: Arrays) -> Any:
-        """The optimizer's state before the first step."""
-        shardings = jax.tree.map(lambda aval: aval.sharding, self.opt_state)
-        return in_order(jax.jit(self.optimizer.init, out_shardings=shardings), self.stage.mesh)(self._trained(params))
+    def init(self, params: Arrays) -> optax.OptState:
+        """Return the optimizer's state before the first step."""
+        return self._init(self._trained(params))
 
     def prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
         """Dispatch: (weights to compute with, gradients of zero)."""
-        cast, zeros = self._prepare_program(params)
+        cast, zeros = self.programs["prepare"](params)
         return {**params, **cast}, zeros
 
     def reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
@@ -118,13 +143,27 @@ class Update:
 
         Consumes `gradients`.
         """
-        return self._reduce_program(gradients)
+        return self.programs["reduce"](gradients)
 
-    def update(self, params: Arrays, opt_state: Any, gradients: Arrays, square_sum: jax.Array) -> tuple[Arrays, Any]:
-        """Dispatch: (weights, optimizer state) after the step. Consumes the first two arguments, but for weights that
-        are frozen."""
-        trained, opt_state = self._update_program(self._trained(params), opt_state, gradients, square_sum)
+    def update(
+        self, params: Arrays, opt_state: optax.OptState, gradients: Arrays, square_sum: jax.Array
+    ) -> tuple[Arrays, optax.OptState]:
+        """Dispatch: (weights, optimizer state) after the step.
+
+        Consumes the first two arguments, but for weights that are frozen.
+        """
+        trained, opt_state = self.programs["update"](self._trained(params), opt_state, gradients, square_sum)
         return {path: trained.get(path, params[path]) for path in params}, opt_state
 
     def _trained(self, params: Arrays) -> Arrays:
         return {path: params[path] for path in self.stage.trained}
+
+
+def sum_of_squares(gradients: Arrays, dtype: jnp.dtype) -> jax.Array:
+    """Return the squares of all elements added up in this dtype, a scalar; 0 without gradients."""
+    squares = (jnp.sum(jnp.square(gradient.astype(dtype))) for gradient in gradients.values())
+    return sum(squares, start=jnp.zeros((), dtype))
+
+
+def _shardings(avals: Shapes | optax.OptState) -> dict[str, NamedSharding] | optax.OptState:
+    return jax.tree.map(lambda aval: aval.sharding, avals)

@@ -1,22 +1,22 @@
-"""Between host memory and the devices, in one process or in many."""
+"""Moves arrays between host memory and the devices, in one process or in many."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from hetjax.boundary import Transport
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Stage
 
 
-def to_devices(array: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that the host has, wholly or the rows that its devices need, on the devices of a sharding.
+def to_devices(array: ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """Return an array of the host, of which it has all or the rows that its devices need, on the devices of a sharding.
 
     A `jax.device_put` onto devices of other processes would make all processes compare their arrays first.
     """
@@ -30,7 +30,7 @@ def to_devices(array: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def every_process(devices: Sequence[jax.Device]) -> NamedSharding:
-    """A copy in every process that has one of these devices, on the first of its own."""
+    """Return the sharding of a copy in every process that has one of these devices, on the first of its own."""
     firsts = {device.process_index: device for device in reversed(devices)}
     return NamedSharding(Mesh(np.array([firsts[process] for process in sorted(firsts)]), ("process",)), PartitionSpec())
 
@@ -38,17 +38,22 @@ def every_process(devices: Sequence[jax.Device]) -> NamedSharding:
 class ToEveryProcess:
     """Carries an array to every process that has one of `devices`, each of which calls it.
 
-    With None where this process holds no part of it. It is gathered on its own mesh first, so that what crosses
-    is one piece, which the processes hand on to each other: twice as many have it in each round.
+    It is gathered on its own mesh first, so that what crosses is one piece, which the processes hand on to each other:
+    twice as many have it in each round.
+
+    Args:
+        source: sharding of the array.
+        shape, dtype: of the array.
+        devices: devices of all processes that get it.
     """
 
     def __init__(
         self, source: NamedSharding, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, devices: Sequence[jax.Device]
     ):
-        home = NamedSharding(source.mesh, PartitionSpec())
-        self._gather = Transport(source, home, shape, dtype)
+        whole = NamedSharding(source.mesh, PartitionSpec())
+        self._gather = Transport(source, whole, shape, dtype)
         everywhere = every_process(devices)
-        self._hand_out = Transport(home, everywhere, shape, dtype) if everywhere.mesh.size > 1 else None
+        self._hand_out = Transport(whole, everywhere, shape, dtype) if everywhere.mesh.size > 1 else None
 
     def compile(self) -> ToEveryProcess:
         """Compile what this process runs of it; harmless to call twice."""
@@ -58,6 +63,7 @@ class ToEveryProcess:
         return self
 
     def __call__(self, x: jax.Array | None) -> jax.Array:
+        """Dispatch: the copy of this process. `x` is None where this process holds no part of the array."""
         gathered = None if x is None else self._gather(x)
         return gathered if self._hand_out is None else self._hand_out(gathered)
 
@@ -65,12 +71,15 @@ class ToEveryProcess:
 def to_every_process(
     stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device], *, trained: bool = False
 ) -> dict[str, Arrays]:
-    """A copy of each stage's weights, or of what is laid out like them, in every process that has one of `devices`.
+    """Return a copy of each stage's weights in every process that has one of `devices`, by stage and path.
 
-    With `trained` of those alone that are updated.
+    Every process calls it at the same place of its program, with stages that it may or may not run.
 
-    `arrays` holds those of the local stages; every process calls it at the same place of its program,
-    with stages that it may or may not run.
+    Args:
+        stages: the stages.
+        arrays: weights of the local stages, or arrays sharded like them.
+        devices: devices of all processes that get a copy.
+        trained: whether to copy those weights alone that are updated.
     """
     if every_process(devices).mesh.size == 1:
         return {name: dict(held) for name, held in arrays.items()}

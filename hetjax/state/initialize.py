@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import NamedSharding
 
-from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.compiled_program import Program
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.programs.update import Update
@@ -63,8 +63,8 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
     # seconds to optimize random-number code that runs once, and fuses it differently on each layout.
     on_cpu = stage.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    program = jax.jit(make, out_shardings=shardings, compiler_options=options)
-    return in_order(program, stage.mesh)(seed)
+    name = f"{stage.name} initialize"
+    return Program(name, make, stage.mesh, seed, out_shardings=shardings, compiler_options=options)(seed)
 
 
 def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:

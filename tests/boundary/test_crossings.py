@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from hetjax.boundary import Boundary, Transport
-from hetjax.boundary.transport import Way
+from hetjax.boundary.ways import Way
 from hetjax.errors import BoundaryError
 from tests.harness.boundary_cases import Crossing, any_bits, assert_shards_equal, crossings, on_devices
 

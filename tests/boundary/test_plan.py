@@ -73,14 +73,16 @@ def assert_pieces_arrive(plan) -> None:
     arrived = collections.defaultdict(list)
     for move in plan.moves:
         piece = cells_of_piece(plan, move.piece)
-        if move.hop:
-            assert any((m.destination, m.piece) == (move.source, move.piece) for m in plan.moves if m.hop < move.hop)
+        if move.relay:
+            assert any(
+                (m.destination, m.piece) == (move.source, move.piece) for m in plan.moves if m.relay < move.relay
+            )
         else:
             assert piece <= cells_of(plan.source_fine, plan.shape, move.source)
         if move.destination in plan.source.devices and move.source != move.destination:
             assert not piece <= cells_of(plan.source_fine, plan.shape, move.destination)
         assert piece <= cells_of(plan.destination_fine, plan.shape, move.destination)
-        sender = plan.destination_fine if move.hop else plan.source_fine
+        sender = plan.destination_fine if move.relay else plan.source_fine
         assert move.source_slot == row_major_slot(plan, sender, move.piece)
         assert move.destination_slot == row_major_slot(plan, plan.destination_fine, move.piece)
         arrived[move.destination].append(piece)
@@ -143,7 +145,7 @@ def test_between_shared_devices_each_receives_just_what_it_lacks(source, first, 
     assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_link.values()) == 4 * lacking
     assert plan.bytes_gathered == 0
     assert plan.stays == (lacking == 0 and plan.source.counts == plan.destination.counts)
-    relay = ["relay"] if any(move.hop for move in plan.moves) else []
+    relay = ["relay"] if any(move.relay for move in plan.moves) else []
     assert [step.name for step in plan.steps] == ([] if plan.stays else ["exchange", *relay])
     assert sum(step.bytes for step in plan.steps) == plan.bytes_moved
 

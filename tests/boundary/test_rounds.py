@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetjax.boundary.rounds import broadcast_rounds, color_links, make_rounds
+from hetjax.boundary.rounds import broadcast_rounds, color_pairs, make_rounds
 from hetjax.boundary.route import Move
 
 devices = st.integers(0, 12)
@@ -18,7 +18,7 @@ links = st.lists(st.tuples(devices, devices), unique=True, max_size=80)
 @given(links)
 def test_links_are_parted_into_as_few_groups_as_the_busiest_device_has_links(found):
     """A device may be a source and a destination at once: these are two sides."""
-    groups = color_links(found)
+    groups = color_pairs(found)
     assert sorted(itertools.chain.from_iterable(groups)) == sorted(found)
     for group in groups:
         assert len({source for source, _ in group}) == len(group) == len({destination for _, destination in group})

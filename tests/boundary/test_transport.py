@@ -29,9 +29,9 @@ def make_transport(source: NamedSharding, destination: NamedSharding) -> Transpo
     return Transport(source, destination, SHAPE, "float32").compile()
 
 
-def collectives_of(program) -> set[str]:
-    """Collectives in a compiled program; one that is plain Python has none."""
-    text = program.as_text() if hasattr(program, "as_text") else ""
+def collectives_of(transport: Transport, name: str) -> set[str]:
+    """Collectives in a compiled program; an end that has nothing to do has none."""
+    text = transport.programs[name].text if name in transport.programs else ""
     return {name for name in COLLECTIVES if re.search(rf"\b{name}(-start)?\(", text)}
 
 
@@ -53,7 +53,7 @@ def test_pieces_are_handed_on_by_devices_that_received_them(way):
     """Two of eight devices hold a half each, in two pieces, and all shall hold all."""
     source, destination = side([2, 5], (2,), P("x")), side(range(8), (8,), P())
     transport = Transport(source, destination, SHAPE, "float32", way=way).compile()
-    assert max(move.hop for move in transport.plan.moves) == 2
+    assert max(move.relay for move in transport.plan.moves) == 2
     assert [step.name for step in transport.plan.steps] == ["exchange", "relay"]
     value = np.arange(math.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
     assert_shards_equal(transport(jax.device_put(value, source)), value, destination)
@@ -64,8 +64,8 @@ def test_split_communicates_nothing_and_join_only_gathers_copies(name):
     source, destination, expected = CROSSINGS[name]
     transport = make_transport(source, destination)
     assert transport.way == "copies"
-    assert collectives_of(transport._split) == set()
-    assert collectives_of(transport._join) == expected
+    assert collectives_of(transport, "split") == set()
+    assert collectives_of(transport, "join") == expected
     assert bool(transport.plan.bytes_gathered) == ("all-gather" in expected)
 
 
@@ -82,13 +82,13 @@ def test_on_the_same_devices_one_program_gathers_or_slices(source, destination, 
     """The last of them stays: each device has its part within what it holds."""
     transport = make_transport(source, destination)
     assert transport.way == "reshard"
-    assert collectives_of(transport._across) == expected
+    assert collectives_of(transport, "cross") == expected
 
 
 def test_tiles_in_another_order_are_exchanged_one_by_one():
     transport = make_transport(side(range(4), (2, 2), P(("x", "y"))), side(range(4), (2, 2), P(("y", "x"))))
     assert transport.way == "exchange"
-    (swap,) = collectives(transport._across.text)
+    (swap,) = collectives(transport.programs["cross"].text)
     assert (swap.kind, set(swap.pairs)) == ("collective-permute", {(1, 2), (2, 1)})
 
 
@@ -97,7 +97,7 @@ def test_a_program_of_the_partitioner_that_sends_more_than_planned_is_not_used(m
     monkeypatch.setattr("hetjax.boundary.transport.bytes_received", lambda text: bytes_received(text) + 1)
     transport = make_transport(*sides)
     assert transport.way == "exchange"
-    assert bytes_received(transport._across.text) == transport.plan.lower_bound
+    assert bytes_received(transport.programs["cross"].text) == transport.plan.lower_bound
 
 
 def test_what_stays_is_not_copied_but_gets_the_sharding_of_the_destination():
@@ -181,9 +181,10 @@ def test_a_way_that_the_devices_cannot_go_is_refused_with_the_reason(way, reason
 def test_one_transport_compiles_once_and_serves_many_arrays():
     source, destination, _ = CROSSINGS["three to four"]
     transport = make_transport(source, destination)
-    split, join = transport._split, transport._join
+    before = {name: program.compiled for name, program in transport.programs.items()}
+    assert set(before) == {"split", "join"}
     assert transport.compile() is transport
-    assert (transport._split, transport._join) == (split, join)
+    assert {name: program.compiled for name, program in transport.programs.items()} == before
     for seed in range(2):
         value = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
         np.testing.assert_array_equal(transport(jax.device_put(value, source)), value)

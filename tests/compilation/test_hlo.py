@@ -153,7 +153,7 @@ def test_bytes_of_compiled_programs(name, dtype):
 
 
 @pytest.mark.optimized
-def test_what_a_loop_sends_counts_as_often_as_it_turns():
+def test_what_a_loop_sends_counts_as_often_as_it_iterates():
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
 
     def add(total, part):
@@ -178,7 +178,7 @@ def test_a_loop_of_unknown_length_is_refused():
 ENTRY %main (p: f32[16]) -> f32[16] {
   %w = f32[16]{0} while(%p), condition=%cond, body=%body
 }"""
-    with pytest.raises(ValueError, match="how often the computation or loop with the body body turns"):
+    with pytest.raises(ValueError, match="how often the computation or loop with the body body iterates"):
         bytes_received(text)
 
 

@@ -129,7 +129,9 @@ def test_a_batch_padded_to_the_same_size_reuses_the_programs(monkeypatch):
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), BATCH)
     assert {"vision encoding", "llm prefill", "llm decoding step"} < set(generator.trace(shapes))
     generator.compile(shapes)
-    monkeypatch.setattr("hetjax.generation.generator.trace_decode_plan", lambda *_, **__: pytest.fail("traced again"))
+    monkeypatch.setattr(
+        "hetjax.generation.generator.trace_decode_programs", lambda *_, **__: pytest.fail("traced again")
+    )
     rows = [3, 0, 4, 1, 2, 1, 0]
     batch = {module: {port: array[rows] for port, array in inputs.items()} for module, inputs in BATCH.items()}
     np.testing.assert_array_equal(generator.generate(state, batch, LENGTHS[rows]), on_one_device(stop_token())[rows])

@@ -99,8 +99,8 @@ def check_moves(trainer: Trainer, form: str, packed: bool) -> None:
             continue
         program, moves = trainer.compiled.programs[stage.name], stage.layout.context - 1
         # The layers are one loop, whose body is listed once. Gradients move in the backward, ids of documents in both.
-        for compiled, arrays in ((program._forward, 2 + packed), (program._backward_program, 4 + packed)):
-            found = collectives(compiled.as_text())
+        for name, arrays in (("forward", 2 + packed), ("backward", 4 + packed)):
+            found = collectives(program.programs[name].text)
             kinds = [each.kind for each in found]
             assert kinds.count("collective-permute") == (arrays * moves if form == "ring" else 0)
             gathered = max((each.result_bytes for each in found if each.kind == "all-gather"), default=0)

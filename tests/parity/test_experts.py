@@ -147,7 +147,7 @@ def test_rows_travel_twice_each_way_and_no_weight_travels(dtype):
     trainer = make_trainer((vision, dataclasses.replace(llm, sequence_parallel=False)), dtype, 1)
     trainer.compile(problem.make_batch())
     program = trainer.compiled.programs["llm"]
-    for text, numbers in ((program._forward.as_text(), 2), (program._backward_program.as_text(), 1)):
+    for text, numbers in ((program.programs["forward"].text, 2), (program.programs["backward"].text, 1)):
         found = collectives(text)
         rows = problem.SAMPLES // 4 * problem.ROWS
         width, k = 4 * LLM.width, 4 * EXPERTS.top_k
@@ -165,7 +165,7 @@ def test_layers_that_are_computed_again_send_rows_to_the_experts_once_more(dtype
     trainer.compile(problem.make_batch())
     program = trainer.compiled.programs["llm"]
     rows = problem.SAMPLES * problem.ROWS * LLM.width * 4
-    for text, times in ((program._forward.as_text(), 2), (program._backward_program.as_text(), 3)):
+    for text, times in ((program.programs["forward"].text, 2), (program.programs["backward"].text, 3)):
         assert [each.result_bytes for each in collectives(text) if each.kind == "all-to-all"].count(rows) == times
 
 
@@ -175,7 +175,7 @@ def test_gradients_of_experts_are_scattered_to_the_parts_of_the_optimizer(dtype)
     trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
     trainer.compile(problem.make_batch())
     program = trainer.compiled.programs["llm"]
-    found = collectives(program._backward_program.as_text())
+    found = collectives(program.programs["backward"].text)
     for path in ("layers/block/mlp/up", "layers/block/mlp/down"):
         aval = program.stage.params[path]
         part = aval.size // LLM.layers * 4 // 2 // 2  # of a layer: half of the experts, half of embed
@@ -191,7 +191,7 @@ def test_fsdp_gathers_weights_and_no_activation(dtype):
     weights = {
         4 * aval.size // 2 ** ("mlp/up" in path or "mlp/down" in path) for path, aval in program_weights(program)
     }
-    for text in (program._forward.as_text(), program._backward_program.as_text()):
+    for text in (program.programs["forward"].text, program.programs["backward"].text):
         gathered = {each.result_bytes for each in collectives(text) if each.kind == "all-gather"}
         assert {4 * 8 * 24 * 16 // 2} <= gathered <= weights
 

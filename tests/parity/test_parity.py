@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from hetjax import Trainer
+from hetjax.boundary.copies import Copies
 from hetjax.execution.executor import Executor
 from hetjax.meshes import Layout, Placement
 from hetjax.schedule import build_schedule
@@ -104,15 +105,17 @@ def test_suite_fails_when_two_samples_are_swapped_at_the_boundary(dtype):
     """The suite can fail: routing two samples' tokens to each other shows in every figure."""
     trainer = make_trainer(LAYOUTS["disjoint", "more", 1], dtype, "1f1b", 1)
     trainer.compile(make_batch())
-    (crossing,) = trainer.compiled.crossings.values()
-    swapped = list(crossing.forward.moves)
+    (boundary,) = trainer.compiled.boundaries.values()
+    transport = boundary.forward
+    swapped = list(transport.plan.moves)
     first, second = (i for i, move in enumerate(swapped) if move.destination_slot == 0 and move.destination in (4, 6))
     swapped[first], swapped[second] = (
         dataclasses.replace(swapped[first], source=swapped[second].source, source_slot=swapped[second].source_slot),
         dataclasses.replace(swapped[second], source=swapped[first].source, source_slot=swapped[first].source_slot),
     )
-    crossing.forward.moves = tuple(swapped)
-    crossing.forward._wire()
+    wrong = dataclasses.replace(transport.plan)
+    vars(wrong)["moves"] = tuple(swapped)
+    transport.copies = Copies(wrong, transport.copies.destination, transport.dtype)
     errors = largest_errors(trainer, dtype)
     assert min(errors.values()) > 100 * TOLERANCE[dtype], errors
 

@@ -93,7 +93,7 @@ def test_the_tied_table_is_neither_kept_nor_gathered_over_the_vocabulary(dtype):
     vocabulary, width = LLM.vocab_size, LLM.width
     kept = {aval.shape[-2:] for aval in program.residual_shapes}  # what comes before counts shards of the batch
     assert kept and not kept & {(vocabulary, width), (width, vocabulary)}
-    for text in (program._forward.as_text(), program._backward_program.as_text()):
+    for text in (program.programs["forward"].text, program.programs["backward"].text):
         gathered = {each.result_bytes for each in collectives(text) if each.kind == "all-gather"}
         assert gathered and 4 * vocabulary * width not in gathered
 

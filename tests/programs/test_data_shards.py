@@ -23,14 +23,14 @@ def make_trainer(vision: Layout, llm: Layout, **options) -> Trainer:
 
 
 def kinds(program) -> list[str]:
-    return [found.kind for found in collectives(program.as_text())]
+    return [found.kind for found in collectives(program.text)]
 
 
 def test_a_data_parallel_encoder_sends_nothing_until_its_gradients_are_added_up():
     trainer = make_trainer(Layout(data=8), Layout(data=4, tensor=2))
     program, update = trainer.compiled.programs["vision"], trainer.compiled.updates["vision"]
-    assert kinds(program._forward) == kinds(program._backward_program) == []
-    reduced = collectives(update._reduce_program.as_text())
+    assert kinds(program.programs["forward"]) == kinds(program.programs["backward"]) == []
+    reduced = collectives(update.programs["reduce"].text)
     assert {found.kind for found in reduced} == {"all-reduce"}
     weights = sum(int(np.prod(aval.shape)) * 4 for aval in program.stage.params.values())
     assert sum(found.result_bytes for found in reduced) == pytest.approx(weights, abs=64)

@@ -126,8 +126,8 @@ def _both(x, w, d):
 @pytest.mark.parametrize(
     "degrees", [{"tensor": 2}, {"fsdp": 2}, {"data": 2}, {"context": 2}, {"data": 2, "tensor": 2}], ids=str
 )
-def test_a_stage_on_several_devices_is_cut_as_one_device_is(degrees):
-    """Products inside of `shard_map` are shared out too: the cut goes through it."""
+def test_a_stage_on_several_devices_is_split_as_one_device_is(degrees):
+    """Products inside of `shard_map` are shared out too: the split goes through it."""
     one, several = parts_of_a_stage({}), parts_of_a_stage(degrees)
     assert several[1] == one[1] > 0.7 * one[0]
     if "context" not in degrees:
@@ -139,13 +139,10 @@ def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
     size = 2 * math.prod(degrees.values())
     layouts = Layout(devices="7"), Layout(devices=list(range(size)), stage=2, **degrees)
     trainer = make_trainer(layouts, "float32", "zero_bubble", 4)
-    program = trainer.trace(make_batch()).step.programs["llm.1"]
-    stage, kept = program.stage, program._traced.out_info[2]
-    arguments = jax.tree.leaves((stage.compute_params, stage.buffers, program.inputs))
-    again = {str(i): arguments[i] for i in program._residuals.arguments if i >= len(stage.compute_params)}
-    cotangents = {port: (program.outputs[port],) * count for port, count in program.gradient_outputs.items()}
-    arguments = stage.compute_params, again, kept, cotangents
-    parts = split_backward(program._gradients, *arguments)
+    step = trainer.trace(make_batch()).step
+    program = step.programs["llm.1"]
+    arguments = program.backward_shapes
+    parts = split_backward(program.functions.gradients, *arguments)
     _, crossing = jax.eval_shape(parts.first, *arguments)
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing)

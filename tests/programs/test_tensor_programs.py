@@ -39,7 +39,7 @@ def moved(text: str) -> Counter:
 
 def test_the_language_model_sums_numbers_of_the_loss_and_never_gathers_logits(programs):
     sequence_parallel, of_stage = programs
-    found = moved(of_stage["llm"]._forward.as_text())
+    found = moved(of_stage["llm"].programs["forward"].text)
     # Largest logit; sum of exponentials and the label's logit together.
     loss = Counter({("all-reduce", NUMBERS): 1, ("all-reduce", 2 * NUMBERS): 1})
     if sequence_parallel:
@@ -51,7 +51,7 @@ def test_the_language_model_sums_numbers_of_the_loss_and_never_gathers_logits(pr
 
 def test_its_backward_gathers_rows_and_no_logits(programs):
     sequence_parallel, of_stage = programs
-    found = moved(of_stage["llm"]._backward_program.as_text())
+    found = moved(of_stage["llm"].programs["backward"].text)
     assert sum(count for (kind, size), count in found.items() if kind == "all-reduce" and size == NUMBERS) == 2
     if sequence_parallel:
         # Six in a layer, two of the head, and the gradient for the table's rows.
@@ -66,7 +66,7 @@ def test_its_backward_gathers_rows_and_no_logits(programs):
 
 def test_the_encoder_hands_out_whole_tokens_by_one_sum(programs):
     sequence_parallel, of_stage = programs
-    found = moved(of_stage["vision"]._forward.as_text())
+    found = moved(of_stage["vision"].programs["forward"].text)
     tokens = Counter({("all-reduce", TOKENS): 1})
     if sequence_parallel:
         assert found == tokens + Counter({("all-gather", PATCHES): 3, ("reduce-scatter", PATCHES // 2): 2})

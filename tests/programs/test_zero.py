@@ -67,12 +67,12 @@ def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_grad
         program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
         parts = bytes_of_parts(stage, per_layer=True)
         assert len(parts) == 9
-        assert results(program._forward.as_text(), "all-gather") == Counter(parts.values())
-        backward = program._backward_program.as_text()
+        assert results(program.programs["forward"].text, "all-gather") == Counter(parts.values())
+        backward = program.programs["backward"].text
         again = [size for path, size in parts.items() if path not in NOT_GATHERED_AGAIN]
         assert results(backward, "all-gather") == Counter(again)
         assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
-        prepare = trainer.compiled.updates[stage.name]._prepare_program.as_text()
+        prepare = trainer.compiled.updates[stage.name].programs["prepare"].text
         assert not collectives(prepare)
 
 
@@ -82,11 +82,11 @@ def test_zero_1_gathers_each_weight_once_a_step_and_scatters_each_gradient(degre
     for stage in trainer.stages:
         program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
         parts = bytes_of_parts(stage, per_layer=True)
-        assert not results(program._forward.as_text(), "all-gather")
-        backward = program._backward_program.as_text()
+        assert not results(program.programs["forward"].text, "all-gather")
+        backward = program.programs["backward"].text
         assert not results(backward, "all-gather")
         assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
-        prepare = results(trainer.compiled.updates[stage.name]._prepare_program.as_text(), "all-gather")
+        prepare = results(trainer.compiled.updates[stage.name].programs["prepare"].text, "all-gather")
         assert prepare == Counter(bytes_of_parts(stage, per_layer=False).values())
 
 
@@ -95,9 +95,9 @@ def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(
     """Over data a device sums its own part of each gradient, once a step, not what fsdp has still to scatter."""
     trainer = make_trainer(LAYOUTS["data2-fsdp4"], zero)
     for stage in trainer.stages:
-        backward = trainer.compiled.programs[stage.name]._backward_program.as_text()
+        backward = trainer.compiled.programs[stage.name].programs["backward"].text
         assert not [each for each in collectives(backward) if each.group_size == 2]
-        reduce = collectives(trainer.compiled.updates[stage.name]._reduce_program.as_text())
+        reduce = collectives(trainer.compiled.updates[stage.name].programs["reduce"].text)
         over_data = sum(each.result_bytes for each in reduce if each.kind == "all-reduce" and each.group_size == 2)
         parts = bytes_of_parts(stage, per_layer=False)
         whole = sum(math.prod(aval.shape) * 4 for path, aval in stage.params.items() if path not in parts)
@@ -145,7 +145,7 @@ def test_weights_are_cast_before_they_are_gathered():
     """Read before compilation: CPU programs widen bfloat16 in collectives."""
     trainer = make_trainer({"fsdp": 2}, 1, compute_dtype="bfloat16")
     update = trainer.compiled.updates["llm"]
-    text = jax.jit(update._prepare).lower(update.stage.params).as_text()
+    text = update.programs["prepare"].lower().as_text()
     pinned = [line for line in text.splitlines() if "sharding_constraint" in line]
     assert len(pinned) == len(update.stage.cast_params)
     assert all("bf16>" in line for line in pinned)

@@ -1,126 +1,139 @@
-"""Equations in order, and a cut through them."""
+"""Lists of equations in order, and splitting them in two."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, jaxpr_as_fun
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
-Values = dict[int, Any]
+Values = dict[int, jax.Array | np.ndarray]
 """Arrays by number: every value of a traced function has one."""
 
 _numbers = itertools.count()
 
 
 def new_number() -> int:
-    """A number that no value has."""
+    """Return a number that no value has."""
     return next(_numbers)
 
 
-class Step(Protocol):
-    """What makes values of others: an equation, or several with a body of their own."""
+class Equation(Protocol):
+    """Computes values from others: one equation of a jaxpr, perhaps with equations of its own in a body."""
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """Numbers of what it reads."""
+        """Numbers of the values that it reads."""
 
     @property
     def makes(self) -> tuple[int, ...]:
-        """Numbers of what it makes."""
+        """Numbers of the values that it makes."""
 
     def run(self, values: Values) -> None:
         """Add what it makes to `values`, which hold what it reads."""
 
-    def trimmed(self, made: set[int]) -> Step:
-        """What of it is needed to make these."""
+    def trimmed(self, made: set[int]) -> Equation:
+        """Return the part of it that is needed to make these."""
 
-    def cut(self, now: set[int], then: set[int]) -> tuple[Step, Step | None]:
-        """(what makes `now`, and more where it is one thing; what makes the rest of `then`)."""
+    def split(self, now: set[int], then: set[int]) -> tuple[Equation, Equation | None]:
+        """Return (what makes `now`, and more where it is one thing; what makes the rest of `then`)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Equation:
-    """One equation, what it reads (each variable once), and the numbers of what it reads and makes."""
+class PlainEquation:
+    """An equation that is never split.
+
+    Attributes:
+        equation: as JAX has it.
+        variables: what it reads, each variable once.
+        kept: the variables of those results that anything reads.
+        reads, makes: the numbers of `variables` and of `kept`.
+    """
 
     equation: JaxprEqn
-    variables: tuple[Any, ...]
-    kept: tuple[Any, ...]
+    variables: tuple[Var, ...]
+    kept: tuple[Var, ...]
     reads: tuple[int, ...]
     makes: tuple[int, ...]
 
     def run(self, values: Values) -> None:
+        """Evaluate it."""
         eqn = self.equation
         names = DebugInfo(eqn.primitive.name, "", ("",) * len(self.variables), ("",) * len(self.kept))
         alone = Jaxpr((), self.variables, self.kept, [eqn], eqn.effects, names)
         made = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(values[number] for number in self.reads))
         values.update(zip(self.makes, made, strict=True))
 
-    def trimmed(self, made: set[int]) -> Equation:
+    def trimmed(self, made: set[int]) -> PlainEquation:
+        """Return itself: it makes all or nothing."""
         return self
 
-    def cut(self, now: set[int], then: set[int]) -> tuple[Equation, None]:
+    def split(self, now: set[int], then: set[int]) -> tuple[PlainEquation, None]:
+        """Return itself, whole, for the first part."""
         return self, None
 
 
 @dataclasses.dataclass(frozen=True)
 class Equations:
-    """Steps in order, and the arrays that they have of their own, by number."""
+    """Equations in order, and the constant arrays that they read, by number."""
 
-    steps: tuple[Step, ...]
+    ordered: tuple[Equation, ...]
     constants: Values
 
     def run(self, values: Values) -> None:
         """Add everything that they make to `values`, which hold what they read."""
         values.update(self.constants)
-        for step in self.steps:
-            step.run(values)
+        for equation in self.ordered:
+            equation.run(values)
 
     def needs(self, outputs: Iterable[int]) -> set[int]:
-        """All numbers that these outputs depend on, themselves included."""
+        """Return all numbers that these outputs depend on, themselves included."""
         needed = set(outputs)
-        for step in reversed(self.steps):
-            made = needed.intersection(step.makes)
+        for equation in reversed(self.ordered):
+            made = needed.intersection(equation.makes)
             if made:
-                needed.update(step.trimmed(made).reads)
+                needed.update(equation.trimmed(made).reads)
         return needed
 
     def makes_for(self, output: int) -> set[int]:
-        """Those of the numbers that an output depends on, itself included, which a step makes."""
-        return self.needs((output,)).intersection(number for step in self.steps for number in step.makes)
+        """Return those of the numbers that an output depends on, itself included, which an equation makes."""
+        made = itertools.chain.from_iterable(equation.makes for equation in self.ordered)
+        return self.needs((output,)).intersection(made)
 
     def only(self, outputs: Iterable[int]) -> Equations:
-        """Those that these outputs depend on."""
-        needed, steps = set(outputs), []
-        for step in reversed(self.steps):
-            made = needed.intersection(step.makes)
+        """Return those that these outputs depend on."""
+        needed, ordered = set(outputs), []
+        for equation in reversed(self.ordered):
+            made = needed.intersection(equation.makes)
             if made:
-                steps.append(step.trimmed(made))
-                needed.update(steps[-1].reads)
-        return Equations(tuple(reversed(steps)), self.constants)
+                ordered.append(equation.trimmed(made))
+                needed.update(ordered[-1].reads)
+        return Equations(tuple(reversed(ordered)), self.constants)
 
 
-def cut(equations: Equations, first: Iterable[int], later: Iterable[int]) -> tuple[Equations, Equations, list[int]]:
-    """(what the outputs `first` need; the rest of what the outputs `later` need; numbers handed on to the rest)."""
+def split(equations: Equations, first: Iterable[int], later: Iterable[int]) -> tuple[Equations, Equations, list[int]]:
+    """Return (what the outputs `first` need; the rest of what the outputs `later` need; numbers handed to the rest)."""
     needed, wanted = equations.needs(first), set(later)
-    ahead: list[Step] = []
-    behind: list[Step] = []
-    for step in reversed(equations.steps):
-        now = needed.intersection(step.makes)
-        then = wanted.intersection(step.makes) - now
-        rest: Step | None = None
+    ahead: list[Equation] = []
+    behind: list[Equation] = []
+    for equation in reversed(equations.ordered):
+        now = needed.intersection(equation.makes)
+        then = wanted.intersection(equation.makes) - now
+        rest: Equation | None = None
         if now and then:
-            head, rest = step.cut(now, then)
+            head, rest = equation.split(now, then)
             ahead.append(head)
         elif now:
-            ahead.append(step.trimmed(now))
+            ahead.append(equation.trimmed(now))
         elif then:
-            rest = step.trimmed(then)
+            rest = equation.trimmed(then)
         if rest is not None:
             behind.append(rest)
             wanted.update(rest.reads)
-    made = {number for step in ahead for number in step.makes}
-    parts = (Equations(tuple(reversed(steps)), equations.constants) for steps in (ahead, behind))
+    made = {number for equation in ahead for number in equation.makes}
+    parts = (Equations(tuple(reversed(part)), equations.constants) for part in (ahead, behind))
     return *parts, sorted(wanted & made)

@@ -1,10 +1,10 @@
-"""A backward cut in two programs: the gradients of inputs now, those of weights later.
+"""Splits a backward into two functions: gradients of inputs now, gradients of weights later.
 
-The two share most of their work: both need the gradient of what each layer puts out. So the backward is
-traced to equations, and each equation that a gradient of inputs depends on goes into the first part; the
-rest, such as the product of a layer's input with the gradient of its output, goes into the second. A loop
-over layers becomes two loops. What the second part reads of the first is handed on: the *crossing* values.
-No equation is in both, so that together they compute what the whole backward computes.
+The two share most of their work: both need the gradient of each layer's output. So the backward is traced to
+equations, and each equation that a gradient of inputs depends on goes into the first part; the rest, such as the
+product of a layer's input with the gradient of its output, goes into the second. A loop over layers becomes two
+loops. What the second part reads of the first is handed on: the *crossing* values. No equation is in both, so that
+together they compute what the whole backward computes.
 
 Written against `jax.extend.core`, the public names for what `jax.make_jaxpr` returns.
 """
@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 
-from hetjax.programs.split_backward import Equations, Values, cut, equations_of
+from hetjax.compilation.compiled_program import ArrayTree
+from hetjax.programs.split_backward import Equations, Values, equations_of, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LaterPiece:
-    """A piece of the second part that shares nothing with the others but what the first part made.
+    """A piece of the second part, independent of the others: all that they share is what the first part made.
 
     Attributes:
-        outputs: which gradients of weights it makes, by their place among all, flattened.
-        reads: which of the first part's arguments it takes, by their place among all, flattened.
-        crossing: which of the crossing values it takes.
+        outputs: gradients of weights that it makes, by their place among all, flattened.
+        reads: arguments of the first part that it takes, by their place among all, flattened.
+        crossing: crossing values that it takes, by their place.
     """
 
     outputs: tuple[int, ...]
@@ -39,7 +39,7 @@ class LaterPiece:
     _outputs: tuple[int, ...]
 
     def __call__(self, read: Sequence[jax.Array], crossing: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """The gradients at `outputs`, from the arguments at `reads` and the values at `crossing`."""
+        """Return the gradients at `outputs`, from the arguments at `reads` and the values at `crossing`."""
         values: Values = dict(zip((*self._reads, *self._crossing), (*read, *crossing), strict=True))
         self._equations.run(values)
         return tuple(values[number] for number in self._outputs)
@@ -47,17 +47,21 @@ class LaterPiece:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitBackward:
-    """Both parts of a backward, as functions of flat tuples of arrays; to be traced."""
+    """Both parts of a backward, as functions of flat tuples of arrays; to be traced.
+
+    The numbers are those of the values of `_first` and `_later`: `_inputs` of all arguments, `_crossing` of what is
+    handed on, `_first_outputs` (with their tree) and `_later_outputs` of the gradients of inputs and of weights.
+    """
 
     _inputs: tuple[int, ...]
     _first: Equations
     _later: Equations
     _crossing: tuple[int, ...]
-    _first_outputs: tuple[tuple[int, ...], Any]
+    _first_outputs: tuple[tuple[int, ...], jax.tree_util.PyTreeDef]
     _later_outputs: tuple[int, ...]
 
-    def first(self, *arguments: Any) -> tuple[Any, tuple[jax.Array, ...]]:
-        """(gradients of inputs, crossing values), from all arguments of the backward."""
+    def first(self, *arguments: ArrayTree) -> tuple[ArrayTree, tuple[jax.Array, ...]]:
+        """Return (gradients of inputs, crossing values), from all arguments of the backward."""
         values: Values = dict(zip(self._inputs, jax.tree.leaves(arguments), strict=True))
         self._first.run(values)
         numbers, tree = self._first_outputs
@@ -103,14 +107,17 @@ class SplitBackward:
         )
 
 
-def split_backward(backward: Callable[..., tuple[Any, Any]], *arguments: Any) -> SplitBackward:
-    """Cut `backward(*arguments) -> (gradients of weights, gradients of inputs)`, traced for these shapes."""
+def split_backward(backward: Callable[..., tuple[ArrayTree, ArrayTree]], *arguments: ArrayTree) -> SplitBackward:
+    """Split `backward(*arguments) -> (gradients of weights, gradients of inputs)`, traced for these shapes.
+
+    Each argument and result is a pytree, of `jax.ShapeDtypeStruct`s or arrays.
+    """
     traced, shapes = jax.make_jaxpr(backward, return_shape=True)(*arguments)
     equations, inputs, outputs = equations_of(traced)
     of_weights, of_inputs = shapes
     count = len(jax.tree.leaves(of_weights))
     later_outputs, first_outputs = outputs[:count], outputs[count:]
-    first, later, crossing = cut(equations, first_outputs, later_outputs)
+    first, later, crossing = split(equations, first_outputs, later_outputs)
     return SplitBackward(
         _inputs=inputs,
         _first=first,

@@ -1,31 +1,47 @@
-"""A scan, which is cut into two scans."""
+"""A scan, which is split into two scans."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 import jax
 
-from hetjax.programs.split_backward.equations import Equations, Values, cut, new_number
+from hetjax.programs.split_backward.equations import Equations, Values, new_number, split
+
+
+class Carry(NamedTuple):
+    """A value that one iteration hands to the next, by the numbers that it has.
+
+    Attributes:
+        start: the first value, outside.
+        current, following: the value that an iteration reads and the one that it makes, in the body.
+        end: the last value, outside.
+    """
+
+    start: int
+    current: int
+    following: int
+    end: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
-    """A scan.
+class Scan:
+    """A loop as `jax.lax.scan` has it.
 
     Attributes:
-        body: its equations.
-        constants: (number outside, number in the body) of what every turn reads.
-        carries: (start outside, number in the body, number of its next value, end outside).
-        each: (stacked array outside, number in the body) of what a turn reads its own part of.
-        stacked: (number in the body, stacked array outside) of what each turn puts out.
+        body: the equations of one iteration.
+        constants: (number outside, number in the body) of what every iteration reads.
+        carries: the values that iterations hand on.
+        each: (stacked array outside, number in the body) of arrays that an iteration reads its own part of.
+        stacked: (number in the body, stacked array outside) of what each iteration returns.
         length, reverse, unroll: as for `jax.lax.scan`.
     """
 
     body: Equations
     constants: tuple[tuple[int, int], ...]
-    carries: tuple[tuple[int, int, int, int], ...]
+    carries: tuple[Carry, ...]
     each: tuple[tuple[int, int], ...]
     stacked: tuple[tuple[int, int], ...]
     length: int
@@ -34,49 +50,53 @@ class Loop:
 
     @property
     def reads(self) -> tuple[int, ...]:
-        pairs = (*self.constants, *((carry[0], carry[1]) for carry in self.carries), *self.each)
-        return tuple(outer for outer, _ in pairs)
+        """Numbers outside of constants, first values of carries, and arrays that iterations read their part of."""
+        constants, each = (tuple(outer for outer, _ in pairs) for pairs in (self.constants, self.each))
+        return (*constants, *(carry.start for carry in self.carries), *each)
 
     @property
     def makes(self) -> tuple[int, ...]:
-        return (*(carry[3] for carry in self.carries), *(outer for _, outer in self.stacked))
+        """Numbers outside of last values of carries, and stacked results."""
+        return (*(carry.end for carry in self.carries), *(outer for _, outer in self.stacked))
 
     def run(self, values: Values) -> None:
+        """Trace a scan over the body."""
         fixed = {inner: values[outer] for outer, inner in self.constants}
 
-        def turn(carry, each):
-            inside = {**fixed, **dict(zip((c[1] for c in self.carries), carry, strict=True))}
+        def iterate(carry, each):
+            inside = {**fixed, **dict(zip((c.current for c in self.carries), carry, strict=True))}
             inside.update(zip((inner for _, inner in self.each), each, strict=True))
             self.body.run(inside)
-            return tuple(inside[c[2]] for c in self.carries), tuple(inside[inner] for inner, _ in self.stacked)
+            return tuple(inside[c.following] for c in self.carries), tuple(inside[inner] for inner, _ in self.stacked)
 
-        start = tuple(values[carry[0]] for carry in self.carries)
+        start = tuple(values[carry.start] for carry in self.carries)
         each = tuple(values[outer] for outer, _ in self.each)
-        end, stacked = jax.lax.scan(turn, start, each, length=self.length, reverse=self.reverse, unroll=self.unroll)
+        end, stacked = jax.lax.scan(iterate, start, each, length=self.length, reverse=self.reverse, unroll=self.unroll)
         values.update(zip(self.makes, (*end, *stacked), strict=True))
 
-    def trimmed(self, made: set[int]) -> Loop:
+    def trimmed(self, made: set[int]) -> Scan:
+        """Return a scan of those carries and results alone that these depend on."""
         if made.issuperset(self.makes):
             return self
         stacked = [pair for pair in self.stacked if pair[1] in made]
-        carries = self._closed({i for i, carry in enumerate(self.carries) if carry[3] in made}, stacked)
+        carries = self._closed({i for i, carry in enumerate(self.carries) if carry.end in made}, stacked)
         return self._narrowed(self.body.only(self._ends(carries, stacked)), carries, stacked)
 
-    def cut(self, now: set[int], then: set[int]) -> tuple[Loop, Loop | None]:
-        """The second loop reads what the first kept of each turn."""
+    def split(self, now: set[int], then: set[int]) -> tuple[Scan, Scan | None]:
+        """Return two scans; the second reads what the first kept of each iteration."""
         stacked = [pair for pair in self.stacked if pair[1] in now]
-        carried = self._closed({i for i, carry in enumerate(self.carries) if carry[3] in now}, stacked)
+        carried = self._closed({i for i, carry in enumerate(self.carries) if carry.end in now}, stacked)
         first = self._ends(carried, stacked)
-        # What the first loop's turns make anyway comes out of it directly.
+        # What the first scan's iterations make anyway comes out of it directly.
         known = self.body.needs(first)
         stacked += [pair for pair in self.stacked if pair[1] in then and pair[0] in known]
         rest = [pair for pair in self.stacked if pair[1] in then and pair[0] not in known]
-        left = {i for i, carry in enumerate(self.carries) if carry[3] in then and i not in carried}
+        left = {i for i, carry in enumerate(self.carries) if carry.end in then and i not in carried}
         left = self._closed(left, rest) - carried
         later = self._ends(left, rest)
-        head_body, tail_body, handed_on = cut(self.body, first, later)
+        head_body, tail_body, handed_on = split(self.body, first, later)
         read = tail_body.needs(later)
-        handed_on += [self.carries[i][1] for i in carried if self.carries[i][1] in read]
+        handed_on += [self.carries[i].current for i in carried if self.carries[i].current in read]
         kept = [(inner, new_number()) for inner in handed_on]
         head = self._narrowed(head_body, carried, [*stacked, *kept])
         tail = self._narrowed(tail_body, left, rest)
@@ -84,21 +104,21 @@ class Loop:
         return head, tail if tail.makes else None
 
     def _ends(self, carries: Collection[int], stacked: Iterable[tuple[int, int]]) -> list[int]:
-        """Numbers in the body of what these carries become, and of these outputs."""
-        return [self.carries[i][2] for i in sorted(carries)] + [inner for inner, _ in stacked]
+        """Return the numbers in the body of what these carries become, and of these outputs."""
+        return [self.carries[i].following for i in sorted(carries)] + [inner for inner, _ in stacked]
 
     def _closed(self, carries: Collection[int], stacked: Iterable[tuple[int, int]]) -> set[int]:
-        """Positions of the carries that these carries and outputs need, themselves included."""
+        """Return the positions of the carries that these carries and outputs need, themselves included."""
         found = set(carries)
         while True:
             needed = self.body.needs(self._ends(found, stacked))
-            more = {i for i, carry in enumerate(self.carries) if carry[1] in needed} | found
+            more = {i for i, carry in enumerate(self.carries) if carry.current in needed} | found
             if more == found:
                 return found
             found = more
 
-    def _narrowed(self, body: Equations, carries: Collection[int], stacked: Iterable[tuple[int, int]]) -> Loop:
-        """A loop over a part of the body."""
+    def _narrowed(self, body: Equations, carries: Collection[int], stacked: Iterable[tuple[int, int]]) -> Scan:
+        """Return a scan over a part of the body."""
         stacked = tuple(stacked)
         needed = body.needs(self._ends(carries, stacked))
         return dataclasses.replace(

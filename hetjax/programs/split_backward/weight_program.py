@@ -1,19 +1,28 @@
-"""The second part of a stage's backward, compiled: what adds the gradients of weights."""
+"""The second part of a stage's backward, compiled: it adds the gradients of weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
-from hetjax.compilation.dispatch_order import in_order
-from hetjax.programs.split_backward.halves import SplitBackward
+from hetjax.compilation.compiled_program import Program
+from hetjax.programs.split_backward.halves import LaterPiece, SplitBackward
 from hetjax.stages.flat_state import Arrays
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
-Pending = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
-"""What the first part leaves to be read: arguments of the backward, and crossing values."""
+
+class PendingWeights(NamedTuple):
+    """What the first part of one microbatch's backward leaves for the second.
+
+    Attributes:
+        arguments: arguments of the backward, those at `WeightProgram.reads`.
+        crossing: values that the first part made and the second reads.
+    """
+
+    arguments: tuple[jax.Array, ...]
+    crossing: tuple[jax.Array, ...]
 
 
 class WeightProgram:
@@ -26,13 +35,21 @@ class WeightProgram:
     is a program of its own.
 
     Args:
-        parts: the backward in two.
+        parts: the split backward.
         arguments: shapes of all its arguments, flattened.
         crossing: shapes of the crossing values as the first part leaves them.
+
+    Attributes:
+        programs: "backward_weight", or "backward_weight.0", ".1", ... where it is several.
+        reads: which of the backward's arguments it takes, by their place among all, flattened.
     """
 
     def __init__(
-        self, parts: SplitBackward, stage: Stage, arguments: Sequence[Any], crossing: Sequence[jax.ShapeDtypeStruct]
+        self,
+        parts: SplitBackward,
+        stage: Stage,
+        arguments: Sequence[jax.ShapeDtypeStruct],
+        crossing: Sequence[jax.ShapeDtypeStruct],
     ):
         mesh, gradients = stage.mesh, stage.gradients
         apart = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
@@ -40,34 +57,42 @@ class WeightProgram:
         # The gradients leave the split backward as the leaves of a dict.
         self._paths = tuple(tuple(sorted(gradients)[place] for place in piece.outputs) for piece in self._pieces)
         self.reads = tuple(sorted({place for piece in self._pieces for place in piece.reads}))
-        self.compiled = tuple(
-            _compile(
-                piece,
+        self.programs: dict[str, Program] = {}
+        for index, (piece, paths) in enumerate(zip(self._pieces, self._paths, strict=True)):
+            name = f"backward_weight.{index}" if len(self._pieces) > 1 else "backward_weight"
+            self.programs[name] = Program(
+                f"{stage.name} {name}",
+                _adding(piece),
+                mesh,
                 [arguments[place] for place in piece.reads],
                 [crossing[place] for place in piece.crossing],
                 {path: gradients[path] for path in paths},
+                donate=2,
+                out_shardings={path: gradients[path].sharding for path in paths},
             )
-            for piece, paths in zip(self._pieces, self._paths, strict=True)
-        )
-        self._programs = tuple(in_order(program, mesh) for program in self.compiled)
 
-    def __call__(self, pending: Pending, gradients: Arrays) -> Arrays:
-        """Dispatch; `pending` has the arguments at `reads`. Consumes `gradients`."""
-        read, crossing = dict(zip(self.reads, pending[0], strict=True)), pending[1]
+    def compile(self) -> WeightProgram:
+        """Compile it."""
+        for program in self.programs.values():
+            program.compile()
+        return self
+
+    def __call__(self, pending: PendingWeights, gradients: Arrays) -> Arrays:
+        """Dispatch: the gradients with those of a microbatch added. Consumes `gradients`."""
+        read = dict(zip(self.reads, pending.arguments, strict=True))
         added: Arrays = {}
-        for piece, paths, program in zip(self._pieces, self._paths, self._programs, strict=True):
-            taken = [read[place] for place in piece.reads], [crossing[place] for place in piece.crossing]
+        for piece, paths, program in zip(self._pieces, self._paths, self.programs.values(), strict=True):
+            taken = [read[place] for place in piece.reads], [pending.crossing[place] for place in piece.crossing]
             added.update(program(*taken, {path: gradients[path] for path in paths}))
         return added
 
 
-def _compile(piece: Any, read: list[Any], crossing: list[Any], gradients: Shapes) -> Any:
-    def add(read, crossing, gradients: Arrays) -> Arrays:
+def _adding(piece: LaterPiece):
+    def add(read: Sequence[jax.Array], crossing: Sequence[jax.Array], gradients: Arrays) -> Arrays:
         new = piece(read, crossing)
         return {
             path: gradient + made.astype(gradient.dtype)
             for (path, gradient), made in zip(sorted(gradients.items()), new, strict=True)
         }
 
-    shardings = {path: aval.sharding for path, aval in gradients.items()}
-    return jax.jit(add, donate_argnums=2, out_shardings=shardings).lower(read, crossing, gradients).compile()
+    return add

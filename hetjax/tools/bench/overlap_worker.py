@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hetjax.cluster import key_value_store as store
 from hetjax.cluster.connect import connect, disconnect
 from hetjax.cluster.environment import find_environment
-from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.compiled_program import Program
 from hetjax.execution.action_timer import Stopwatch
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
@@ -112,8 +112,8 @@ def _barrier() -> Callable[[], None]:
     mesh = Mesh(np.array(jax.devices()), ("process",))
     rows = NamedSharding(mesh, PartitionSpec("process"))
     ones = jax.make_array_from_callback((mesh.size,), rows, lambda index: np.ones(1, np.float32))
-    program = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    meet = in_order(program.lower(ones).compile(), mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    meet = Program("barrier", lambda x: x.sum(), mesh, ones, out_shardings=whole).compile()
     return lambda: jax.block_until_ready(meet(ones)) and None
 
 

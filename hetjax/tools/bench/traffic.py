@@ -16,11 +16,11 @@ def bytes_of_step(step: Step) -> dict[str, int]:
     microbatches, found = step.schedule.microbatches, {}
     for name, program in step.programs.items():
         update = step.updates.get(name)
-        once = 0 if update is None else sum(bytes_received(each.as_text()) for each in update.programs)
-        each = sum(bytes_received(part.as_text()) for part in program.programs)
+        once = 0 if update is None else sum(bytes_received(each.text) for each in update.programs.values())
+        each = sum(bytes_received(part.text) for part in program.programs.values())
         module = program.stage.module
         found[module] = found.get(module, 0) + microbatches * each + once
-    ways = [way for crossing in step.crossings.values() for way in (crossing.forward, crossing.backward) if way]
+    ways = [way for boundary in step.boundaries.values() for way in (boundary.forward, boundary.backward) if way]
     return {**found, "boundaries": microbatches * sum(map(_of_transport, ways))}
 
 

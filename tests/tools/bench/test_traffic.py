@@ -11,8 +11,8 @@ pytestmark = pytest.mark.optimized
 
 def test_modules_on_one_device_send_nothing_but_what_crosses():
     step = make_trainer(Layout(devices="0"), Layout(devices="1")).compiled
-    (crossing,) = step.crossings.values()
-    tokens = crossing.forward.plan.bytes_moved
+    (boundary,) = step.boundaries.values()
+    tokens = boundary.forward.plan.bytes_moved
     assert tokens > 0
     assert bytes_of_step(step) == {"vision": 0, "llm": 0, "boundaries": 2 * 2 * tokens}
 

@@ -1,0 +1,134 @@
+"""A jitted function on one mesh, for fixed shapes: traced, lowered, compiled, and run in the order of dispatch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from hetjax.compilation.dispatch_order import in_order
+
+ArrayTree = Any
+"""Arrays in a pytree, or shapes in their place."""
+
+
+class MemoryUse(NamedTuple):
+    """Bytes that one device needs for one call of a program, as its compiler counts them.
+
+    Attributes:
+        arguments: what is passed in.
+        outputs: what is returned, with what reuses the memory of donated arguments.
+        donated: of `outputs`, what lies in the memory of donated arguments.
+        temporary: everything between.
+        code: the executable.
+    """
+
+    arguments: int
+    outputs: int
+    donated: int
+    temporary: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it at once; donated memory counts once."""
+        return self.arguments + self.outputs - self.donated + self.temporary + self.code
+
+
+class Program:
+    """A function on a mesh, traced, lowered and compiled for fixed shapes, each when it is first asked for.
+
+    Nothing is put on a device before the first call, so a program also compiles for devices that are only described
+    (`jax.experimental.topologies`).
+
+    Args:
+        name: what it is called in reports, by stage where it belongs to one.
+        function: the function to jit; positional arguments only.
+        mesh: the mesh that all its arguments and results are on.
+        arguments: for each argument a pytree of `jax.ShapeDtypeStruct`s with shardings, or values to take them from.
+        donate: positions of the arguments whose memory a call reuses.
+        out_shardings: shardings of the results, as for `jax.jit`; None leaves them to the compiler.
+        compiler_options: as for `jax.jit`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., ArrayTree],
+        mesh: Mesh,
+        *arguments: ArrayTree,
+        donate: int | tuple[int, ...] = (),
+        out_shardings: ArrayTree = None,
+        compiler_options: dict[str, str | int | bool] | None = None,
+    ):
+        self.name, self.mesh = name, mesh
+        self._jitted = jax.jit(
+            function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=compiler_options
+        )
+        self._arguments = arguments
+        self._run: Callable[..., ArrayTree] | None = None
+
+    @functools.cached_property
+    def traced(self) -> jax.stages.Traced:
+        """The function as a jaxpr; `traced.out_info` are the shapes of its results."""
+        return self._jitted.trace(*self._arguments)
+
+    def trace(self) -> Program:
+        """Trace now; raises what the function raises."""
+        _ = self.traced
+        return self
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program as it is given to the compiler."""
+        return self.traced.lower()
+
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The executable."""
+        return self.lower().compile()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the executable is there already."""
+        return "compiled" in self.__dict__
+
+    def compile(self) -> Program:
+        """Compile; harmless to call twice."""
+        if self._run is None:
+            self._run = in_order(self.compiled, self.mesh)
+        return self
+
+    @property
+    def text(self) -> str:
+        """The compiled program as text, which `hetjax.compilation.hlo` reads."""
+        return self.compiled.as_text()
+
+    @property
+    def memory(self) -> MemoryUse:
+        """Bytes that one device needs for a call."""
+        found = self.compiled.memory_analysis()
+        return MemoryUse(
+            arguments=found.argument_size_in_bytes,
+            outputs=found.output_size_in_bytes,
+            donated=found.alias_size_in_bytes,
+            temporary=found.temp_size_in_bytes,
+            code=found.generated_code_size_in_bytes,
+        )
+
+    @property
+    def outputs(self) -> ArrayTree:
+        """Shapes of the results, with the shardings that they were compiled with."""
+        return jax.tree.map(
+            lambda aval, sharding: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding),
+            self.traced.out_info,
+            self.compiled.output_shardings,
+        )
+
+    def __call__(self, *arguments: ArrayTree) -> ArrayTree:
+        """Dispatch a call; it compiles first where nobody has. Consumes the arguments that are donated."""
+        if self._run is None:
+            self.compile()
+        return self._run(*arguments)
