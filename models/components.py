@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flax import nnx
 
 from hetjax.models.decoder import LanguageModel
@@ -17,6 +15,11 @@ from hetjax.models.radio_config import RadioConfig
 from hetjax.models.siglip2 import Siglip2Config, Siglip2Encoder
 from hetjax.models.vit import VisionConfig, VisionEncoder
 
+EncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ParakeetConfig
+"""Config of an encoder."""
+ComponentConfig = DecoderConfig | NemotronHConfig | EncoderConfig
+"""Config of any module."""
+
 COMPONENTS: dict[type, type[nnx.Module]] = {
     DecoderConfig: LanguageModel,
     NemotronHConfig: NemotronH,
@@ -28,6 +31,6 @@ COMPONENTS: dict[type, type[nnx.Module]] = {
 """By config class: the module that is built from such a config."""
 
 
-def build_component(config: Any, rngs: nnx.Rngs) -> nnx.Module:
+def build_component(config: ComponentConfig, rngs: nnx.Rngs) -> nnx.Module:
     """The module that a config describes, with fresh weights; under `nnx.eval_shape`, with shapes alone."""
     return COMPONENTS[type(config)](config, rngs=rngs)

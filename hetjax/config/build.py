@@ -12,8 +12,9 @@ import optax
 from hetjax.config.build_processor import row_room
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data.chat import row_shapes
+from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
-from hetjax.graph import Edge, ModuleGraph
+from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models import VisionConfig
 from hetjax.models.components import build_component
@@ -39,14 +40,13 @@ def build_graph(config: TrainConfig) -> ModuleGraph:
     """The module graph of the settings: encoders, where there are some, into the language model."""
     components = config.model.components
     modules = {name: partial(build_component, component) for name, component in components.items()}
-    edges = []
-    if "vision" in components:
-        edges.append(Edge("vision.tokens", "llm.image_tokens"))
-        if getattr(components["vision"], "video_pruning_rate", 0):
-            edges.append(Edge("vision.kept", "llm.image_kept", gradient=False))
-    if "audio" in components:
-        edges.append(Edge("audio.tokens", "llm.audio_tokens"))
-    return ModuleGraph(modules, edges)
+    edges = [
+        edge
+        for modality in MODALITIES.values()
+        if modality.placeholder.module in components
+        for edge in modality.edges(components[modality.placeholder.module])
+    ]
+    return ModuleGraph(modules, list(dict.fromkeys(edges)))  # modalities of one encoder share its edges
 
 
 def tokens_per_image(config: TrainConfig) -> int:
@@ -110,9 +110,9 @@ def build_trainer(
 
 def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a training batch, as the data pipeline makes them."""
-    room = row_room(config)
-    if room is not None:
-        return _batched(row_shapes(room, training=True), config.data.batch_size)
+    capacity = row_room(config)
+    if capacity is not None:
+        return _batched(row_shapes(capacity, training=True), config.data.batch_size)
     shapes = prompt_shapes(config, config.data.batch_size)
     rows = shapes["llm"]["tokens"].shape
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
@@ -122,9 +122,9 @@ def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruc
 
 def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a batch of prompts to be answered."""
-    room = row_room(config)
-    if room is not None:
-        return _batched(row_shapes(room, training=False), samples)
+    capacity = row_room(config)
+    if capacity is not None:
+        return _batched(row_shapes(capacity, training=False), samples)
     data = config.data
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
     if not tokens_per_image(config):

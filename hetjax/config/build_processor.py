@@ -1,26 +1,20 @@
-"""The processor of a run: what its settings say of the data, fitted to its model."""
+"""Build the processor of a run, fitted to its model, with its tokenizer and chat template."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import Tokenizer, load_tokenizer
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, Room, load_omni_tokenizer, load_template
+from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, RowCapacity, load_omni_tokenizer, load_template
+from hetjax.data.modalities import placeholders
 from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
 
-# Where a checkpoint's config.json says which ids stand for encoder tokens.
-_ID_KEYS = {
-    "image": ("img_context_token_id", "image_token_id"),
-    "audio": ("sound_context_token_id", "audio_token_id"),
-}
 
-
-def row_room(config: TrainConfig) -> Room | None:
-    """What a row of a batch has room for; None where the run has no processor.
+def row_room(config: TrainConfig) -> RowCapacity | None:
+    """The capacity of a row of a batch; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
     """
@@ -29,7 +23,7 @@ def row_room(config: TrainConfig) -> Room | None:
         _check_none_is_needed(config)
         return None
     _check_encoders(config)
-    return Room.of(settings, config.data.seq_len, **_layouts(config))
+    return RowCapacity.of(settings, config.data.seq_len, config.model.components)
 
 
 def make_processor(config: TrainConfig) -> Processor | None:
@@ -44,7 +38,8 @@ def make_processor(config: TrainConfig) -> Processor | None:
     settings = config.data.processor
     if row_room(config) is None:
         return None
-    return Processor(settings, _tokenizer(config), _template(config), seq_len=config.data.seq_len, **_layouts(config))
+    components = config.model.components
+    return Processor(settings, _tokenizer(config), _template(config), seq_len=config.data.seq_len, encoders=components)
 
 
 def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
@@ -59,16 +54,6 @@ def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer 
     return tokenizer
 
 
-def _layouts(config: TrainConfig) -> dict[str, Any]:
-    vision = config.model.components.get("vision")
-    takes_videos = getattr(vision, "tubelet", None) is not None
-    return {
-        "image_rows": None if vision is None else vision.image_rows,
-        "video_rows": vision.video_rows if takes_videos else None,
-        "pruning_rate": getattr(vision, "video_pruning_rate", 0.0),
-    }
-
-
 def _check_none_is_needed(config: TrainConfig) -> None:
     components = config.model.components
     needing = [name for name in components if name != "llm" and not isinstance(components[name], VisionConfig)]
@@ -80,24 +65,26 @@ def _check_none_is_needed(config: TrainConfig) -> None:
 
 
 def _check_encoders(config: TrainConfig) -> None:
-    """Raise ConfigError where an encoder would get nothing, or media no encoder."""
-    components, settings = config.model.components, config.data.processor
+    """Raise ConfigError where an encoder would get nothing."""
+    components = config.model.components
     vision = components.get("vision")
     if isinstance(vision, VisionConfig) or getattr(vision, "image_size", None) is not None:
         raise ConfigError(
             f"data.processor is given, but model.vision is a {type(vision).__name__} of images of one size; set "
             "data.processor to null, or give a vision encoder that takes any size"
         )
-    if vision is not None and not settings.image_rows + settings.video_rows:
+    capacity = RowCapacity.of(config.data.processor, config.data.seq_len, components)
+    for module in components:
+        modalities = [each for each in capacity.modalities.values() if each.placeholder.module == module]
+        if not modalities or any(map(capacity.takes, modalities)):
+            continue
+        settings = [each.resources[0].setting.removeprefix("processor.") for each in modalities]
+        are, which = ("is", "it") if len(settings) == 1 else ("are", "one of them")
+        an = "an" if module[0] in "aeiou" else "a"
         raise ConfigError(
-            "data.processor.image_rows and video_rows are 0, but the model has a vision encoder; raise one of them, or "
-            "leave the encoder out (model.without: [vision])"
+            f"data.processor.{' and '.join(settings)} {are} 0, but the model has {an} {module} encoder; raise {which}, "
+            f"or leave the encoder out (model.without: [{module}])"
         )
-    if ("audio" in components) != (settings.clips > 0):
-        has, fix = ("an", "raise it, or leave the encoder out (model.without: [audio])")
-        if "audio" not in components:
-            has, fix = ("no", "set it to 0")
-        raise ConfigError(f"data.processor.clips is {settings.clips}, but the model has {has} encoder of sound; {fix}")
 
 
 def _tokenizer(config: TrainConfig) -> OmniTokenizer:
@@ -106,7 +93,12 @@ def _tokenizer(config: TrainConfig) -> OmniTokenizer:
         return load_omni_tokenizer(None)
     folder = _folder(path)
     found, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    ids = {name: found[key] for name, keys in _ID_KEYS.items() for key in keys if isinstance(found.get(key), int)}
+    ids = {
+        placeholder.name: found[key]
+        for placeholder in placeholders()
+        for key in placeholder.id_keys
+        if isinstance(found.get(key), int)
+    }
     stops = generation.get("eos_token_id")
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
     return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
@@ -123,7 +115,7 @@ def _folder(path: str) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hetjax.data.chat import ProcessorConfig
+from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError
 
 

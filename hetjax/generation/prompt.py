@@ -18,24 +18,20 @@ from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig, Tokenizer, load_image, parse_conversation, render_prompt
 from hetjax.data.chat import (
-    OmniSample,
     OmniTokenizer,
-    Processor,
-    ProcessorConfig,
-    Room,
+    RowCapacity,
     make_arrays,
     parse_messages,
     prompt_lengths,
 )
+from hetjax.data.chat.row_capacity import just_enough, unlimited
 from hetjax.data.loading import Arrays
-from hetjax.data.media import SAMPLE_RATE
+from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
 from hetjax.meshes import Layout
 from hetjax.models import VisionConfig
 
-MOST = 1 << 24
-"""Rows and clips while it is still open how many a prompt needs; no array has so many."""
 STEP = 64
 """The sequence has a multiple of so many rows, which every usual degree divides."""
 
@@ -75,7 +71,7 @@ def config_of(components: dict[str, Any], data: DataConfig, layouts: dict[str, L
     placement = {name: Layout(devices="0") for name in components} | (layouts or {})
     return TrainConfig(
         name="answer",
-        model=ModelConfig(**components),
+        model=ModelConfig.of(components),
         data=data,
         placement=placement,
         optimizer=OptimizerConfig(learning_rate=0.0),
@@ -84,11 +80,8 @@ def config_of(components: dict[str, Any], data: DataConfig, layouts: dict[str, L
 
 
 def _check_media(components: dict[str, Any], files: Files) -> None:
-    vision = components.get("vision")
     takes = {
-        "image": vision is not None,
-        "video": getattr(vision, "tubelet", None) is not None,
-        "audio": "audio" in components,
+        name: modality.accepts(components.get(modality.placeholder.module)) for name, modality in MODALITIES.items()
     }
     for kind in files:
         if not takes[kind]:
@@ -97,65 +90,28 @@ def _check_media(components: dict[str, Any], files: Files) -> None:
 
 
 def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
-    """With a processor, of images of any size, videos and sound."""
-    sees, hears = "image" in files or "video" in files, "audio" in files
-    hears = hears or ("video" in files and "audio" in model.components and _sound(model.data.processor))
-    used = {"vision": sees, "audio": hears, "llm": True}
-    components = {name: each for name, each in model.components.items() if used[name]}
+    """With a processor, of media of any size."""
+    settings = model.data.processor
+    contained = {name for kind in files for name in MODALITIES[kind].contains(settings)}
+    used = {name: MODALITIES[name].placeholder.module for name in contained}
+    used = {name: module for name, module in used.items() if module in model.components}
+    components = {name: each for name, each in model.components.items() if name in {*used.values(), "llm"}}
     chat = parse_messages([{"role": "user", "content": prompt}], where="the prompt", files=files)
-    open_room = _with_rows(model.data, images=MOST if sees else 0, videos=_videos(components, files), hears=hears)
-    processor = make_processor(config_of(components, open_room))
+    settings = unlimited(dataclasses.replace(settings, context=settings.context or model.data.seq_len), used)
+    data = dataclasses.replace(model.data, processor=settings, batch_size=1)
+    processor = make_processor(config_of(components, data))
     sample = processor.sample(chat)
-    fitted = make_processor(config_of(components, _fitted(processor, sample, model.data)))
-    tokenizer = tokenizer_of(config_of(components, open_room), processor)
+    settings = just_enough(settings, sample)
+    pruned = RowCapacity.of(settings, 0, processor.encoders).most.before_pruning
+    rows = max(sample.use.tokens, sample.use.before_pruning - pruned)
+    fitted_data = dataclasses.replace(data, processor=settings, seq_len=-(-rows // STEP) * STEP)
+    fitted = make_processor(config_of(components, fitted_data))
     return Question(
         modules=tuple(components),
         arrays=make_arrays(fitted, [[sample]], training=False),
         lengths=prompt_lengths([sample]),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_of(config_of(components, data), processor),
     )
-
-
-def _sound(settings: ProcessorConfig) -> bool:
-    return settings.audio_in_video != "none"
-
-
-def _videos(components: dict[str, Any], files: Files) -> int:
-    return MOST if "video" in files and "vision" in components else 0
-
-
-def _with_rows(data: DataConfig, *, images: int, videos: int, hears: bool) -> DataConfig:
-    settings = data.processor
-    heard = _sound(settings) and hears
-    processor = dataclasses.replace(
-        settings,
-        image_rows=images,
-        video_rows=videos,
-        clips=MOST if hears else 0,
-        audio_in_video=settings.audio_in_video if heard else "none",
-        context=settings.context or data.seq_len,
-        packed=1,
-    )
-    return dataclasses.replace(data, processor=processor, batch_size=1)
-
-
-def _fitted(processor: Processor, sample: OmniSample, data: DataConfig) -> DataConfig:
-    """The settings whose room is what a sample needs, the sequence rounded up."""
-    need, settings = sample.need, processor.config
-    longest = max((len(clip) for clip in sample.clips), default=0)
-    # Half a sample more, so that seconds come back as so many samples.
-    seconds = (min(-(-longest // 1600) * 1600, settings.clip_samples) + 0.5) / SAMPLE_RATE
-    settings = dataclasses.replace(
-        settings,
-        image_rows=need.image_rows,
-        video_rows=need.video_rows,
-        clips=need.clips,
-        clip_seconds=seconds if longest else settings.clip_seconds,
-    )
-    layouts = {"image_rows": processor.image_rows, "video_rows": processor.video_rows}
-    pruned = Room.of(settings, 0, pruning_rate=processor.pruning_rate, **layouts).need.given
-    rows = max(need.tokens, need.given - pruned)
-    return dataclasses.replace(data, processor=settings, seq_len=-(-rows // STEP) * STEP, batch_size=1)
 
 
 def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
