@@ -8,9 +8,9 @@ import numpy as np
 
 from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
+from hetjax.data.formats import open_source
 from hetjax.data.loading import Loader
 from hetjax.data.omni import OmniLoader
-from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
@@ -40,7 +40,7 @@ def check_dataset(
         DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
             malformed or name a missing image; or none of the samples tried can be rendered and decoded.
     """
-    source = JsonlSource(path)
+    source = open_source(path)
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor)
     else:

@@ -12,21 +12,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from hetjax.data.bad_samples import BadSample
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
-from hetjax.data.source import JsonlSource
+from hetjax.data.source import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
 Arrays = dict[str, dict[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BadSample:
-    """A sample that cannot be used; `reason` opens with "file:line: "."""
-
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,7 @@ class Loader:
     With 0 `tokens_per_image` the model has no vision encoder, and a sample with images is bad.
     """
 
-    source: JsonlSource
+    source: Source
     config: DataConfig
     tokenizer: Tokenizer
     tokens_per_image: int

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from hetjax.data.bad_samples import BadSample
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
-from hetjax.data.loading import BadSample, Prompts
-from hetjax.data.source import JsonlSource
+from hetjax.data.loading import Arrays, Prompts
+from hetjax.data.source import Source
 from hetjax.errors import DataError
-
-Arrays = dict[str, dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class OmniPrompt:
 class OmniLoader:
     """Loads samples by index, for training or (`prompts`) for evaluation; see `hetjax.data.loading.Loader`."""
 
-    source: JsonlSource
+    source: Source
     processor: Processor
     prompts: bool = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grain
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def read_ahead(
-    order: grain.MapDataset, load: Callable[[Any], T], *, workers: int, batch_size: int
+    order: grain.MapDataset, load: Callable[[int], T], *, workers: int, batch_size: int
 ) -> Generator[T, None, None]:
     """`load(item)` for each item of `order`, in order, by `workers` threads that stay two batches ahead.
 
