@@ -14,7 +14,7 @@ from hetjax.models import VisionConfig
 
 
 def row_room(config: TrainConfig) -> RowCapacity | None:
-    """The capacity of a row of a batch; None where the run has no processor.
+    """Return the capacity of a row of a batch; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
     """
@@ -27,7 +27,7 @@ def row_room(config: TrainConfig) -> RowCapacity | None:
 
 
 def make_processor(config: TrainConfig) -> Processor | None:
-    """The processor of a run, with its tokenizer and chat template; None where the run has none.
+    """Return the processor of a run, with its tokenizer and chat template; None where the run has none.
 
     Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
     generation_config.json which ids end an answer. The template is that of `processor.chat_template`, else that of the
@@ -43,7 +43,10 @@ def make_processor(config: TrainConfig) -> Processor | None:
 
 
 def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
-    """The tokenizer of a run. Raises ConfigError unless the language model has a row for every token, or DataError."""
+    """Return the tokenizer of a run.
+
+    Raises ConfigError unless the language model has a row for every token, DataError where a file cannot be read.
+    """
     tokenizer = load_tokenizer(config.data.tokenizer) if processor is None else processor.tokenizer
     have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
     if have < need:

@@ -46,7 +46,7 @@ class ModelConfig:
 
     @staticmethod
     def of(components: Mapping[str, ComponentConfig]) -> ModelConfig:
-        """The settings of a model that consists of these."""
+        """Return the settings of a model that consists of these modules."""
         named = [field.name for field in dataclasses.fields(ModelConfig)]
         others = {name: config for name, config in components.items() if name not in named}
         return ModelConfig(**{name: config for name, config in components.items() if name in named}, encoders=others)
@@ -66,7 +66,7 @@ class ModelConfig:
 
     @property
     def components(self) -> dict[str, ComponentConfig]:
-        """The config of each module that there is, in the order of the data."""
+        """Return the config of each module that there is, in the order of the data."""
         preset = {} if self.preset is None else _changed(find_preset(self.preset), self.changes)
         unknown = [name for name in self.without if name not in preset or name == "llm"]
         if unknown:

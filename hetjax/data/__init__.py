@@ -1,4 +1,4 @@
-"""From files on disk to batches in host memory: conversations with images, tokenized and padded."""
+"""Load conversations with media from files on disk as batches in host memory, tokenized and padded."""
 
 from hetjax.data.check import DatasetSummary, check_dataset
 from hetjax.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""Skip bad samples: what stands in for one, how many there were, and when that is too many."""
+"""Replace bad samples by good ones, count them, and stop where they are too many."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ class BadTally:
 
     @property
     def most_on_end(self) -> int:
-        """Bad lines one behind the other that are too many: one more than a pass may have, or the whole file."""
+        """Return how many bad samples in a row of the file are too many: one more than a pass may have, or all."""
         return min(self._limit(self.samples)[1] + 1, self.samples)
 
     def no_stand_in(self, reason: str) -> DataError:
-        """The error for so many bad samples on end that one of them has no stand-in."""
+        """Return the error for so many bad samples on end that one of them has no stand-in."""
         most, (judged, allowed) = self.most_on_end, self._limit(self.samples)
         why = f"more than max_bad_share {self.max_share:g} allows ({allowed} of {judged})"
         return DataError(
@@ -138,7 +138,7 @@ class BadTally:
         )
 
     def _limit(self, seen: int) -> tuple[int, int]:
-        """`seen` rounded up to whole blocks, and how many bad samples that many may have."""
+        """Return `seen` rounded up to whole blocks, and how many bad samples that many may have."""
         block = min(BLOCK, self.samples)
         judged = -(-seen // block) * block
         return judged, int(self.max_share * judged)

@@ -1,4 +1,4 @@
-"""Held-out prompts with the answers that are expected.
+"""Read held-out prompts with the answers that are expected.
 
 B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
 """
@@ -50,7 +50,7 @@ def eval_batches(
     batch_size: int,
     processor: Processor | None = None,
 ) -> Iterator[EvalBatch]:
-    """Every held-out sample once, in file order, by `processor` where there is one.
+    """Return every held-out sample once, in file order, by `processor` where there is one.
 
     Bad samples are skipped under the same limit as in training.
 

@@ -87,7 +87,7 @@ class PackedData(Iterator[HostBatch]):
         return HostBatch(arrays=arrays, epoch=taken[0][0] // tally.samples, bad=tuple(bad))
 
     def get_state(self) -> StreamState:
-        """Where the stream stands after the last batch: plain numbers, fit for JSON."""
+        """Return where the stream stands after the last batch: plain numbers, fit for JSON."""
         return {**self._stream, "seen": self._seen, "bad": self._tally.bad, "pool": sorted(self._pool)}
 
     def set_state(self, state: StreamState) -> None:
@@ -132,7 +132,7 @@ def train_data(
     rows: Sequence[int] | None = None,
     processor: Processor | None = None,
 ) -> TrainData | PackedData:
-    """The stream that the settings ask for: with samples packed where `processor` packs them."""
+    """Return the stream that the settings ask for: with samples packed where `processor` packs them."""
     if processor is not None and processor.config.packed > 1:
         return PackedData(config, processor, rows)
     return TrainData(config, tokenizer, tokens_per_image, rows, processor)

@@ -1,4 +1,4 @@
-"""The stream of training batches.
+"""Stream training batches.
 
 B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
 """
@@ -139,7 +139,7 @@ class TrainData(Iterator[HostBatch]):
         return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(row.skipped for row in filled if row.skipped))
 
     def get_state(self) -> StreamState:
-        """Where the stream stands after the last batch: plain numbers, fit for JSON.
+        """Return where the stream stands after the last batch: plain numbers, fit for JSON.
 
         `seen` counts the samples of all rows. So does `bad`, in proportion where only some rows are loaded here.
         """
@@ -176,7 +176,7 @@ class TrainData(Iterator[HostBatch]):
         self._reader = self._read()
 
     def _read(self) -> Generator[FilledRow[TrainSample], None, None]:
-        """The rows loaded here, batch by batch, of the stream after the samples seen so far."""
+        """Return the rows loaded here, batch by batch, of the stream after the samples seen so far."""
         config, rows, seen = self._config, self._rows, self._seen
         order = sample_order(config, self._tally.samples)
         batches = (self._total - seen) // config.batch_size
@@ -214,12 +214,12 @@ def check_stream(state: StreamState, stream: StreamState, path: Path, more_keys:
 
 
 def epochs_of(config: DataConfig) -> int:
-    """Passes over the data."""
+    """Return the passes over the data."""
     return _FOREVER if config.epochs is None else config.epochs
 
 
 def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
-    """Which sample each position of the stream has."""
+    """Return which sample each position of the stream has."""
     order = grain.MapDataset.range(samples)
     if config.shuffle:
         order = order.shuffle(seed=_spread(config.seed))
@@ -227,5 +227,5 @@ def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
 
 
 def _spread(seed: int) -> int:
-    """Grain adds the epoch to the seed, so that neighbouring seeds would repeat each other's orders."""
+    """Return a seed for grain, which adds the epoch to it: neighbouring ones would repeat each other's orders."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0])

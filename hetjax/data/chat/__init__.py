@@ -1,4 +1,4 @@
-"""From conversations with text and media to the arrays that the modules of a multimodal model take."""
+"""Make the arrays that the modules of a multimodal model take, of conversations with text and media."""
 
 from hetjax.data.chat.collate import make_arrays, packed_rows, prompt_lengths, row_shapes
 from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages

@@ -42,7 +42,7 @@ class Piece:
 def render_chat(
     chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: object
 ) -> list[Piece]:
-    """The pieces of a chat, of which each is to be tokenized by itself.
+    """Return the pieces of a chat, of which each is to be tokenized by itself.
 
     In `training` answers are marked and nothing follows them; else the text asks for the next answer.
 
@@ -108,7 +108,7 @@ def _messages(chat: Chat, protect: Protect, marks: bool, as_parts: bool) -> list
 
 
 def _protector(specials: Iterable[str]) -> Protect:
-    """The function that keeps texts that people wrote from becoming special tokens."""
+    """Return the function that keeps texts that people wrote from becoming special tokens."""
     words = sorted({*specials, *placeholder_texts().values()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, words)))
 

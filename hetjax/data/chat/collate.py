@@ -1,4 +1,4 @@
-"""Samples to the arrays that the modules of the graph take."""
+"""Collate samples to the arrays that the modules of the graph take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Arrays = dict[str, dict[str, np.ndarray]]
 
 
 def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, training: bool) -> Arrays:
-    """A batch of rows, each with the samples that share it, by module and port.
+    """Return a batch of rows, each with the samples that share it, by module and port.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
     stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], 1 for what an assistant
@@ -45,7 +45,7 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, t
 
 
 def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, ArraySpec]]:
-    """One row of every array that `make_arrays` makes, by module and port."""
+    """Return shape and dtype of one row of every array that `make_arrays` makes, by module and port."""
     sequence = capacity.most.before_pruning
     llm = {"tokens": ArraySpec((sequence,), np.int32)}
     shapes: dict[str, dict[str, ArraySpec]] = {"llm": llm}
@@ -61,7 +61,7 @@ def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, 
 
 
 def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
-    """Which samples share a row: about equally full ones, as `hetjax.data.chat.packing.pack` chooses them.
+    """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
 
     Samples that would fit into fewer rows than `at_least` are spread over so many.
     """
@@ -98,7 +98,7 @@ def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) ->
 def _encoder_row(
     modalities: Sequence[Modality], samples: Sequence[OmniSample], starts: Int32[np.ndarray, " _"], sequence: int
 ) -> tuple[dict[str, np.ndarray], Int32[np.ndarray, " N"]]:
-    """(arrays of one encoder, positions that its tokens take in the sequence)."""
+    """Return (arrays of one encoder, positions that its tokens take in the sequence)."""
     arrays: dict[str, np.ndarray] = {}
     positions = np.full(sum(modality.tokens for modality in modalities), sequence, np.int32)
     first = 0
@@ -121,5 +121,5 @@ def _encoder_row(
 
 
 def prompt_lengths(samples: Sequence[OmniSample]) -> Int32[np.ndarray, " B"]:
-    """Ids of each prompt, those of tokens to be pruned included; the model returns what is left of them."""
+    """Return the ids of each prompt, before pruning; the model returns how many are left of them."""
     return np.asarray([sample.use.before_pruning for sample in samples], np.int32)

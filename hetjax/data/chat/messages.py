@@ -31,7 +31,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one role says; `others` are further keys of the message, which a chat template may read."""
+    """The message of one role; `others` are further keys of the message, which a chat template may read."""
 
     role: str
     parts: tuple[Part, ...]
@@ -47,16 +47,16 @@ class Chat:
 
     @property
     def media(self) -> list[Part]:
-        """All media, in order."""
+        """Return all media, in order."""
         return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
 
     @property
     def files(self) -> list[Path]:
-        """Those of `media` that are files."""
+        """Return those of `media` that are files."""
         return [Path(part.value) for part in self.media if isinstance(part.value, str | Path)]
 
     def asked(self) -> tuple[Chat, str]:
-        """The chat up to its last answer, and that answer. Raises DataError where there is none."""
+        """Return the chat up to its last answer, and that answer. Raises DataError where there is none."""
         answers = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
         if not answers:
             raise DataError(f"{self.where}: no assistant message, so there is no answer to compare with")
@@ -119,7 +119,7 @@ def _part(item: object, where: str) -> Part:
 
 
 def _place_files(turns: list[Turn], files: dict[str, list[object]], where: str) -> list[Turn]:
-    """The turns with each file in the place of its mark, or before the first user message's parts."""
+    """Return the turns with each file in the place of its mark, or before the first user message's parts."""
     counts = {kind: sum(_count(turn, kind) for turn in turns) for kind in files}
     for kind, values in files.items():
         if counts[kind] not in (0, len(values)):

@@ -1,4 +1,4 @@
-"""Conversations with media to ids with placeholders, and the media that these stand for."""
+"""Process conversations with media to samples: ids with placeholders, and the arrays that these stand for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Processor:
         encoders: config of each encoder of the model, by the name of its module.
 
     Attributes:
-        capacity: what a row of the batch holds.
+        capacity: of a row of the batch.
 
     Raises ConfigError where `config` asks for what an encoder does not take, or the tokenizer lacks a placeholder.
     """
@@ -78,7 +78,7 @@ class Processor:
         return sample
 
     def _read(self, part: Part, where: str) -> object:
-        """A medium as its modality reads it."""
+        """Read a medium by its modality."""
         modality = self.capacity.modalities[part.kind]
         if not self.capacity.takes(modality):
             setting = modality.resources[0].setting
@@ -89,7 +89,7 @@ class Processor:
             raise DataError(f"{where}: {error}") from error
 
     def _prepare(self, chat: Chat, raw: Sequence[object], taken: int) -> dict[int, PromptPart]:
-        """All media of a chat by number, ready for the prompt, whose text takes `taken` tokens."""
+        """Return all media of a chat by number, ready for the prompt, whose text takes `taken` tokens."""
         context = self.config.context or self.capacity.most.tokens
         parts: dict[int, PromptPart] = {}
         for modality in sorted(self.capacity.modalities.values(), key=lambda each: each.shares_context):
@@ -140,7 +140,7 @@ class _FusedSample:
         self._dropped += part.dropped
 
     def _add_items(self, items: Sequence[Item]) -> dict[str, list[int]]:
-        """Positions of all placeholders, by the name of their `Placeholder`."""
+        """Append items, and return the positions of all placeholders, by the name of their `Placeholder`."""
         positions: dict[str, list[int]] = {}
         for item in items:
             if isinstance(item, str):

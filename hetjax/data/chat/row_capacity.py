@@ -1,4 +1,4 @@
-"""The capacity of a row of the batch, and the modalities that fill it."""
+"""Compute the capacity of a row of the batch, and check what is to fill it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RowCapacity:
 
     @staticmethod
     def of(config: ProcessorConfig, seq_len: int, encoders: Mapping[str, object]) -> RowCapacity:
-        """The capacity of a row whose sequence has `seq_len` positions after pruning.
+        """Return the capacity of a row whose sequence has `seq_len` positions after pruning.
 
         `encoders` holds the config of each module of the model, by name. Raises ConfigError where the settings ask for
         what an encoder does not take.
@@ -48,7 +48,7 @@ class RowCapacity:
 
     @property
     def encoders(self) -> dict[Placeholder, list[Modality]]:
-        """The modalities that a row has capacity for, by their encoder, whose tokens come in this order."""
+        """Return the modalities that a row has capacity for, by their encoder, whose tokens come in this order."""
         found: dict[Placeholder, list[Modality]] = {}
         for modality in self.modalities.values():
             if self.takes(modality):
@@ -56,11 +56,11 @@ class RowCapacity:
         return found
 
     def takes(self, modality: Modality) -> bool:
-        """Whether the settings take media of this kind at all."""
+        """Return whether the settings take media of this kind at all."""
         return self.most.media[modality.resources[0].name] > 0
 
     def check(self, use: RowUse, where: str) -> None:
-        """Raise DataError where samples do not fit, with all that they take too much of."""
+        """Raise DataError where samples do not fit, with every amount that is too large."""
         named = [
             ("tokens in the language model's sequence", "seq_len"),
             ("tokens before pruning", "seq_len or processor.video_rows"),
@@ -76,7 +76,7 @@ class RowCapacity:
 
 
 def unlimited(config: ProcessorConfig, modalities: Iterable[str]) -> ProcessorConfig:
-    """The settings with as much as one prompt may ever take of these modalities, and nothing of the others."""
+    """Return the settings with all that one prompt may ever take of these modalities, and nothing of the others."""
     wanted = set(modalities)
     for modality in MODALITIES.values():
         amount = UNLIMITED if modality.name in wanted else 0
@@ -85,7 +85,7 @@ def unlimited(config: ProcessorConfig, modalities: Iterable[str]) -> ProcessorCo
 
 
 def just_enough(config: ProcessorConfig, sample: OmniSample) -> ProcessorConfig:
-    """The settings with exactly what a sample takes of every modality."""
+    """Return the settings with exactly the amounts that a sample takes of every modality."""
     for modality in MODALITIES.values():
         amounts = {resource.name: sample.use.media[resource.name] for resource in modality.resources}
         config = modality.sized(config, amounts, [medium.array for medium in sample.media[modality.name]])

@@ -1,4 +1,4 @@
-"""A conversation as ids, and the media that its placeholders stand for."""
+"""Samples: a conversation as ids, the media that its placeholders stand for, and its use of a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowUse:
-    """Amounts of what a row of the batch has: those that a sample takes, or the most there are.
+    """Amounts of the resources of a row of the batch: those that a sample takes, or all that there are.
 
     Attributes:
         tokens: positions of the language model's sequence, after pruning.
@@ -28,12 +28,12 @@ class RowUse:
 
     @property
     def amounts(self) -> tuple[int, ...]:
-        """All of them, the tokens first."""
+        """Return all amounts, the tokens first."""
         return (self.tokens, self.before_pruning, *self.media.values())
 
     @staticmethod
     def total(uses: Iterable[RowUse]) -> RowUse:
-        """What one sample or more take together."""
+        """Return the sum of one or more."""
         uses = list(uses)
         return RowUse(
             tokens=sum(use.tokens for use in uses),
@@ -51,14 +51,14 @@ class PlacedMedium(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OmniSample:
-    """One conversation.
+    """One conversation, ready to be collated.
 
     Attributes:
         ids: its tokens, with a placeholder for every encoder token.
         said: which of them are an assistant's, the end of an answer included.
-        media: by modality what its encoder takes, in the order of the prompt: normalized pixels float32 [H, W, 3] of
-            images and [F, H, W, 3] of videos, samples float32 [samples] at 16 kHz of clips of audio.
-        use: what it takes of a row.
+        media: by modality the arrays for its encoder, in the order of the prompt: normalized pixels float32 [H, W, 3]
+            of images and [F, H, W, 3] of videos, samples float32 [samples] at 16 kHz of clips of audio.
+        use: amounts that it takes of a row.
         where: opens every error about it.
     """
 

@@ -1,4 +1,4 @@
-"""Text to token ids for prompts with media: a checkpoint's tokenizer.json, or a built-in tokenizer of bytes."""
+"""Convert text to token ids for prompts with media: a checkpoint's tokenizer.json, or a built-in tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ class OmniTokenizer:
         self._known = frozenset(words)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; the text of a special token is that token."""
+        """Return the ids of a text; the text of a special token is that token."""
         return self._model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ids and ids outside the vocabulary stand for no text."""
+        """Return the text of ids; special ids and ids outside the vocabulary stand for no text."""
         return self._model.decode([i for i in map(int, ids) if i in self._known], skip_special_tokens=True)
 
     def placeholder(self, name: str) -> int:
-        """The id of a placeholder ("image", "image_start", ...). Raises ConfigError where there is none."""
+        """Return the id of a placeholder ("image", "image_start", ...). Raises ConfigError where there is none."""
         if name not in self.placeholders:
             raise ConfigError(
                 f"the tokenizer has no token {placeholder_texts()[name]}, which a prompt with media needs; give a "
@@ -95,7 +95,7 @@ class OmniTokenizer:
 def load_omni_tokenizer(
     path: str | Path | None, *, ids: Mapping[str, int] | None = None, stop_ids: Iterable[int] = ()
 ) -> OmniTokenizer:
-    """The tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
+    """Load the tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
 
     Raises:
         DataError: the file is missing, unreadable or malformed.
@@ -116,7 +116,7 @@ def load_omni_tokenizer(
 
 
 def _byte_tokenizer() -> tokenizers.Tokenizer:
-    """Special tokens below 32, where the released model has those that are known, then the 256 bytes of UTF-8."""
+    """Make a tokenizer of the bytes of UTF-8, and special tokens below 32, at the known ids of the released model."""
     special = dict(_BUILT_IN)
     free = [i for i in range(_BYTES_FROM) if i not in _BUILT_IN.values()]
     for text in placeholder_texts().values():  # those of modalities that the released model does not have

@@ -49,7 +49,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool, **options: object
     ) -> str:
-        """The text of a chat; `options` are what the template may ask for (tools, enable_thinking).
+        """Return the text of a chat; `options` are what the template may ask for (tools, enable_thinking).
 
         Raises:
             DataError: the template refuses the messages.
@@ -63,7 +63,7 @@ class ChatTemplate:
 
 
 def load_template(folder: str | Path | None) -> ChatTemplate:
-    """The template of a checkpoint's folder, or the built-in one where there is none.
+    """Load the template of a checkpoint's folder, or the built-in one where there is none.
 
     Raises:
         DataError: a file of the folder cannot be read.
@@ -89,7 +89,7 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def _text(value: object) -> str | None:
-    """A special token as tokenizer_config.json gives it: its text, or an object with it as "content"."""
+    """Return a special token as tokenizer_config.json gives it: its text, or an object with it as "content"."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 

@@ -1,4 +1,4 @@
-"""The modalities, a file each: image, video and audio. `register` adds one."""
+"""Modalities, one file each: image, video and audio. `register` adds one."""
 
 from hetjax.data.modalities.audio import Audio
 from hetjax.data.modalities.image import Image
@@ -16,12 +16,12 @@ def register(modality: type[Modality]) -> type[Modality]:
 
 
 def placeholders() -> list[Placeholder]:
-    """What stands for the tokens of each encoder, without repeats."""
+    """Return the placeholders of each encoder, without repeats."""
     return list(dict.fromkeys(modality.placeholder for modality in MODALITIES.values()))
 
 
 def placeholder_texts() -> dict[str, str]:
-    """The text of every token that a prompt with media needs, by what it is for ("image", "image_start", ...)."""
+    """Return the text of every token that prompts with media need, by what it is for ("image", "image_start", ...)."""
     return {name: text for placeholder in placeholders() for name, text in placeholder.texts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Audio: samples at 16 kHz to clips of an audio encoder."""
+"""Prepare audio at 16 kHz as clips of an audio encoder."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class AudioClips:
 
     @property
     def tokens(self) -> list[int]:
-        """Encoder tokens of each clip."""
+        """Return the encoder tokens of each clip."""
         return [tokens_of_clip(len(clip)) for clip in self.clips]
 
     @property
     def ends(self) -> list[float]:
-        """The second at which each clip ends."""
+        """Return the second at which each clip ends."""
         return [float(end) / SAMPLE_RATE for end in np.cumsum([len(clip) for clip in self.clips])]
 
     @property
     def media(self) -> list[Medium]:
-        """The clips for the encoder."""
+        """Return the clips as media."""
         return [Medium(Audio.name, clip, tokens) for clip, tokens in zip(self.clips, self.tokens, strict=True)]
 
 
@@ -75,7 +75,7 @@ class Audio(Modality[AudioClips]):
     def sized(
         cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
     ) -> ProcessorConfig:
-        """See `Modality`; without a clip no video gives its audio."""
+        """Return the settings with so many clips, just long enough; without one no video gives its audio."""
         longest = max(map(len, arrays), default=0)
         # Half a sample more, so that seconds come back as so many samples.
         seconds = (min(-(-longest // _SIZED_TO) * _SIZED_TO, config.clip_samples) + 0.5) / SAMPLE_RATE
@@ -87,18 +87,18 @@ class Audio(Modality[AudioClips]):
         )
 
     def read(self, value: object) -> AudioClips:
-        """A file, or floats [samples] at 16 kHz, as clips."""
+        """Read a file, or floats [samples] at 16 kHz, as clips."""
         return cut_audio(read_audio(value) if is_path(value) else _check_samples(value), self._config.clip_samples)
 
     def prepare(self, media: Sequence[AudioClips], budget: Budget) -> list[PromptPart]:
-        """Each audio with the tokens of all its clips behind each other."""
+        """Prepare each audio with the tokens of all its clips behind each other."""
         return [
             PromptPart(items=audio_items(sum(audio.tokens)), media=audio.media, use={"clips": len(audio.clips)})
             for audio in media
         ]
 
     def shapes(self) -> dict[str, ArraySpec]:
-        """waveforms [clips, samples] and lengths [clips]."""
+        """Return waveforms [clips, samples] and lengths [clips]."""
         config = self._config
         return {
             "waveforms": ArraySpec((config.clips, config.clip_samples), np.float32),
@@ -106,7 +106,7 @@ class Audio(Modality[AudioClips]):
         }
 
     def encoder_inputs(self, arrays: Sequence[Float32[np.ndarray, " samples"]]) -> EncoderInputs:
-        """Clips padded to the longest one, and their lengths."""
+        """Return clips padded to the longest one, and their lengths."""
         waveforms, lengths = stack_clips(arrays, self._config.clips, self._config.clip_samples)
         tokens, clip = token_rows(lengths, self._config.clip_samples)
         own = [tokens[clip == number] for number in range(len(arrays))]
@@ -114,7 +114,7 @@ class Audio(Modality[AudioClips]):
 
 
 def cut_audio(samples: Float32[np.ndarray, " samples"], longest: int) -> AudioClips:
-    """Clips of `longest` samples at most. Raises DataError for audio without a token."""
+    """Cut audio into clips of `longest` samples at most. Raises DataError for audio without a token."""
     clips = tuple(clip for clip in cut_clips(samples, longest) if tokens_of_clip(len(clip)))
     if not clips:
         raise DataError(

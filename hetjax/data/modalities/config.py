@@ -1,4 +1,4 @@
-"""The settings of the processor: how a conversation with media becomes arrays."""
+"""Settings of the processor, which makes arrays of conversations with media."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Settings = TypeVar("Settings")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
-    """How conversations with images, videos and audio become arrays of fixed shapes.
+    """Settings by which conversations with media become arrays of fixed shapes.
 
     Args:
         image_rows: Rows that a vision encoder has for all images of a row of the batch: patches and prefix tokens.
@@ -79,11 +79,11 @@ class ProcessorConfig:
 
     @property
     def clip_samples(self) -> int:
-        """Samples of the longest clip."""
+        """Return the samples of the longest clip."""
         return int(self.clip_seconds * SAMPLE_RATE)
 
     def settings_of(self, modality: str, kind: type[Settings]) -> Settings:
-        """What `others` says of a modality, as a dataclass of this kind. Raises ConfigError for a setting it lacks."""
+        """Return a modality's settings in `others` as such a dataclass. Raises ConfigError for a setting it lacks."""
         given = self.others.get(modality, {})
         known = [field.name for field in dataclasses.fields(kind)]
         for name in given:
@@ -92,6 +92,6 @@ class ProcessorConfig:
         return kind(**given)
 
     def with_settings(self, modality: str, **changes: Setting) -> ProcessorConfig:
-        """These settings with other values for a modality of `others`."""
+        """Return these settings with other values for a modality of `others`."""
         changed = {**self.others.get(modality, {}), **changes}
         return dataclasses.replace(self, others={**self.others, modality: changed})

@@ -1,4 +1,4 @@
-"""Images: pixels of any size to patches of a vision encoder."""
+"""Prepare images of any size as patches of a vision encoder."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
     def sized(
         cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
     ) -> ProcessorConfig:
-        """See `Modality`."""
+        """Return the settings with so many rows of patches."""
         return dataclasses.replace(config, image_rows=amounts["image_rows"])
 
     def read(self, value: object) -> UInt8[np.ndarray, "H W 3"]:
-        """The pixels of a file, or given as uint8 [height, width, 3]."""
+        """Read the pixels of a file, or given as uint8 [height, width, 3]."""
         return read_image(value) if is_path(value) else check_pixels(value, 3, "an image", "uint8 [height, width, 3]")
 
     def prepare(self, media: Sequence[UInt8[np.ndarray, "H W 3"]], budget: Budget) -> list[PromptPart]:
-        """All images of a sample, of the sizes at which they fit into the context together."""
+        """Prepare all images of a sample, of the sizes at which they fit into the context together."""
         grids = self._config.resolution.image_grids([image.shape[:2] for image in media], budget.context, budget.taken)
         return [self._part(image, grid) for image, grid in zip(media, grids, strict=True)]
 
@@ -66,10 +66,10 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
         )
 
     def shapes(self) -> dict[str, ArraySpec]:
-        """patches [rows, numbers], places [rows, 4] and segments [rows]."""
+        """Return patches [rows, numbers], places [rows, 4] and segments [rows]."""
         return patch_shapes("", self._config.image_rows, self._patches)
 
     def encoder_inputs(self, arrays: Sequence[Float32[np.ndarray, "H W 3"]]) -> EncoderInputs:
-        """The patches of normalized images."""
+        """Return the patches of normalized images."""
         packed = self._patches.pack_images(arrays, self._config.image_rows)
         return EncoderInputs(patch_arrays("", packed), packed.tokens)

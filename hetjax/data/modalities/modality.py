@@ -1,4 +1,4 @@
-"""The declaration of a modality: all that the data pipeline, the config and generation must know of a kind of media.
+"""Declare a modality: all that the data pipeline, the config and generation need to know of a kind of media.
 
 To add one, write a class of it in a file of this folder and list it in `hetjax.data.modalities`; a program of one's own
 calls `hetjax.data.modalities.register` instead.
@@ -44,12 +44,12 @@ class Placeholder:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The three texts by the names that a tokenizer knows them by: NAME, NAME_start and NAME_end."""
+        """Return the three texts by the names that a tokenizer has for them: NAME, NAME_start and NAME_end."""
         return {self.name: self.token, f"{self.name}_start": self.start, f"{self.name}_end": self.end}
 
 
 class Resource(NamedTuple):
-    """Something of which a row of the batch has a fixed amount.
+    """A quantity of which a row of the batch has a fixed amount.
 
     Attributes:
         name: its key in `RowUse.media`.
@@ -81,7 +81,7 @@ class Medium(NamedTuple):
 
     Attributes:
         modality: name of the modality whose `encoder_inputs` take it.
-        array: what they take.
+        array: its content, in the form that they take.
         tokens: placeholders that stand for it in the prompt.
     """
 
@@ -97,7 +97,7 @@ class PromptPart:
     Attributes:
         items: texts and placeholders in their order.
         media: arrays for encoders; those of one `Placeholder` in the order of its placeholders in `items`.
-        use: what it takes of a row, by the name of the `Resource`.
+        use: amounts that it takes of a row, by the name of the `Resource`.
         dropped: placeholders that the model takes out of the sequence again.
     """
 
@@ -108,7 +108,7 @@ class PromptPart:
 
 
 class EncoderInputs(NamedTuple):
-    """What an encoder takes for one row of the batch.
+    """The inputs of an encoder for one row of the batch.
 
     Attributes:
         arrays: by port, of the shapes that `Modality.shapes` gives.
@@ -127,7 +127,7 @@ class Modality(abc.ABC, Generic[Raw]):
     Class attributes:
         name: type of its parts in a message, its mark "<NAME>" in a text, and its list "NAMEs" in a line of a dataset.
         placeholder: its tokens in a prompt; modalities that share an encoder share it.
-        resources: what it takes of a row; the first one is 0 where the settings take no media of this kind.
+        resources: the amounts that it takes of a row; the first one is 0 where the settings take no media of this kind.
         shares_context: whether the size of its media depends on what is left of the context; it is prepared last.
 
     Attributes:
@@ -157,18 +157,18 @@ class Modality(abc.ABC, Generic[Raw]):
 
     @classmethod
     def accepts(cls, encoder: object | None) -> bool:
-        """Whether an encoder of this config, or none, takes media of this kind."""
+        """Return whether an encoder of this config, or none, takes media of this kind."""
         return encoder is not None
 
     @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
-        """The edges from the encoder into the language model."""
+        """Return the edges from the encoder into the language model."""
         del encoder
         return (Edge(f"{cls.placeholder.module}.tokens", f"llm.{cls.placeholder.name}_tokens"),)
 
     @classmethod
     def contains(cls, config: ProcessorConfig) -> tuple[str, ...]:
-        """Names of the modalities that a medium of this kind may hold arrays of: itself, and a video its audio."""
+        """Return the names of the modalities of which a medium of this kind may hold arrays: its own, or more."""
         del config
         return (cls.name,)
 
@@ -177,20 +177,20 @@ class Modality(abc.ABC, Generic[Raw]):
     def sized(
         cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
     ) -> ProcessorConfig:
-        """The settings with these amounts of `resources` in a row, just enough for `arrays` where these are given."""
+        """Return the settings with these amounts of `resources` in a row, just enough for `arrays` if given."""
 
     @abc.abstractmethod
     def read(self, value: object) -> Raw:
-        """A medium, given as a path or as an array. Raises DataError."""
+        """Read a medium, given as a path or as an array. Raises DataError."""
 
     @abc.abstractmethod
     def prepare(self, media: Sequence[Raw], budget: Budget) -> list[PromptPart]:
-        """All media of this kind in a sample, one part each. Raises DataError."""
+        """Prepare all media of this kind in a sample, one part each. Raises DataError."""
 
     @abc.abstractmethod
     def shapes(self) -> dict[str, ArraySpec]:
-        """One row of every array that `encoder_inputs` makes, by port."""
+        """Return shape and dtype of one row of every array that `encoder_inputs` makes, by port."""
 
     @abc.abstractmethod
     def encoder_inputs(self, arrays: Sequence[np.ndarray]) -> EncoderInputs:
-        """The arrays of all media in a row of the batch, which fit into it, as the encoder takes them."""
+        """Return the encoder's inputs for all media in a row of the batch, which fit into it."""

@@ -1,4 +1,4 @@
-"""What images and videos share: pixels given as arrays, sizes that an encoder takes, and patches of a row."""
+"""Check and resize pixels of images and videos, and name the ports of their patches."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ VISION = Placeholder(
     end="</img>",
     id_keys=("img_context_token_id", "image_token_id"),
 )
-"""What stands for the tokens of the vision encoder, of images and of videos."""
+"""The placeholders of the vision encoder's tokens, of images and of videos."""
 
 
 def is_path(value: object) -> bool:
-    """Whether a medium is given as a path."""
+    """Return whether a medium is given as a path."""
     return isinstance(value, str | os.PathLike)
 
 
 def check_pixels(value: object, dims: int, what: str, wanted: str) -> UInt8[np.ndarray, "... H W 3"]:
-    """Pixels given as an array of so many dims. Raises DataError, which says `what` it is and what is `wanted`."""
+    """Return pixels given as an array of so many dims. Raises DataError, with `what` it is and what is `wanted`."""
     array = np.asarray(value)
     if array.ndim != dims or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise DataError(f"{what} is {array.dtype} of shape {array.shape}; give a path, or {wanted}")
@@ -56,13 +56,13 @@ def check_patches(config: ProcessorConfig, setting: str, patches: PatchRows | No
 def sized_pixels(
     image: Shaped[np.ndarray, "H W 3"], grid: tuple[int, int], config: ProcessorConfig
 ) -> Float32[np.ndarray, "H2 W2 3"]:
-    """An image resized to a grid of (rows, columns) of patches, and normalized."""
+    """Resize an image to a grid of (rows, columns) of patches, and normalize it."""
     size = config.resolution.patch_size
     return normalize(resize(image, grid[0] * size, grid[1] * size), config.pixel_mean, config.pixel_std)
 
 
 def patch_shapes(prefix: str, rows: int, patches: PatchRows) -> dict[str, ArraySpec]:
-    """Ports of a vision encoder for so many rows of patches."""
+    """Return the ports of a vision encoder for so many rows of patches."""
     numbers = patches.frames * 3 * patches.patch_size**2
     return {
         f"{prefix}patches": ArraySpec((rows, numbers), np.float32),
@@ -72,5 +72,5 @@ def patch_shapes(prefix: str, rows: int, patches: PatchRows) -> dict[str, ArrayS
 
 
 def patch_arrays(prefix: str, packed: Rows) -> dict[str, np.ndarray]:
-    """Packed patches by port, as `patch_shapes` names them."""
+    """Return packed patches by port, as `patch_shapes` names them."""
     return {f"{prefix}{port}": getattr(packed, port) for port in ("patches", "places", "segments")}

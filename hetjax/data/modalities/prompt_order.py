@@ -1,4 +1,4 @@
-"""The order of texts and placeholders by which images, videos and audio stand in a prompt.
+"""Order the texts and placeholders that stand for images, videos and audio in a prompt.
 
 It is that of Nemotron 3 Nano Omni. An image is `<img>` n times `<image>` `</img>`; audio is `<so_start>` n times
 `<so_embedding>` `<so_end>`; a video is a line for each tubelet, `Frame 1 sampled at 0.00 seconds and frame 2 sampled at
@@ -29,12 +29,12 @@ Item = str | Tokens
 
 
 def image_items(tokens: int) -> list[Item]:
-    """The items of an image of so many tokens."""
+    """Return the items of an image of so many tokens."""
     return [Tokens(kind="image", count=tokens)]
 
 
 def audio_items(tokens: int) -> list[Item]:
-    """The items of an audio of so many tokens, all its clips together."""
+    """Return the items of an audio of so many tokens, all its clips together."""
     return [Tokens(kind="audio", count=tokens)]
 
 
@@ -47,7 +47,7 @@ def video_items(
     order: AudioInVideo = "none",
     prefix: str = "",
 ) -> list[Item]:
-    """The items of a video whose frames are shown at these seconds, every tubelet of so many tokens, with its audio.
+    """Return the items of a video with its audio, whose frames are shown at these seconds.
 
     Args:
         times: seconds of each frame; those of one tubelet follow each other, and the last tubelet may be short.

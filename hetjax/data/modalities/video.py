@@ -1,6 +1,6 @@
-"""Videos: some frames to tubelets of a vision encoder, their times to text, and their audio to clips.
+"""Prepare videos: frames as tubelets of a vision encoder, their times as text, and their audio as clips.
 
-What is special here: a video may hold a second modality (`processor.audio_in_video`), and a vision encoder may prune
+Special to videos: one may hold a second modality (`processor.audio_in_video`), and a vision encoder may prune
 its tokens, so that a row has more placeholders than the language model's sequence has positions.
 """
 
@@ -65,43 +65,43 @@ class Video(Modality[FramesAndAudio]):
 
     @classmethod
     def accepts(cls, encoder: object | None) -> bool:
-        """Whether a vision encoder takes tubelets."""
+        """Return whether a vision encoder takes tubelets."""
         return getattr(encoder, "tubelet", None) is not None
 
     @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
-        """With pruning, one more edge says which tokens are kept."""
+        """Return the edge of the tokens, and with pruning one that says which of them are kept."""
         if not getattr(encoder, "video_pruning_rate", 0):
             return super().edges(encoder)
         return (*super().edges(encoder), Edge("vision.kept", "llm.image_kept", gradient=False))
 
     @classmethod
     def contains(cls, config: ProcessorConfig) -> tuple[str, ...]:
-        """Itself, and audio where `audio_in_video` uses it."""
+        """Return "video", and "audio" where `audio_in_video` uses it."""
         return ("video",) if config.audio_in_video == "none" else ("video", "audio")
 
     @classmethod
     def sized(
         cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
     ) -> ProcessorConfig:
-        """See `Modality`; what pruning keeps follows from the rows."""
+        """Return the settings with so many rows; what pruning keeps follows from the rows."""
         return dataclasses.replace(config, video_rows=amounts["video_rows"])
 
     def read(self, value: object) -> FramesAndAudio:
-        """A file, a `hetjax.data.media.Video`, or uint8 [F, H, W, 3] shown `frames.fps` frames a second."""
-        config, with_sound = self._config, self._config.audio_in_video != "none"
+        """Read a file, a `hetjax.data.media.Video`, or uint8 [F, H, W, 3] shown `frames.fps` frames a second."""
+        config, with_audio = self._config, self._config.audio_in_video != "none"
         if is_path(value):
-            video = read_video(value, config.frames, with_sound=with_sound)
+            video = read_video(value, config.frames, with_audio=with_audio)
         elif isinstance(value, DecodedVideo):
             video = value
         else:
             pixels = check_pixels(value, 4, "a video", "a Video, or uint8 [frames, height, width, 3]")
             video = DecodedVideo(frames=pixels, indices=np.arange(len(pixels)), rate=config.frames.fps)
-        has_audio = with_sound and video.sound is not None and len(video.sound)
-        return FramesAndAudio(video, cut_audio(video.sound, config.clip_samples) if has_audio else None)
+        has_audio = with_audio and video.audio is not None and len(video.audio)
+        return FramesAndAudio(video, cut_audio(video.audio, config.clip_samples) if has_audio else None)
 
     def prepare(self, media: Sequence[FramesAndAudio], budget: Budget) -> list[PromptPart]:
-        """Each video by itself: its size does not depend on what else is in the sample."""
+        """Prepare each video by itself: its size does not depend on what else is in the sample."""
         return [self._part(*medium) for medium in media]
 
     def _part(self, video: DecodedVideo, audio: AudioClips | None) -> PromptPart:
@@ -125,16 +125,16 @@ class Video(Modality[FramesAndAudio]):
         )
 
     def shapes(self) -> dict[str, ArraySpec]:
-        """video_patches [rows, numbers], video_places [rows, 4] and video_segments [rows]."""
+        """Return video_patches [rows, numbers], video_places [rows, 4] and video_segments [rows]."""
         return patch_shapes("video_", self._config.video_rows, self._patches)
 
     def encoder_inputs(self, arrays: Sequence[Float32[np.ndarray, "F H W 3"]]) -> EncoderInputs:
-        """The patches of normalized videos of whole tubelets."""
+        """Return the patches of normalized videos of whole tubelets."""
         packed = self._patches.pack_videos(arrays, self._config.video_rows)
         return EncoderInputs(patch_arrays("video_", packed), packed.tokens)
 
 
 def whole_tubelets(frames: Shaped[np.ndarray, "F H W 3"], per_tubelet: int) -> Shaped[np.ndarray, "G H W 3"]:
-    """Frames with the last one repeated until tubelets are full."""
+    """Return frames with the last one repeated until tubelets are full."""
     missing = math.ceil(len(frames) / per_tubelet) * per_tubelet - len(frames)
     return np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)]) if missing else np.asarray(frames)

@@ -22,7 +22,7 @@ IMAGE = RNG.integers(0, 256, size=(16, 24, 3), dtype=np.uint8)  # 4 x 6 patches:
 SMALL = RNG.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
 SOUND = RNG.normal(size=16000 // 2).astype(np.float32)  # clips of 0.3 and 0.2 seconds
 VIDEO = Video(
-    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, sound=SOUND
+    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, audio=SOUND
 )
 
 
