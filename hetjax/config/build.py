@@ -110,7 +110,7 @@ def build_trainer(
 
 def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a training batch, as the data pipeline makes them."""
-    capacity = row_room(config)
+    capacity = row_room(config.data, config.model)
     if capacity is not None:
         return _batched(row_shapes(capacity, training=True), config.data.batch_size)
     shapes = prompt_shapes(config, config.data.batch_size)
@@ -122,7 +122,7 @@ def batch_shapes(config: TrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruc
 
 def prompt_shapes(config: TrainConfig, samples: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a batch of prompts to be answered."""
-    capacity = row_room(config)
+    capacity = row_room(config.data, config.model)
     if capacity is not None:
         return _batched(row_shapes(capacity, training=False), samples)
     data = config.data

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hetjax.config.run_config import TrainConfig
-from hetjax.data import Tokenizer, load_tokenizer
+from hetjax.config.model_config import ModelConfig
+from hetjax.data import DataConfig, Tokenizer, load_tokenizer
 from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, RowCapacity, load_omni_tokenizer, load_template
 from hetjax.data.modalities import placeholders
 from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
 
 
-def row_room(config: TrainConfig) -> RowCapacity | None:
+def row_room(data: DataConfig, model: ModelConfig) -> RowCapacity | None:
     """Return the capacity of a row of a batch; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
     """
-    settings = config.data.processor
-    if settings is None:
-        _check_none_is_needed(config)
+    if data.processor is None:
+        _check_none_is_needed(model)
         return None
-    _check_encoders(config)
-    return RowCapacity.of(settings, config.data.seq_len, config.model.components)
+    _check_fixed_size(model)
+    capacity = RowCapacity.of(data.processor, data.seq_len, model.components)
+    _check_encoders_have_inputs(capacity, model)
+    return capacity
 
 
-def make_processor(config: TrainConfig) -> Processor | None:
+def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
     """Return the processor of a run, with its tokenizer and chat template; None where the run has none.
 
     Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
@@ -35,30 +36,30 @@ def make_processor(config: TrainConfig) -> Processor | None:
 
     Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
     """
-    settings = config.data.processor
-    if row_room(config) is None:
+    if row_room(data, model) is None:
         return None
-    components = config.model.components
-    return Processor(settings, _tokenizer(config), _template(config), seq_len=config.data.seq_len, encoders=components)
+    return Processor(
+        data.processor, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, encoders=model.components
+    )
 
 
-def tokenizer_of(config: TrainConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
+def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
     """Return the tokenizer of a run.
 
     Raises ConfigError unless the language model has a row for every token, DataError where a file cannot be read.
     """
-    tokenizer = load_tokenizer(config.data.tokenizer) if processor is None else processor.tokenizer
-    have, need = config.model.components["llm"].vocab_size, tokenizer.vocab_size
+    tokenizer = load_tokenizer(data.tokenizer) if processor is None else processor.tokenizer
+    have, need = model.components["llm"].vocab_size, tokenizer.vocab_size
     if have < need:
         raise ConfigError(
-            f"model.llm.vocab_size is {have}, but the tokenizer ({config.data.tokenizer or 'built in'}) has {need} "
+            f"model.llm.vocab_size is {have}, but the tokenizer ({data.tokenizer or 'built in'}) has {need} "
             f"tokens; set it to {need} or more"
         )
     return tokenizer
 
 
-def _check_none_is_needed(config: TrainConfig) -> None:
-    components = config.model.components
+def _check_none_is_needed(model: ModelConfig) -> None:
+    components = model.components
     needing = [name for name in components if name != "llm" and not isinstance(components[name], VisionConfig)]
     if needing:
         kind = type(components[needing[0]]).__name__
@@ -67,17 +68,19 @@ def _check_none_is_needed(config: TrainConfig) -> None:
         )
 
 
-def _check_encoders(config: TrainConfig) -> None:
-    """Raise ConfigError where an encoder would get nothing."""
-    components = config.model.components
-    vision = components.get("vision")
+def _check_fixed_size(model: ModelConfig) -> None:
+    """Raise ConfigError where the vision encoder takes images of one size, which no processor makes."""
+    vision = model.components.get("vision")
     if isinstance(vision, VisionConfig) or getattr(vision, "image_size", None) is not None:
         raise ConfigError(
             f"data.processor is given, but model.vision is a {type(vision).__name__} of images of one size; set "
             "data.processor to null, or give a vision encoder that takes any size"
         )
-    capacity = RowCapacity.of(config.data.processor, config.data.seq_len, components)
-    for module in components:
+
+
+def _check_encoders_have_inputs(capacity: RowCapacity, model: ModelConfig) -> None:
+    """Raise ConfigError where an encoder would get no media."""
+    for module in model.components:
         modalities = [each for each in capacity.modalities.values() if each.placeholder.module == module]
         if not modalities or any(map(capacity.takes, modalities)):
             continue
@@ -90,8 +93,7 @@ def _check_encoders(config: TrainConfig) -> None:
         )
 
 
-def _tokenizer(config: TrainConfig) -> OmniTokenizer:
-    path = config.data.tokenizer
+def _tokenizer(path: str | None) -> OmniTokenizer:
     if path is None:
         return load_omni_tokenizer(None)
     folder = _folder(path)
@@ -107,10 +109,10 @@ def _tokenizer(config: TrainConfig) -> OmniTokenizer:
     return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
 
 
-def _template(config: TrainConfig) -> ChatTemplate:
-    named = config.data.processor.chat_template
-    if named is None and config.data.tokenizer is not None:
-        return load_template(_folder(config.data.tokenizer))
+def _template(data: DataConfig) -> ChatTemplate:
+    named = data.processor.chat_template
+    if named is None and data.tokenizer is not None:
+        return load_template(_folder(data.tokenizer))
     return load_template(named)
 
 

@@ -84,7 +84,7 @@ def _check_media(components: dict[str, Any], files: Files) -> None:
         name: modality.accepts(components.get(modality.placeholder.module)) for name, modality in MODALITIES.items()
     }
     for kind in files:
-        if not takes[kind]:
+        if not takes.get(kind):
             known = ", ".join(["text", *(each for each, taken in takes.items() if taken)])
             raise ConfigError(f"--{kind} {files[kind][0]}: the model takes {known}, but no {kind}; leave it out")
 
@@ -99,18 +99,18 @@ def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
     chat = parse_messages([{"role": "user", "content": prompt}], where="the prompt", files=files)
     settings = unlimited(dataclasses.replace(settings, context=settings.context or model.data.seq_len), used)
     data = dataclasses.replace(model.data, processor=settings, batch_size=1)
-    processor = make_processor(config_of(components, data))
+    processor = make_processor(data, ModelConfig.of(components))
     sample = processor.sample(chat)
     settings = just_enough(settings, sample)
     pruned = RowCapacity.of(settings, 0, processor.encoders).most.before_pruning
     rows = max(sample.use.tokens, sample.use.before_pruning - pruned)
     fitted_data = dataclasses.replace(data, processor=settings, seq_len=-(-rows // STEP) * STEP)
-    fitted = make_processor(config_of(components, fitted_data))
+    fitted = make_processor(fitted_data, ModelConfig.of(components))
     return Question(
         modules=tuple(components),
         arrays=make_arrays(fitted, [[sample]], training=False),
         lengths=prompt_lengths([sample]),
-        tokenizer=tokenizer_of(config_of(components, data), processor),
+        tokenizer=tokenizer_of(data, ModelConfig.of(components), processor),
     )
 
 
@@ -120,7 +120,7 @@ def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
     components = {name: each for name, each in model.components.items() if name == "llm" or images}
     vision = components.get("vision")
     per_image = vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
-    tokenizer = tokenizer_of(config_of(components, model.data), None)
+    tokenizer = tokenizer_of(model.data, ModelConfig.of(components), None)
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
     line = json.dumps({"messages": messages, "images": [str(Path(image).absolute()) for image in images]})
     conversation = parse_conversation(line, where="the prompt", folder=Path())

@@ -28,6 +28,7 @@ def generate(
     image: list[str] | None = None,
     audio: list[str] | None = None,
     video: list[str] | None = None,
+    files: dict[str, list[str]] = {},  # noqa: B006 (only read)
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -36,7 +37,7 @@ def generate(
     placement: dict[str, Layout] = {},  # noqa: B006 (only read)
     fake_devices: int | None = None,
 ) -> Outcome:
-    """Ask a trained model a question, with images, sound and videos.
+    """Ask a trained model a question, with images, audio and videos.
 
     Files stand before the question, or where it has the marks <image>, <audio> and <video>.
 
@@ -44,8 +45,9 @@ def generate(
         checkpoint: A run's folder, what `hetjax convert` made, or a Hugging Face folder.
         prompt: The question.
         image: Image files.
-        audio: Sound files.
+        audio: Audio files.
         video: Video files.
+        files: Files of further modalities, e.g. {depth: [a.npy]}.
         max_new_tokens: Longest answer, in tokens.
         temperature: Divides the logits before a token is drawn; 0 takes the most likely one.
         top_p: Probability of the most likely tokens that are kept; 1 keeps all.
@@ -62,7 +64,7 @@ def generate(
     model = open_model_folder(checkpoint)
     if model.param_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or []})
+    question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or [], **files})
     unknown = sorted(set(placement) - set(model.components))
     if unknown:
         raise ConfigError(f"--placement names {unknown[0]}; the model consists of {', '.join(model.components)}")

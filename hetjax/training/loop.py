@@ -68,8 +68,8 @@ def _console_of(job: Job, config: TrainConfig, console: Console) -> Console:
 
 def _train(config: TrainConfig, resolved: str, job: Job, console: Console) -> dict[str, Any]:
     use_devices(config, job.processes)
-    processor = make_processor(config)
-    tokenizer = tokenizer_of(config, processor)
+    processor = make_processor(config.data, config.model)
+    tokenizer = tokenizer_of(config.data, config.model, processor)
     for what, package in (("jax", jax), ("hetjax", hetjax)):
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])

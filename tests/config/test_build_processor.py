@@ -18,7 +18,13 @@ def config_of(*arguments):
     return load_config(["--config", str(CONFIG), *arguments])[0]
 
 
-def test_shapes_of_batches_and_prompts_are_those_of_the_room():
+def parts_of(*arguments):
+    """The settings of the data and of the model."""
+    config = config_of(*arguments)
+    return config.data, config.model
+
+
+def test_shapes_of_batches_and_prompts_are_those_of_the_capacity():
     config = config_of()
     assert batch_shapes(config)["llm"]["segments"].shape == (16, 320)
     assert batch_shapes(config)["vision"]["video_patches"].shape == (16, 56, 96)
@@ -28,7 +34,7 @@ def test_shapes_of_batches_and_prompts_are_those_of_the_room():
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--model.without", "[audio]"], r"processor.clips is 3, .* no audio encoder"),
         (["--data.processor.clips", "0"], r"processor.clips is 0, .* an audio encoder"),
@@ -40,21 +46,21 @@ def test_shapes_of_batches_and_prompts_are_those_of_the_room():
         (["--data.processor", "null"], "inputs data.processor makes, but that is null"),
     ],
 )
-def test_what_does_not_fit_the_encoders_is_refused(arguments, told):
-    with pytest.raises(ConfigError, match=told):
-        row_room(config_of(*arguments))
+def test_what_does_not_fit_the_encoders_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        row_room(*parts_of(*arguments))
 
 
 def test_a_vocabulary_that_lacks_rows_is_refused():
-    config = config_of("--model.changes", "{llm.vocab_size: 200}")
+    parts = parts_of("--model.changes", "{llm.vocab_size: 200}")
     with pytest.raises(ConfigError, match=r"vocab_size is 200, .* has 288"):
-        tokenizer_of(config, make_processor(config))
+        tokenizer_of(*parts, make_processor(*parts))
 
 
 def test_files_beside_the_tokenizer_say_what_ends_an_answer_and_how_a_chat_reads(tmp_path):
     load_omni_tokenizer(None)._model.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 11]}))
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    processor = make_processor(config_of("--data.tokenizer", str(tmp_path / "tokenizer.json")))
+    processor = make_processor(*parts_of("--data.tokenizer", str(tmp_path / "tokenizer.json")))
     assert processor.tokenizer.stop_ids == (2, 11)
     assert processor.template.render([{"role": "user", "content": "x"}], add_generation_prompt=True) == "x"

@@ -25,7 +25,7 @@ def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
     room = ["--data.processor.clips", "0", "--data.processor.video_rows", str(video_rows), "--data.seq_len", "256"]
     config, _ = load_config(["--config", str(CONFIG), *changes, *room, "--param_dtype", "float32"])
     config = dataclasses.replace(config, placement={name: Layout(devices="0") for name in ("vision", "llm")})
-    processor = make_processor(config)
+    processor = make_processor(config.data, config.model)
     trainer = build_trainer(config, build_graph(config))
     generator = Generator(trainer, max_new_tokens=6, stop_token=-1)
     samples = [processor.sample(chat) for chat in chats]
