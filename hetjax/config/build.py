@@ -14,8 +14,9 @@ from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
 from hetjax.data.chat import row_shapes
+from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
-from hetjax.graph import Edge, ModuleGraph
+from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models import VisionConfig
 from hetjax.models.components import build_component
@@ -52,14 +53,13 @@ def build_graph(model: ModelConfig) -> ModuleGraph:
     """Build the module graph of a model: encoders, where there are some, into the language model."""
     components = model.components
     modules = {name: partial(build_component, component) for name, component in components.items()}
-    edges = []
-    if "vision" in components:
-        edges.append(Edge("vision.tokens", "llm.image_tokens"))
-        if getattr(components["vision"], "video_pruning_rate", 0):
-            edges.append(Edge("vision.kept", "llm.image_kept", gradient=False))
-    if "audio" in components:
-        edges.append(Edge("audio.tokens", "llm.audio_tokens"))
-    return ModuleGraph(modules, edges)
+    edges = [
+        edge
+        for modality in MODALITIES.values()
+        if modality.placeholder.module in components
+        for edge in modality.edges(components[modality.placeholder.module])
+    ]
+    return ModuleGraph(modules, list(dict.fromkeys(edges)))  # modalities of one encoder share its edges
 
 
 def tokens_per_image(model: ModelConfig) -> int:
@@ -131,9 +131,9 @@ def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> T
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    room = row_room(data, model)
-    if room is not None:
-        return _batched(row_shapes(room, training=True), data.batch_size)
+    capacity = row_room(data, model)
+    if capacity is not None:
+        return _batched(row_shapes(capacity, training=True), data.batch_size)
     shapes = prompt_shapes(data, model, data.batch_size)
     rows = shapes["llm"]["tokens"].shape
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
@@ -143,9 +143,9 @@ def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
 
 def prompt_shapes(data: DataConfig, model: ModelConfig, samples: int) -> BatchShapes:
     """Return the shapes of a batch of prompts to be answered. Raises ConfigError."""
-    room = row_room(data, model)
-    if room is not None:
-        return _batched(row_shapes(room, training=False), samples)
+    capacity = row_room(data, model)
+    if capacity is not None:
+        return _batched(row_shapes(capacity, training=False), samples)
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
     if not tokens_per_image(model):
         return {"llm": llm}

@@ -1,47 +1,34 @@
-"""The processor of a run: what its settings say of the data, fitted to its model."""
+"""Build the processor of a run, fitted to its model, with its tokenizer and chat template."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hetjax.config.model_config import ModelConfig
 from hetjax.data import DataConfig, Tokenizer, load_tokenizer
-from hetjax.data.chat import (
-    ChatTemplate,
-    OmniTokenizer,
-    Processor,
-    ProcessorConfig,
-    Room,
-    load_omni_tokenizer,
-    load_template,
-)
+from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, RowCapacity, load_omni_tokenizer, load_template
+from hetjax.data.modalities import placeholders
 from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
 
-# Where a checkpoint's config.json says which ids stand for encoder tokens.
-_ID_KEYS = {
-    "image": ("img_context_token_id", "image_token_id"),
-    "audio": ("sound_context_token_id", "audio_token_id"),
-}
 
-
-def row_room(data: DataConfig, model: ModelConfig) -> Room | None:
-    """What a row of a batch has room for; None where the run has no processor.
+def row_room(data: DataConfig, model: ModelConfig) -> RowCapacity | None:
+    """Return the capacity of a row of a batch; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
     """
-    settings = data.processor
-    if settings is None:
+    if data.processor is None:
         _check_none_is_needed(model)
         return None
-    _check_encoders(data.processor, model)
-    return Room.of(settings, data.seq_len, **_layouts(model))
+    _check_fixed_size(model)
+    capacity = RowCapacity.of(data.processor, data.seq_len, model.components)
+    _check_encoders_have_inputs(capacity, model)
+    return capacity
 
 
 def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
-    """The processor of a run, with its tokenizer and chat template; None where the run has none.
+    """Return the processor of a run, with its tokenizer and chat template; None where the run has none.
 
     Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
     generation_config.json which ids end an answer. The template is that of `processor.chat_template`, else that of the
@@ -49,14 +36,18 @@ def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
 
     Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
     """
-    settings = data.processor
     if row_room(data, model) is None:
         return None
-    return Processor(settings, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, **_layouts(model))
+    return Processor(
+        data.processor, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, encoders=model.components
+    )
 
 
 def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
-    """The tokenizer of a run. Raises ConfigError unless the language model has a row for every token, or DataError."""
+    """Return the tokenizer of a run.
+
+    Raises ConfigError unless the language model has a row for every token, DataError where a file cannot be read.
+    """
     tokenizer = load_tokenizer(data.tokenizer) if processor is None else processor.tokenizer
     have, need = model.components["llm"].vocab_size, tokenizer.vocab_size
     if have < need:
@@ -65,16 +56,6 @@ def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | No
             f"tokens; set it to {need} or more"
         )
     return tokenizer
-
-
-def _layouts(model: ModelConfig) -> dict[str, Any]:
-    vision = model.components.get("vision")
-    takes_videos = getattr(vision, "tubelet", None) is not None
-    return {
-        "image_rows": None if vision is None else vision.image_rows,
-        "video_rows": vision.video_rows if takes_videos else None,
-        "pruning_rate": getattr(vision, "video_pruning_rate", 0.0),
-    }
 
 
 def _check_none_is_needed(model: ModelConfig) -> None:
@@ -87,25 +68,29 @@ def _check_none_is_needed(model: ModelConfig) -> None:
         )
 
 
-def _check_encoders(settings: ProcessorConfig, model: ModelConfig) -> None:
-    """Raise ConfigError where an encoder would get nothing, or media no encoder."""
-    components = model.components
-    vision = components.get("vision")
+def _check_fixed_size(model: ModelConfig) -> None:
+    """Raise ConfigError where the vision encoder takes images of one size, which no processor makes."""
+    vision = model.components.get("vision")
     if isinstance(vision, VisionConfig) or getattr(vision, "image_size", None) is not None:
         raise ConfigError(
             f"data.processor is given, but model.vision is a {type(vision).__name__} of images of one size; set "
             "data.processor to null, or give a vision encoder that takes any size"
         )
-    if vision is not None and not settings.image_rows + settings.video_rows:
+
+
+def _check_encoders_have_inputs(capacity: RowCapacity, model: ModelConfig) -> None:
+    """Raise ConfigError where an encoder would get no media."""
+    for module in model.components:
+        modalities = [each for each in capacity.modalities.values() if each.placeholder.module == module]
+        if not modalities or any(map(capacity.takes, modalities)):
+            continue
+        settings = [each.resources[0].setting.removeprefix("processor.") for each in modalities]
+        are, which = ("is", "it") if len(settings) == 1 else ("are", "one of them")
+        an = "an" if module[0] in "aeiou" else "a"
         raise ConfigError(
-            "data.processor.image_rows and video_rows are 0, but the model has a vision encoder; raise one of them, or "
-            "leave the encoder out (model.without: [vision])"
+            f"data.processor.{' and '.join(settings)} {are} 0, but the model has {an} {module} encoder; raise {which}, "
+            f"or leave the encoder out (model.without: [{module}])"
         )
-    if ("audio" in components) != (settings.clips > 0):
-        has, fix = ("an", "raise it, or leave the encoder out (model.without: [audio])")
-        if "audio" not in components:
-            has, fix = ("no", "set it to 0")
-        raise ConfigError(f"data.processor.clips is {settings.clips}, but the model has {has} encoder of sound; {fix}")
 
 
 def _tokenizer(path: str | None) -> OmniTokenizer:
@@ -113,7 +98,12 @@ def _tokenizer(path: str | None) -> OmniTokenizer:
         return load_omni_tokenizer(None)
     folder = _folder(path)
     found, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    ids = {name: found[key] for name, keys in _ID_KEYS.items() for key in keys if isinstance(found.get(key), int)}
+    ids = {
+        placeholder.name: found[key]
+        for placeholder in placeholders()
+        for key in placeholder.id_keys
+        if isinstance(found.get(key), int)
+    }
     stops = generation.get("eos_token_id")
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
     return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
@@ -130,7 +120,7 @@ def _folder(path: str) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:

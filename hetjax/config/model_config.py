@@ -1,8 +1,9 @@
-"""The settings that say what is trained: a model by name, or the sizes of each of its modules."""
+"""The settings of the model: its name, or the sizes of each of its modules."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from hetjax.errors import ConfigError
@@ -15,15 +16,13 @@ from hetjax.models import (
     Siglip2Config,
     VisionConfig,
 )
+from hetjax.models.component_config import ComponentConfig, EncoderConfig
 from hetjax.models.presets import find_preset
-
-MODULES = ("vision", "audio", "llm")
-"""Names of the modules, in the order of the data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What is trained.
+    """The model that is trained.
 
     Args:
         preset: Name of a model, as `hetjax model` knows it, whose sizes the modules below have unless given; null for
@@ -33,7 +32,8 @@ class ModelConfig:
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
         vision: Sizes of the vision encoder, a ViT of images of one size, RADIO or SigLIP 2; null for the preset's, or
             none.
-        audio: Sizes of the encoder of sound; null for the preset's, or none.
+        audio: Sizes of the audio encoder; null for the preset's, or none.
+        encoders: Sizes of the encoders of further modalities, by the name of their module.
     """
 
     preset: str | None = None
@@ -42,8 +42,19 @@ class ModelConfig:
     llm: DecoderConfig | NemotronHConfig | None = None
     vision: VisionConfig | RadioConfig | Siglip2Config | None = None
     audio: ParakeetConfig | None = None
+    encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(components: Mapping[str, ComponentConfig]) -> ModelConfig:
+        """Return the settings of a model that consists of these modules."""
+        named = [field.name for field in dataclasses.fields(ModelConfig)]
+        others = {name: config for name, config in components.items() if name not in named}
+        return ModelConfig(**{name: config for name, config in components.items() if name in named}, encoders=others)
 
     def __post_init__(self):
+        for name in self.encoders:
+            if name in ("vision", "audio", "llm"):
+                raise ConfigError(f"model.encoders names {name}, which has a setting of its own; give model.{name}")
         if self.preset is None:
             for name in ("without", "changes"):
                 if getattr(self, name):
@@ -54,14 +65,17 @@ class ModelConfig:
         self._check_widths()
 
     @property
-    def components(self) -> dict[str, Any]:
-        """The config of each module that there is, in the order of the data."""
+    def components(self) -> dict[str, ComponentConfig]:
+        """Return the config of each module that there is, in the order of the data."""
         preset = {} if self.preset is None else _changed(find_preset(self.preset), self.changes)
         unknown = [name for name in self.without if name not in preset or name == "llm"]
         if unknown:
             leavable = ", ".join(name for name in preset if name != "llm")
             raise ConfigError(f"model.without names {', '.join(unknown)}; {self.preset} can do without {leavable}")
-        given = {name: getattr(self, name) or preset.get(name) for name in MODULES}
+        own = {"vision": self.vision, "audio": self.audio, **self.encoders}
+        given = {name: config or preset.get(name) for name, config in own.items()}
+        given |= {name: config for name, config in preset.items() if name not in given}
+        given["llm"] = self.llm or given.pop("llm", None)
         return {name: config for name, config in given.items() if config is not None and name not in self.without}
 
     def _check_widths(self) -> None:
@@ -82,7 +96,7 @@ class ModelConfig:
             )
 
 
-def _changed(preset: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _changed(preset: Mapping[str, ComponentConfig], changes: Mapping[str, object]) -> dict[str, ComponentConfig]:
     components = dict(preset)
     for key, value in changes.items():
         module, *path = key.split(".")
@@ -92,7 +106,7 @@ def _changed(preset: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return components
 
 
-def _replaced(config: Any, path: list[str], value: Any, key: str) -> Any:
+def _replaced(config: object, path: list[str], value: object, key: str) -> object:
     name, *rest = path
     known = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
     if name not in known:

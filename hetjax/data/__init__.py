@@ -1,4 +1,4 @@
-"""From files on disk to batches in host memory: conversations with images, tokenized and padded."""
+"""Load conversations with media from files on disk as batches in host memory, tokenized and padded."""
 
 from hetjax.data.check import DatasetSummary, check_dataset
 from hetjax.data.config import DataConfig
@@ -14,10 +14,12 @@ from hetjax.data.conversation import (
 from hetjax.data.demo_digits import write_digits
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
+from hetjax.data.formats import open_source, register_format
 from hetjax.data.images import load_image
+from hetjax.data.jsonl import JsonlSource
 from hetjax.data.packed import PackedData, train_data
 from hetjax.data.pipeline import HostBatch, TrainData
-from hetjax.data.source import JsonlSource
+from hetjax.data.source import Line, Source
 from hetjax.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -27,17 +29,21 @@ __all__ = [
     "EvalBatch",
     "HostBatch",
     "JsonlSource",
+    "Line",
     "Message",
     "PackedData",
     "Prompt",
     "Sample",
+    "Source",
     "Tokenizer",
     "TrainData",
     "check_dataset",
     "eval_batches",
     "load_image",
     "load_tokenizer",
+    "open_source",
     "parse_conversation",
+    "register_format",
     "render",
     "render_prompt",
     "train_data",

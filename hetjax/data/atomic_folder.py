@@ -1,4 +1,4 @@
-"""A folder of files that appears whole or not at all."""
+"""Write a folder of files that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hetjax.errors import DataError
 
 
 def write_whole(folder: str | os.PathLike[str], write: Callable[[Path], None], *, what: str) -> Path:
-    """Let `write` fill a new folder, and give it its name when it is whole; the folder's path.
+    """Let `write` fill a new folder, give it its name when it is whole, and return its path.
 
     One that is there with these very files is left as it is. `what` ("digits") names the files in errors.
 

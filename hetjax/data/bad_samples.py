@@ -1,11 +1,78 @@
-"""How many samples turned out bad, and when that is too many."""
+"""Replace bad samples by good ones, count them, and stop where they are too many."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
+from hetjax.data.source import Source
 from hetjax.errors import DataError
+
+S = TypeVar("S", covariant=True)
+"""A sample as its loader makes it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that cannot be used; `reason` opens with "file:line: "."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilledRow(Generic[S]):
+    """The sample of a row, or None where no stand-in was found.
+
+    `skipped` is the reason ("file:line: ...") why the sample whose turn it was is not in it, or None.
+    """
+
+    sample: S | None
+    skipped: str | None
+
+
+class SampleLoader(Protocol[S]):
+    """Loads samples of a source by index."""
+
+    source: Source
+
+    def shifted(self, index: int, *, turn: int) -> S | BadSample:
+        """Return the sample at an index, with the random changes that `turn` fixes."""
+
+
+class StandIns(Generic[S]):
+    """Loads the sample of a turn, or in its place the next good one behind it.
+
+    Which one that is depends on the sample alone, not on other rows, so that every process that needs
+    the row finds the same by itself. The search goes on from the last line to the first, and ends after
+    `most` bad samples, the first among them.
+    """
+
+    def __init__(self, loader: SampleLoader[S], *, most: int):
+        self._loader, self._most = loader, most
+        # Many bad samples on end would otherwise be tried again for each of them.
+        self._known_bad: set[int] = set()
+
+    def fill(self, index: int, *, turn: int) -> FilledRow[S]:
+        """Return the row whose turn it is for sample `index`; `turn` fixes how its images are moved."""
+        sample = self._try(index, turn)
+        if not isinstance(sample, BadSample):
+            return FilledRow(sample=sample, skipped=None)
+        for distance in range(1, self._most):
+            behind = (index + distance) % len(self._loader.source)
+            if behind in self._known_bad:
+                continue
+            found = self._try(behind, turn)
+            if not isinstance(found, BadSample):
+                return FilledRow(sample=found, skipped=sample.reason)
+        return FilledRow(sample=None, skipped=sample.reason)
+
+    def _try(self, index: int, turn: int) -> S | BadSample:
+        sample = self._loader.shifted(index, turn=turn)
+        if isinstance(sample, BadSample):
+            self._known_bad.add(index)
+        return sample
+
 
 # A share means little over a few samples: it is taken of blocks of this many, or of the whole dataset if smaller.
 BLOCK = 100
@@ -57,11 +124,11 @@ class BadTally:
 
     @property
     def most_on_end(self) -> int:
-        """Bad lines one behind the other that are too many: one more than a pass may have, or the whole file."""
+        """Return how many bad samples in a row of the file are too many: one more than a pass may have, or all."""
         return min(self._limit(self.samples)[1] + 1, self.samples)
 
     def no_stand_in(self, reason: str) -> DataError:
-        """The error for so many bad samples on end that one of them has no stand-in."""
+        """Return the error for so many bad samples on end that one of them has no stand-in."""
         most, (judged, allowed) = self.most_on_end, self._limit(self.samples)
         why = f"more than max_bad_share {self.max_share:g} allows ({allowed} of {judged})"
         return DataError(
@@ -71,7 +138,7 @@ class BadTally:
         )
 
     def _limit(self, seen: int) -> tuple[int, int]:
-        """`seen` rounded up to whole blocks, and how many bad samples that many may have."""
+        """Return `seen` rounded up to whole blocks, and how many bad samples that many may have."""
         block = min(BLOCK, self.samples)
         judged = -(-seen // block) * block
         return judged, int(self.max_share * judged)

@@ -1,4 +1,4 @@
-"""A cheap look at a dataset before any device work starts."""
+"""Check a dataset cheaply, before any device work starts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
+from hetjax.data.formats import open_source
 from hetjax.data.loading import Loader
 from hetjax.data.omni import OmniLoader
-from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
@@ -20,9 +20,9 @@ _SHOWN = 3  # bad samples that an error spells out
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """What a dataset holds: `samples` lines naming `images` image files.
+    """Counts of a dataset: `samples` samples naming `images` files of media.
 
-    `bad` has "file:line: reason" for each bad line found, those of `missing` image files among them.
+    `bad` has "file:line: reason" for each bad line found, those of `missing` files among them.
     """
 
     samples: int
@@ -34,13 +34,13 @@ class DatasetSummary:
 def check_dataset(
     path: str, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, processor: Processor | None = None
 ) -> DatasetSummary:
-    """Parse every line of `path`, look for every image file, and render and decode a few samples.
+    """Parse every sample of `path`, look for every file of media, and render and decode a few samples.
 
     Raises:
         DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
             malformed or name a missing image; or none of the samples tried can be rendered and decoded.
     """
-    source = JsonlSource(path)
+    source = open_source(path)
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor)
     else:
@@ -71,7 +71,7 @@ def check_dataset(
 
 
 def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
-    """Load a few samples spread over `indices`; the reasons of those that fail."""
+    """Load a few samples spread over `indices`, and return the reasons of those that fail."""
     tried = sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, _LOADED)})
     failed = []
     for index in tried:

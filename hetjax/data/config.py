@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from hetjax.data.chat import ProcessorConfig
+from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from and how they become batches.
+    """The source of samples and how they become batches.
 
     Args:
-        train: JSONL file of training conversations, one a line; image paths are relative to its folder.
-        eval: JSONL file of held-out conversations, or null for none.
+        train: Dataset of training conversations, a JSONL file with one a line; image paths are relative to its folder.
+        eval: Dataset of held-out conversations, or null for none.
         tokenizer: Hugging Face `tokenizers` JSON file, or null for the built-in byte-level tokenizer.
         image_size: Side in pixels of the square that every image is resized to.
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
@@ -25,7 +25,7 @@ class DataConfig:
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
-        processor: How images of any size, videos and sound are taken in; null for images of one size alone.
+        processor: How images of any size, videos and audio are taken in; null for images of one size alone.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 

@@ -1,4 +1,4 @@
-"""One line of a dataset: a conversation with images, and its rendering as a fused token sequence.
+"""Parse a line of a dataset as a conversation with images, and render it as a fused token sequence.
 
 A line is a JSON object
 `{"messages": [{"role": "user", "content": "..."}, ...], "images": ["x.png", ...]}`,
@@ -29,7 +29,7 @@ ROLES = ("user", "assistant", "system")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one role says."""
+    """The message of one role."""
 
     role: str
     content: str
@@ -45,7 +45,7 @@ class Conversation:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that the conversation shows."""
+        """Return all files that the conversation shows."""
         return self.images
 
 
@@ -99,7 +99,7 @@ def parse_conversation(line: str | bytes, *, where: str, folder: Path) -> Conver
 
 
 def render(conversation: Conversation, tokenizer: Tokenizer, tokens_per_image: int, seq_len: int) -> Sample:
-    """The arrays that a conversation trains with.
+    """Return the arrays that a conversation trains with.
 
     Raises:
         DataError: it is longer than `seq_len`.
@@ -117,7 +117,7 @@ def render(conversation: Conversation, tokenizer: Tokenizer, tokens_per_image: i
 
 
 def render_prompt(conversation: Conversation, tokenizer: Tokenizer, tokens_per_image: int, seq_len: int) -> Prompt:
-    """The prompt that asks for a conversation's last assistant message.
+    """Return the prompt that asks for a conversation's last assistant message.
 
     Raises:
         DataError: prompt, answer and the final eos together are longer than `seq_len`.
@@ -138,7 +138,7 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer, tokens_per_i
 def _fuse(
     messages: tuple[Message, ...], conversation: Conversation, tokenizer: Tokenizer, tokens_per_image: int
 ) -> tuple[list[int], list[bool], list[int]]:
-    """The ids of `messages`, which of them an assistant says, and the rows of the encoder tokens."""
+    """Return the ids of `messages`, which of them an assistant says, and the rows of the encoder tokens."""
     tags = {"user": tokenizer.user, "assistant": tokenizer.assistant, "system": tokenizer.system}
     images_ahead = 0 if any(map(_marks, conversation.messages)) else len(conversation.images)
     tokens, is_answer, positions = [tokenizer.bos], [False], []
@@ -214,7 +214,7 @@ def _padded(ids: list[int], seq_len: int, pad: int) -> Int32[np.ndarray, S]:
 
 
 def _is_text(value: str) -> bool:
-    """False for the half surrogate pairs that JSON can spell and UTF-8 cannot."""
+    """Return False for the half surrogate pairs that JSON can spell and UTF-8 cannot."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A real dataset that needs no download: handwritten digits with a question and an answer each.
+"""Write a real dataset that needs no download: handwritten digits with a question and an answer each.
 
 The scans are the test part of the Optical Recognition of Handwritten Digits set (E. Alpaydin and
 C. Kaynak, UCI Machine Learning Repository, 1998), which scikit-learn carries: 1,797 images of 8 x 8

@@ -1,7 +1,7 @@
-"""A made-up dataset for a model that sees and hears: coloured shapes, tones and moving squares, with questions.
+"""Write a made-up dataset of images, audio and videos: coloured shapes, tones and moving squares, with questions.
 
-Of the samples, a third shows a picture of a shape ("Which colour?", "Which shape?"), a third plays a tone ("How high?")
-and a third shows a film of four frames ("Where does it move?"). All is drawn here, the same for the same seed.
+Of the samples, a third shows an image of a shape ("Which colour?", "Which shape?"), a third plays a tone ("How high?")
+and a third shows a video of four frames ("Where does it move?"). All is drawn here, the same for the same seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHAPES = ("circle", "square", "bar")
 TONES = {"low": (220, 330), "middle": (700, 1000), "high": (2000, 3000)}
 """Lowest and highest hertz of what an answer calls so."""
 MOVES = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-"""Rows and columns of a step."""
+"""Rows and columns from one frame to the next."""
 _RATE = 8000  # of the files: half of what encoders take, so that reading resamples
 _SECONDS = 0.3
 _FRAMES, _FPS, _STEP = 4, 2, 3
@@ -56,7 +56,7 @@ def write_shapes(folder: str | os.PathLike[str], *, samples: int = 1200, seed: i
 
 
 def _sample(folder: Path, index: int, random: np.random.Generator) -> str:
-    """Write the media of a sample; its line of the dataset."""
+    """Write the media of a sample, and return its line of the dataset."""
     kind = ("image", "audio", "video")[index % 3]
     name = f"media/{index:05d}.{ {'image': 'png', 'audio': 'wav', 'video': 'mp4'}[kind] }"
     if kind == "image":
@@ -68,13 +68,13 @@ def _sample(folder: Path, index: int, random: np.random.Generator) -> str:
         soundfile.write(folder / name, tone(str(answer), random), _RATE)
     else:
         question, answer = "Where does it move?", random.choice(list(MOVES))
-        _write_film(folder / name, film(str(answer), random))
+        _write_video(folder / name, moving_square(str(answer), random))
     user = {"role": "user", "content": [{"type": kind, kind: name}, {"type": "text", "text": question}]}
     return json.dumps({"messages": [user, {"role": "assistant", "content": str(answer)}]}) + "\n"
 
 
 def picture(colour: str, shape: str, random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """A shape somewhere on dark ground."""
+    """Draw a shape somewhere on dark ground."""
     image = Image.new("RGB", (SIDE, SIDE), (20, 20, 20))
     size = int(random.integers(8, 12))
     left, top = (int(place) for place in random.integers(0, SIDE - size, 2))
@@ -86,18 +86,18 @@ def picture(colour: str, shape: str, random: np.random.Generator) -> UInt8[np.nd
 
 
 def tone(height: str, random: np.random.Generator) -> Float32[np.ndarray, " samples"]:
-    """A sine of the height that an answer names, with some noise."""
+    """Return a sine of the height that an answer names, with some noise."""
     hertz, times = random.uniform(*TONES[height]), np.arange(int(_SECONDS * _RATE)) / _RATE
     wave = random.uniform(0.3, 0.7) * np.sin(2 * np.pi * (hertz * times + random.uniform()))
     return (wave + random.normal(0, 0.01, len(times))).astype(np.float32)
 
 
-def film(move: str, random: np.random.Generator) -> UInt8[np.ndarray, "F H W 3"]:
-    """A white square that moves some pixels a frame."""
+def moving_square(move: str, random: np.random.Generator) -> UInt8[np.ndarray, "F H W 3"]:
+    """Draw the frames of a white square that moves some pixels a frame."""
     rows, columns = MOVES[move]
     frames = np.full((_FRAMES, SIDE, SIDE, 3), 20, np.uint8)
     size, way = 5, _STEP * (_FRAMES - 1)
-    # Where it begins leaves room for the way, and shifts across it.
+    # It begins where the way fits in, and somewhere across the way.
     along = int(random.integers(0, SIDE - size - way + 1))
     across = int(random.integers(0, SIDE - size + 1))
     for i in range(_FRAMES):
@@ -107,7 +107,7 @@ def film(move: str, random: np.random.Generator) -> UInt8[np.ndarray, "F H W 3"]
     return frames
 
 
-def _write_film(path: Path, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
+def _write_video(path: Path, frames: UInt8[np.ndarray, "F H W 3"]) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=_FPS)
         stream.height, stream.width, stream.pix_fmt, stream.thread_count = SIDE, SIDE, "yuv420p", 1

@@ -1,4 +1,4 @@
-"""Held-out prompts with the answers that are expected.
+"""Read held-out prompts with the answers that are expected.
 
 B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int32
 
-from hetjax.data.bad_samples import BadTally
+from hetjax.data.bad_samples import BadSample, BadTally
 from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
-from hetjax.data.loading import Arrays, BadSample, Loader
-from hetjax.data.omni import OmniLoader
+from hetjax.data.formats import open_source
+from hetjax.data.loading import Arrays, LoadedSample, Loader
+from hetjax.data.omni import OmniLoader, OmniPrompt
 from hetjax.data.prefetch import read_ahead
-from hetjax.data.source import JsonlSource
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import ConfigError
+
+EvalSample = LoadedSample | OmniPrompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def eval_batches(
     batch_size: int,
     processor: Processor | None = None,
 ) -> Iterator[EvalBatch]:
-    """Every held-out sample once, in file order, by `processor` where there is one.
+    """Return every held-out sample once, in file order, by `processor` where there is one.
 
     Bad samples are skipped under the same limit as in training.
 
@@ -59,7 +60,7 @@ def eval_batches(
     """
     if config.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a JSONL file")
-    source = JsonlSource(config.eval)
+    source = open_source(config.eval)
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor, prompts=True)
     else:
@@ -73,9 +74,12 @@ def eval_batches(
 
 
 def _batches(
-    samples: Generator[Any, None, None], tally: BadTally, batch_size: int, loader: Loader | OmniLoader
+    samples: Generator[EvalSample | BadSample, None, None],
+    tally: BadTally,
+    batch_size: int,
+    loader: Loader | OmniLoader,
 ) -> Iterator[EvalBatch]:
-    good: list[Any] = []
+    good: list[EvalSample] = []
     bad: list[str] = []
     with contextlib.closing(samples):
         for sample in samples:
@@ -93,7 +97,9 @@ def _batches(
             yield _batch(good, bad, batch_size, loader)
 
 
-def _batch(samples: Sequence[Any], bad: Sequence[str], batch_size: int, loader: Loader | OmniLoader) -> EvalBatch:
+def _batch(
+    samples: Sequence[EvalSample], bad: Sequence[str], batch_size: int, loader: Loader | OmniLoader
+) -> EvalBatch:
     prompts = loader.stack_prompts([*samples, *[samples[-1]] * (batch_size - len(samples))])
     return EvalBatch(
         arrays=prompts.arrays,

@@ -1,4 +1,4 @@
-"""An image file to the array that a vision encoder of fixed size reads."""
+"""Load an image file as the array that a vision encoder of fixed size takes."""
 
 from __future__ import annotations
 

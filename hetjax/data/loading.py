@@ -1,4 +1,4 @@
-"""One line of a dataset to the arrays of one sample, or to the reason why it cannot be.
+"""Load a line of a dataset as the arrays of one sample, or as the reason why it cannot be.
 
 B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
 """
@@ -12,21 +12,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from hetjax.data.bad_samples import BadSample
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
-from hetjax.data.source import JsonlSource
+from hetjax.data.source import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
 Arrays = dict[str, dict[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BadSample:
-    """A sample that cannot be used; `reason` opens with "file:line: "."""
-
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,21 +51,21 @@ class Loader:
     With 0 `tokens_per_image` the model has no vision encoder, and a sample with images is bad.
     """
 
-    source: JsonlSource
+    source: Source
     config: DataConfig
     tokenizer: Tokenizer
     tokens_per_image: int
     prompts: bool = False
 
     def __call__(self, index: int) -> LoadedSample | BadSample:
-        """A defect of the data comes back as a value, since an exception would end the pipeline."""
+        """Load a sample; a defect of the data comes back as a value, since an exception would end the pipeline."""
         try:
             return self.load(index)
         except DataError as error:
             return BadSample(reason=str(error))
 
     def shifted(self, index: int, *, turn: int) -> LoadedSample | BadSample:
-        """As a call, with the images moved by up to `max_shift` pixels, at random but fixed by seed and `turn`."""
+        """Load a sample with its images moved by up to `max_shift` pixels, at random but fixed by seed and `turn`."""
         sample, most = self(index), self.config.max_shift
         if most == 0 or isinstance(sample, BadSample):
             return sample
@@ -81,7 +75,7 @@ class Loader:
         return dataclasses.replace(sample, images=np.stack(images))
 
     def parse(self, index: int) -> Conversation:
-        """The conversation at `index`, without opening its images.
+        """Return the conversation at `index`, without opening its images.
 
         Raises:
             DataError: malformed, or more images than `images_per_sample`.
@@ -102,7 +96,7 @@ class Loader:
         return conversation
 
     def load(self, index: int) -> LoadedSample:
-        """The sample at `index` as arrays.
+        """Return the sample at `index` as arrays.
 
         Raises:
             DataError: malformed, too long, or an image cannot be read; the message opens with "file:line: ".
@@ -119,7 +113,7 @@ class Loader:
         return LoadedSample(rendered=rendered, images=images, image_positions=positions)
 
     def stack(self, samples: Sequence[LoadedSample]) -> Arrays:
-        """The arrays of a batch; also of no rows, where a process needs none."""
+        """Return the arrays of a batch; also of no rows, where a process needs none."""
         sequence, images = self.config.seq_len, self.config.images_per_sample
         rendered = [sample.rendered for sample in samples]
         llm = {
@@ -135,7 +129,7 @@ class Loader:
         return {"vision": {"images": _rows([sample.images for sample in samples], np.float32, *pixels)}, "llm": llm}
 
     def stack_prompts(self, rows: Sequence[LoadedSample]) -> Prompts:
-        """The arrays of a batch of prompts."""
+        """Return the arrays of a batch of prompts."""
         prompts = [row.rendered for row in rows]
         arrays: Arrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
         if self.tokens_per_image:
@@ -156,5 +150,5 @@ class Loader:
 
 
 def _rows(values: Sequence[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
-    """Stacked; with a shape and a dtype also where a process needs no row."""
+    """Stack arrays; with a shape and a dtype also where a process needs no row."""
     return np.stack(values) if values else np.empty((0, *shape), dtype)

@@ -1,4 +1,4 @@
-"""One line of a dataset with images, videos and sound to a sample of a processor, or to the reason why it cannot be."""
+"""Load a line of a dataset with media as a sample of a processor, or as the reason why it cannot be."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from hetjax.data.bad_samples import BadSample
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
-from hetjax.data.loading import BadSample, Prompts
-from hetjax.data.source import JsonlSource
+from hetjax.data.loading import Arrays, Prompts
+from hetjax.data.source import Source
 from hetjax.errors import DataError
-
-Arrays = dict[str, dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,28 +27,28 @@ class OmniPrompt:
 class OmniLoader:
     """Loads samples by index, for training or (`prompts`) for evaluation; see `hetjax.data.loading.Loader`."""
 
-    source: JsonlSource
+    source: Source
     processor: Processor
     prompts: bool = False
 
     def __call__(self, index: int) -> OmniSample | OmniPrompt | BadSample:
-        """A defect of the data comes back as a value, since an exception would end the pipeline."""
+        """Load a sample; a defect of the data comes back as a value, since an exception would end the pipeline."""
         try:
             return self.load(index)
         except DataError as error:
             return BadSample(reason=str(error))
 
     def shifted(self, index: int, *, turn: int) -> OmniSample | OmniPrompt | BadSample:
-        """As a call: nothing here is moved at random."""
+        """Load a sample; nothing here is moved at random."""
         return self(index)
 
     def parse(self, index: int) -> Chat:
-        """The conversation at `index`, without opening its files. Raises DataError."""
+        """Return the conversation at `index`, without opening its files. Raises DataError."""
         line = self.source[index]
         return parse_line(line.text, where=line.where, folder=self.source.folder)
 
     def load(self, index: int) -> OmniSample | OmniPrompt:
-        """The sample at `index`. Raises DataError, whose message opens with "file:line: "."""
+        """Return the sample at `index`. Raises DataError, whose message opens with "file:line: "."""
         chat = self.parse(index)
         if not self.prompts:
             return self.processor.sample(chat, training=True)
@@ -57,15 +56,15 @@ class OmniLoader:
         return OmniPrompt(sample=self.processor.sample(asked), answer=answer)
 
     def stack(self, samples: Sequence[OmniSample]) -> Arrays:
-        """The arrays of a batch with a sample in each row."""
+        """Return the arrays of a batch with a sample in each row."""
         return self.stack_rows([[sample] for sample in samples])
 
     def stack_rows(self, rows: Sequence[Sequence[OmniSample]]) -> Arrays:
-        """The arrays of a batch whose rows have several samples each."""
+        """Return the arrays of a batch whose rows have several samples each."""
         return make_arrays(self.processor, rows, training=True)
 
     def stack_prompts(self, rows: Sequence[OmniPrompt]) -> Prompts:
-        """The arrays of a batch of prompts."""
+        """Return the arrays of a batch of prompts."""
         samples = [row.sample for row in rows]
         arrays = make_arrays(self.processor, [[sample] for sample in samples], training=False)
         lengths: Int32[np.ndarray, " B"] = prompt_lengths(samples)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
 
 import grain
 
-from hetjax.data.bad_samples import BadTally
+from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
 from hetjax.data.chat import OmniSample, Processor, packed_rows
 from hetjax.data.config import DataConfig
+from hetjax.data.formats import open_source
 from hetjax.data.omni import OmniLoader
-from hetjax.data.pipeline import HostBatch, TrainData, check_stream, count_row, epochs_of, sample_order
+from hetjax.data.pipeline import HostBatch, StreamState, TrainData, check_stream, count_row, epochs_of, sample_order
 from hetjax.data.prefetch import read_ahead
-from hetjax.data.source import JsonlSource
-from hetjax.data.stand_in import FilledRow, StandIns
+from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 from hetjax.stages.row_subset import RowSubset, check_rows
 
@@ -37,7 +36,7 @@ class PackedData(Iterator[HostBatch]):
     """
 
     def __init__(self, config: DataConfig, processor: Processor, rows: Sequence[int] | None = None):
-        source = JsonlSource(config.train)
+        source = open_source(config.train)
         self._config, self._processor = config, processor
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
@@ -62,7 +61,7 @@ class PackedData(Iterator[HostBatch]):
         pool, tally, seen, bad = dict(self._pool), dataclasses.replace(self._tally), self._seen, []
         try:
             while len(pool) < size * self._processor.config.packed and seen < self._total:
-                row: FilledRow = next(self._reader)
+                row = next(self._reader)
                 count_row(row, tally)
                 bad += [row.skipped] if row.skipped else []
                 pool[seen] = row.sample
@@ -87,11 +86,11 @@ class PackedData(Iterator[HostBatch]):
             }
         return HostBatch(arrays=arrays, epoch=taken[0][0] // tally.samples, bad=tuple(bad))
 
-    def get_state(self) -> dict[str, Any]:
-        """Where the stream stands after the last batch: plain numbers, fit for JSON."""
+    def get_state(self) -> StreamState:
+        """Return where the stream stands after the last batch: plain numbers, fit for JSON."""
         return {**self._stream, "seen": self._seen, "bad": self._tally.bad, "pool": sorted(self._pool)}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`.
 
         Raises:
@@ -116,10 +115,10 @@ class PackedData(Iterator[HostBatch]):
         self._seen = seen
         self._reader = self._read()
 
-    def _read(self) -> Generator[FilledRow, None, None]:
+    def _read(self) -> Generator[FilledRow[OmniSample], None, None]:
         seen, order = self._seen, self._order
 
-        def fill(count: int) -> FilledRow:
+        def fill(count: int) -> FilledRow[OmniSample]:
             return self._stand_ins.fill(order[seen + count], turn=seen + count)
 
         counts = grain.MapDataset.range(self._total - seen)
@@ -128,12 +127,12 @@ class PackedData(Iterator[HostBatch]):
 
 def train_data(
     config: DataConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer | None,
     tokens_per_image: int,
     rows: Sequence[int] | None = None,
     processor: Processor | None = None,
 ) -> TrainData | PackedData:
-    """The stream that the settings ask for: with samples packed where `processor` packs them."""
+    """Return the stream that the settings ask for: with samples packed where `processor` packs them."""
     if processor is not None and processor.config.packed > 1:
         return PackedData(config, processor, rows)
     return TrainData(config, tokenizer, tokens_per_image, rows, processor)

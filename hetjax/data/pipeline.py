@@ -1,4 +1,4 @@
-"""The stream of training batches.
+"""Stream training batches.
 
 B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
 """
@@ -8,25 +8,40 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import grain
 import numpy as np
 
-from hetjax.data.bad_samples import BadTally
-from hetjax.data.chat import Processor
+from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
+from hetjax.data.chat import OmniSample, Processor
 from hetjax.data.config import DataConfig
-from hetjax.data.loading import Loader
+from hetjax.data.formats import open_source
+from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.omni import OmniLoader
 from hetjax.data.prefetch import read_ahead
-from hetjax.data.source import JsonlSource
-from hetjax.data.stand_in import FilledRow, StandIns
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 from hetjax.stages.row_subset import RowSubset, check_rows
 
+TrainSample = LoadedSample | OmniSample
 _STREAM_KEYS = ("samples", "shuffle", "seed")
 _FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be cut into chunks
+
+
+class StreamState(TypedDict, total=False):
+    """Where a stream of samples stands, fit for JSON.
+
+    `samples`, `shuffle` and `seed` fix its order; `seen` and `bad` count samples; `pool` holds the positions of samples
+    that are read and in no batch yet, where rows are packed.
+    """
+
+    samples: int
+    shuffle: bool
+    seed: int
+    seen: int
+    bad: int
+    pool: list[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,12 +90,12 @@ class TrainData(Iterator[HostBatch]):
     def __init__(
         self,
         config: DataConfig,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         tokens_per_image: int,
         rows: Sequence[int] | None = None,
         processor: Processor | None = None,
     ):
-        source = JsonlSource(config.train)
+        source = open_source(config.train)
         self._config = config
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
@@ -105,7 +120,7 @@ class TrainData(Iterator[HostBatch]):
         if self._total - self._seen < self._config.batch_size:
             raise StopIteration
         tally = dataclasses.replace(self._tally)  # kept only with the whole batch, so that a state is never within one
-        filled: list[FilledRow] = []
+        filled: list[FilledRow[TrainSample]] = []
         try:
             while len(filled) < len(self._rows):
                 filled.append(next(self._reader))
@@ -123,8 +138,8 @@ class TrainData(Iterator[HostBatch]):
             }
         return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(row.skipped for row in filled if row.skipped))
 
-    def get_state(self) -> dict[str, Any]:
-        """Where the stream stands after the last batch: plain numbers, fit for JSON.
+    def get_state(self) -> StreamState:
+        """Return where the stream stands after the last batch: plain numbers, fit for JSON.
 
         `seen` counts the samples of all rows. So does `bad`, in proportion where only some rows are loaded here.
         """
@@ -132,7 +147,7 @@ class TrainData(Iterator[HostBatch]):
         bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
         return {**self._stream, "seen": self._seen, "bad": bad}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`, of these or of other rows.
 
         Raises:
@@ -160,13 +175,13 @@ class TrainData(Iterator[HostBatch]):
         self._seen = seen
         self._reader = self._read()
 
-    def _read(self) -> Generator[FilledRow, None, None]:
-        """The rows loaded here, batch by batch, of the stream after the samples seen so far."""
+    def _read(self) -> Generator[FilledRow[TrainSample], None, None]:
+        """Return the rows loaded here, batch by batch, of the stream after the samples seen so far."""
         config, rows, seen = self._config, self._rows, self._seen
         order = sample_order(config, self._tally.samples)
         batches = (self._total - seen) // config.batch_size
 
-        def fill(count: int) -> FilledRow:
+        def fill(count: int) -> FilledRow[TrainSample]:
             batch, row = divmod(count, len(rows))
             position = seen + batch * config.batch_size + rows[row]
             return self._stand_ins.fill(order[position], turn=position)
@@ -175,7 +190,7 @@ class TrainData(Iterator[HostBatch]):
         return read_ahead(counts, fill, workers=config.workers, batch_size=len(rows))
 
 
-def count_row(row: FilledRow, tally: BadTally) -> None:
+def count_row(row: FilledRow[TrainSample], tally: BadTally) -> None:
     """Count a row's sample as good or bad. Raises DataError where it is one bad sample too many."""
     if row.skipped is None:
         tally.good()
@@ -185,9 +200,7 @@ def count_row(row: FilledRow, tally: BadTally) -> None:
         raise tally.no_stand_in(row.skipped)
 
 
-def check_stream(
-    state: Mapping[str, Any], stream: Mapping[str, Any], path: Path, more_keys: Sequence[str] = ()
-) -> None:
+def check_stream(state: StreamState, stream: StreamState, path: Path, more_keys: Sequence[str] = ()) -> None:
     """Raise DataError unless a saved state is of this very order of samples."""
     missing = {*_STREAM_KEYS, "seen", "bad", *more_keys} - set(state)
     if missing:
@@ -201,12 +214,12 @@ def check_stream(
 
 
 def epochs_of(config: DataConfig) -> int:
-    """Passes over the data."""
+    """Return the passes over the data."""
     return _FOREVER if config.epochs is None else config.epochs
 
 
 def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
-    """Which sample each position of the stream has."""
+    """Return which sample each position of the stream has."""
     order = grain.MapDataset.range(samples)
     if config.shuffle:
         order = order.shuffle(seed=_spread(config.seed))
@@ -214,5 +227,5 @@ def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
 
 
 def _spread(seed: int) -> int:
-    """Grain adds the epoch to the seed, so that neighbouring seeds would repeat each other's orders."""
+    """Return a seed for grain, which adds the epoch to it: neighbouring ones would repeat each other's orders."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0])

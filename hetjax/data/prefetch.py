@@ -1,9 +1,9 @@
-"""Samples read ahead of the step by threads."""
+"""Read samples ahead of the step by threads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grain
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def read_ahead(
-    order: grain.MapDataset, load: Callable[[Any], T], *, workers: int, batch_size: int
+    order: grain.MapDataset, load: Callable[[int], T], *, workers: int, batch_size: int
 ) -> Generator[T, None, None]:
-    """`load(item)` for each item of `order`, in order, by `workers` threads that stay two batches ahead.
+    """Return `load(item)` for each item of `order`, in order, by `workers` threads that stay two batches ahead.
 
     A thread takes several samples at a time: a hand-over for each would cost more than a small image
     takes to decode. With 0 workers nothing is read ahead. Closing the iterator stops the threads.

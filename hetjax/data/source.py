@@ -1,65 +1,39 @@
-"""Random access to the lines of a JSONL file of any size."""
+"""The interface of a dataset's format: random access to its samples."""
 
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from pathlib import Path
-
-import numpy as np
-
-from hetjax.errors import DataError
+from typing import Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """The bytes of one line and where it stands: `where` is "file:line", lines counted from 1."""
+    """One sample: the bytes of a JSON object with the key "messages", and where it stands.
+
+    `where` opens every error about it: "file:line", lines counted from 1, or what names a sample of that format.
+    """
 
     text: bytes
     where: str
 
 
-class JsonlSource:
-    """The non-blank lines of a JSONL file by index.
+class Source(Protocol):
+    """The samples of a dataset by index, which many threads may read at once.
 
-    Only an index of 16 bytes a line is held in memory. A lookup opens the file anew, so that a source has
-    no state to share: it may be read from many threads at once, forked and pickled.
-
-    Raises:
-        DataError: the file is missing, unreadable or has no line; or it changed so that a line is gone.
+    Attributes:
+        path: the dataset, as the settings name it.
+        folder: what paths of media files are relative to.
     """
 
+    path: Path
+    folder: Path
+
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.folder = self.path.parent
-        starts, numbers = array("q"), array("q")
-        position = 0
-        try:
-            with self.path.open("rb") as file:
-                for number, text in enumerate(file, start=1):
-                    if not text.isspace():
-                        starts.append(position)
-                        numbers.append(number)
-                    position += len(text)
-        except OSError as error:
-            raise DataError(f"dataset '{path}' cannot be read: {error.strerror}; give a readable JSONL file") from error
-        if not starts:
-            raise DataError(f"dataset '{path}' is empty; give a JSONL file with a conversation on each line")
-        self._starts = np.frombuffer(starts, np.int64)
-        self._numbers = np.frombuffer(numbers, np.int64)
+        """Raise DataError where the dataset cannot be read or has no sample."""
 
     def __len__(self) -> int:
-        return len(self._starts)
+        """Return the number of samples."""
 
     def __getitem__(self, index: int) -> Line:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._starts[index])
-                text = file.readline()
-        except OSError as error:
-            raise DataError(f"{self.where(index)}: the line cannot be read: {error.strerror}") from error
-        return Line(text=text, where=self.where(index))
-
-    def where(self, index: int) -> str:
-        """ "file:line" of the sample at `index`."""
-        return f"{self.path}:{self._numbers[index]}"
+        """Return the sample at an index below the length. Raises DataError where it cannot be read any more."""

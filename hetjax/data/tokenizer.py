@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the special ids that a multimodal conversation needs.
+"""Convert text to token ids and back, with the special ids that a multimodal conversation needs.
 
 Two kinds: the built-in byte-level tokenizer, which needs no file and covers every text, and a Hugging
 Face `tokenizers` JSON file. Neither ever turns text into a special id: only `conversation.py` places
@@ -20,7 +20,7 @@ SPECIALS = ("pad", "bos", "eos", "user", "assistant", "system", "image")
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back.
+    """Converts text to ids and back.
 
     `pad` fills a sequence, `bos` opens it, `eos` ends an assistant message; `user`, `assistant` and
     `system` open a message of that role; `image` holds the place of one encoder token. `stop_ids` are those that
@@ -37,28 +37,30 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; never a special id, whatever the text spells."""
+        """Return the ids of `text`; never a special id, whatever the text spells."""
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special ids and ids outside the vocabulary stand for no text."""
+        """Return the text of `ids`; special ids and ids outside the vocabulary stand for no text."""
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, then the special ids from 256 on."""
+    """A tokenizer of the 256 bytes of UTF-8, with the special ids from 256 on."""
 
     def __init__(self):
         super().__init__({name: 256 + i for i, name in enumerate(SPECIALS)}, vocab_size=256 + len(SPECIALS))
 
     def encode(self, text: str) -> list[int]:
+        """Return the bytes of `text`."""
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of the bytes among `ids`."""
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
 
 
 class FileTokenizer(Tokenizer):
-    """A `tokenizers` model; the special ids that its vocabulary lacks are appended after it."""
+    """A tokenizer from a `tokenizers` model; the special ids that its vocabulary lacks are appended after it."""
 
     def __init__(self, model: tokenizers.Tokenizer):
         model.no_truncation()
@@ -75,6 +77,7 @@ class FileTokenizer(Tokenizer):
         super().__init__(specials, vocab_size=size)
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; never a special id, whatever the text spells."""
         ids = self._model.encode(text, add_special_tokens=False).ids
         if self.special_ids.isdisjoint(ids):
             return ids
@@ -82,12 +85,13 @@ class FileTokenizer(Tokenizer):
         return [i for part in re.split("(?<=<)", text) for i in self._model.encode(part, add_special_tokens=False).ids]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; special ids and ids outside the vocabulary stand for no text."""
         words = [i for i in map(int, ids) if i in self._file_ids and i not in self.special_ids]
         return self._model.decode(words, skip_special_tokens=True)
 
 
 def load_tokenizer(path: str | None) -> Tokenizer:
-    """The built-in byte-level tokenizer for None, else the `tokenizers` JSON file at `path`.
+    """Return the built-in byte-level tokenizer for None, else that of the `tokenizers` JSON file at `path`.
 
     The special tokens `<pad> <bos> <eos> <user> <assistant> <system> <image>` keep the ids that the
     file's vocabulary gives them; those it lacks are appended after it.

@@ -29,6 +29,7 @@ def generate(
     image: list[str] | None = None,
     audio: list[str] | None = None,
     video: list[str] | None = None,
+    files: dict[str, list[str]] = {},  # noqa: B006 (only read)
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -47,6 +48,7 @@ def generate(
         image: Image files.
         audio: Audio files.
         video: Video files.
+        files: Files of further modalities, e.g. {depth: [a.npy]}.
         max_new_tokens: Longest answer, in tokens.
         temperature: Divides the logits before a token is drawn; 0 takes the most likely one.
         top_p: Probability of the most likely tokens that are kept; 1 keeps all.
@@ -63,14 +65,14 @@ def generate(
     model = open_model_folder(checkpoint)
     if model.param_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or []})
+    question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or [], **files})
     unknown = sorted(set(placement) - set(model.components))
     if unknown:
         raise ConfigError(f"--placement names {unknown[0]}; the model consists of {', '.join(model.components)}")
     components = {name: model.components[name] for name in question.modules}
     layouts = {name: layout for name, layout in placement.items() if name in components}
     trainer = Trainer(
-        build_graph(ModelConfig(**components)),
+        build_graph(ModelConfig.of(components)),
         Placement({name: Layout(devices="0") for name in components} | layouts),
         optimizer=optax.sgd(0.0),  # which keeps nothing beside the weights
         param_dtype=model.param_dtype,

@@ -28,11 +28,8 @@ def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vo
         match port:
             case "tokens" | "labels":
                 return random.integers(0, vocab_size, aval.shape).astype(aval.dtype)
-            case "image_positions":
-                return np.broadcast_to(counted, aval.shape)
-            case "audio_positions":
-                ahead = shapes[module].get("image_positions", aval).shape[1] if "vision" in shapes else 0
-                return np.broadcast_to(ahead + counted, aval.shape)
+            case _ if port.endswith("_positions"):
+                return np.broadcast_to(_tokens_ahead(shapes[module], port) + counted, aval.shape)
             case "loss_weights":
                 return np.ones(aval.shape, aval.dtype)
             case "segments" | "video_segments":
@@ -48,6 +45,12 @@ def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vo
     return {
         module: {port: fill(module, port, aval) for port, aval in inputs.items()} for module, inputs in shapes.items()
     }
+
+
+def _tokens_ahead(inputs: Mapping[str, jax.ShapeDtypeStruct], port: str) -> int:
+    """Return the encoder tokens a sample of the modalities whose positions are listed before a port."""
+    ports = [name for name in inputs if name.endswith("_positions")]
+    return sum(inputs[name].shape[1] for name in ports[: ports.index(port)])
 
 
 def _tubelet(port: str, rows: int) -> int:

@@ -24,7 +24,7 @@ def parts_of(*arguments):
     return config.data, config.model
 
 
-def test_shapes_of_batches_and_prompts_are_those_of_the_room():
+def test_shapes_of_batches_and_prompts_are_those_of_the_capacity():
     config = config_of()
     assert batch_shapes(config.data, config.model)["llm"]["segments"].shape == (16, 320)
     assert batch_shapes(config.data, config.model)["vision"]["video_patches"].shape == (16, 56, 96)
@@ -36,8 +36,8 @@ def test_shapes_of_batches_and_prompts_are_those_of_the_room():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model.without", "[audio]"], r"processor.clips is 3, .* no encoder of sound"),
-        (["--data.processor.clips", "0"], r"processor.clips is 0, .* an encoder of sound"),
+        (["--model.without", "[audio]"], r"processor.clips is 3, .* no audio encoder"),
+        (["--data.processor.clips", "0"], r"processor.clips is 0, .* an audio encoder"),
         (["--model.without", "[vision]"], r"processor.image_rows is 84, but the model takes none"),
         (
             ["--data.processor.image_rows", "0", "--data.processor.video_rows", "0"],

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ def folder(tmp_path_factory):
 
 def make_processor(seq_len, **changes):
     rows = dict(patch_size=4, merge=2, prefix_tokens=3)
+    vision = SimpleNamespace(tubelet=2, image_rows=PatchRows(**rows), video_rows=PatchRows(**rows, frames=2))
     return Processor(
         ProcessorConfig(**{**SETTINGS, **changes}), TOKENIZER, ChatTemplate(), seq_len=seq_len,
-        image_rows=PatchRows(**rows), video_rows=PatchRows(**rows, frames=2),
+        encoders={"vision": vision, "audio": object()},
     )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def test_batches_have_the_shapes_that_are_told(folder):
     data, _, processor = make(folder)
     assert isinstance(data, TrainData)
     batch = next(data)
-    for module, ports in row_shapes(processor.room, training=True).items():
+    for module, ports in row_shapes(processor.capacity, training=True).items():
         for port, (shape, dtype) in ports.items():
             assert batch.arrays[module][port].shape == (4, *shape) and batch.arrays[module][port].dtype == dtype
     data.close()

@@ -29,10 +29,10 @@ def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
     trainer = build_trainer(config)
     generator = Generator(trainer, max_new_tokens=6, stop_token=-1)
     samples = [processor.sample(chat) for chat in chats]
-    assert samples[0].need.tokens < samples[0].need.given
+    assert samples[0].use.tokens < samples[0].use.before_pruning
     arrays = make_arrays(processor, [[sample] for sample in samples], training=False)
     ids = generator.generate(trainer.init(0), arrays, prompt_lengths(samples))
-    return ids, processor.room.need.given - processor.room.need.tokens
+    return ids, processor.capacity.most.before_pruning - processor.capacity.most.tokens
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def test_what_cannot_be_asked_is_told(folder, capsys, tmp_path):
     assert "words.png" in told and "no known image format" in told
     assert "none.wav" in refused(capsys, *run, "--audio", str(tmp_path / "none.wav"))
     assert "2 marks <image>" in refused(capsys, *run, *media(folder, "image"), "--prompt", "<image> or <image>?")
+    assert "image, video, audio, but no smell" in refused(capsys, *run, "--files", '{"smell": ["a.npy"]}')
     assert "temperature" in refused(capsys, *run, "--top_p", "0.5")
     assert "--placement names ear" in refused(capsys, *run, "--placement.ear.devices", "0")
 

@@ -1,7 +1,7 @@
-"""A chat as pieces of text and media in order, and which of the text an assistant says.
+"""Render a chat to pieces of text and media in their order, and mark the text that an assistant says.
 
 The template runs once over whole messages. What must be found again behind it travels in noncharacters of Unicode: the
-place of each image, video and sound, the ends of each answer, and a break inside whatever a user wrote that
+place of each image, video and audio, the ends of each answer, and a break inside whatever a user wrote that
 spells a special token, so that it stays text.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from hetjax.data.chat.messages import Chat, Turn
-from hetjax.data.chat.special_tokens import PLACEHOLDERS, THOUGHTS
+from hetjax.data.chat.special_tokens import THOUGHTS
 from hetjax.data.chat.template import SAID_END, SAID_START, ChatTemplate
+from hetjax.data.modalities import placeholder_texts
 from hetjax.errors import DataError
 
 _MEDIUM, _BREAK = "\ufdd0", "\ufdd3"
@@ -22,10 +22,13 @@ _ANSWER_START, _ANSWER_END = "\ufdd1", "\ufdd2"
 _OURS = re.compile("[\ufdd0-\ufdef]")
 _MARK = re.compile(f"({_MEDIUM}[0-9]+{_MEDIUM}|[\ufdd1-\ufdd5])")
 
+Protect = Callable[[str, Turn], str]
+"""Breaks the special tokens that a text of a turn spells."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Text, or the image, video or sound of that number in the chat.
+    """Text, or the medium (image, video, audio, ...) of that number in the chat.
 
     `said` is whether an assistant says it; `ends_answer` whether a special token at its beginning ends what one said.
     """
@@ -37,14 +40,14 @@ class Piece:
 
 
 def render_chat(
-    chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: Any
+    chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: object
 ) -> list[Piece]:
-    """The pieces of a chat, of which each is to be tokenized by itself.
+    """Return the pieces of a chat, of which each is to be tokenized by itself.
 
     In `training` answers are marked and nothing follows them; else the text asks for the next answer.
 
     Raises:
-        DataError: the template refuses the messages, or leaves out an image, a video, a sound or part of an answer.
+        DataError: the template refuses the messages, or leaves out a medium or part of an answer.
     """
     protect = _protector(specials)
     try:
@@ -57,7 +60,9 @@ def render_chat(
     return pieces
 
 
-def _rendered(chat: Chat, template: ChatTemplate, protect: Any, training: bool, options: dict[str, Any]) -> str:
+def _rendered(
+    chat: Chat, template: ChatTemplate, protect: Protect, training: bool, options: Mapping[str, object]
+) -> str:
     marks = training and not template.marks_answers
     answers = sum(turn.role == "assistant" for turn in chat.turns) if marks else 0
     wanted = [str(i) for i in range(len(chat.media))]
@@ -74,14 +79,14 @@ def _rendered(chat: Chat, template: ChatTemplate, protect: Any, training: bool, 
         if shown == wanted and text.count(_ANSWER_START) == ends == answers:
             return text
         problem = problem or DataError(
-            f"the chat template shows {len(shown)} of {len(wanted)} images, videos and sounds, and {ends} of {answers} "
+            f"the chat template shows {len(shown)} of {len(wanted)} images, videos and audios, and {ends} of {answers} "
             "answers to be learned; give template options that keep all of them, in order, or a template with "
             "{% generation %} blocks"
         )
     raise problem
 
 
-def _messages(chat: Chat, protect: Any, marks: bool, as_parts: bool) -> list[dict[str, Any]]:
+def _messages(chat: Chat, protect: Protect, marks: bool, as_parts: bool) -> list[dict[str, object]]:
     messages, medium = [], 0
     for turn in chat.turns:
         texts = []
@@ -102,9 +107,9 @@ def _messages(chat: Chat, protect: Any, marks: bool, as_parts: bool) -> list[dic
     return messages
 
 
-def _protector(specials: Iterable[str]):
-    """The function that keeps texts that people wrote from becoming special tokens."""
-    words = sorted({*specials, *PLACEHOLDERS.values()}, key=len, reverse=True)
+def _protector(specials: Iterable[str]) -> Protect:
+    """Return the function that keeps texts that people wrote from becoming special tokens."""
+    words = sorted({*specials, *placeholder_texts().values()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, words)))
 
     def protect(text: str, turn: Turn) -> str:

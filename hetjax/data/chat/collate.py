@@ -1,39 +1,40 @@
-"""Samples to the arrays that the modules of the graph take.
-
-B rows of the batch · S sequence, before pruning · N vision tokens a row · M audio tokens a row · C clips · T samples
-P, Q rows of images and videos · D numbers of a patch
-"""
+"""Collate samples to the arrays that the modules of the graph take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
-from hetjax.data.chat.row_capacity import Room
-from hetjax.data.chat.sample import Need, OmniSample
+from hetjax.data.chat.row_capacity import RowCapacity
+from hetjax.data.chat.sample import OmniSample, RowUse
+from hetjax.data.modalities.modality import ArraySpec, Modality
 from hetjax.errors import DataError
-from hetjax.models.parts.audio_clips import stack_clips, token_rows
+
+# B rows of the batch · S sequence, before pruning · N tokens that an encoder makes for a row · P rows of patches
+# D numbers of a patch · C clips · T samples of a clip
 
 Arrays = dict[str, dict[str, np.ndarray]]
+"""By module and port."""
 
 
 def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, training: bool) -> Arrays:
-    """A batch of rows, each with the samples that share it, by module and port.
+    """Return a batch of rows, each with the samples that share it, by module and port.
 
-    "llm": tokens int32 [B, S], image_positions int32 [B, N] and audio_positions int32 [B, M], which are S for an
-    encoder's token that stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], 1
-    for what an assistant says; and segments int32 [B, S] where rows are packed.
-    "vision": patches float32 [B, P, D], places int32 [B, P, 4], segments int32 [B, P]; for videos the same as video_...
-    "audio": waveforms float32 [B, C, T] and lengths int32 [B, C].
+    "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
+    stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], 1 for what an assistant
+    says; and segments int32 [B, S] where rows are packed.
+    Of an encoder what its modalities make: "vision" has patches float32 [B, P, D], places int32 [B, P, 4], segments
+    int32 [B, P], and for videos the same as video_...; "audio" has waveforms float32 [B, C, T], lengths int32 [B, C].
 
     Raises:
         DataError: samples do not fit into their row.
     """
     made = [_row(processor, samples, training) for samples in rows]
-    shapes = row_shapes(processor.room, training=training)
+    shapes = row_shapes(processor.capacity, training=training)
     return {
         module: {
             port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
@@ -43,53 +44,37 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, t
     }
 
 
-def row_shapes(room: Room, *, training: bool) -> dict[str, dict[str, tuple[tuple[int, ...], type]]]:
-    """(shape, dtype) of one row of every array that `make_arrays` makes."""
-    config = room.config
-    sequence = room.need.given
-    shapes: dict[str, dict[str, tuple[tuple[int, ...], type]]] = {"llm": {"tokens": ((sequence,), np.int32)}}
+def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, ArraySpec]]:
+    """Return shape and dtype of one row of every array that `make_arrays` makes, by module and port."""
+    sequence = capacity.most.before_pruning
+    llm = {"tokens": ArraySpec((sequence,), np.int32)}
+    shapes: dict[str, dict[str, ArraySpec]] = {"llm": llm}
     if training:
-        shapes["llm"] |= {"labels": ((sequence,), np.int32), "loss_weights": ((sequence,), np.float32)}
-        if config.packed > 1:
-            shapes["llm"]["segments"] = ((sequence,), np.int32)
-    if room.sees:
-        shapes["llm"]["image_positions"] = ((room.image_tokens + room.video_tokens,), np.int32)
-        shapes["vision"] = {}
-    for prefix, count, layout in (
-        ("", config.image_rows, room.image_rows),
-        ("video_", config.video_rows, room.video_rows),
-    ):
-        if count:
-            numbers = layout.frames * 3 * layout.patch_size**2
-            shapes["vision"] |= {
-                f"{prefix}patches": ((count, numbers), np.float32),
-                f"{prefix}places": ((count, 4), np.int32),
-                f"{prefix}segments": ((count,), np.int32),
-            }
-    if room.hears:
-        shapes["llm"]["audio_positions"] = ((room.audio_tokens,), np.int32)
-        shapes["audio"] = {
-            "waveforms": ((config.clips, room.clip_samples), np.float32),
-            "lengths": ((config.clips,), np.int32),
-        }
+        llm |= {"labels": ArraySpec((sequence,), np.int32), "loss_weights": ArraySpec((sequence,), np.float32)}
+        if capacity.config.packed > 1:
+            llm["segments"] = ArraySpec((sequence,), np.int32)
+    for placeholder, modalities in capacity.encoders.items():
+        tokens = sum(modality.tokens for modality in modalities)
+        llm[f"{placeholder.name}_positions"] = ArraySpec((tokens,), np.int32)
+        shapes[placeholder.module] = {port: spec for modality in modalities for port, spec in modality.shapes().items()}
     return shapes
 
 
 def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
-    """Which samples share a row: about equally full ones, as `hetjax.data.chat.packing.pack` chooses them.
+    """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
 
     Samples that would fit into fewer rows than `at_least` are spread over so many.
     """
-    needs = [sample.need for sample in samples]
-    least = -(-sum(need.tokens for need in needs) // processor.room.need.tokens)
-    return pack(needs, processor.room.need, bins=max(at_least, least))
+    most = processor.capacity.most
+    least = -(-sum(sample.use.tokens for sample in samples) // most.tokens)
+    return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
 
 
 def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> Arrays:
-    room, pad = processor.room, processor.tokenizer.pad
-    total = Need(*(sum(amounts) for amounts in zip(*(sample.need for sample in samples), strict=True)))
-    room.check(total, samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on")
-    sequence = room.need.given
+    capacity, pad = processor.capacity, processor.tokenizer.pad
+    where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
+    capacity.check(RowUse.total(sample.use for sample in samples), where)
+    sequence = capacity.most.before_pruning
     row = {
         "tokens": np.full(sequence, pad, np.int32),
         "labels": np.full(sequence, pad, np.int32),
@@ -104,44 +89,37 @@ def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) ->
         row["loss_weights"][start : stop - 1] = sample.said[1:]
         row["segments"][start:stop] = number
     arrays: Arrays = {"llm": row}
-    if room.sees:
-        arrays["vision"], row["image_positions"] = _vision(processor, samples, starts)
-    if room.hears:
-        clips = [clip for sample in samples for clip in sample.clips]
-        waveforms, lengths = stack_clips(clips, processor.config.clips, room.clip_samples)
-        arrays["audio"] = {"waveforms": waveforms, "lengths": lengths}
-        row["audio_positions"] = np.full(room.audio_tokens, sequence, np.int32)
-        places = _places(samples, starts, "clip_places")
-        if places:
-            row["audio_positions"][token_rows(lengths, room.clip_samples)[0]] = np.concatenate(places)
+    for placeholder, modalities in capacity.encoders.items():
+        inputs, positions = _encoder_row(modalities, samples, starts, sequence)
+        arrays[placeholder.module], row[f"{placeholder.name}_positions"] = inputs, positions
     return arrays
 
 
-def _vision(processor: Processor, samples: Sequence[OmniSample], starts: np.ndarray):
-    """(arrays of the vision encoder, rows that its tokens take in the sequence)."""
-    room, arrays = processor.room, {}
-    positions = np.full(room.image_tokens + room.video_tokens, room.need.given, np.int32)
-    groups = (
-        ("", processor.image_rows, "images", "image_places", room.need.image_rows, 0),
-        ("video_", processor.video_rows, "videos", "video_places", room.need.video_rows, room.image_tokens),
-    )
-    for prefix, layout, media, places, rows, offset in groups:
-        if not rows:
-            continue
-        given = [medium for sample in samples for medium in getattr(sample, media)]
-        packed = (layout.pack_images if media == "images" else layout.pack_videos)(given, rows)
-        arrays |= {f"{prefix}{port}": getattr(packed, port) for port in ("patches", "places", "segments")}
-        for tokens, where in zip(packed.tokens, _places(samples, starts, places), strict=True):
-            if len(tokens) != len(where):
-                raise DataError(f"{samples[0].where}: {len(where)} placeholders for {len(tokens)} tokens of {media}")
-            positions[offset + tokens] = where
+def _encoder_row(
+    modalities: Sequence[Modality], samples: Sequence[OmniSample], starts: Int32[np.ndarray, " _"], sequence: int
+) -> tuple[dict[str, np.ndarray], Int32[np.ndarray, " N"]]:
+    """Return (arrays of one encoder, positions that its tokens take in the sequence)."""
+    arrays: dict[str, np.ndarray] = {}
+    positions = np.full(sum(modality.tokens for modality in modalities), sequence, np.int32)
+    first = 0
+    for modality in modalities:
+        media = [
+            (medium.array, start + medium.positions)
+            for start, sample in zip(starts, samples, strict=False)
+            for medium in sample.media[modality.name]
+        ]
+        inputs = modality.encoder_inputs([array for array, _ in media])
+        arrays |= inputs.arrays
+        for tokens, (_, own) in zip(inputs.tokens, media, strict=True):
+            if len(tokens) != len(own):
+                raise DataError(
+                    f"{samples[0].where}: {len(own)} placeholders for {len(tokens)} tokens of {modality.name}s"
+                )
+            positions[first + tokens] = own
+        first += modality.tokens
     return arrays, positions
 
 
-def _places(samples: Sequence[OmniSample], starts: np.ndarray, name: str) -> list[np.ndarray]:
-    return [start + places for start, sample in zip(starts, samples, strict=False) for places in getattr(sample, name)]
-
-
-def prompt_lengths(samples: Sequence[OmniSample]) -> np.ndarray:
-    """How many ids each prompt has, those of tokens to be pruned included; the model tells what is left of them."""
-    return np.asarray([sample.need.given for sample in samples], np.int32)
+def prompt_lengths(samples: Sequence[OmniSample]) -> Int32[np.ndarray, " B"]:
+    """Return the ids of each prompt, before pruning; the model returns how many are left of them."""
+    return np.asarray([sample.use.before_pruning for sample in samples], np.int32)

@@ -1,10 +1,10 @@
-"""Conversations of text, images, videos and sound, as they stand in a line of a dataset or in a program.
+"""Parse conversations of text, images, videos and audio, from a line of a dataset or from a program.
 
 A message is `{"role": "user", "content": ...}`, its content a text or a list of parts
 `{"type": "text", "text": "..."}`, `{"type": "image", "image": "a.png"}`, `{"type": "video", "video": "c.mp4"}` and
 `{"type": "audio", "audio": "b.wav"}`; media are paths or arrays. Beside "messages" a line may have the lists "images",
-"videos" and "audios", whose files stand where the marks "<image>", "<video>" and "<audio>" do in texts of users and
-systems, or, of a kind without any mark, before the text of the first user message.
+"videos" and "audios" (a list "NAMEs" of each modality NAME), whose files stand where the marks "<image>", "<video>" and
+"<audio>" do in texts of users and systems, or, of a kind without any mark, before the text of the first user message.
 """
 
 from __future__ import annotations
@@ -12,32 +12,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from hetjax.data.modalities import MODALITIES
 from hetjax.errors import DataError
 
-MEDIA = ("image", "video", "audio")
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_MARKS = re.compile("(<(?:image|video|audio)>)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a message: `kind` is "text" or one of MEDIA, `value` the text, a path or an array."""
+    """A piece of a message: `kind` is "text" or the name of a modality, `value` the text, a path or an array."""
 
     kind: str
-    value: Any
+    value: object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one role says; `others` are further keys of the message, which a chat template may read."""
+    """The message of one role; `others` are further keys of the message, which a chat template may read."""
 
     role: str
     parts: tuple[Part, ...]
-    others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +47,16 @@ class Chat:
 
     @property
     def media(self) -> list[Part]:
-        """All images, videos and sounds, in order."""
+        """Return all media, in order."""
         return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
 
     @property
     def files(self) -> list[Path]:
-        """Those of `media` that are files."""
+        """Return those of `media` that are files."""
         return [Path(part.value) for part in self.media if isinstance(part.value, str | Path)]
 
     def asked(self) -> tuple[Chat, str]:
-        """The chat up to its last answer, and that answer. Raises DataError where there is none."""
+        """Return the chat up to its last answer, and that answer. Raises DataError where there is none."""
         answers = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
         if not answers:
             raise DataError(f"{self.where}: no assistant message, so there is no answer to compare with")
@@ -75,7 +73,7 @@ def parse_line(line: str | bytes, *, where: str, folder: Path) -> Chat:
     if not isinstance(record, dict):
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
     files = {}
-    for kind in MEDIA:
+    for kind in MODALITIES:
         files[kind] = record.get(f"{kind}s", [])
         if not isinstance(files[kind], list) or not all(isinstance(file, str) for file in files[kind]):
             raise DataError(f"{where}: '{kind}s' must be a list of file names, not {files[kind]!r}")
@@ -83,7 +81,9 @@ def parse_line(line: str | bytes, *, where: str, folder: Path) -> Chat:
     return dataclasses.replace(chat, turns=tuple(_in_folder(turn, folder) for turn in chat.turns))
 
 
-def parse_messages(messages: Any, *, where: str = "the messages", files: Mapping[str, Sequence] | None = None) -> Chat:
+def parse_messages(
+    messages: object, *, where: str = "the messages", files: Mapping[str, Sequence[object]] | None = None
+) -> Chat:
     """Check messages, and put `files` ({"image": [...], ...}) where their marks stand. Raises DataError."""
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(f"{where}: 'messages' must be a list of at least one message, not {messages!r}")
@@ -92,34 +92,34 @@ def parse_messages(messages: Any, *, where: str = "the messages", files: Mapping
     return Chat(turns=tuple(_place_files(turns, given, where)), where=where)
 
 
-def _turn(message: Any, number: int, where: str) -> Turn:
-    here = f"{where}: message {number}"
+def _turn(message: object, number: int, where: str) -> Turn:
+    where = f"{where}: message {number}"
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise DataError(f"{here} must be an object whose 'role' is one of {', '.join(ROLES)}")
+        raise DataError(f"{where} must be an object whose 'role' is one of {', '.join(ROLES)}")
     content = message.get("content")
     content = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(content, list | tuple):
-        raise DataError(f"{here}: 'content' must be a text or a list of parts, not {content!r}")
-    parts = tuple(_part(item, here) for item in content)
+        raise DataError(f"{where}: 'content' must be a text or a list of parts, not {content!r}")
+    parts = tuple(_part(item, where) for item in content)
     if message["role"] == "assistant" and any(part.kind != "text" for part in parts):
-        raise DataError(f"{here}: an assistant's message is text alone; move images, videos and sound to a user's")
+        raise DataError(f"{where}: an assistant's message is text alone; move images, videos and audio to a user's")
     others = {key: value for key, value in message.items() if key not in ("role", "content")}
     return Turn(role=message["role"], parts=parts, others=others)
 
 
-def _part(item: Any, here: str) -> Part:
+def _part(item: object, where: str) -> Part:
     kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind not in ("text", *MEDIA):
-        raise DataError(f"{here}: a part must be an object whose 'type' is one of text, {', '.join(MEDIA)}")
+    if kind not in ("text", *MODALITIES):
+        raise DataError(f"{where}: a part must be an object whose 'type' is one of text, {', '.join(MODALITIES)}")
     value = item.get(kind)
     if value is None or (kind == "text" and not isinstance(value, str)):
         wanted = "a text" if kind == "text" else "a path or an array"
-        raise DataError(f"{here}: a part of type '{kind}' needs {wanted} under the key '{kind}'")
+        raise DataError(f"{where}: a part of type '{kind}' needs {wanted} under the key '{kind}'")
     return Part(kind=kind, value=value)
 
 
-def _place_files(turns: list[Turn], files: dict[str, list], where: str) -> list[Turn]:
-    """The turns with each file in the place of its mark, or before the first user message's parts."""
+def _place_files(turns: list[Turn], files: dict[str, list[object]], where: str) -> list[Turn]:
+    """Return the turns with each file in the place of its mark, or before the first user message's parts."""
     counts = {kind: sum(_count(turn, kind) for turn in turns) for kind in files}
     for kind, values in files.items():
         if counts[kind] not in (0, len(values)):
@@ -146,11 +146,11 @@ def _count(turn: Turn, kind: str) -> int:
     return sum(part.value.count(f"<{kind}>") for part in turn.parts if part.kind == "text")
 
 
-def _split(part: Part, turn: Turn, left: Mapping[str, Any]) -> list[Part]:
+def _split(part: Part, turn: Turn, left: Mapping[str, Iterator[object]]) -> list[Part]:
     if part.kind != "text" or turn.role == "assistant" or not left:
         return [part]
     pieces: list[Part] = []
-    for text in _MARKS.split(part.value):
+    for text in re.split(f"(<(?:{'|'.join(map(re.escape, MODALITIES))})>)", part.value):
         kind = text.strip("<>")
         if text == f"<{kind}>" and kind in left:
             pieces.append(Part(kind=kind, value=next(left[kind])))

@@ -1,4 +1,4 @@
-"""Several samples in one row: a balanced greedy knapsack."""
+"""Pack several samples into one row: a balanced greedy knapsack."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from hetjax.errors import DataError
 
 
 def pack(
-    needs: Sequence[Sequence[int]], room: Sequence[int], *, bins: int | None = None, spare: int = 0
+    needs: Sequence[Sequence[int]], capacity: Sequence[int], *, bins: int | None = None, spare: int = 0
 ) -> list[list[int]]:
-    """Share samples out to rows, so that rows are about equally full: which samples each row gets.
+    """Share samples out to about equally full rows, and return which samples each row gets.
 
-    The longest first, each into the least full row that has room for it; one that finds none opens a further row. Rows
+    The longest first, each into the least full row that it fits into; one that finds none opens a further row. Rows
     without a sample are not listed, and samples of a row stand in their order.
 
     Args:
         needs: what each sample takes of every resource (tokens first, by which rows are compared).
-        room: what a row has of each resource.
+        capacity: what a row has of each resource.
         bins: rows to begin with; without, as many as the first resource asks for, rounded up, and `spare` more.
         spare: rows beyond those that are needed at least; more of them make rows evener and emptier.
 
     Raises:
         DataError: a sample does not fit into an empty row.
     """
-    amounts = np.asarray(needs, np.int64).reshape(len(needs), len(room))
+    amounts = np.asarray(needs, np.int64).reshape(len(needs), len(capacity))
     for sample, amount in enumerate(amounts):
-        if np.any(amount > room):
+        if np.any(amount > capacity):
             raise DataError(
-                f"packing: sample {sample} takes {amount.tolist()}, but a row has room for {list(room)}; "
+                f"packing: sample {sample} takes {amount.tolist()}, but the capacity of a row is {list(capacity)}; "
                 "shorten it or make rows longer"
             )
     if bins is None:
-        bins = -(-int(amounts[:, 0].sum()) // room[0]) + spare
-    used = np.zeros((bins, len(room)), np.int64)
+        bins = -(-int(amounts[:, 0].sum()) // capacity[0]) + spare
+    used = np.zeros((bins, len(capacity)), np.int64)
     rows: list[list[int]] = [[] for _ in range(bins)]
     for sample in np.argsort(-amounts[:, 0], kind="stable"):
-        fits = np.all(used + amounts[sample] <= room, axis=1)
+        fits = np.all(used + amounts[sample] <= capacity, axis=1)
         if not fits.any():
             used, fits = np.pad(used, ((0, 1), (0, 0))), np.append(fits, True)
             rows.append([])

@@ -1,114 +1,92 @@
-"""What a row of a batch has room for."""
+"""Compute the capacity of a row of the batch, and check what is to fill it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
-from hetjax.data.chat.config import ProcessorConfig
-from hetjax.data.chat.sample import Need
+from hetjax.data.chat.sample import OmniSample, RowUse
+from hetjax.data.modalities import MODALITIES, Modality, Placeholder
+from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
-from hetjax.models.parts.audio_clips import tokens_of_clip
-from hetjax.models.parts.video_pruning import room_for_kept
-from hetjax.models.patch_rows import PatchRows
 
-_NAMES = {
-    "tokens": ("tokens in the language model's sequence", "seq_len"),
-    "given": ("tokens before pruning", "seq_len or processor.video_rows"),
-    "image_rows": ("rows of images", "processor.image_rows"),
-    "video_rows": ("rows of videos", "processor.video_rows"),
-    "kept": ("video tokens left by pruning", "processor.video_rows"),
-    "clips": ("clips of sound", "processor.clips"),
-}
+UNLIMITED = 1 << 24
+"""Amount of each resource while it is still open how much a prompt takes; no array has so many rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Room:
+class RowCapacity:
     """Static sizes of a row.
 
     Attributes:
         config: the settings they come from.
-        image_rows, video_rows: how the vision encoder takes images and tubelets (`RadioConfig.image_rows`,
-            `.video_rows`); None where it takes none.
-        need: the most that the samples of a row may take together.
-        image_tokens: tokens that the vision encoder gives for images, padding and prefixes included.
-        video_tokens: the same for videos, before pruning.
-        audio_tokens: tokens that the encoder of sound gives.
-        clip_samples: samples of a clip.
+        modalities: every modality by name, fitted to the settings and to its encoder.
+        most: the most that the samples of a row may take together.
     """
 
     config: ProcessorConfig
-    image_rows: PatchRows | None
-    video_rows: PatchRows | None
-    need: Need
-    image_tokens: int
-    video_tokens: int
-    audio_tokens: int
-    clip_samples: int
+    modalities: Mapping[str, Modality]
+    most: RowUse
 
     @staticmethod
-    def of(
-        config: ProcessorConfig,
-        seq_len: int,
-        *,
-        image_rows: PatchRows | None = None,
-        video_rows: PatchRows | None = None,
-        pruning_rate: float = 0.0,
-    ) -> Room:
-        """The room of a row whose sequence has `seq_len` rows after pruning.
+    def of(config: ProcessorConfig, seq_len: int, encoders: Mapping[str, object]) -> RowCapacity:
+        """Return the capacity of a row whose sequence has `seq_len` positions after pruning.
 
-        Raises ConfigError where `config` has rows for what the encoder does not take, or patches of another size.
+        `encoders` holds the config of each module of the model, by name. Raises ConfigError where the settings ask for
+        what an encoder does not take.
         """
-        for name, layout in (("image_rows", image_rows), ("video_rows", video_rows)):
-            _check_layout(config, name, layout)
-        merged = config.resolution.merge**2
-        videos = config.video_rows // merged
-        kept = room_for_kept(videos, pruning_rate) if pruning_rate else videos
-        need = Need(
-            tokens=seq_len,
-            given=seq_len + videos - kept,
-            image_rows=config.image_rows,
-            video_rows=config.video_rows,
-            kept=kept,
-            clips=config.clips,
-        )
-        return Room(
-            config=config,
-            image_rows=image_rows,
-            video_rows=video_rows,
-            need=need,
-            image_tokens=config.image_rows // merged,
-            video_tokens=videos,
-            audio_tokens=config.clips * int(tokens_of_clip(config.clip_samples)),
-            clip_samples=config.clip_samples,
-        )
+        for name in config.others:
+            if name not in MODALITIES:
+                raise ConfigError(f"processor.others names {name}; the modalities are {', '.join(MODALITIES)}")
+        fitted = {
+            name: modality(config, encoders.get(modality.placeholder.module)) for name, modality in MODALITIES.items()
+        }
+        media = {name: amount for modality in fitted.values() for name, amount in modality.capacity.items()}
+        dropped = sum(modality.dropped for modality in fitted.values())
+        most = RowUse(tokens=seq_len, before_pruning=seq_len + dropped, media=media)
+        return RowCapacity(config=config, modalities=fitted, most=most)
 
     @property
-    def sees(self) -> bool:
-        """Whether there is a vision encoder."""
-        return self.image_tokens + self.video_tokens > 0
+    def encoders(self) -> dict[Placeholder, list[Modality]]:
+        """Return the modalities that a row has capacity for, by their encoder, whose tokens come in this order."""
+        found: dict[Placeholder, list[Modality]] = {}
+        for modality in self.modalities.values():
+            if self.takes(modality):
+                found.setdefault(modality.placeholder, []).append(modality)
+        return found
 
-    @property
-    def hears(self) -> bool:
-        """Whether there is an encoder of sound."""
-        return self.need.clips > 0
+    def takes(self, modality: Modality) -> bool:
+        """Return whether the settings take media of this kind at all."""
+        return self.most.media[modality.resources[0].name] > 0
 
-    def check(self, need: Need, where: str) -> None:
-        """Raise DataError where a sample does not fit, with all that it takes too much of."""
+    def check(self, use: RowUse, where: str) -> None:
+        """Raise DataError where samples do not fit, with every amount that is too large."""
+        named = [
+            ("tokens in the language model's sequence", "seq_len"),
+            ("tokens before pruning", "seq_len or processor.video_rows"),
+            *((resource.words, resource.setting) for each in self.modalities.values() for resource in each.resources),
+        ]
         over = [
-            f"{taken} {_NAMES[name][0]}, more than {most} ({_NAMES[name][1]})"
-            for name, taken, most in zip(Need._fields, need, self.need, strict=True)
+            f"{taken} {words}, more than {most} ({setting})"
+            for (words, setting), taken, most in zip(named, use.amounts, self.most.amounts, strict=True)
             if taken > most
         ]
         if over:
             raise DataError(f"{where}: the sample takes {'; '.join(over)}; shorten it, or raise these settings")
 
 
-def _check_layout(config: ProcessorConfig, name: str, layout: PatchRows | None) -> None:
-    if getattr(config, name) and layout is None:
-        raise ConfigError(f"processor.{name} is {getattr(config, name)}, but the model takes none; set it to 0")
-    sizes = (config.resolution.patch_size, config.resolution.merge)
-    if getattr(config, name) and sizes != (layout.patch_size, layout.merge):
-        raise ConfigError(
-            f"processor.resolution has patch_size {sizes[0]} and merge {sizes[1]}, but the vision encoder "
-            f"{layout.patch_size} and {layout.merge}; set both alike"
-        )
+def unlimited(config: ProcessorConfig, modalities: Iterable[str]) -> ProcessorConfig:
+    """Return the settings with all that one prompt may ever take of these modalities, and nothing of the others."""
+    wanted = set(modalities)
+    for modality in MODALITIES.values():
+        amount = UNLIMITED if modality.name in wanted else 0
+        config = modality.sized(config, {resource.name: amount for resource in modality.resources})
+    return dataclasses.replace(config, packed=1)
+
+
+def just_enough(config: ProcessorConfig, sample: OmniSample) -> ProcessorConfig:
+    """Return the settings with exactly the amounts that a sample takes of every modality."""
+    for modality in MODALITIES.values():
+        amounts = {resource.name: sample.use.media[resource.name] for resource in modality.resources}
+        config = modality.sized(config, amounts, [medium.array for medium in sample.media[modality.name]])
+    return config

@@ -1,56 +1,69 @@
-"""A conversation as ids, and the media that its placeholders stand for."""
+"""Samples: a conversation as ids, the media that its placeholders stand for, and its use of a row."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Int32
 
-# L ids of the sample · H, W pixels · F frames
+# L ids of the sample
 
 
-class Need(NamedTuple):
-    """What a sample takes of a row of the batch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowUse:
+    """Amounts of the resources of a row of the batch: those that a sample takes, or all that there are.
 
     Attributes:
-        tokens: rows of the language model, after pruning.
-        given: rows of ids, before it.
-        image_rows, video_rows: rows of the vision encoder.
-        kept: video tokens that are left after pruning.
-        clips: clips of sound.
+        tokens: positions of the language model's sequence, after pruning.
+        before_pruning: ids, those of tokens that will be pruned included.
+        media: by the name of each `hetjax.data.modalities.modality.Resource`.
     """
 
     tokens: int
-    given: int
-    image_rows: int
-    video_rows: int
-    kept: int
-    clips: int
+    before_pruning: int
+    media: Mapping[str, int]
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """Return all amounts, the tokens first."""
+        return (self.tokens, self.before_pruning, *self.media.values())
+
+    @staticmethod
+    def total(uses: Iterable[RowUse]) -> RowUse:
+        """Return the sum of one or more."""
+        uses = list(uses)
+        return RowUse(
+            tokens=sum(use.tokens for use in uses),
+            before_pruning=sum(use.before_pruning for use in uses),
+            media={name: sum(use.media[name] for use in uses) for name in uses[0].media},
+        )
+
+
+class PlacedMedium(NamedTuple):
+    """One array for an encoder, and the positions of its placeholders among the ids of the sample."""
+
+    array: np.ndarray
+    positions: Int32[np.ndarray, " _"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OmniSample:
-    """One conversation.
+    """One conversation, ready to be collated.
 
     Attributes:
         ids: its tokens, with a placeholder for every encoder token.
         said: which of them are an assistant's, the end of an answer included.
-        images, videos: normalized pixels, of the sizes that the encoder takes.
-        clips: sound at 16 kHz.
-        image_places, video_places, clip_places: of each image, video and clip the places of its tokens in `ids`.
-        need: what it takes of a row.
+        media: by modality the arrays for its encoder, in the order of the prompt: normalized pixels float32 [H, W, 3]
+            of images and [F, H, W, 3] of videos, samples float32 [samples] at 16 kHz of clips of audio.
+        use: amounts that it takes of a row.
         where: opens every error about it.
     """
 
     ids: Int32[np.ndarray, " L"]
     said: Bool[np.ndarray, " L"]
-    images: tuple[Float32[np.ndarray, "H W 3"], ...]
-    videos: tuple[Float32[np.ndarray, "F H W 3"], ...]
-    clips: tuple[Float32[np.ndarray, " samples"], ...]
-    image_places: tuple[Int32[np.ndarray, " _"], ...]
-    video_places: tuple[Int32[np.ndarray, " _"], ...]
-    clip_places: tuple[Int32[np.ndarray, " _"], ...]
-    need: Need
+    media: Mapping[str, tuple[PlacedMedium, ...]]
+    use: RowUse
     where: str

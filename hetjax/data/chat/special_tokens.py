@@ -1,4 +1,4 @@
-"""Text to token ids for a model that sees and hears: a checkpoint's tokenizer.json, or a built-in one of bytes."""
+"""Convert text to token ids for prompts with media: a checkpoint's tokenizer.json, or a built-in tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from hetjax.data.modalities import placeholder_texts
 from hetjax.errors import ConfigError, DataError
 
-PLACEHOLDERS = {
-    "image": "<image>",
-    "image_start": "<img>",
-    "image_end": "</img>",
-    "audio": "<so_embedding>",
-    "audio_start": "<so_start>",
-    "audio_end": "<so_end>",
-}
-"""The tokens of the prompt layout by what they are for."""
 ENDS = ("<|im_end|>", "</s>", "<|endoftext|>", "<|eot_id|>", "<eos>")
 """Tokens that end an answer, the first that a tokenizer has, unless the checkpoint says which."""
 THOUGHTS = ("<think>", "</think>")
-"""Special in some tokenizers, yet what an assistant writes."""
+"""Special tokens of some tokenizers that an assistant writes all the same."""
 # The first ids are those of the released model, as far as they are known.
 _BUILT_IN = {
     "<unk>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 10, "<|im_end|>": 11, "<think>": 12, "</think>": 13,
@@ -36,12 +28,13 @@ class OmniTokenizer:
 
     Args:
         model: the tokenizer.
-        ids: ids from the checkpoint's config for PLACEHOLDERS that the tokenizer does not know by their text.
+        ids: ids from the checkpoint's config for placeholders ("image", "image_start", ...) that the tokenizer does not
+            know by their text.
         stop_ids: ids that end an answer, from the checkpoint; without, the first of ENDS that there is.
         pad: id of padding.
 
     Attributes:
-        placeholders: the id of each of PLACEHOLDERS that there is.
+        placeholders: the id of each placeholder that there is, by what it is for ("image", "image_start", ...).
         eos: the first of `stop_ids`.
         vocab_size: one more than the largest id.
         specials: the texts of special tokens.
@@ -61,7 +54,7 @@ class OmniTokenizer:
         model.no_padding()
         model.encode_special_tokens = False
         self._model = model
-        found = {name: model.token_to_id(text) for name, text in PLACEHOLDERS.items()}
+        found = {name: model.token_to_id(text) for name, text in placeholder_texts().items()}
         given = dict(ids or {})
         self.placeholders = {
             name: given.get(name) if token is None else token
@@ -82,18 +75,18 @@ class OmniTokenizer:
         self._known = frozenset(words)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; the text of a special token is that token."""
+        """Return the ids of a text; the text of a special token is that token."""
         return self._model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ids and ids outside the vocabulary stand for no text."""
+        """Return the text of ids; special ids and ids outside the vocabulary stand for no text."""
         return self._model.decode([i for i in map(int, ids) if i in self._known], skip_special_tokens=True)
 
     def placeholder(self, name: str) -> int:
-        """The id of one of PLACEHOLDERS. Raises ConfigError where there is none."""
+        """Return the id of a placeholder ("image", "image_start", ...). Raises ConfigError where there is none."""
         if name not in self.placeholders:
             raise ConfigError(
-                f"the tokenizer has no token {PLACEHOLDERS[name]}, which a prompt with media needs; give a "
+                f"the tokenizer has no token {placeholder_texts()[name]}, which a prompt with media needs; give a "
                 f"tokenizer.json that has it, or its id ('{name}') from the checkpoint's config"
             )
         return self.placeholders[name]
@@ -102,7 +95,7 @@ class OmniTokenizer:
 def load_omni_tokenizer(
     path: str | Path | None, *, ids: Mapping[str, int] | None = None, stop_ids: Iterable[int] = ()
 ) -> OmniTokenizer:
-    """The tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
+    """Load the tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
 
     Raises:
         DataError: the file is missing, unreadable or malformed.
@@ -123,11 +116,16 @@ def load_omni_tokenizer(
 
 
 def _byte_tokenizer() -> tokenizers.Tokenizer:
-    """Special tokens below 32, where the released model has those that are known, then the 256 bytes of UTF-8."""
-    fillers = {f"<unused_{i}>": i for i in range(_BYTES_FROM) if i not in _BUILT_IN.values()}
+    """Make a tokenizer of the bytes of UTF-8, and special tokens below 32, at the known ids of the released model."""
+    special = dict(_BUILT_IN)
+    free = [i for i in range(_BYTES_FROM) if i not in _BUILT_IN.values()]
+    for text in placeholder_texts().values():  # those of modalities that the released model does not have
+        if text not in special:
+            special[text] = free.pop()
+    special |= {f"<unused_{i}>": i for i in free}
     letters = {letter: _BYTES_FROM + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    model = tokenizers.Tokenizer(models.BPE(vocab={**_BUILT_IN, **fillers, **letters}, merges=[]))
+    model = tokenizers.Tokenizer(models.BPE(vocab={**special, **letters}, merges=[]))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
-    model.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (*_BUILT_IN, *fillers)])
+    model.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return model

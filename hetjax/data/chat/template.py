@@ -1,4 +1,4 @@
-"""Chat templates: from turns to the text that a language model was trained on.
+"""Apply chat templates: from turns to the text that a language model was trained on.
 
 A checkpoint's template is a Jinja program in `chat_template.jinja`, or in `tokenizer_config.json`. It runs in Jinja's
 sandbox with what `transformers` gives it: raise_exception, strftime_now, tojson, loop controls and the `generation`
@@ -10,9 +10,8 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from jinja2.ext import Extension
@@ -47,8 +46,10 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template is malformed: {error}; give one that Jinja can read") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **options: Any) -> str:
-        """The text of a chat; `options` are what the template may ask for (tools, enable_thinking).
+    def render(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool, **options: object
+    ) -> str:
+        """Return the text of a chat; `options` are what the template may ask for (tools, enable_thinking).
 
         Raises:
             DataError: the template refuses the messages.
@@ -62,7 +63,7 @@ class ChatTemplate:
 
 
 def load_template(folder: str | Path | None) -> ChatTemplate:
-    """The template of a checkpoint's folder, or the built-in one where there is none.
+    """Load the template of a checkpoint's folder, or the built-in one where there is none.
 
     Raises:
         DataError: a file of the folder cannot be read.
@@ -83,12 +84,12 @@ def load_template(folder: str | Path | None) -> ChatTemplate:
     return ChatTemplate(source or DEFAULT_TEMPLATE, specials={k: v for k, v in specials.items() if v is not None})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _text(value: Any) -> str | None:
-    """A special token as tokenizer_config.json gives it: its text, or an object with it as "content"."""
+def _text(value: object) -> str | None:
+    """Return a special token as tokenizer_config.json gives it: its text, or an object with it as "content"."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 
@@ -103,7 +104,7 @@ class _Generation(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
-    def _marked(self, caller: Any) -> str:
+    def _marked(self, caller: Callable[[], str]) -> str:
         return SAID_START + caller() + SAID_END
 
 
@@ -111,7 +112,7 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+def _tojson(value: object, ensure_ascii: bool = False, **options: object) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 

@@ -1,4 +1,4 @@
-"""Files that hold pictures, sound and film, to arrays in host memory."""
+"""Decode files of images, audio and videos to arrays in host memory."""
 
 from hetjax.data.media.audio import SAMPLE_RATE, read_audio
 from hetjax.data.media.image import read_image

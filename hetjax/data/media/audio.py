@@ -1,4 +1,4 @@
-"""A sound file to one channel of samples at 16 kHz."""
+"""Decode an audio file to one channel of samples at 16 kHz."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from hetjax.errors import DataError
 # L samples
 
 SAMPLE_RATE = 16000
-"""Samples a second that encoders of sound take."""
+"""Samples a second that audio encoders take."""
 
 
 def read_audio(path: str | os.PathLike[str]) -> Float32[np.ndarray, " L"]:
-    """The sound of a file in [-1, 1], its channels averaged, at 16 kHz.
+    """Return the audio of a file in [-1, 1], its channels averaged, at 16 kHz.
 
-    WAV, FLAC, OGG and MP3 are read by libsndfile and resampled by a polyphase filter; of other files, films among
-    them, the first sound track is decoded and resampled by FFmpeg.
+    WAV, FLAC, OGG and MP3 are read by libsndfile and resampled by a polyphase filter; of other files, videos
+    among them, the first audio track is decoded and resampled by FFmpeg.
 
     Raises:
-        DataError: the file is missing, damaged, has no sound, or none of its samples can be read.
+        DataError: the file is missing, damaged, has no audio, or none of its samples can be read.
     """
     try:
         with open(path, "rb"):
             pass
     except OSError as error:
-        raise DataError(f"audio '{path}' cannot be opened: {error.strerror}; give a readable sound file") from error
+        raise DataError(f"audio '{path}' cannot be opened: {error.strerror}; give a readable audio file") from error
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
-        sound = read_track(path, kind="audio")
+        audio = read_track(path, kind="audio")
     else:
-        sound = resampled(samples.mean(axis=1), rate)
-    if sound is None or not len(sound):
-        raise DataError(f"audio '{path}' holds no sound; give a file with a sound track")
-    if not np.all(np.isfinite(sound)):
+        audio = resampled(samples.mean(axis=1), rate)
+    if audio is None or not len(audio):
+        raise DataError(f"audio '{path}' holds no audio; give a file with an audio track")
+    if not np.all(np.isfinite(audio)):
         raise DataError(f"audio '{path}' has samples that are no finite numbers; repair or replace the file")
-    return sound
+    return audio
 
 
 def resampled(samples: Float32[np.ndarray, " L"], rate: int) -> Float32[np.ndarray, " R"]:
-    """Samples taken `rate` times a second, at 16 kHz."""
+    """Resample samples taken `rate` times a second to 16 kHz."""
     if rate == SAMPLE_RATE or not len(samples):
         return np.ascontiguousarray(samples, np.float32)
     shared = math.gcd(rate, SAMPLE_RATE)
@@ -55,7 +55,7 @@ def resampled(samples: Float32[np.ndarray, " L"], rate: int) -> Float32[np.ndarr
 
 
 def read_track(path: str | os.PathLike[str], *, kind: str) -> Float32[np.ndarray, " L"] | None:
-    """The first sound track of a file that FFmpeg knows, one channel at 16 kHz; None where it has none.
+    """Return the first audio track of a file that FFmpeg knows, one channel at 16 kHz; None where it has none.
 
     `kind` ("audio", "video") is what an error calls the file.
     """
@@ -66,7 +66,7 @@ def read_track(path: str | os.PathLike[str], *, kind: str) -> Float32[np.ndarray
             resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
             parts = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
             parts += resampler.resample(None)
-            sound = [part.to_ndarray()[0] for part in parts]
+            audio = [part.to_ndarray()[0] for part in parts]
     except (av.error.FFmpegError, ValueError) as error:
-        raise DataError(f"{kind} '{path}': its sound cannot be decoded: {error}; repair or replace the file") from error
-    return np.concatenate(sound).astype(np.float32) if sound else None
+        raise DataError(f"{kind} '{path}': its audio cannot be decoded: {error}; repair or replace the file") from error
+    return np.concatenate(audio).astype(np.float32) if audio else None

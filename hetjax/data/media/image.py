@@ -1,4 +1,4 @@
-"""An image file to RGB pixels."""
+"""Decode an image file to RGB pixels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an image file, as `open_image` reads it. Raises DataError."""
+    """Return the pixels of an image file, as `open_image` reads it. Raises DataError."""
     return np.asarray(open_image(path))
 
 

@@ -1,4 +1,4 @@
-"""A video file to some of its frames, the times they were taken at, and its sound."""
+"""Decode some frames of a video file, with the times they are shown at and its audio."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxtyping import Float32, Int, UInt8
 from hetjax.data.media.audio import read_track
 from hetjax.errors import ConfigError, DataError
 
-# F sampled frames · H, W pixels · L sound samples
+# F sampled frames · H, W pixels · L samples of audio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoSampling:
-    """Which frames of a video are looked at.
+    """The frames of a video that are taken.
 
     Args:
         fps: Frames taken a second.
@@ -35,7 +35,7 @@ class VideoSampling:
             )
 
     def indices(self, total: int, rate: float) -> Int[np.ndarray, " F"]:
-        """Frames to take of `total` shown `rate` a second: evenly spread, from the first to the last."""
+        """Return which frames to take of `total` shown `rate` a second: evenly spread, from the first to the last."""
         wanted = math.floor(total / rate * self.fps)
         wanted = max(1, min(wanted, self.max_frames, total))
         return np.linspace(0, total - 1, wanted).astype(np.int64)
@@ -49,22 +49,22 @@ class Video:
         frames: the pixels, all of one size.
         indices: which frame of the file each is, from 0.
         rate: frames a second of the file.
-        sound: its sound track at 16 kHz, or None.
+        audio: its audio track at 16 kHz, or None.
     """
 
     frames: UInt8[np.ndarray, "F H W 3"]
     indices: Int[np.ndarray, " F"]
     rate: float
-    sound: Float32[np.ndarray, " L"] | None = None
+    audio: Float32[np.ndarray, " L"] | None = None
 
     @property
     def times(self) -> list[float]:
-        """Seconds at which the frames are shown; a frame lasts whole milliseconds, as the released model counts."""
+        """Return the second of each frame; a frame lasts whole milliseconds, as the released model counts."""
         return [int(index) * int(1000 / self.rate) / 1000 for index in self.indices]
 
 
-def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_sound: bool = False) -> Video:
-    """Frames of a file as RGB, turned upright, and with `with_sound` its sound track.
+def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_audio: bool = False) -> Video:
+    """Return frames of a file as RGB, turned upright, and with `with_audio` its audio track.
 
     Raises:
         DataError: the file is missing, damaged, or has no picture.
@@ -85,12 +85,12 @@ def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_so
         raise DataError(f"video '{path}' cannot be decoded: {reason}; repair or replace the file") from error
     if not frames:
         raise DataError(f"video '{path}' has no frame that can be decoded; repair or replace the file")
-    sound = read_track(path, kind="video") if with_sound else None
-    return Video(frames=np.stack(frames), indices=np.asarray(indices), rate=rate, sound=sound)
+    audio = read_track(path, kind="video") if with_audio else None
+    return Video(frames=np.stack(frames), indices=np.asarray(indices), rate=rate, audio=audio)
 
 
 def _decode(path: str | os.PathLike[str], wanted: Int[np.ndarray, " F"]) -> tuple[list[np.ndarray], list[int]]:
-    """The wanted frames that there are, and which they are."""
+    """Return the wanted frames that there are, and which they are."""
     left = {int(index) for index in wanted}
     frames, indices = [], []
     with av.open(os.fspath(path)) as container:

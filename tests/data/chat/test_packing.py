@@ -29,6 +29,6 @@ def test_spare_rows_make_rows_even():
 
 
 def test_a_sample_that_fits_no_row_is_named():
-    with pytest.raises(DataError, match=r"sample 1 takes \[5, 9\], but a row has room for \[10, 4\]"):
+    with pytest.raises(DataError, match=r"sample 1 takes \[5, 9\], but the capacity of a row is \[10, 4\]"):
         pack([[1, 1], [5, 9]], [10, 4])
     assert pack([], [10]) == []

@@ -15,14 +15,14 @@ from hetjax.data.media import Video
 from hetjax.errors import ConfigError, DataError
 from hetjax.models.parts.audio_clips import tokens_of_clip
 from hetjax.models.parts.video_pruning import compact_rows, keep_count
-from tests.data.chat.conftest import IMAGES
+from tests.data.chat.conftest import encoders
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, size=(16, 24, 3), dtype=np.uint8)  # 4 x 6 patches: 6 tokens
 SMALL = RNG.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
 SOUND = RNG.normal(size=16000 // 2).astype(np.float32)  # clips of 0.3 and 0.2 seconds
 VIDEO = Video(
-    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, sound=SOUND
+    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, audio=SOUND
 )
 
 
@@ -46,7 +46,7 @@ def sample(processor, *messages, training=True):
     return processor.sample(parse_messages(list(messages), where="here"), training=training)
 
 
-def test_ids_read_as_the_layout_says(make_processor, tokenizer):
+def test_ids_follow_the_prompt_order(make_processor, tokenizer):
     processor = make_processor(audio_in_video="after_frames", video_prefix="Film:\n", clips=4)
     made = sample(processor, user("See ", IMAGE, " hear ", SOUND, " watch ", VIDEO), training=False)
     heard = tokens_of_clip(4800) + tokens_of_clip(3200)
@@ -58,8 +58,12 @@ def test_ids_read_as_the_layout_says(make_processor, tokenizer):
         "<so_start>" + audio * heard + "<so_end><|im_end|>\n<|im_start|>assistant\n"
     )
     assert made.ids.tolist() == tokenizer.encode(want)
-    assert made.need.tokens == made.need.given == len(made.ids)
-    assert made.need.image_rows == 4 + 24 and made.need.video_rows == 2 * (4 + 16) and made.need.clips == 4
+    assert made.use.tokens == made.use.before_pruning == len(made.ids)
+    assert (
+        made.use.media["image_rows"] == 4 + 24
+        and made.use.media["video_rows"] == 2 * (4 + 16)
+        and made.use.media["clips"] == 4
+    )
 
 
 def test_answers_and_their_ends_are_trained(make_processor, tokenizer):
@@ -90,7 +94,7 @@ def test_arrays_of_a_batch_with_unlike_rows(make_processor):
         [sample(processor, user(SOUND, "x"), answer("y"))],
     ]
     arrays = make_arrays(processor, rows, training=True)
-    for module, ports in row_shapes(processor.room, training=True).items():
+    for module, ports in row_shapes(processor.capacity, training=True).items():
         assert set(ports) == set(arrays[module])
         for port, (shape, dtype) in ports.items():
             assert arrays[module][port].shape == (3, *shape) and arrays[module][port].dtype == dtype
@@ -100,7 +104,7 @@ def test_arrays_of_a_batch_with_unlike_rows(make_processor):
     places = arrays["vision"]["places"][0]
     tokens = places.reshape(-1, 4, 4)[:, -1, 0] >= 0
     positions = arrays["llm"]["image_positions"][0][: len(tokens)]
-    assert np.array_equal(positions < processor.room.need.given, tokens)
+    assert np.array_equal(positions < processor.capacity.most.before_pruning, tokens)
     # An image's tokens stand in reading order of 2 x 2 squares: the patch of each token's first row says which.
     firsts = places.reshape(-1, 4, 4)[tokens][:6, 0, :2]
     assert firsts.tolist() == [[r, c] for r in (0, 2) for c in (0, 2, 4)]
@@ -114,14 +118,14 @@ def test_pixels_are_normalized_and_cut_in_the_order_of_the_encoder(make_processo
     image[..., 1] = 255
     image[4:8, 8:12] = 51
     made = sample(processor, user(image), training=False)
-    assert made.images[0].shape == (16, 16, 3)  # 4 x 4 patches, the size that it has
-    np.testing.assert_allclose(made.images[0][0, 0], [0, 1, -4], atol=1e-5)
-    np.testing.assert_allclose(made.images[0][4, 8], [0.2, -0.6, -3.2], atol=1e-5)
+    assert made.media["image"][0].array.shape == (16, 16, 3)  # 4 x 4 patches, the size that it has
+    np.testing.assert_allclose(made.media["image"][0].array[0, 0], [0, 1, -4], atol=1e-5)
+    np.testing.assert_allclose(made.media["image"][0].array[4, 8], [0.2, -0.6, -3.2], atol=1e-5)
     arrays = make_arrays(processor, [[made]], training=False)["vision"]
     first = arrays["patches"][0][4].reshape(3, 4, 4)
-    np.testing.assert_allclose(first, np.moveaxis(made.images[0][:4, :4], -1, 0), atol=1e-6)
+    np.testing.assert_allclose(first, np.moveaxis(made.media["image"][0].array[:4, :4], -1, 0), atol=1e-6)
     second = arrays["patches"][0][6].reshape(3, 4, 4)
-    np.testing.assert_allclose(second, np.moveaxis(made.images[0][4:8, :4], -1, 0), atol=1e-6)
+    np.testing.assert_allclose(second, np.moveaxis(made.media["image"][0].array[4:8, :4], -1, 0), atol=1e-6)
 
 
 def test_packed_rows_hold_the_samples_one_behind_the_other(make_processor):
@@ -155,20 +159,21 @@ def test_lengths_after_pruning(make_processor):
     long = Video(frames=np.repeat(VIDEO.frames, 4, axis=0), indices=np.arange(12), rate=2.0)
     samples = [sample(processor, user(long, "x"), training=False), sample(processor, user(IMAGE), training=False)]
     kept = keep_count(6, 4, 0.5)
-    assert samples[0].need.given - samples[0].need.tokens == 24 - kept
+    assert samples[0].use.before_pruning - samples[0].use.tokens == 24 - kept
     arrays = make_arrays(processor, [[made] for made in samples], training=False)
-    lengths = [made.need.tokens for made in samples]
-    room = processor.room
+    lengths = [made.use.tokens for made in samples]
+    capacity = processor.capacity
+    images = capacity.modalities["image"].tokens
     # What an encoder keeps: all tokens of images, and of the first video's those that come first.
     positions = arrays["llm"]["image_positions"]
-    videos = np.flatnonzero(positions[0][room.image_tokens :] < room.need.given)[:kept] + room.image_tokens
-    none = room.image_tokens + room.video_tokens
-    left = np.full((2, room.image_tokens + room.need.kept), none, np.int32)
-    left[:, : room.image_tokens] = np.arange(room.image_tokens)
-    left[0, room.image_tokens : room.image_tokens + kept] = videos
-    moved = compact_rows(positions, left, room.need.given)
+    videos = np.flatnonzero(positions[0][images:] < capacity.most.before_pruning)[:kept] + images
+    none = capacity.modalities["image"].tokens + capacity.modalities["video"].tokens
+    left = np.full((2, images + capacity.most.media["kept"]), none, np.int32)
+    left[:, :images] = np.arange(images)
+    left[0, images : images + kept] = videos
+    moved = compact_rows(positions, left, capacity.most.before_pruning)
     assert moved.source.shape == (2, 500)
-    given = np.array([made.need.given for made in samples], np.int32)
+    given = np.array([made.use.before_pruning for made in samples], np.int32)
     np.testing.assert_array_equal(moved.shorten(given), lengths)
     after = np.asarray(moved.take(arrays["llm"]["tokens"]))
     assert after[0][: lengths[0]].tolist().count(processor.tokenizer.placeholders["image"]) == kept
@@ -177,9 +182,9 @@ def test_lengths_after_pruning(make_processor):
 def test_images_share_the_context(make_processor):
     big = np.zeros((64, 64, 3), np.uint8)
     alone = sample(make_processor(), user(big), training=False)
-    assert alone.need.image_rows == 4 + 64
+    assert alone.use.media["image_rows"] == 4 + 64
     shared = sample(make_processor(context=40, image_rows=400), user(big, big, "x"), training=False)
-    assert shared.need.image_rows < 2 * (4 + 64)
+    assert shared.use.media["image_rows"] < 2 * (4 + 64)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ def test_images_share_the_context(make_processor):
         ),
         ({"image_rows": 32}, (IMAGE, SMALL), r"36 rows of images, more than 32 \(processor.image_rows\)"),
         ({"video_rows": 20}, (VIDEO,), "40 rows of videos, more than 20"),
-        ({"clips": 1}, (SOUND,), "2 clips of sound, more than 1"),
+        ({"clips": 1}, (SOUND,), "2 clips of audio, more than 1"),
         ({"image_rows": 0}, (IMAGE,), "here: there is image in it, but processor.image_rows is 0"),
         ({}, (np.zeros(100, np.float32),), "too few for a token"),
         ({}, (np.zeros((4, 4, 3), np.float32),), "here: an image is float32"),
@@ -211,6 +216,6 @@ def test_settings_that_do_not_fit_are_refused(make_processor, tokenizer):
     config = ProcessorConfig(image_rows=40)
     processor = make_processor()
     with pytest.raises(ConfigError, match="the model takes none"):
-        Processor(config, tokenizer, processor.template, seq_len=9)
+        Processor(config, tokenizer, processor.template, seq_len=9, encoders={})
     with pytest.raises(ConfigError, match="patch_size 16 and merge 2"):
-        Processor(config, tokenizer, processor.template, seq_len=9, image_rows=IMAGES)
+        Processor(config, tokenizer, processor.template, seq_len=9, encoders=encoders())

@@ -1,4 +1,4 @@
-"""Images, sound and videos read back from files made here."""
+"""Images, audio and videos read back from files made here."""
 
 import av
 import numpy as np
@@ -14,19 +14,19 @@ def tone(hertz, seconds, rate):
     return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32) / 2
 
 
-def write_video(path, *, frames=12, rate=4, sound=None, size=(32, 48)):
+def write_video(path, *, frames=12, rate=4, audio=None, size=(32, 48)):
     """Frame i is grey of 20 * i."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
-        track = container.add_stream("aac", rate=16000) if sound is not None else None
+        track = container.add_stream("aac", rate=16000) if audio is not None else None
         for i in range(frames):
             picture = np.full((*size, 3), 20 * i, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
         if track is not None:
-            wave = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
+            wave = av.AudioFrame.from_ndarray(audio[None], format="flt", layout="mono")
             wave.rate = 16000
             container.mux(track.encode(wave))
             container.mux(track.encode())
@@ -47,7 +47,7 @@ def test_an_image_is_read_as_rgb(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_sound_of_any_rate_becomes_one_channel_at_16_khz(tmp_path, rate, suffix):
+def test_audio_of_any_rate_becomes_one_channel_at_16_khz(tmp_path, rate, suffix):
     left = tone(440, 0.5, rate)
     soundfile.write(tmp_path / f"a.{suffix}", np.stack([left, left / 2], axis=1), rate)
     got = read_audio(tmp_path / f"a.{suffix}")
@@ -56,8 +56,8 @@ def test_sound_of_any_rate_becomes_one_channel_at_16_khz(tmp_path, rate, suffix)
     np.testing.assert_allclose(got[middle], 0.75 * tone(440, 0.5, 16000)[middle], atol=5e-3)
 
 
-def test_sound_that_libsndfile_does_not_know_is_decoded_too(tmp_path):
-    path = write_video(tmp_path / "a.mp4", sound=tone(1000, 1.0, 16000))
+def test_audio_that_libsndfile_does_not_know_is_decoded_too(tmp_path):
+    path = write_video(tmp_path / "a.mp4", audio=tone(1000, 1.0, 16000))
     got = read_audio(path)
     assert got.dtype == np.float32 and abs(len(got) - 16000) < 3000
     assert abs(main_pitch(got) - 1000) < 10
@@ -67,19 +67,19 @@ def test_frames_are_sampled_evenly_with_their_times(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=12, rate=4)
     video = read_video(path, VideoSampling(fps=2))
     np.testing.assert_array_equal(video.indices, [0, 2, 4, 6, 8, 11])
-    assert video.frames.shape == (6, 32, 48, 3) and video.sound is None and video.rate == 4
+    assert video.frames.shape == (6, 32, 48, 3) and video.audio is None and video.rate == 4
     np.testing.assert_allclose(video.frames.mean(axis=(1, 2, 3)), 20 * video.indices, atol=4)
     assert video.times == [0.0, 0.5, 1.0, 1.5, 2.0, 2.75]
     np.testing.assert_array_equal(read_video(path, VideoSampling(max_frames=3)).indices, [0, 5, 11])
     np.testing.assert_array_equal(read_video(path, VideoSampling(fps=0.1)).indices, [0])
 
 
-def test_sound_of_a_video_comes_with_it(tmp_path):
-    path = write_video(tmp_path / "a.mp4", frames=4, rate=4, sound=tone(500, 1.0, 16000))
-    sound = read_video(path, VideoSampling(), with_sound=True).sound
+def test_audio_of_a_video_comes_with_it(tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=4, rate=4, audio=tone(500, 1.0, 16000))
+    sound = read_video(path, VideoSampling(), with_audio=True).audio
     assert abs(main_pitch(sound) - 500) < 10
     silent = write_video(tmp_path / "b.mp4", frames=4)
-    assert read_video(silent, VideoSampling(), with_sound=True).sound is None
+    assert read_video(silent, VideoSampling(), with_audio=True).audio is None
 
 
 def test_a_frame_lasts_whole_milliseconds():
@@ -96,7 +96,7 @@ def test_errors_name_the_file(tmp_path):
     cases = [
         (read_audio, "none.wav", "cannot be opened: No such file"),
         (read_audio, "bad.wav", "cannot be decoded"),
-        (read_audio, "empty.wav", "holds no sound"),
+        (read_audio, "empty.wav", "holds no audio"),
         (read_audio, "nan.wav", "no finite numbers"),
         (lambda path: read_video(path, VideoSampling()), "none.mp4", "does not exist"),
         (lambda path: read_video(path, VideoSampling()), "bad.mp4", "cannot be decoded"),

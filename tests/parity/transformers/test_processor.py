@@ -7,8 +7,8 @@ import pytest
 
 from hetjax.data.chat import ChatTemplate, load_omni_tokenizer, parse_messages
 from hetjax.data.chat.chat_rendering import render_chat
-from hetjax.data.chat.prompt_order import Tokens, audio_items, image_items, video_items
 from hetjax.data.chat.template import DEFAULT_TEMPLATE
+from hetjax.data.modalities.prompt_order import Tokens, audio_items, image_items, video_items
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,32 +1,36 @@
-"""The settings of the processor: how a conversation with media becomes arrays."""
+"""Settings of the processor, which makes arrays of conversations with media."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from hetjax.data.chat.prompt_order import AudioInVideo
 from hetjax.data.media import SAMPLE_RATE, VideoSampling
+from hetjax.data.modalities.prompt_order import AudioInVideo
 from hetjax.errors import ConfigError
 from hetjax.models.dynamic_resolution import DynamicResolution
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+Setting = bool | int | float | str
+Settings = TypeVar("Settings")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessorConfig:
-    """How conversations with images, videos and sound become arrays of fixed shapes.
+    """Settings by which conversations with media become arrays of fixed shapes.
 
     Args:
         image_rows: Rows that a vision encoder has for all images of a row of the batch: patches and prefix tokens.
         video_rows: The same for the tubelets of all videos.
-        clips: Clips of sound in a row of the batch.
-        clip_seconds: Longest clip; longer sound is cut into several.
+        clips: Clips of audio in a row of the batch.
+        clip_seconds: Longest clip; longer audio is cut into several.
+        others: Settings of modalities beside image, video and audio, by name, e.g. {depth: {maps: 2}}.
         resolution: How large images and frames become.
         frames: Which frames of a video are taken.
-        audio_in_video: Where the sound of a video stands: none (it is not read), after_marker (ahead of the frames),
+        audio_in_video: Where the audio of a video stands: none (it is not read), after_marker (ahead of the frames),
             after_frames, or interleaved (each clip behind the frames of its time).
         video_prefix: Text ahead of every video, such as "This is a video:\\n".
         context: Tokens that the images of a sample share with its text, which limits their size; null for the length of
@@ -43,6 +47,7 @@ class ProcessorConfig:
     video_rows: int = 0
     clips: int = 0
     clip_seconds: float = 30.0
+    others: dict[str, dict[str, Setting]] = dataclasses.field(default_factory=dict)
     resolution: DynamicResolution = dataclasses.field(default_factory=DynamicResolution)
     frames: VideoSampling = dataclasses.field(default_factory=VideoSampling)
     audio_in_video: AudioInVideo = "none"
@@ -51,7 +56,7 @@ class ProcessorConfig:
     pixel_mean: tuple[float, float, float] = CLIP_MEAN
     pixel_std: tuple[float, float, float] = CLIP_STD
     chat_template: str | None = None
-    template_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    template_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # values of YAML: the template's affair
     packed: int = 1
 
     def __post_init__(self):
@@ -74,5 +79,19 @@ class ProcessorConfig:
 
     @property
     def clip_samples(self) -> int:
-        """Samples of the longest clip."""
+        """Return the samples of the longest clip."""
         return int(self.clip_seconds * SAMPLE_RATE)
+
+    def settings_of(self, modality: str, kind: type[Settings]) -> Settings:
+        """Return a modality's settings in `others` as such a dataclass. Raises ConfigError for a setting it lacks."""
+        given = self.others.get(modality, {})
+        known = [field.name for field in dataclasses.fields(kind)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"processor.others.{modality} has no setting {name}; it has {', '.join(known)}")
+        return kind(**given)
+
+    def with_settings(self, modality: str, **changes: Setting) -> ProcessorConfig:
+        """Return these settings with other values for a modality of `others`."""
+        changed = {**self.others.get(modality, {}), **changes}
+        return dataclasses.replace(self, others={**self.others, modality: changed})

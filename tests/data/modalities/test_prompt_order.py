@@ -1,4 +1,4 @@
-from hetjax.data.chat.prompt_order import Tokens, audio_items, image_items, video_items
+from hetjax.data.modalities.prompt_order import Tokens, audio_items, image_items, video_items
 
 
 def text(items):

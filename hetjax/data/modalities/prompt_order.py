@@ -1,6 +1,6 @@
-"""Where images, videos and sound stand in a prompt: marks, times and a placeholder for each encoder token.
+"""Order the texts and placeholders that stand for images, videos and audio in a prompt.
 
-The layout of Nemotron 3 Nano Omni. An image is `<img>` n times `<image>` `</img>`; sound is `<so_start>` n times
+It is that of Nemotron 3 Nano Omni. An image is `<img>` n times `<image>` `</img>`; audio is `<so_start>` n times
 `<so_embedding>` `<so_end>`; a video is a line for each tubelet, `Frame 1 sampled at 0.00 seconds and frame 2 sampled at
 0.50 seconds: ` and the tubelet as an image.
 """
@@ -16,9 +16,12 @@ AudioInVideo = Literal["none", "after_marker", "after_frames", "interleaved"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """`count` placeholders of encoder tokens between the marks of their kind ("image" or "audio")."""
+    """`count` placeholders of encoder tokens between the tokens that open and close them.
 
-    kind: Literal["image", "audio"]
+    `kind` is the name of their `hetjax.data.modalities.Placeholder`: "image", of images and of videos, or "audio".
+    """
+
+    kind: str
     count: int
 
 
@@ -26,12 +29,12 @@ Item = str | Tokens
 
 
 def image_items(tokens: int) -> list[Item]:
-    """An image of so many tokens."""
+    """Return the items of an image of so many tokens."""
     return [Tokens(kind="image", count=tokens)]
 
 
 def audio_items(tokens: int) -> list[Item]:
-    """A sound of so many tokens, all its clips together."""
+    """Return the items of an audio of so many tokens, all its clips together."""
     return [Tokens(kind="audio", count=tokens)]
 
 
@@ -44,22 +47,22 @@ def video_items(
     order: AudioInVideo = "none",
     prefix: str = "",
 ) -> list[Item]:
-    """A video whose frames are shown at these seconds, every tubelet of so many tokens, with its sound.
+    """Return the items of a video with its audio, whose frames are shown at these seconds.
 
     Args:
         times: seconds of each frame; those of one tubelet follow each other, and the last tubelet may be short.
         frames_per_tubelet: frames that a tubelet spans.
         tokens: tokens of a tubelet.
-        clips: (second at which it ends, tokens) of each clip of the sound.
-        order: where the sound stands: before the frames, behind them, or each clip behind the tubelets that begin
+        clips: (second at which it ends, tokens) of each clip of its audio.
+        order: where the audio stands: before the frames, behind them, or each clip behind the tubelets that begin
             before it ends.
         prefix: text ahead of it all.
     """
     starts = range(0, len(times), frames_per_tubelet)
-    sound = audio_items(sum(count for _, count in clips)) if clips and order != "none" else []
+    audio = audio_items(sum(count for _, count in clips)) if clips and order != "none" else []
     items: list[Item] = [prefix] if prefix else []
     if order == "after_marker":
-        items += sound
+        items += audio
     left = list(clips) if order == "interleaved" else []
     for start in starts:
         while left and times[start] >= left[0][0]:
@@ -70,7 +73,7 @@ def video_items(
         )
         items += [f"\n{line}: " if start else f"{line}: ", Tokens(kind="image", count=tokens)]
     if order == "after_frames":
-        items += sound
+        items += audio
     for _, count in left:
         items += ["\n", *audio_items(count)]
     return items

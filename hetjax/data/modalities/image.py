@@ -1,0 +1,75 @@
+"""Prepare images of any size as patches of a vision encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from hetjax.data.media import read_image
+from hetjax.data.modalities.config import ProcessorConfig
+from hetjax.data.modalities.modality import ArraySpec, Budget, EncoderInputs, Medium, Modality, PromptPart, Resource
+from hetjax.data.modalities.patches import (
+    VISION,
+    check_patches,
+    check_pixels,
+    is_path,
+    patch_arrays,
+    patch_shapes,
+    sized_pixels,
+)
+from hetjax.data.modalities.prompt_order import image_items
+from hetjax.models.patch_rows import PatchRows
+
+# H, W pixels
+
+
+class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
+    """Images, which share the context of a sample with its text; an encoder's config has `image_rows: PatchRows`."""
+
+    name = "image"
+    placeholder = VISION
+    resources = (Resource("image_rows", "rows of images", "processor.image_rows"),)
+    shares_context = True
+
+    def __init__(self, config: ProcessorConfig, encoder: object | None):
+        self._config = config
+        self._patches: PatchRows | None = getattr(encoder, "image_rows", None)
+        check_patches(config, "image_rows", self._patches)
+        self.capacity = {"image_rows": config.image_rows}
+        self.tokens = config.image_rows // config.resolution.merge**2
+
+    @classmethod
+    def sized(
+        cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
+    ) -> ProcessorConfig:
+        """Return the settings with so many rows of patches."""
+        return dataclasses.replace(config, image_rows=amounts["image_rows"])
+
+    def read(self, value: object) -> UInt8[np.ndarray, "H W 3"]:
+        """Read the pixels of a file, or given as uint8 [height, width, 3]."""
+        return read_image(value) if is_path(value) else check_pixels(value, 3, "an image", "uint8 [height, width, 3]")
+
+    def prepare(self, media: Sequence[UInt8[np.ndarray, "H W 3"]], budget: Budget) -> list[PromptPart]:
+        """Prepare all images of a sample, of the sizes at which they fit into the context together."""
+        grids = self._config.resolution.image_grids([image.shape[:2] for image in media], budget.context, budget.taken)
+        return [self._part(image, grid) for image, grid in zip(media, grids, strict=True)]
+
+    def _part(self, image: UInt8[np.ndarray, "H W 3"], grid: tuple[int, int]) -> PromptPart:
+        tokens = grid[0] * grid[1] // self._patches.merge**2
+        return PromptPart(
+            items=image_items(tokens),
+            media=[Medium(self.name, sized_pixels(image, grid, self._config), tokens)],
+            use={"image_rows": self._patches.rows(*grid)},
+        )
+
+    def shapes(self) -> dict[str, ArraySpec]:
+        """Return patches [rows, numbers], places [rows, 4] and segments [rows]."""
+        return patch_shapes("", self._config.image_rows, self._patches)
+
+    def encoder_inputs(self, arrays: Sequence[Float32[np.ndarray, "H W 3"]]) -> EncoderInputs:
+        """Return the patches of normalized images."""
+        packed = self._patches.pack_images(arrays, self._config.image_rows)
+        return EncoderInputs(patch_arrays("", packed), packed.tokens)

@@ -1,0 +1,34 @@
+"""The modules of a model from settings: a preset's, those with a setting of their own, and encoders by name."""
+
+import pytest
+
+from hetjax.config.model_config import ModelConfig
+from hetjax.config.run_config import load_config
+from hetjax.errors import ConfigError
+from hetjax.models import ParakeetConfig
+from hetjax.models.presets import find_preset
+from tests.harness.paths import ROOT
+
+TINY = find_preset("nemotron_3_nano_omni_tiny")
+
+
+def test_further_encoders_stand_between_those_with_a_name_and_the_language_model():
+    encoders = "{radar: {width: 32, layers: 1, heads: 4, mlp_width: 64, mel_bins: 16, subsampling_channels: 8, "
+    encoders += "projector_width: 64, output_width: 64}}"
+    config, resolved = load_config(["--config", str(ROOT / "configs/omni_tiny.yaml"), "--model.encoders", encoders])
+    assert list(config.model.components) == ["vision", "audio", "radar", "llm"]
+    assert isinstance(config.model.components["radar"], ParakeetConfig)
+    assert "radar" in resolved
+
+
+def test_the_settings_of_given_modules_are_those_modules():
+    components = {"vision": TINY["vision"], "radar": TINY["audio"], "llm": TINY["llm"]}
+    assert ModelConfig.of(components).components == components
+    assert ModelConfig.of({"llm": TINY["llm"]}).components == {"llm": TINY["llm"]}
+
+
+def test_a_module_is_named_once():
+    with pytest.raises(ConfigError, match=r"model.encoders names audio, .*; give model.audio"):
+        ModelConfig(encoders={"audio": TINY["audio"]}, llm=TINY["llm"])
+    with pytest.raises(ConfigError, match=r"model.radar.output_width is 64, but model.llm.width is"):
+        ModelConfig(preset="nemotron_3_nano_omni_300m", encoders={"radar": TINY["audio"]})

@@ -1,0 +1,74 @@
+"""A format of datasets that is registered in one line is read by the pipeline, the check and the evaluation."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from hetjax.data import (
+    DataConfig,
+    JsonlSource,
+    Line,
+    TrainData,
+    check_dataset,
+    eval_batches,
+    load_tokenizer,
+    open_source,
+)
+from hetjax.data.formats import FORMATS, register_format
+from hetjax.errors import DataError
+
+
+class CsvSource:
+    """Questions and answers of a table."""
+
+    def __init__(self, path):
+        self.path, self.folder = Path(path), Path(path).parent
+        with open(path, newline="") as file:
+            self._rows = list(csv.DictReader(file))
+        if not self._rows:
+            raise DataError(f"dataset '{path}' has no row")
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        row = self._rows[index]
+        messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        return Line(text=json.dumps({"messages": messages}).encode(), where=f"{self.path}, row {index + 1}")
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(FORMATS, ".csv", None)  # what is registered goes again
+    register_format(".csv", CsvSource)
+
+
+def write(path, rows):
+    path.write_text("question,answer\n" + "".join(f"{question},{answer}\n" for question, answer in rows))
+    return str(path)
+
+
+def test_the_pipeline_reads_a_registered_format(tmp_path):
+    train = write(tmp_path / "train.csv", [("one?", "first"), ("two?", "second")])
+    config = DataConfig(train=train, eval=train, seq_len=32, batch_size=2, shuffle=False, workers=0, epochs=1)
+    tokenizer = load_tokenizer(None)
+    batch = next(TrainData(config, tokenizer, 0))
+    texts = [tokenizer.decode(row[row != tokenizer.pad]) for row in batch.arrays["llm"]["tokens"]]
+    assert texts == ["one?first", "two?second"]
+    assert check_dataset(train, config, tokenizer, 0).samples == 2
+    assert [answer for each in eval_batches(config, tokenizer, 0, 2) for answer in each.answers] == ["first", "second"]
+
+
+def test_errors_name_a_sample_as_its_format_does(tmp_path):
+    train = write(tmp_path / "train.csv", [("x" * 50, "long")])
+    config = DataConfig(train=train, seq_len=32, batch_size=1, workers=0, epochs=1)
+    with pytest.raises(DataError, match=r"train.csv, row 1: the sample is \d+ tokens long"):
+        next(TrainData(config, load_tokenizer(None), 0))
+
+
+def test_jsonl_is_the_format_of_any_other_suffix(tmp_path):
+    for name in ("a.jsonl", "a.json", "a"):
+        (tmp_path / name).write_text("{}\n")
+        assert isinstance(open_source(tmp_path / name), JsonlSource)
