@@ -14,7 +14,7 @@ from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, MoEConfig
 from hetjax.models.generate import generate
-from tests.generation.test_generate import DECODER, LENGTHS, TOKENS, B, R, filled
+from tests.harness.generation.two_modules import DECODER, LENGTHS, TOKENS, B, R, filled
 
 EXPERTS = MoEConfig(
     count=4, top_k=2, activation="relu2", shared_width=8, scores="sigmoid", bias_rate=0.1, balance_loss=0.1,

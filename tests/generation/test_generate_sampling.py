@@ -15,7 +15,7 @@ from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, MoEConfig, Sampling
 from hetjax.models.generate import generate
-from tests.generation.test_generate import (
+from tests.harness.generation.two_modules import (
     BATCH,
     DECODER,
     IMAGES,

@@ -1,16 +1,42 @@
 """How programs compile fast rather than well, for tests of numbers: most of their time is compilation."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+import jax
 import jaxlib.version
 
 # Of the two makers of CPU kernels the older one takes half the time. jaxlib 0.10 has both, later ones the newer alone.
 KERNELS = "--xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__[:2] == (0, 10) else ""
 
 
+# A program that took this long to compile is worth a file, in seconds.
+WORTH_SHARING = 0.2
+
+
 def make_kernels_quickly() -> None:
     """In this process and those it starts. Call before the first computation: XLA reads its flags once."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KERNELS}".strip()
+
+
+def share_compiled_programs() -> None:
+    """Compile equal programs once in all processes of a test run: in a folder of its own, gone at its end.
+
+    Workers and the processes that tests start inherit the folder by the environment.
+    """
+    settings = {
+        "jax_persistent_cache_min_compile_time_secs": WORTH_SHARING,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        folder = tempfile.mkdtemp(prefix="hetjax-tests-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, value in {"jax_compilation_cache_dir": folder, **settings}.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 def environment(*, quick: bool) -> dict[str, str]:

@@ -11,9 +11,9 @@ from flax import nnx
 from hetjax.models import NemotronH
 from hetjax.models.parts.groups import Group, find_groups
 from hetjax.models.remat import remat_in_force
+from tests.harness.models.nemotron_nano import NANO
 from tests.harness.models.tiny_hybrid import HYBRID
 from tests.harness.processes import run_processes
-from tests.models.test_nemotron_h import NANO
 
 SMALL = dataclasses.replace(HYBRID, width=32, vocab_size=64)
 

@@ -22,8 +22,8 @@ from hetjax.models import LanguageModel, MoEConfig, VisionEncoder
 from hetjax.models.parts import router
 from tests.harness.choices import others_slow
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, steps_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 STEPS, BIAS_ENTRIES = 3, 2 * 8
 BIAS, COUNTS = "layers/block/mlp/router/bias", "layers/block/mlp/router/counts"

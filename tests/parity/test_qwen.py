@@ -15,8 +15,8 @@ from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, ModelError, MoEConfig, RopeScaling, VisionEncoder
 from tests.harness.choices import others_slow
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, train_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 STEPS = 2
 SCALING = RopeScaling(factor=4.0, original_length=16)

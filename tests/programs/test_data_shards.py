@@ -9,17 +9,11 @@ from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, Placement
 from hetjax.models import VisionEncoder
+from tests.harness.compiled_trainer import make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 pytestmark = pytest.mark.optimized
-
-
-def make_trainer(vision: Layout, llm: Layout, **options) -> Trainer:
-    placement = Placement({"vision": vision, "llm": llm})
-    trainer = Trainer(make_graph(), placement, optimizer=make_optimizer(), **{"microbatches": 2, **options})
-    trainer.compile(make_batch())
-    return trainer
 
 
 def kinds(program) -> list[str]:

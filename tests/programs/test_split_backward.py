@@ -13,9 +13,9 @@ from hetjax.meshes import Layout
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.stages.flat_state import take_apart
+from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import VISION, make_batch, make_graph
-from tests.parity.test_parity import make_trainer
 
 
 def language_model():

@@ -4,7 +4,7 @@ import pytest
 
 from hetjax.meshes import Layout
 from hetjax.tools.bench.traffic import bytes_of_step
-from tests.programs.test_data_shards import make_trainer
+from tests.harness.compiled_trainer import make_trainer
 
 pytestmark = pytest.mark.optimized
 
