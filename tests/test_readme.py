@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+from tests.harness.compile_quickly import environment
 from tests.harness.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -15,7 +16,14 @@ def blocks(language: str) -> list[str]:
 
 def test_the_example_runs_as_it_stands():
     (example,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=ROOT,
+        env=environment(quick=True),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr
     loss, grad_norm = map(float, done.stdout.split())
     assert loss < 3.5, "twenty steps on one batch learn something: a guess costs log(64) = 4.16"

@@ -9,7 +9,12 @@ import jax
 import jaxlib.version
 
 # Of the two makers of CPU kernels the older one takes half the time. jaxlib 0.10 has both, later ones the newer alone.
-KERNELS = "--xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__[:2] == (0, 10) else ""
+# And a program in one part: parts are compiled side by side, but the cores are taken by other tests.
+KERNELS = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if jaxlib.version.__version_info__[:2] == (0, 10)
+    else ""
+)
 
 
 # A program that took this long to compile is worth a file, in seconds.

@@ -1,5 +1,6 @@
 """What blocks send between devices, read from what was compiled: which operations, how many, of how many bytes."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -59,6 +60,7 @@ def vision_block(config, *, rngs):
     return VisionBlock(config.width, config.heads, config.mlp_width, norm_epsilon=config.norm_epsilon, rngs=rngs)
 
 
+@functools.cache
 def compiled(kind: str, layout: Layout) -> tuple[str, str]:
     """The texts of the forward and the backward program; the backward takes what the forward kept."""
     splits = splits_of(layout)

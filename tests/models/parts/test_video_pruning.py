@@ -93,7 +93,7 @@ def test_counts_of_long_videos_are_those_of_the_host():
     for rate, tubelets in ((0.7, 10), (0.7, 30), (0.9, 70), (0.1, 50)):
         tokens = np.random.default_rng(3).normal(size=(1, tubelets, 2)).astype(np.float32)
         segments, is_token = np.arange(tubelets)[None], np.ones((1, tubelets), bool)
-        _, kept = prune(tokens, segments, is_token, rate, tubelets)
+        _, kept = jax.jit(prune, static_argnums=(3, 4))(tokens, segments, is_token, rate, tubelets)
         assert int((kept < tubelets).sum()) == keep_count(tubelets, 1, rate)
 
 
