@@ -1,9 +1,11 @@
 """How programs compile fast rather than well, for tests of numbers: most of their time is compilation."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import jaxlib.version
@@ -42,6 +44,18 @@ def share_compiled_programs() -> None:
     for name, value in {"jax_compilation_cache_dir": folder, **settings}.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """Compile quickly within a test that does not: random weights take most of its time else, and no test reads
+    the programs that draw them."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def environment(*, quick: bool) -> dict[str, str]:

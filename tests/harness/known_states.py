@@ -56,15 +56,20 @@ def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
     return whole[sum(layers[: stage.index]) :][: aval.shape[0]] if stacked else whole
 
 
+def placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array of which every process has all numbers and places those of its own devices, without a program."""
+    shards = sharding.addressable_devices_indices_map(array.shape).items()
+    return jax.make_array_from_single_device_arrays(
+        array.shape, sharding, [jax.device_put(array[index], device) for device, index in shards]
+    )
+
+
 def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
     """The stages that this process runs, each with its own shards."""
 
     def drawn(stage, kind, avals):
         parts = {path: known_part(stage, kind, path, aval) for path, aval in avals.items()}
-        return {
-            path: jax.make_array_from_callback(aval.shape, aval.sharding, parts[path].__getitem__)
-            for path, aval in avals.items()
-        }
+        return {path: placed(parts[path], aval.sharding) for path, aval in avals.items()}
 
     stages = {}
     for stage in trainer.stages:

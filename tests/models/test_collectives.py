@@ -19,6 +19,7 @@ from hetjax.models.parts.rope import rope_table
 from hetjax.models.parts.stack import Stack
 from hetjax.models.parts.vision_block import VisionBlock
 from hetjax.stages.flat_state import take_apart
+from tests.harness.compile_quickly import quickly
 from tests.harness.models.layouts import constraint_of, splits_of
 
 pytestmark = pytest.mark.optimized
@@ -43,6 +44,7 @@ def vision(block, x):
     return block(x)
 
 
+@quickly()
 def make(kind: str):
     """(module, the function that runs it)."""
     config, block, call = {

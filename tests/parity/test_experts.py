@@ -22,6 +22,7 @@ from hetjax.models import LanguageModel, MoEConfig, VisionEncoder
 from hetjax.models.parts import router
 from hetjax.programs.forward_backward import ForwardBackward
 from tests.harness.choices import others_slow
+from tests.harness.compile_quickly import quickly
 from tests.harness.compiled_trainer import compile_some
 from tests.harness.parity import problem
 from tests.harness.parity.comparison import TOLERANCE
@@ -51,6 +52,7 @@ make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
 
 
 @functools.cache
+@quickly()
 def make_graph(model: str) -> ModuleGraph:
     modules = {
         "vision": VisionEncoder(problem.VISION, rngs=nnx.Rngs(1)),
