@@ -50,7 +50,7 @@ def share_compiled_programs() -> None:
 def quickly() -> Iterator[None]:
     """Compile quickly within a test that does not: random weights take most of its time else, and no test reads
     the programs that draw them."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
