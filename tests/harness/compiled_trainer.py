@@ -20,6 +20,11 @@ def compiled_step(vision: Layout, llm: Layout, **options) -> Step:
     return trainer.compiled
 
 
+def trace_alone(trainer: Trainer, batch) -> Step:
+    """A step whose programs are traced, for a test that reads shapes."""
+    return trainer.trace(batch)[0]
+
+
 def compile_some(trainer: Trainer, batch, *, programs: Sequence[str] = (), updates: Sequence[str] = ()) -> Step:
     """A step whose other programs are traced only, for a test that reads what is compiled and runs no step.
 
@@ -27,7 +32,7 @@ def compile_some(trainer: Trainer, batch, *, programs: Sequence[str] = (), updat
         programs: stages whose forward and backward are compiled.
         updates: stages whose programs of the end of a step are compiled.
     """
-    step, _ = trainer.trace(batch)
+    step = trace_alone(trainer, batch)
     tasks = {f"{name} programs": step.programs[name].compile for name in programs}
     compile_all(tasks | {f"{name} update": step.updates[name].compile for name in updates}, progress=False)
     return step

@@ -12,7 +12,7 @@ from hetjax import Trainer
 from hetjax.errors import GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.schedule.actions import Kind
-from tests.harness.compiled_trainer import compile_some
+from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
@@ -61,7 +61,7 @@ def test_a_microbatch_in_flight_costs_activations_only():
 
 def test_a_frozen_encoder_has_no_backward_no_optimizer_state_and_no_gradient_crossing():
     trainer = make_trainer(frozen=("vision",))
-    step, _ = trainer.trace(make_batch())
+    step = trace_alone(trainer, make_batch())
     (crossing,) = step.crossings.values()
     assert not step.programs["vision"].has_backward
     assert step.programs["llm"].gradient_inputs == ()

@@ -13,7 +13,7 @@ from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
 from hetjax.execution.step_programs import Step
 from hetjax.meshes import Layout, Placement
-from tests.harness.compiled_trainer import compile_some
+from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity import problem
 
 pytestmark = pytest.mark.optimized
@@ -152,7 +152,7 @@ def test_a_frozen_module_is_held_as_it_is_computed_with():
 def test_weights_are_cast_before_they_are_gathered():
     """Read before compilation: CPU programs widen bfloat16 in collectives."""
     trainer = make_trainer({"fsdp": 2}, 1, compute_dtype="bfloat16")
-    update = trainer.trace(problem.make_batch())[0].updates["llm"]
+    update = trace_alone(trainer, problem.make_batch()).updates["llm"]
     text = jax.jit(update._prepare).lower(update.stage.params).as_text()
     pinned = [line for line in text.splitlines() if "sharding_constraint" in line]
     assert len(pinned) == len(update.stage.cast_params)
