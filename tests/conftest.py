@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -19,6 +20,11 @@ make_kernels_quickly()
 share_compiled_programs()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores: while some tests wait for processes that they started, others compute."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 """States whose every value is known without the code under test, and trainers on several placements."""
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -27,20 +28,23 @@ ONE_DEVICE = {"vision": Layout(devices="0"), "llm": Layout(devices="0")}
 REVERSED = {"vision": Layout(devices="7,3", stage=2), "llm": Layout(devices="6,5,1,0", stage=2, fsdp=2)}
 
 
+@functools.cache
+def graph_of(decoder, vision: bool = False) -> hetjax.ModuleGraph:
+    """Its modules are traced for their shapes once."""
+    modules = {"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)}
+    if not vision:
+        return hetjax.ModuleGraph(modules)
+    modules = {"vision": lambda rngs: VisionEncoder(VISION, rngs=rngs), **modules}
+    return hetjax.ModuleGraph(modules, [hetjax.Edge("vision.tokens", "llm.image_tokens")])
+
+
 def trainer_on(placement, *, decoder=DECODER, optimizer=None, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph(
-        {
-            "vision": lambda rngs: VisionEncoder(VISION, rngs=rngs),
-            "llm": lambda rngs: LanguageModel(decoder, rngs=rngs),
-        },
-        [hetjax.Edge("vision.tokens", "llm.image_tokens")],
-    )
+    graph = graph_of(decoder, vision=True)
     return hetjax.Trainer(graph, Placement(placement), optimizer=optimizer or optax.adamw(1e-2), **settings)
 
 
 def llm_on(layout: Layout, decoder=DECODER, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)})
-    return hetjax.Trainer(graph, Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
+    return hetjax.Trainer(graph_of(decoder), Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
 
 
 # ── states whose every value is known without the code under test ────────────────────────────────

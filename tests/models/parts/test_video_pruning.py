@@ -100,8 +100,8 @@ def test_counts_of_long_videos_are_those_of_the_host():
 def test_gradient_reaches_the_kept_tokens_alone(float64):
     tokens, segments, is_token = (x[None] for x in packed_rows(np.random.default_rng(4), [(4, 3)])[:3])
     weights = np.random.default_rng(5).normal(size=(1, 8, 5))
-    _, kept = prune(tokens, segments, is_token, 0.5, 8)
-    got = jax.grad(lambda tokens: jnp.sum(weights * prune(tokens, segments, is_token, 0.5, 8)[0]))(tokens)
+    _, kept = jax.jit(prune, static_argnums=(3, 4))(tokens, segments, is_token, 0.5, 8)
+    got = jax.jit(jax.grad(lambda tokens: jnp.sum(weights * prune(tokens, segments, is_token, 0.5, 8)[0])))(tokens)
     want = np.zeros_like(tokens)
     for place, row in enumerate(kept[0][:6]):
         want[0, row] += weights[0, place]
