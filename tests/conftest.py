@@ -1,20 +1,41 @@
 """Every test runs on eight CPU devices unless it starts processes of its own."""
 
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
 import jax
 import pytest
 
+from hetjax.cli import train_main
 from hetjax.config.build import build_trainer
 from hetjax.config.run_config import load_config
-from tests.harness.compile_quickly import make_kernels_quickly
+from tests.harness.compile_quickly import make_kernels_quickly, share_compiled_programs
+from tests.harness.digits_run import CONFIG, write_dataset
+from tests.harness.paths import ROOT
 
 make_kernels_quickly()
+share_compiled_programs()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than cores: while some tests wait for processes that they started, others compute."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):
     """Long tests first, those with a timeout of their own, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout") if mark.args), default=0))
+
+
+def pytest_collection_finish():
+    """What stands when tests begin is never garbage, and a heap of traced programs is searched for it seldom."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +90,21 @@ def make_config(tiny_yaml):
 @pytest.fixture
 def make_trainer(make_config):
     return lambda *changes: build_trainer(make_config(*changes))
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Run train.py on a small dataset with further arguments: (exit code, what it printed on stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str, data: Path | None = None) -> tuple[int | None, str]:
+        data = data or write_dataset(tmp_path / "data")
+        common = ["--config", CONFIG, "--data.train", str(data), "--data.eval", "null", "--data.batch_size", "8"]
+        code = None
+        try:
+            train_main([*common, "--run_dir", str(tmp_path / "run"), "--steps", "2", *arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().err
+
+    return call

@@ -68,3 +68,18 @@ def test_every_folder_is_a_package_that_is_installed():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert {name for name, path in MODULES.items() if path.name == "__init__.py"} == set(setuptools["packages"])
     assert all((path.parent / "__init__.py").exists() for path in MODULES.values())
+
+
+def test_no_test_file_imports_from_another():
+    """What several of them need stands in tests/harness."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        found = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        found += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        found += [
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        assert not [each for each in found if each.startswith("tests.") and ".test_" in each], path

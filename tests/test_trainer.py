@@ -11,17 +11,17 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.meshes import Layout, Placement
 from tests.harness.parity.oracle import relative_error
-from tests.harness.small_modules import CLASSES, IN, Encoder, Head, Middle, Noisy, Tower, Vote
+from tests.harness.plain_trainer import (
+    SAMPLES,
+    branching_modules,
+    make_batch,
+    make_optimizer,
+    plain_modules,
+    plain_trainer,
+)
+from tests.harness.small_modules import Encoder, Head, Noisy, Tower
 
-SAMPLES = 12
 TOLERANCE = 1e-5
-
-
-def make_batch(*encoders: str, sink: str = "head", seed: int = 0):
-    random = np.random.default_rng(seed)
-    inputs = {name: {"x": random.normal(size=(SAMPLES, IN)).astype(np.float32)} for name in encoders}
-    labels = random.integers(0, CLASSES, SAMPLES).astype(np.int32)
-    return {**inputs, sink: {"labels": labels}, "loss_tokens": SAMPLES}
 
 
 def by_module(state) -> dict[str, dict[str, np.ndarray]]:
@@ -86,22 +86,7 @@ def assert_equals_by_hand(trainer: Trainer, batch, history) -> None:
                 assert relative_error(np.asarray(buffers[path]), value) <= TOLERANCE, (module, path)
 
 
-def make_optimizer() -> optax.GradientTransformation:
-    return optax.adam(1e-2, eps=1e-3)
-
-
 # ── an encoder and a head without any dim names ──────────────────────────────────────────────────
-
-
-@functools.cache
-def plain_modules():
-    return {"encoder": Encoder(nnx.Rngs(1)), "head": Head(nnx.Rngs(2))}
-
-
-def plain_trainer(**options) -> Trainer:
-    graph = ModuleGraph(plain_modules(), [Edge("encoder.features", "head.features")])
-    layouts = {"encoder": Layout(devices="0-2", data=3), "head": Layout(devices="4-7", fsdp=2, tensor=2)}
-    return Trainer(graph, Placement(layouts), **{"optimizer": make_optimizer(), "microbatches": 2, **options})
 
 
 @functools.cache
@@ -150,12 +135,6 @@ def test_statistics_and_dropout_keys_pass_through_the_microbatches_in_order():
 
 
 # ── fan-in, a skip connection, a frozen module in between, integers ──────────────────────────────
-
-
-@functools.cache
-def branching_modules():
-    kinds = {"left": Encoder, "right": Encoder, "middle": Middle, "vote": Vote, "head": Head}
-    return {name: kind(nnx.Rngs(seed)) for seed, (name, kind) in enumerate(kinds.items())}
 
 
 def run_branching(modules, inputs):

@@ -10,8 +10,8 @@ from flax import nnx
 from hetjax import Boundary, Edge, ModuleGraph, Trainer
 from hetjax.errors import BatchError, BoundaryError, ConfigError, GraphError, ScheduleError, StateError
 from hetjax.meshes import Layout, Placement
+from tests.harness.plain_trainer import branching_modules, make_batch, plain_modules, plain_trainer
 from tests.harness.small_modules import CLASSES, IN, Encoder
-from tests.test_trainer import branching_modules, make_batch, plain_modules, plain_trainer
 
 
 @pytest.mark.parametrize("gradient", [True, False])

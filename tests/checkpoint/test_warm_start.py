@@ -21,7 +21,6 @@ from hetjax.models.huggingface.families import FAMILIES
 from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 from tests.harness.huggingface.omni_configs import TINY as OMNI
 from tests.harness.huggingface.whole_models import read_arrays
-from tests.training.test_bad_input import run  # noqa: F401, a fixture
 
 # The sizes of the tiny run of tests/conftest.py.
 TINY = {
@@ -200,7 +199,7 @@ def test_settings_that_the_weights_were_not_made_for_are_reported(folders, make_
 
 @pytest.mark.slow
 @pytest.mark.quick
-def test_a_run_starts_where_its_settings_say(run, tmp_path):  # noqa: F811
+def test_a_run_starts_where_its_settings_say(run, tmp_path):
     digits = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
     source = write_folder(tmp_path / "hf", digits, tensors_of(digits, np.float32))
     code, printed = run("--warm_start", str(source))
@@ -218,7 +217,7 @@ def test_a_run_starts_where_its_settings_say(run, tmp_path):  # noqa: F811
     assert config.warm_start == {"vision": str(tmp_path / "run")}
 
 
-def test_a_run_refuses_weights_of_another_size(run, tmp_path):  # noqa: F811
+def test_a_run_refuses_weights_of_another_size(run, tmp_path):
     source = write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA))
     code, printed = run("--warm_start.llm", str(source))
     assert code == 2

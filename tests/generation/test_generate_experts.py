@@ -13,7 +13,7 @@ import hetjax
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, MoEConfig
-from tests.generation.test_generate import DECODER, LENGTHS, TOKENS, B, R, filled
+from tests.harness.generation.two_modules import DECODER, LENGTHS, TOKENS, B, R, filled
 from tests.harness.models.generate import generate
 
 EXPERTS = MoEConfig(
@@ -36,10 +36,15 @@ def model() -> LanguageModel:
     return module
 
 
+@functools.cache
+def on_one_device() -> np.ndarray:
+    run = nnx.jit(functools.partial(generate, max_new_tokens=R, stop_token=-1))
+    return np.asarray(run(model(), TOKENS, LENGTHS))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_answers_of_experts_equal_one_device(name):
-    run = nnx.jit(functools.partial(generate, max_new_tokens=R, stop_token=-1))
-    want = np.asarray(run(model(), TOKENS, LENGTHS))
+    want = on_one_device()
     assert len(np.unique(want, axis=0)) == B
     graph = hetjax.ModuleGraph({"llm": model()})
     trainer = hetjax.Trainer(graph, Placement({"llm": LAYOUTS[name]}), optimizer=optax.sgd(0.1))

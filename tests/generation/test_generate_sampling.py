@@ -14,7 +14,7 @@ from hetjax.errors import ConfigError
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, MoEConfig, Sampling
-from tests.generation.test_generate import (
+from tests.harness.generation.two_modules import (
     BATCH,
     DECODER,
     IMAGES,

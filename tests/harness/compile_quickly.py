@@ -1,16 +1,61 @@
 """How programs compile fast rather than well, for tests of numbers: most of their time is compilation."""
 
+import atexit
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 
+import jax
 import jaxlib.version
 
 # Of the two makers of CPU kernels the older one takes half the time. jaxlib 0.10 has both, later ones the newer alone.
-KERNELS = "--xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__[:2] == (0, 10) else ""
+# And a program in one part: parts are compiled side by side, but the cores are taken by other tests.
+KERNELS = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if jaxlib.version.__version_info__[:2] == (0, 10)
+    else ""
+)
+
+
+# A program that took this long to compile is worth a file, in seconds.
+WORTH_SHARING = 0.2
 
 
 def make_kernels_quickly() -> None:
     """In this process and those it starts. Call before the first computation: XLA reads its flags once."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KERNELS}".strip()
+
+
+def share_compiled_programs() -> None:
+    """Compile equal programs once in all processes of a test run: in a folder of its own, gone at its end.
+
+    Workers and the processes that tests start inherit the folder by the environment.
+    """
+    settings = {
+        "jax_persistent_cache_min_compile_time_secs": WORTH_SHARING,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        folder = tempfile.mkdtemp(prefix="hetjax-tests-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, value in {"jax_compilation_cache_dir": folder, **settings}.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """Compile quickly within a test that does not: random weights take most of its time else, and no test reads
+    the programs that draw them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def environment(*, quick: bool) -> dict[str, str]:

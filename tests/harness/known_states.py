@@ -1,6 +1,7 @@
 """States whose every value is known without the code under test, and trainers on several placements."""
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -27,20 +28,23 @@ ONE_DEVICE = {"vision": Layout(devices="0"), "llm": Layout(devices="0")}
 REVERSED = {"vision": Layout(devices="7,3", stage=2), "llm": Layout(devices="6,5,1,0", stage=2, fsdp=2)}
 
 
+@functools.cache
+def graph_of(decoder, vision: bool = False) -> hetjax.ModuleGraph:
+    """Its modules are traced for their shapes once."""
+    modules = {"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)}
+    if not vision:
+        return hetjax.ModuleGraph(modules)
+    modules = {"vision": lambda rngs: VisionEncoder(VISION, rngs=rngs), **modules}
+    return hetjax.ModuleGraph(modules, [hetjax.Edge("vision.tokens", "llm.image_tokens")])
+
+
 def trainer_on(placement, *, decoder=DECODER, optimizer=None, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph(
-        {
-            "vision": lambda rngs: VisionEncoder(VISION, rngs=rngs),
-            "llm": lambda rngs: LanguageModel(decoder, rngs=rngs),
-        },
-        [hetjax.Edge("vision.tokens", "llm.image_tokens")],
-    )
+    graph = graph_of(decoder, vision=True)
     return hetjax.Trainer(graph, Placement(placement), optimizer=optimizer or optax.adamw(1e-2), **settings)
 
 
 def llm_on(layout: Layout, decoder=DECODER, **settings) -> hetjax.Trainer:
-    graph = hetjax.ModuleGraph({"llm": lambda rngs: LanguageModel(decoder, rngs=rngs)})
-    return hetjax.Trainer(graph, Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
+    return hetjax.Trainer(graph_of(decoder), Placement({"llm": layout}), optimizer=optax.adamw(1e-2), **settings)
 
 
 # ── states whose every value is known without the code under test ────────────────────────────────
@@ -56,15 +60,20 @@ def known_part(stage, kind: str, path: str, aval) -> np.ndarray:
     return whole[sum(layers[: stage.index]) :][: aval.shape[0]] if stacked else whole
 
 
+def placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array of which every process has all numbers and places those of its own devices, without a program."""
+    shards = sharding.addressable_devices_indices_map(array.shape).items()
+    return jax.make_array_from_single_device_arrays(
+        array.shape, sharding, [jax.device_put(array[index], device) for device, index in shards]
+    )
+
+
 def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
     """The stages that this process runs, each with its own shards."""
 
     def drawn(stage, kind, avals):
         parts = {path: known_part(stage, kind, path, aval) for path, aval in avals.items()}
-        return {
-            path: jax.make_array_from_callback(aval.shape, aval.sharding, parts[path].__getitem__)
-            for path, aval in avals.items()
-        }
+        return {path: placed(parts[path], aval.sharding) for path, aval in avals.items()}
 
     stages = {}
     for stage in trainer.stages:

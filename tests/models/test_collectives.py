@@ -19,6 +19,7 @@ from hetjax.models.parts.rope import rope_table
 from hetjax.models.parts.stack import Stack
 from hetjax.models.parts.vision_block import VisionBlock
 from hetjax.stages.flat_state import take_apart
+from tests.harness.compile_quickly import quickly
 from tests.harness.models.layouts import constraint_of, splits_of
 
 pytestmark = pytest.mark.optimized
@@ -31,6 +32,7 @@ VISION = VisionConfig(
 )
 LAYOUTS = {"tensor2": {"tensor": 2}, "tensor4": {"tensor": 4}, "data2-tensor4": {"data": 2, "tensor": 4}}
 ACTIVATION = B * S * D * 4
+TEXTS: dict[tuple[str, str], tuple[str, str]] = {}
 
 
 def decoder(block, x):
@@ -43,6 +45,7 @@ def vision(block, x):
     return block(x)
 
 
+@quickly()
 def make(kind: str):
     """(module, the function that runs it)."""
     config, block, call = {
@@ -61,6 +64,14 @@ def vision_block(config, *, rngs):
 
 
 def compiled(kind: str, layout: Layout) -> tuple[str, str]:
+    """The texts of the forward and the backward program, compiled once for all tests."""
+    key = kind, str(layout)
+    if key not in TEXTS:
+        TEXTS[key] = compile_both(kind, layout)
+    return TEXTS[key]
+
+
+def compile_both(kind: str, layout: Layout) -> tuple[str, str]:
     """The texts of the forward and the backward program; the backward takes what the forward kept."""
     splits = splits_of(layout)
     mesh = splits.mesh

@@ -11,9 +11,9 @@ from flax import nnx
 from hetjax.models import NemotronH
 from hetjax.models.parts.groups import Group, find_groups
 from hetjax.models.remat import remat_in_force
+from tests.harness.models.nemotron_nano import NANO
 from tests.harness.models.tiny_hybrid import HYBRID
 from tests.harness.processes import run_processes
-from tests.models.test_nemotron_h import NANO
 
 SMALL = dataclasses.replace(HYBRID, width=32, vocab_size=64)
 
@@ -46,6 +46,7 @@ def test_the_compiler_sees_ten_layers_of_52():
 
 def times_to_compile() -> tuple[float, float]:
     """Of one layer of each kind, and of the whole pattern."""
+    jax.config.update("jax_enable_compilation_cache", False)  # else the second is read from a file
     with remat_in_force("full"):
         seconds_to_compile("*")  # what is slow the first time has been done
         return tuple(min(seconds_to_compile(pattern) for _ in range(2)) for pattern in ("M*E", NANO.pattern))

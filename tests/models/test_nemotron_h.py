@@ -9,27 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hetjax.models import MambaConfig, ModelError, MoEConfig, NemotronH, NemotronHConfig
+from hetjax.models import ModelError, NemotronH
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.parts.groups import layer_places
 from hetjax.models.parts.router import RoutingState
 from tests.harness.models.generate import generate
+from tests.harness.models.nemotron_nano import NANO
 from tests.harness.models.tiny_hybrid import HYBRID, WITHOUT_LOSS, build_hybrid, hybrid_batch, loss_and_gradients
 from tests.harness.models.tiny_models import relative_error
-
-NANO = NemotronHConfig(
-    pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
-    vocab_size=131072,
-    width=2688,
-    heads=32,
-    kv_heads=2,
-    head_dim=128,
-    mamba=MambaConfig(heads=64, head_dim=64, groups=8, state=128),
-    experts=MoEConfig(
-        count=128, top_k=6, activation="relu2", shared_width=3712, scores="sigmoid", factor=2.5, bias_rate=1e-3
-    ),
-    expert_width=1856,
-)
 
 
 def count(state) -> int:

@@ -11,10 +11,10 @@ from hetjax import Trainer
 from hetjax.meshes import Placement
 from tests.harness.parity import problem
 from tests.harness.parity.axes import ALONE, AXES, CASES, MIXED, PAIRS, QUICK, SLOW, make_batch, make_graph
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, steps_on_one_device
 from tests.harness.parity.problem import MAX_GRAD_NORM, STEPS
 from tests.harness.processes import run_processes
-from tests.parity.test_parity import TOLERANCE
 
 make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
 

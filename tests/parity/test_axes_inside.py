@@ -5,8 +5,8 @@ import pytest
 from hetjax.errors import BatchError
 from hetjax.meshes import Layout, PlacementError
 from tests.harness.choices import others_slow
+from tests.harness.parity.comparison import assert_equal, largest_errors, make_trainer
 from tests.harness.parity.problem import make_batch
-from tests.parity.test_parity import assert_equal, largest_errors, make_trainer
 
 # {name: (vision layout, llm layout, schedule, microbatches)}
 QUICK = {

@@ -16,8 +16,8 @@ from hetjax.meshes import Layout, Placement
 from hetjax.stages.flat_state import take_apart
 from tests.harness.choices import others_slow
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, train_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 ROWS, SAMPLES, STEPS = 16, 16, 2
 FORMS = ("ring", "all_gather")

@@ -20,10 +20,13 @@ from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, Placement, PlacementError
 from hetjax.models import LanguageModel, MoEConfig, VisionEncoder
 from hetjax.models.parts import router
+from hetjax.programs.forward_backward import ForwardBackward
 from tests.harness.choices import others_slow
+from tests.harness.compile_quickly import quickly
+from tests.harness.compiled_trainer import compile_some
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, steps_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 STEPS, BIAS_ENTRIES = 3, 2 * 8
 BIAS, COUNTS = "layers/block/mlp/router/bias", "layers/block/mlp/router/counts"
@@ -49,6 +52,7 @@ make_optimizer = functools.partial(problem.make_optimizer, small_gradients=True)
 
 
 @functools.cache
+@quickly()
 def make_graph(model: str) -> ModuleGraph:
     modules = {
         "vision": VisionEncoder(problem.VISION, rngs=nnx.Rngs(1)),
@@ -141,12 +145,21 @@ def test_no_choice_is_close(monkeypatch):
         gaps.clear()
 
 
+def llm_program(trainer: Trainer) -> ForwardBackward:
+    """The compiled programs of the language model, and of no other stage."""
+    return compile_some(trainer, problem.make_batch(), programs=["llm"]).programs["llm"]
+
+
+@functools.cache
+def fsdp_program(dtype: str) -> ForwardBackward:
+    return llm_program(make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1))
+
+
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_rows_travel_twice_each_way_and_no_weight_travels(dtype):
     vision, llm = LAYOUTS["expert4-tensor2"]
     trainer = make_trainer((vision, dataclasses.replace(llm, sequence_parallel=False)), dtype, 1)
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = llm_program(trainer)
     for text, numbers in ((program.programs["forward"].text, 2), (program.programs["backward"].text, 1)):
         found = collectives(text)
         rows = problem.SAMPLES // 4 * problem.ROWS
@@ -162,8 +175,7 @@ def test_rows_travel_twice_each_way_and_no_weight_travels(dtype):
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_layers_that_are_computed_again_send_rows_to_the_experts_once_more(dtype):
     trainer = make_trainer(LAYOUTS["expert4-tensor2"], dtype, 1, remat={"llm": "full"})
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = llm_program(trainer)
     rows = problem.SAMPLES * problem.ROWS * LLM.width * 4
     for text, times in ((program.programs["forward"].text, 2), (program.programs["backward"].text, 3)):
         assert [each.result_bytes for each in collectives(text) if each.kind == "all-to-all"].count(rows) == times
@@ -172,9 +184,7 @@ def test_layers_that_are_computed_again_send_rows_to_the_experts_once_more(dtype
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_gradients_of_experts_are_scattered_to_the_parts_of_the_optimizer(dtype):
     """Over fsdp each arrives in parts, and only a part is summed over data."""
-    trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = fsdp_program(dtype)
     found = collectives(program.programs["backward"].text)
     for path in ("layers/block/mlp/up", "layers/block/mlp/down"):
         aval = program.stage.params[path]
@@ -185,9 +195,7 @@ def test_gradients_of_experts_are_scattered_to_the_parts_of_the_optimizer(dtype)
 
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_fsdp_gathers_weights_and_no_activation(dtype):
-    trainer = make_trainer(LAYOUTS["data2-expert2-fsdp2"], dtype, 1)
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = fsdp_program(dtype)
     weights = {
         4 * aval.size // 2 ** ("mlp/up" in path or "mlp/down" in path) for path, aval in program_weights(program)
     }
@@ -207,8 +215,7 @@ def program_weights(program):
 @pytest.mark.parametrize("name", ["expert4-tensor2", "data4-tensor2"])
 def test_residuals_contain_no_weight_of_an_expert(name, dtype):
     trainer = make_trainer(LAYOUTS[name], dtype, 2)
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = llm_program(trainer)
     weights = {aval.shape for _, aval in program_weights(program) if len(aval.shape) > 1}
     assert {(2, 8, 24, 16), (8, 16, 24), (24, 8)} <= weights
     kept = {aval.shape for aval in program.residual_shapes}

@@ -1,68 +1,21 @@
 """A layout never changes the numbers: every case against one device without any mesh."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from hetjax import Trainer
 from hetjax.boundary.copies import Copies
 from hetjax.execution.executor import Executor
-from hetjax.meshes import Layout, Placement
+from hetjax.meshes import Layout
 from hetjax.schedule import build_schedule
 from tests.harness.parity.cases import ALL, LAYOUTS, MICROBATCHES, SCHEDULES, Case, applies, covering_sample, pairs_of
-from tests.harness.parity.oracle import relative_error, train_on_one_device
-from tests.harness.parity.problem import MAX_GRAD_NORM, STEPS, make_batch, make_graph, make_optimizer
+from tests.harness.parity.comparison import TOLERANCE, assert_equal, largest_errors, make_trainer
+from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SAMPLE = covering_sample(ALL)
-
-
-@functools.cache
-def expected(dtype: str, layers: int = 2):
-    optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), make_optimizer())
-    return train_on_one_device(make_graph(layers), make_batch(), optimizer, steps=STEPS, dtype=dtype)
-
-
-def make_trainer(
-    layouts: tuple[Layout, Layout], dtype: str, schedule: str, microbatches: int, *, layers: int = 2, **options
-) -> Trainer:
-    return Trainer(
-        make_graph(layers),
-        Placement(dict(zip(("vision", "llm"), layouts, strict=True))),
-        optimizer=make_optimizer(),
-        schedule=schedule,
-        microbatches=microbatches,
-        max_grad_norm=MAX_GRAD_NORM,
-        param_dtype=dtype,
-        compute_dtype=dtype,
-        **options,
-    )
-
-
-def largest_errors(trainer: Trainer, dtype: str, batch=None, layers: int = 2) -> dict[str, float]:
-    """The largest relative error over three steps: of the losses, of any gradient, of any weight."""
-    batch = make_batch() if batch is None else batch
-    state = trainer.init()
-    errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
-    for loss, gradients, weights in expected(dtype, layers):
-        _, actual_gradients = trainer.loss_and_gradients(state, batch)
-        state, metrics = trainer.step(state, batch)
-        actual_weights = trainer.weights(state)
-        found = {
-            "loss": [relative_error(metrics["loss"], loss)],
-            "gradient": [relative_error(actual_gradients[m][p], g) for m in gradients for p, g in gradients[m].items()],
-            "weight": [relative_error(actual_weights[m][p], w) for m in weights for p, w in weights[m].items()],
-        }
-        errors = {what: max((errors[what], *values)) for what, values in found.items()}
-    return errors
-
-
-def assert_equal(errors: dict[str, float], dtype: str) -> None:
-    assert max(errors.values()) <= TOLERANCE[dtype], errors
 
 
 @pytest.mark.parametrize("case", SAMPLE[:4], ids=str)

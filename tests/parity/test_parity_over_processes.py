@@ -7,12 +7,12 @@ import pytest
 from hetjax import Trainer
 from hetjax.meshes import Placement
 from hetjax.stages.stage import Stage
+from tests.harness.parity import schedules
 from tests.harness.parity.cases import ALL, LAYOUTS, Case, covering_sample
+from tests.harness.parity.comparison import TOLERANCE, expected, largest_errors, make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 from tests.harness.processes import run_processes
-from tests.parity import test_schedules
-from tests.parity.test_parity import TOLERANCE, expected, largest_errors, make_trainer
 
 SAMPLE = covering_sample(ALL)
 
@@ -68,11 +68,11 @@ def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
 
 
 def errors_of_schedules(names: list[tuple[str, str, int]], dtype: str) -> list[dict[str, float]]:
-    """Runs in every process: what it finds of each layout and schedule of `test_schedules`."""
+    """Runs in every process: what it finds of each layout and schedule of `schedules`."""
     found = []
     for name, schedule, microbatches in names:
-        layers = test_schedules.LAYERS
-        trainer = make_trainer(test_schedules.LAYOUTS[name], dtype, schedule, microbatches, layers=layers)
+        layers = schedules.LAYERS
+        trainer = make_trainer(schedules.LAYOUTS[name], dtype, schedule, microbatches, layers=layers)
         found.append(shard_errors(trainer, dtype, layers))
         jax.clear_caches()
     return found
@@ -98,7 +98,7 @@ def check(processes: int, cases: list[Case], dtype: str, timeout: float) -> None
 @pytest.mark.timeout(700)
 def test_every_schedule_over_processes_equals_one_device():
     """Backwards in two parts, chunks, uneven stages and filled bubbles, over four processes of two devices."""
-    names = test_schedules.QUICK
+    names = schedules.QUICK
     results = run_processes(4, errors_of_schedules, devices=2, x64=True, timeout=600, names=names, dtype="float64")
     for name, *errors in zip(names, *results, strict=True):
         assert max(max(found.values()) for found in errors) <= TOLERANCE["float64"], (name, errors)

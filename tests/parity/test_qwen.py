@@ -14,9 +14,10 @@ from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, Placement
 from hetjax.models import LanguageModel, ModelError, MoEConfig, RopeScaling, VisionEncoder
 from tests.harness.choices import others_slow
+from tests.harness.compiled_trainer import compile_some
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, train_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 STEPS = 2
 SCALING = RopeScaling(factor=4.0, original_length=16)
@@ -88,8 +89,7 @@ def test_training_equals_one_device(model, layout, microbatches, dtype):
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_the_tied_table_is_neither_kept_nor_gathered_over_the_vocabulary(dtype):
     trainer = make_trainer("dense", LAYOUTS["data2-tensor2"], dtype, 2)
-    trainer.compile(problem.make_batch())
-    program = trainer.compiled.programs["llm"]
+    program = compile_some(trainer, problem.make_batch(), programs=["llm"]).programs["llm"]
     vocabulary, width = LLM.vocab_size, LLM.width
     kept = {aval.shape[-2:] for aval in program.residual_shapes}  # what comes before counts shards of the batch
     assert kept and not kept & {(vocabulary, width), (width, vocabulary)}

@@ -12,8 +12,8 @@ from hetjax.models import DecoderConfig, LanguageModel, RadioConfig, RadioEncode
 from tests.harness.choices import others_slow
 from tests.harness.models.radio_cases import image_inputs, images, video, video_inputs
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import TOLERANCE
 from tests.harness.parity.oracle import relative_error, train_on_one_device
-from tests.parity.test_parity import TOLERANCE
 
 SAMPLES, ROWS, STEPS, VOCABULARY = 8, 32, 2, 24
 RADIO = RadioConfig(

@@ -9,17 +9,11 @@ from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, Placement
 from hetjax.models import VisionEncoder
+from tests.harness.compiled_trainer import compile_some, make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 pytestmark = pytest.mark.optimized
-
-
-def make_trainer(vision: Layout, llm: Layout, **options) -> Trainer:
-    placement = Placement({"vision": vision, "llm": llm})
-    trainer = Trainer(make_graph(), placement, optimizer=make_optimizer(), **{"microbatches": 2, **options})
-    trainer.compile(make_batch())
-    return trainer
 
 
 def kinds(program) -> list[str]:
@@ -28,7 +22,8 @@ def kinds(program) -> list[str]:
 
 def test_a_data_parallel_encoder_sends_nothing_until_its_gradients_are_added_up():
     trainer = make_trainer(Layout(data=8), Layout(data=4, tensor=2))
-    program, update = trainer.compiled.programs["vision"], trainer.compiled.updates["vision"]
+    step = compile_some(trainer, make_batch(), programs=["vision"], updates=["vision"])
+    program, update = step.programs["vision"], step.updates["vision"]
     assert kinds(program.programs["forward"]) == kinds(program.programs["backward"]) == []
     reduced = collectives(update.programs["reduce"].text)
     assert {found.kind for found in reduced} == {"all-reduce"}

@@ -1,5 +1,6 @@
 """Weights are held once, and only what trains costs."""
 
+import functools
 import math
 
 import jax
@@ -11,14 +12,20 @@ from hetjax import Trainer
 from hetjax.errors import GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.schedule.actions import Kind
+from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
 LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-3", tensor=2)}
 
 
+def make_trainer(**options) -> Trainer:
+    return Trainer(make_graph(), Placement(LAYOUTS), optimizer=make_optimizer(), microbatches=2, **options)
+
+
+@functools.cache
 def compiled_trainer(**options) -> Trainer:
-    trainer = Trainer(make_graph(), Placement(LAYOUTS), optimizer=make_optimizer(), microbatches=2, **options)
+    trainer = make_trainer(**options)
     trainer.compile(make_batch())
     return trainer
 
@@ -26,8 +33,8 @@ def compiled_trainer(**options) -> Trainer:
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frozen", [(), ("llm",)], ids=["all train", "frozen llm"])
 def test_residuals_contain_no_weight(frozen, compute_dtype):
-    trainer = compiled_trainer(frozen=frozen, compute_dtype=compute_dtype)
-    for name, program in trainer.compiled.programs.items():
+    trainer = make_trainer(frozen=frozen, compute_dtype=compute_dtype)
+    for name, program in compile_some(trainer, make_batch(), programs=LAYOUTS).programs.items():
         weights = {aval.shape for aval in program.stage.params.values() if len(aval.shape) > 2}
         weights |= {aval.shape[1:] for aval in program.stage.params.values() if len(aval.shape) > 2}
         kept = {aval.shape for aval in program.residual_shapes}
@@ -41,11 +48,11 @@ def test_a_microbatch_in_flight_costs_activations_only():
     kept = []
     for samples in (16, 32):
         trainer = Trainer(make_graph(), Placement(LAYOUTS), optimizer=make_optimizer())
-        trainer.compile(jax.tree.map(lambda x, n=samples: x[:n], batch))
+        part = jax.tree.map(lambda x, n=samples: x[:n], batch)
         kept.append(
             sum(
                 math.prod(aval.shape) * aval.dtype.itemsize
-                for program in trainer.compiled.programs.values()
+                for program in compile_some(trainer, part, programs=LAYOUTS).programs.values()
                 for aval in program.residual_shapes
             )
         )
@@ -53,8 +60,8 @@ def test_a_microbatch_in_flight_costs_activations_only():
 
 
 def test_a_frozen_encoder_has_no_backward_no_optimizer_state_and_no_gradient_crossing():
-    trainer = compiled_trainer(frozen=("vision",))
-    step = trainer.compiled
+    trainer = make_trainer(frozen=("vision",))
+    step = trace_alone(trainer, make_batch())
     (boundary,) = step.boundaries.values()
     assert not step.programs["vision"].has_backward
     assert step.programs["llm"].gradient_inputs == ()
@@ -96,4 +103,4 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_master_weights_and_grad
 
 def test_all_modules_frozen_is_refused():
     with pytest.raises(GraphError, match="leave at least one to train"):
-        compiled_trainer(frozen=("vision", "llm"))
+        make_trainer(frozen=("vision", "llm"))

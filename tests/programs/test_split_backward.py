@@ -13,9 +13,9 @@ from hetjax.meshes import Layout
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.stages.flat_state import take_apart
+from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import VISION, make_batch, make_graph
-from tests.parity.test_parity import make_trainer
 
 
 def language_model():
@@ -46,7 +46,7 @@ def backward_of(make, remat="none"):
     """(a backward, the arguments that it is called with)."""
     call, params, inputs = make()
     with remat_in_force(remat):
-        _, vjp = jax.vjp(call, params, inputs)
+        vjp = jax.jit(lambda params, inputs: jax.vjp(call, params, inputs)[1])(params, inputs)
     leaves, tree = jax.tree.flatten(vjp)
     return (lambda leaves, cotangent: tree.unflatten(leaves)(cotangent)), (leaves, jnp.float32(1))
 
@@ -65,7 +65,7 @@ def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(m
     assert max(jax.tree.leaves(errors)) < 2e-6
     leaves = jax.tree.leaves(arguments)
     for piece in parts.later_apart:
-        made = piece([leaves[i] for i in piece.reads], [crossing[i] for i in piece.crossing])
+        made = jax.jit(piece)([leaves[i] for i in piece.reads], [crossing[i] for i in piece.crossing])
         errors = jax.tree.map(relative_error, [*made], [expected[place] for place in piece.outputs])
         assert max(errors) < 2e-6
     assert sorted(place for piece in parts.later_apart for place in piece.outputs) == list(range(len(expected)))

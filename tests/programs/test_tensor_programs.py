@@ -7,6 +7,7 @@ import pytest
 from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout, Placement
+from tests.harness.compiled_trainer import compile_some
 from tests.harness.parity import problem
 
 pytestmark = pytest.mark.optimized
@@ -28,8 +29,7 @@ def programs(request):
         optimizer=problem.make_optimizer(),
         microbatches=2,
     )
-    trainer.compile(problem.make_batch())
-    return request.param, trainer.compiled.programs
+    return request.param, compile_some(trainer, problem.make_batch(), programs=["vision", "llm"]).programs
 
 
 def moved(text: str) -> Counter:

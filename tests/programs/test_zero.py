@@ -11,7 +11,9 @@ import pytest
 
 from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
+from hetjax.execution.step_programs import Step
 from hetjax.meshes import Layout, Placement
+from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity import problem
 
 pytestmark = pytest.mark.optimized
@@ -20,28 +22,33 @@ LAYOUTS = {
     "data2-fsdp4": {"data": 2, "fsdp": 4},
     "fsdp2-tensor2": {"fsdp": 2, "tensor": 2, "sequence_parallel": False},
 }
+MODULES = ("vision", "llm")
 # Weights whose gradient needs no values of their own: looked up, or multiplied with what has no gradient.
 NOT_GATHERED_AGAIN = ("embedding", "patch/kernel")
 
 
 @functools.cache
-def _compiled(degrees: tuple, zero: int, options: tuple) -> Trainer:
+def _trainer(degrees: tuple, zero: int, options: tuple) -> Trainer:
     layout = Layout(**dict(degrees), zero=zero)
     layout = dataclasses.replace(layout, devices=f"0-{layout.device_count - 1}")
-    trainer = Trainer(
+    return Trainer(
         problem.make_graph(),
-        Placement(dict.fromkeys(("vision", "llm"), layout)),
+        Placement(dict.fromkeys(MODULES, layout)),
         optimizer=problem.make_optimizer(),
         microbatches=2,
         **dict(options),
     )
-    trainer.compile(problem.make_batch())
-    return trainer
 
 
 def make_trainer(degrees: dict, zero: int, **options) -> Trainer:
     """Both modules in one layout."""
-    return _compiled(tuple(degrees.items()), zero, tuple(options.items()))
+    return _trainer(tuple(degrees.items()), zero, tuple(options.items()))
+
+
+@functools.cache
+def compiled(trainer: Trainer) -> Step:
+    """All programs of both modules, and no others."""
+    return compile_some(trainer, problem.make_batch(), programs=MODULES, updates=MODULES)
 
 
 def bytes_of_parts(stage, *, per_layer: bool) -> dict[str, int]:
@@ -64,7 +71,7 @@ def results(text: str, kind: str) -> Counter:
 def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_gradient(degrees):
     trainer = make_trainer(degrees, 3)
     for stage in trainer.stages:
-        program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
+        program, fsdp = compiled(trainer).programs[stage.name], stage.layout.fsdp
         parts = bytes_of_parts(stage, per_layer=True)
         assert len(parts) == 9
         assert results(program.programs["forward"].text, "all-gather") == Counter(parts.values())
@@ -72,7 +79,7 @@ def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_grad
         again = [size for path, size in parts.items() if path not in NOT_GATHERED_AGAIN]
         assert results(backward, "all-gather") == Counter(again)
         assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
-        prepare = trainer.compiled.updates[stage.name].programs["prepare"].text
+        prepare = compiled(trainer).updates[stage.name].programs["prepare"].text
         assert not collectives(prepare)
 
 
@@ -80,13 +87,13 @@ def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_grad
 def test_zero_1_gathers_each_weight_once_a_step_and_scatters_each_gradient(degrees):
     trainer = make_trainer(degrees, 1)
     for stage in trainer.stages:
-        program, fsdp = trainer.compiled.programs[stage.name], stage.layout.fsdp
+        program, fsdp = compiled(trainer).programs[stage.name], stage.layout.fsdp
         parts = bytes_of_parts(stage, per_layer=True)
         assert not results(program.programs["forward"].text, "all-gather")
         backward = program.programs["backward"].text
         assert not results(backward, "all-gather")
         assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
-        prepare = results(trainer.compiled.updates[stage.name].programs["prepare"].text, "all-gather")
+        prepare = results(compiled(trainer).updates[stage.name].programs["prepare"].text, "all-gather")
         assert prepare == Counter(bytes_of_parts(stage, per_layer=False).values())
 
 
@@ -95,9 +102,9 @@ def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(
     """Over data a device sums its own part of each gradient, once a step, not what fsdp has still to scatter."""
     trainer = make_trainer(LAYOUTS["data2-fsdp4"], zero)
     for stage in trainer.stages:
-        backward = trainer.compiled.programs[stage.name].programs["backward"].text
+        backward = compiled(trainer).programs[stage.name].programs["backward"].text
         assert not [each for each in collectives(backward) if each.group_size == 2]
-        reduce = collectives(trainer.compiled.updates[stage.name].programs["reduce"].text)
+        reduce = collectives(compiled(trainer).updates[stage.name].programs["reduce"].text)
         over_data = sum(each.result_bytes for each in reduce if each.kind == "all-reduce" and each.group_size == 2)
         parts = bytes_of_parts(stage, per_layer=False)
         whole = sum(math.prod(aval.shape) * 4 for path, aval in stage.params.items() if path not in parts)
@@ -108,7 +115,7 @@ def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(
 def test_nothing_gathered_is_kept_for_the_backward():
     kept = []
     for degrees in ({"expert": 2}, {"fsdp": 2}):  # without experts, `expert` splits the batch alone
-        programs = make_trainer(degrees, 3).compiled.programs
+        programs = compiled(make_trainer(degrees, 3)).programs
         kept.append({name: sum(math.prod(r.shape) for r in p.residual_shapes) for name, p in programs.items()})
     assert kept[0] == kept[1]
 
@@ -126,7 +133,8 @@ def test_master_weights_and_optimizer_state_are_split_and_zero_1_adds_whole_weig
         param.addressable_shards[0].data.nbytes for param in state.params.values()
     )
     assert set(stage.cast_params) == (set(split) if zero == 1 else set())
-    compute, gradients = trainer.compiled.updates["llm"].prepare(state.params)
+    step = compile_some(trainer, problem.make_batch(), updates=["llm"])
+    compute, gradients = step.updates["llm"].prepare(state.params)
     for path, size in split.items():
         assert compute[path].addressable_shards[0].data.nbytes == (size if zero == 1 else size // 2)
         assert gradients[path].addressable_shards[0].data.nbytes == size // 2
@@ -144,7 +152,7 @@ def test_a_frozen_module_is_held_as_it_is_computed_with():
 def test_weights_are_cast_before_they_are_gathered():
     """Read before compilation: CPU programs widen bfloat16 in collectives."""
     trainer = make_trainer({"fsdp": 2}, 1, compute_dtype="bfloat16")
-    update = trainer.compiled.updates["llm"]
+    update = trace_alone(trainer, problem.make_batch()).updates["llm"]
     text = update.programs["prepare"].lower().as_text()
     pinned = [line for line in text.splitlines() if "sharding_constraint" in line]
     assert len(pinned) == len(update.stage.cast_params)

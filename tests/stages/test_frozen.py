@@ -1,5 +1,7 @@
 """Parts of a module that train while the rest stays: what they cost, and that they get the numbers of the whole."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -43,11 +45,15 @@ def test_a_name_without_weights_is_refused(options, error, message):
         frozen_paths(make_graph(), **options)
 
 
+@functools.cache
+def whole_gradients():
+    whole = make_trainer()
+    return whole.loss_and_gradients(whole.init(0), make_batch())[1]
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_part_that_trains_gets_the_gradients_of_the_whole_and_the_rest_stays(placement):
-    batch = make_batch()
-    whole = make_trainer()
-    _, expected = whole.loss_and_gradients(whole.init(0), batch)
+    batch, expected = make_batch(), whole_gradients()
     trainer = make_trainer(placement, trained=["vision.projector", "llm.layers"], microbatches=2)
     _, found = trainer.loss_and_gradients(trainer.init(0), batch)
     assert {path.partition("/")[0] for path in found["vision"]} == {"projector"}

@@ -3,49 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from hetjax.cli import train_main
-from tests.harness.paths import ROOT
-
-CONFIG = "configs/digits.yaml"
-
-
-def write_dataset(folder: Path, samples: int = 8, *, content: str = "Which?", images: int = 1) -> Path:
-    folder.mkdir(exist_ok=True)
-    lines = []
-    for i in range(samples):
-        names = [f"{i}-{k}.png" for k in range(images)]
-        for name in names:
-            Image.fromarray(np.full((8, 8), 12 * i, np.uint8)).save(folder / name)
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "one"}]
-        lines.append(json.dumps({"messages": messages, "images": names}))
-    path = folder / "train.jsonl"
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Run train.py on a small dataset with further arguments: (exit code, what it printed on stderr)."""
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str, data: Path | None = None) -> tuple[int | None, str]:
-        data = data or write_dataset(tmp_path / "data")
-        common = ["--config", CONFIG, "--data.train", str(data), "--data.eval", "null", "--data.batch_size", "8"]
-        code = None
-        try:
-            train_main([*common, "--run_dir", str(tmp_path / "run"), "--steps", "2", *arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().err
-
-    return call
-
+from tests.harness.digits_run import write_dataset
 
 REFUSED = {
     "an unknown setting": (["--optimizer.learningrate", "1"], ["learningrate", "did you mean", "learning_rate"]),

@@ -14,8 +14,8 @@ from hetjax.cli import train_main
 from hetjax.cluster.interrupt import StopRequest
 from hetjax.config.build import decays, learning_rate
 from hetjax.config.run_config import OptimizerConfig
+from tests.harness.digits_run import CONFIG, write_dataset
 from tests.harness.paths import ROOT
-from tests.training.test_bad_input import CONFIG, write_dataset
 
 SMALL = ["--data.batch_size", "8", "--eval.max_new_tokens", "2", "--log_every", "1"]
 ONE_DEVICE = [

@@ -21,7 +21,8 @@ def steps_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTran
     device = jax.local_devices()[0]
     with jax.default_device(device):
         apart = {name: take_apart(graph.build(name, 0)) for name in graph.modules}
-        weights = jax.tree.map(lambda x: x.astype(dtype), {name: params for name, (_, params, _) in apart.items()})
+        weights = {name: params for name, (_, params, _) in apart.items()}
+        weights = jax.jit(lambda weights: jax.tree.map(lambda x: x.astype(dtype), weights))(weights)
         buffers = {name: buffers for name, (_, _, buffers) in apart.items()}
         arrays = jax.tree.map(jnp.asarray, batch)
 
@@ -48,7 +49,7 @@ def steps_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTran
             buffers = {name: end(name, weights[name], own) for name, own in buffers.items()}
             return loss, gradients, optax.apply_updates(weights, updates), buffers, opt_state
 
-        opt_state = optimizer.init(weights)
+        opt_state = jax.jit(optimizer.init)(weights)
         history = []
         for _ in range(steps):
             loss, gradients, weights, buffers, opt_state = step(weights, buffers, opt_state)

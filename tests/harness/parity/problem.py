@@ -11,6 +11,7 @@ from flax import nnx
 
 from hetjax import Edge, ModuleGraph
 from hetjax.models import DecoderConfig, LanguageModel, VisionConfig, VisionEncoder
+from tests.harness.compile_quickly import quickly
 
 STEPS = 3
 MAX_GRAD_NORM = 0.5
@@ -23,6 +24,7 @@ LLM = DecoderConfig(vocab_size=VOCABULARY, width=24, layers=2, heads=4, kv_heads
 
 
 @functools.cache
+@quickly()
 def make_graph(layers: int = 2) -> ModuleGraph:
     """An encoder into a language model, with weights: made once, since making random numbers compiles slowly."""
     llm = dataclasses.replace(LLM, layers=layers)

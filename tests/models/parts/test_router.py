@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,18 @@ def build(**options) -> Router:
     return Router(WIDTH, EXPERTS, K, rngs=nnx.Rngs(0), **options)
 
 
+@functools.partial(nnx.jit, static_argnames="training")
+def run(router: Router, x, training: bool = True):
+    """The router's choice, in one program."""
+    return router(x, training=training)
+
+
 def test_chosen_experts_and_weights_equal_numpy_token_by_token():
     router = build(scores="sigmoid", factor=2.5, bias_rate=0.1)
     bias = np.linspace(0.3, -0.3, EXPERTS, dtype=np.float32)
     router.bias[...] = jnp.asarray(bias)
-    routing = router(X)
-    without = build(scores="sigmoid", factor=2.5)(X)
+    routing = run(router, X)
+    without = run(build(scores="sigmoid", factor=2.5), X)
     for b, s in np.ndindex(BATCH, SEQ):
         scores = 1 / (1 + np.exp(-(X[b, s] @ np.asarray(router.kernel[...]))))
         best = sorted(range(EXPERTS), key=lambda e: -(scores[e] + bias[e]))[:K]
@@ -33,7 +41,7 @@ def test_bias_moves_against_the_counts_of_all_calls_since_the_last_step():
     router = build(bias_rate=0.25)
     counts = np.zeros(EXPERTS, int)
     for part in (X[:1], X[1:]):
-        counts += np.bincount(np.asarray(router(part).experts).ravel(), minlength=EXPERTS)
+        counts += np.bincount(np.asarray(run(router, part).experts).ravel(), minlength=EXPERTS)
         np.testing.assert_array_equal(router.bias[...], np.zeros(EXPERTS))
     np.testing.assert_array_equal(router.counts[...], counts)
     router.end_of_step()
@@ -41,7 +49,7 @@ def test_bias_moves_against_the_counts_of_all_calls_since_the_last_step():
     assert len(set(counts)) > 2
     assert not router.counts[...].any()
     before = router.bias[...]
-    router(X, training=False)
+    run(router, X, training=False)
     router.end_of_step()
     np.testing.assert_array_equal(router.bias[...], before)
 
@@ -49,7 +57,7 @@ def test_bias_moves_against_the_counts_of_all_calls_since_the_last_step():
 def test_bias_has_no_gradient_and_a_rate_of_zero_keeps_it():
     router = build(bias_rate=0.0, balance_loss=0.1)
     router.bias[...] = jnp.linspace(0, 1, EXPERTS)
-    router(X)
+    run(router, X)
     router.end_of_step()
     np.testing.assert_array_equal(router.bias[...], jnp.linspace(0, 1, EXPERTS))
 
@@ -67,7 +75,7 @@ def test_balance_loss_is_least_where_all_experts_have_the_same_share():
     router = Router(WIDTH, 4, 1, balance_loss=0.5, rngs=nnx.Rngs(0))
     router.kernel[...] = 100 * jnp.eye(WIDTH)[:, :4]
     even, one = jnp.eye(WIDTH)[:4][None], jnp.tile(jnp.eye(WIDTH)[:1], (4, 1))[None]
-    np.testing.assert_allclose(router(jnp.concatenate([even, one])).balance, [0.5, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(run(router, jnp.concatenate([even, one])).balance, [0.5, 2.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -81,6 +89,6 @@ def test_capacity_keeps_the_first_rows_of_each_sequence_in_any_order(shards):
             expert = experts[b, s, k]
             taken[expert] += 1
             want[b, s, k] = expert if taken[expert] <= 4 else 3
-    got = within_capacity(jnp.asarray(experts[:, order.positions]), 3, 4, order)
+    got = jax.jit(lambda experts: within_capacity(experts, 3, 4, order))(jnp.asarray(experts[:, order.positions]))
     np.testing.assert_array_equal(got, want[:, order.positions])
     assert (want == 3).sum() >= 4

@@ -93,15 +93,15 @@ def test_counts_of_long_videos_are_those_of_the_host():
     for rate, tubelets in ((0.7, 10), (0.7, 30), (0.9, 70), (0.1, 50)):
         tokens = np.random.default_rng(3).normal(size=(1, tubelets, 2)).astype(np.float32)
         segments, is_token = np.arange(tubelets)[None], np.ones((1, tubelets), bool)
-        _, kept = prune(tokens, segments, is_token, rate, tubelets)
+        _, kept = jax.jit(prune, static_argnums=(3, 4))(tokens, segments, is_token, rate, tubelets)
         assert int((kept < tubelets).sum()) == keep_count(tubelets, 1, rate)
 
 
 def test_gradient_reaches_the_kept_tokens_alone(float64):
     tokens, segments, is_token = (x[None] for x in packed_rows(np.random.default_rng(4), [(4, 3)])[:3])
     weights = np.random.default_rng(5).normal(size=(1, 8, 5))
-    _, kept = prune(tokens, segments, is_token, 0.5, 8)
-    got = jax.grad(lambda tokens: jnp.sum(weights * prune(tokens, segments, is_token, 0.5, 8)[0]))(tokens)
+    _, kept = jax.jit(prune, static_argnums=(3, 4))(tokens, segments, is_token, 0.5, 8)
+    got = jax.jit(jax.grad(lambda tokens: jnp.sum(weights * prune(tokens, segments, is_token, 0.5, 8)[0])))(tokens)
     want = np.zeros_like(tokens)
     for place, row in enumerate(kept[0][:6]):
         want[0, row] += weights[0, place]

@@ -4,7 +4,7 @@ import pytest
 
 from hetjax.models import ModelError
 from hetjax.models.huggingface.tensor_files.nvfp4 import dequantize_nvfp4, nvfp4_scale, quantize_nvfp4
-from tests.models.huggingface.tensor_files.test_fp8 import e4m3_values, weights
+from tests.harness.huggingface.fp8_values import e4m3_values, weights
 
 FLOAT32 = np.dtype(np.float32)
 MAGNITUDES = np.asarray([0, 0.5, 1, 1.5, 2, 3, 4, 6])
