@@ -27,7 +27,7 @@ class NemotronH(FusedLanguageModel):
 
     Where an encoder prunes its tokens, `image_kept` says which of the P image tokens of a sample arrive, as indices
     into `image_positions`, ascending and padded by P. The positions of the others are taken out of the sequence, which
-    becomes P - N shorter for every sample: see `hetjax.models.parts.video_pruning.compact_rows`.
+    becomes P - N shorter for every sample: see `hetjax.models.parts.video_pruning.compact_sequence`.
     """
 
     embed_ports = ("tokens", "image_tokens", "audio_tokens", "audio_positions")

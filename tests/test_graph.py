@@ -6,7 +6,7 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph
 from hetjax.errors import GraphError
 from hetjax.graph import input_ports, optional_ports, port_of
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.small_modules import Encoder, Head, Middle
 
 
@@ -17,7 +17,7 @@ def refusal(modules, edges=()) -> str:
 
 
 def weights(graph: ModuleGraph, module: str, seed: int) -> dict[str, np.ndarray]:
-    return jax.tree.map(np.asarray, take_apart(graph.build(module, seed))[1])
+    return jax.tree.map(np.asarray, flatten_module(graph.build(module, seed))[1])
 
 
 def test_two_encoders_and_a_skip_edge_are_ordered_from_inputs_to_loss():

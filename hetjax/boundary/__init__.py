@@ -5,9 +5,9 @@ differentiable function.
 """
 
 from hetjax.boundary.edge import Boundary
-from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
+from hetjax.boundary.plan import BoundaryPlan, PlanHop, make_plan
 from hetjax.boundary.tiling import Tiling, tiling_of
 from hetjax.boundary.transport import Transport
 from hetjax.boundary.two_way import TwoWayTransport
 
-__all__ = ["Boundary", "BoundaryPlan", "PlanStep", "Tiling", "Transport", "TwoWayTransport", "make_plan", "tiling_of"]
+__all__ = ["Boundary", "BoundaryPlan", "PlanHop", "Tiling", "Transport", "TwoWayTransport", "make_plan", "tiling_of"]

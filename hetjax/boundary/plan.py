@@ -25,30 +25,30 @@ from typing import Literal
 
 from hetjax.boundary.device_pairs import broadcast_bytes, gathered_bytes, moved_bytes
 from hetjax.boundary.refine import finest, refinement
-from hetjax.boundary.rounds import Link
+from hetjax.boundary.rounds import DevicePair
 from hetjax.boundary.route import Move, route
 from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.errors import BoundaryError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanStep:
+class PlanHop:
     """One hop of a tensor over a boundary.
 
     Attributes:
         name: what is done.
         where: on which devices.
-        bytes_per_link: bytes from each device to each other one, by (sender, receiver).
+        bytes_per_pair: bytes from each device to each other one, by (sender, receiver).
     """
 
     name: Literal["slice", "cross", "broadcast", "gather", "exchange", "relay"]
     where: Literal["source", "source to destination", "destination", "shared devices"]
-    bytes_per_link: Mapping[Link, int]
+    bytes_per_pair: Mapping[DevicePair, int]
 
     @property
     def bytes(self) -> int:
         """Bytes over all device pairs."""
-        return sum(self.bytes_per_link.values())
+        return sum(self.bytes_per_pair.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,43 +111,43 @@ class BoundaryPlan:
         return route(self.grid, self.source_fine, self.destination_fine, receivers)
 
     @functools.cached_property
-    def steps(self) -> tuple[PlanStep, ...]:
+    def hops(self) -> tuple[PlanHop, ...]:
         """The hops in order, with the bytes of each device pair; none where everything stays."""
         if self.stays:
             return ()
         if not self.disjoint:
             return self._exchange_hops()
-        hops = [PlanStep(name="cross", where="source to destination", bytes_per_link=self.bytes_per_link)]
+        hops = [PlanHop(name="cross", where="source to destination", bytes_per_pair=self.bytes_per_pair)]
         if self.source_fine != self.source:
-            hops.insert(0, PlanStep(name="slice", where="source", bytes_per_link={}))
+            hops.insert(0, PlanHop(name="slice", where="source", bytes_per_pair={}))
         tile = self._tile_bytes(self.destination_fine)
         if self.broadcast_axes:
             sent = broadcast_bytes(self.destination, self.broadcast_axes, tile)
-            hops.append(PlanStep(name="broadcast", where="destination", bytes_per_link=sent))
+            hops.append(PlanHop(name="broadcast", where="destination", bytes_per_pair=sent))
         if self.destination_fine != self.destination:
             sent = gathered_bytes(self.destination, self.destination_fine, tile)
-            hops.append(PlanStep(name="gather", where="destination", bytes_per_link=sent))
+            hops.append(PlanHop(name="gather", where="destination", bytes_per_pair=sent))
         return tuple(hops)
 
-    def _exchange_hops(self) -> tuple[PlanStep, ...]:
+    def _exchange_hops(self) -> tuple[PlanHop, ...]:
         direct = moved_bytes((move for move in self.moves if not move.relay), self.piece_bytes)
         relayed = moved_bytes((move for move in self.moves if move.relay), self.piece_bytes)
-        hops = [PlanStep(name="exchange", where="shared devices", bytes_per_link=direct)]
+        hops = [PlanHop(name="exchange", where="shared devices", bytes_per_pair=direct)]
         if relayed:
-            hops.append(PlanStep(name="relay", where="shared devices", bytes_per_link=relayed))
+            hops.append(PlanHop(name="relay", where="shared devices", bytes_per_pair=relayed))
         return tuple(hops)
 
     # ── bytes ────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
-    def bytes_per_link(self) -> dict[Link, int]:
+    def bytes_per_pair(self) -> dict[DevicePair, int]:
         """Bytes that cross from each source device to each other destination device."""
         return moved_bytes(self.moves, self.piece_bytes)
 
     @property
-    def bytes_per_link_max(self) -> int:
+    def bytes_per_pair_max(self) -> int:
         """Bytes over the busiest pair of devices."""
-        return max(self.bytes_per_link.values(), default=0)
+        return max(self.bytes_per_pair.values(), default=0)
 
     @functools.cached_property
     def bytes_moved(self) -> int:

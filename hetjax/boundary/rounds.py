@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hetjax.boundary.route import Move
 
-Link = tuple[int, int]
+DevicePair = tuple[int, int]
 """Two devices: (sender, receiver)."""
 
 
@@ -23,7 +23,7 @@ class Round:
         relay: that of all the moves.
     """
 
-    moves: dict[Link, tuple[Move, ...]]
+    moves: dict[DevicePair, tuple[Move, ...]]
     size: int
     relay: int
 
@@ -34,7 +34,7 @@ def make_rounds(moves: Sequence[Move]) -> tuple[Round, ...]:
     Device pairs with unlike numbers of pieces are in different rounds: no padding. For each number of pieces in a
     relay there are as few rounds as the busiest device has such pairs.
     """
-    relays: dict[int, dict[Link, list[Move]]] = defaultdict(lambda: defaultdict(list))
+    relays: dict[int, dict[DevicePair, list[Move]]] = defaultdict(lambda: defaultdict(list))
     for move in moves:
         if move.source != move.destination:
             relays[move.relay][move.source, move.destination].append(move)
@@ -47,7 +47,7 @@ def make_rounds(moves: Sequence[Move]) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-def color_pairs(pairs: Iterable[Link]) -> list[list[Link]]:
+def color_pairs(pairs: Iterable[DevicePair]) -> list[list[DevicePair]]:
     """Return the pairs in groups without a common source or destination, as few as the most pairs of one device.
 
     A bipartite graph needs no more colors than its largest degree (Kőnig 1916): where the two ends of
@@ -64,14 +64,14 @@ def color_pairs(pairs: Iterable[Link]) -> list[list[Link]]:
             _exchange(out, into, destination, color, _lowest_free(into[destination].mask))
         out[source].take(color, destination)
         into[destination].take(color, source)
-    colors: dict[int, list[Link]] = defaultdict(list)
+    colors: dict[int, list[DevicePair]] = defaultdict(list)
     for source, used in out.items():
         for color, destination in used.items():
             colors[color].append((source, destination))
     return [sorted(colors[color]) for color in sorted(colors)]
 
 
-def broadcast_rounds(size: int) -> tuple[tuple[Link, ...], ...]:
+def broadcast_rounds(size: int) -> tuple[tuple[DevicePair, ...], ...]:
     """Return rounds of (from, to) places that hand the first of `size` devices' block to all, doubling each time."""
     rounds = []
     have = 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hetjax.config.build_processor import row_room
+from hetjax.config.build_processor import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
@@ -131,7 +131,7 @@ def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> T
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    capacity = row_room(data, model)
+    capacity = row_capacity(data, model)
     if capacity is not None:
         return _batched(row_shapes(capacity, training=True), data.batch_size)
     shapes = prompt_shapes(data, model, data.batch_size)
@@ -143,7 +143,7 @@ def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
 
 def prompt_shapes(data: DataConfig, model: ModelConfig, samples: int) -> BatchShapes:
     """Return the shapes of a batch of prompts to be answered. Raises ConfigError."""
-    capacity = row_room(data, model)
+    capacity = row_capacity(data, model)
     if capacity is not None:
         return _batched(row_shapes(capacity, training=False), samples)
     llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}

@@ -13,7 +13,7 @@ from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
 
 
-def row_room(data: DataConfig, model: ModelConfig) -> RowCapacity | None:
+def row_capacity(data: DataConfig, model: ModelConfig) -> RowCapacity | None:
     """Return the capacity of a row of a batch; None where the run has no processor.
 
     Raises ConfigError where the processor and the model's encoders do not fit.
@@ -36,7 +36,7 @@ def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
 
     Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
     """
-    if row_room(data, model) is None:
+    if row_capacity(data, model) is None:
         return None
     return Processor(
         data.processor, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, encoders=model.components

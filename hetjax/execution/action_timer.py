@@ -15,7 +15,7 @@ from hetjax.schedule.actions import Action, Kind
 from hetjax.state.train_state import TrainState
 
 
-class Stopwatch:
+class ActionTimer:
     """Measures the seconds of every action. A timed step gives the same numbers as any other, but nothing overlaps.
 
     Attributes:
@@ -26,7 +26,7 @@ class Stopwatch:
         self.seconds: dict[tuple[str, Kind], list[float]] = defaultdict(list)
         self._last = 0.0
 
-    def start(self, state: TrainState) -> Stopwatch:
+    def start(self, state: TrainState) -> ActionTimer:
         """Wait for all that is under way; to be called right before the step."""
         jax.block_until_ready(state)
         self._last = time.perf_counter()

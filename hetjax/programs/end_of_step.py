@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hetjax.compilation.compiled_program import Program
 from hetjax.errors import GraphError
-from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.flat_state import Arrays, flatten_module
 from hetjax.stages.stage import Stage
 
 
@@ -35,7 +35,7 @@ class EndOfStep:
         module = self.stage.skeleton.assemble(params, buffers)
         with self.stage.in_force():
             module.end_of_step()
-        skeleton, after_params, after = take_apart(module)
+        skeleton, after_params, after = flatten_module(module)
         same = {path: (array.shape, array.dtype) for path, array in after.items()} == {
             path: (aval.shape, aval.dtype) for path, aval in self.stage.buffers.items()
         }

@@ -16,7 +16,7 @@ from hetjax.meshes import Layout, PlacementError, ResolvedPlacement
 from hetjax.models.errors import ModelError
 from hetjax.models.remat import Remat
 from hetjax.models.stages import balanced_layers
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.frozen import frozen_paths
 from hetjax.stages.placed_shapes import placed_shapes
 from hetjax.stages.stage import Stage
@@ -45,7 +45,7 @@ def cut_graph(
         layers = _layers(graph.abstract(module), module, layout)
         for index in range(layout.stage_count):
             part = cut_module(graph.abstract(module), module, index, layout.stage_count, layers)
-            skeleton, params, buffers = take_apart(part)
+            skeleton, params, buffers = flatten_module(part)
             mesh = placement.mesh(module, index, devices)
             frozen_params = {path: aval for path, aval in params.items() if path in frozen_in[module]}
             trained_params = {path: aval for path, aval in params.items() if path not in frozen_params}

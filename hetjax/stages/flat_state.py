@@ -46,7 +46,7 @@ class Skeleton:
         return nnx.merge(self.definition, self.treedef.unflatten([arrays[path] for path in self.paths]))
 
 
-def take_apart(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
+def flatten_module(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
     """Split a module, with arrays or with shapes alone, into (skeleton, params, buffers).
 
     Random keys become their plain data. Raises GraphError for a variable that does not hold one array.

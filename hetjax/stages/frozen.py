@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from hetjax.errors import ConfigError, GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 
 
 def frozen_paths(
@@ -22,7 +22,7 @@ def frozen_paths(
     for option, names in (("frozen", frozen), ("trained", trained)):
         if isinstance(names, str):
             raise ConfigError(f"{option}={names!r} is one string; give a collection of names, e.g. [{names!r}]")
-    weights = {module: frozenset(take_apart(graph.abstract(module))[1]) for module in graph.modules}
+    weights = {module: frozenset(flatten_module(graph.abstract(module))[1]) for module in graph.modules}
     named_trained = weights if trained is None else _named(weights, trained, "trained")
     named_frozen = _named(weights, frozen, "frozen")
     frozen_of = {module: (paths - named_trained[module]) | named_frozen[module] for module, paths in weights.items()}

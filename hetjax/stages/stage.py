@@ -17,7 +17,7 @@ from hetjax.models.dims import Dims
 from hetjax.models.errors import LayoutError
 from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.remat import Remat
-from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, take_apart
+from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, flatten_module
 from hetjax.stages.placed_shapes import cast_shape, placed_shapes
 
 LOSS = "loss"
@@ -190,7 +190,7 @@ class Stage:
             raise BatchError(f"module '{self.module}': {error}") from None
         if not isinstance(outputs, Mapping):
             outputs = {"output": outputs}
-        skeleton, _, after = take_apart(module)
+        skeleton, _, after = flatten_module(module)
         self._check_state_kept(skeleton, after)
         return dict(outputs), after
 

@@ -12,7 +12,7 @@ from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.programs.update import Update
 from hetjax.stages.cut import cut_module
-from hetjax.stages.flat_state import Arrays, Shapes, take_apart
+from hetjax.stages.flat_state import Arrays, Shapes, flatten_module
 from hetjax.stages.host_transfer import to_devices
 from hetjax.stages.stage import Stage
 from hetjax.state.train_state import StageState, TrainState
@@ -52,7 +52,7 @@ def initialize(
 def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, Arrays]:
     def make(seed: int | jax.Array) -> tuple[Arrays, Arrays]:
         part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count, stage.layers)
-        _, params, buffers = take_apart(part)
+        _, params, buffers = flatten_module(part)
         return _cast(params, stage.params), buffers
 
     shardings = _shardings(stage.params), _shardings(stage.buffers)

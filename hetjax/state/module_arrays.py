@@ -9,7 +9,7 @@ import numpy as np
 
 from hetjax.errors import GraphError
 from hetjax.graph import ModuleGraph
-from hetjax.stages.flat_state import Arrays, Shapes, take_apart
+from hetjax.stages.flat_state import Arrays, Shapes, flatten_module
 from hetjax.stages.stage import Stage
 from hetjax.state.whole_array import WholeArray
 
@@ -58,7 +58,7 @@ def _whole_array(name: str, shape: tuple[int, ...], parts: dict[str, jax.ShapeDt
 
 def whole_shapes(graph: ModuleGraph, module: str) -> tuple[Shapes, Shapes]:
     """Return shapes and dtypes of the whole module by path: (params, buffers)."""
-    _, params, buffers = take_apart(graph.abstract(module))
+    _, params, buffers = flatten_module(graph.abstract(module))
     return params, buffers
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax.numpy as jnp
 from rich.console import RenderableType
 
-from hetjax.boundary.plan import BoundaryPlan, PlanStep, make_plan
+from hetjax.boundary.plan import BoundaryPlan, PlanHop, make_plan
 from hetjax.errors import ConfigError
 from hetjax.meshes import Hardware, find_hardware, format_devices
 from hetjax.meshes.hardware import HARDWARE
@@ -66,23 +66,23 @@ def boundary(
         "to": to,
         "bytes_moved": plan.bytes_moved,
         "lower_bound": plan.lower_bound,
-        "bytes_per_link_max": plan.bytes_per_link_max,
+        "bytes_per_pair_max": plan.bytes_per_pair_max,
         "bytes_per_device_max": max(
-            (busiest_device_bytes(step) for step in plan.steps if step.where != "destination"), default=0
+            (busiest_device_bytes(hop) for hop in plan.hops if hop.where != "destination"), default=0
         ),
-        "links": len(plan.bytes_per_link),
+        "device_pairs": len(plan.bytes_per_pair),
         "bytes_gathered": plan.bytes_gathered,
-        "steps": [_step_numbers(step, machine) for step in plan.steps],
+        "hops": [_hop_numbers(hop, machine) for hop in plan.hops],
         "leader_and_broadcast": {
             "bytes_moved": leader[0].bytes,
             "bytes_per_device_max": busiest_device_bytes(leader[0]),
-            "bytes_gathered": sum(step.bytes for step in leader[1:]),
-            "steps": [_step_numbers(step, machine) for step in leader],
+            "bytes_gathered": sum(hop.bytes for hop in leader[1:]),
+            "hops": [_hop_numbers(hop, machine) for hop in leader],
         },
         "hardware": machine.name,
         "devices_per_host": machine.devices_per_host,
         "predicted_seconds": {
-            "plan": plan_seconds(plan.steps, machine),
+            "plan": plan_seconds(plan.hops, machine),
             "leader_and_broadcast": plan_seconds(leader, machine),
         },
         "better_device_order": _better_order(plan),
@@ -124,16 +124,16 @@ def _hardware(name: str, devices_per_host: int | None) -> Hardware:
 # ── finding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _step_numbers(step: PlanStep, machine: Hardware) -> dict[str, Json]:
-    busiest = max(step.bytes_per_link.items(), key=lambda link: link[1], default=None)
+def _hop_numbers(hop: PlanHop, machine: Hardware) -> dict[str, Json]:
+    busiest = max(hop.bytes_per_pair.items(), key=lambda pair: pair[1], default=None)
     return {
-        "name": step.name,
-        "where": step.where,
-        "bytes": step.bytes,
-        "links": len(step.bytes_per_link),
+        "name": hop.name,
+        "where": hop.where,
+        "bytes": hop.bytes,
+        "device_pairs": len(hop.bytes_per_pair),
         "busiest": busiest and {"from": busiest[0][0], "to": busiest[0][1], "bytes": busiest[1]},
-        "predicted_seconds": hop_seconds(step, machine),
-        "bytes_per_link": [[sender, receiver, nbytes] for (sender, receiver), nbytes in step.bytes_per_link.items()],
+        "predicted_seconds": hop_seconds(hop, machine),
+        "bytes_per_pair": [[sender, receiver, nbytes] for (sender, receiver), nbytes in hop.bytes_per_pair.items()],
     }
 
 
@@ -152,15 +152,15 @@ def _better_order(plan: BoundaryPlan) -> dict[str, Json] | None:
 
 def _shown(numbers: Mapping[str, Json], plan: BoundaryPlan, machine: Hardware) -> Iterator[RenderableType]:
     title = f"{numbers['dtype']}[{','.join(map(str, numbers['shape']))}]   {numbers['from']} → {numbers['to']}"
-    yield _hops_table(plan.steps, machine, title)
-    if not plan.steps:
+    yield _hops_table(plan.hops, machine, title)
+    if not plan.hops:
         yield "nothing to do: every device has its part already"
-    pairs = plan.bytes_per_link.items()
+    pairs = plan.bytes_per_pair.items()
     if 0 < len(pairs) <= MOST_PAIRS:
         yield "device pairs  " + "   ".join(
             f"{sender}→{receiver} {format_bytes(nbytes)}" for (sender, receiver), nbytes in pairs
         )
-    for key in ("bytes_moved", "lower_bound", "bytes_per_link_max"):
+    for key in ("bytes_moved", "lower_bound", "bytes_per_pair_max"):
         yield f"{key:<19}{numbers[key]:>16,}  ({format_bytes(numbers[key])})"
     yield f"{'links':<19}{numbers['links']:>16,}"
     if better := numbers["better_device_order"]:
@@ -171,15 +171,15 @@ def _shown(numbers: Mapping[str, Json], plan: BoundaryPlan, machine: Hardware) -
     yield _times_table(numbers)
 
 
-def _hops_table(hops: Sequence[PlanStep], machine: Hardware, title: str) -> NumberTable:
+def _hops_table(hops: Sequence[PlanHop], machine: Hardware, title: str) -> NumberTable:
     rows = []
     for hop in hops:
         busiest = "sends nothing"
-        if hop.bytes_per_link:
-            (sender, receiver), nbytes = max(hop.bytes_per_link.items(), key=lambda pair: pair[1])
+        if hop.bytes_per_pair:
+            (sender, receiver), nbytes = max(hop.bytes_per_pair.items(), key=lambda pair: pair[1])
             busiest = f"{sender}→{receiver} {format_bytes(nbytes)}"
         seconds = _time(hop_seconds(hop, machine))
-        rows.append((hop.name, hop.where, format_bytes(hop.bytes), str(len(hop.bytes_per_link)), busiest, seconds))
+        rows.append((hop.name, hop.where, format_bytes(hop.bytes), str(len(hop.bytes_per_pair)), busiest, seconds))
     headings = ("bytes", "device pairs", "busiest pair", "predicted")
     return NumberTable(title=title, texts=("hop", "where"), numbers=headings, rows=rows)
 

@@ -16,24 +16,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from hetjax.boundary.plan import PlanStep
+from hetjax.boundary.plan import PlanHop
 from hetjax.meshes import Hardware
 
 
-def plan_seconds(hops: Iterable[PlanStep], hardware: Hardware, *, devices_per_host: int | None = None) -> float:
-    """Return the predicted seconds of hops one after another, such as `BoundaryPlan.steps` or `leader_hops(...)`.
+def plan_seconds(hops: Iterable[PlanHop], hardware: Hardware, *, devices_per_host: int | None = None) -> float:
+    """Return the predicted seconds of hops one after another, such as `BoundaryPlan.hops` or `leader_hops(...)`.
 
     `devices_per_host` is the hardware's own where None.
     """
     return sum(hop_seconds(hop, hardware, devices_per_host=devices_per_host) for hop in hops)
 
 
-def hop_seconds(hop: PlanStep, hardware: Hardware, *, devices_per_host: int | None = None) -> float:
+def hop_seconds(hop: PlanHop, hardware: Hardware, *, devices_per_host: int | None = None) -> float:
     """Return the predicted seconds of one hop: those of its busiest device."""
     per_host = devices_per_host or hardware.devices_per_host
     messages: Counter[tuple[int, str, bool]] = Counter()
     nbytes: Counter[tuple[int, str, bool]] = Counter()
-    for (sender, receiver), size in hop.bytes_per_link.items():
+    for (sender, receiver), size in hop.bytes_per_pair.items():
         inside = sender // per_host == receiver // per_host
         for end in ((sender, "send", inside), (receiver, "receive", inside)):
             messages[end] += 1
@@ -41,11 +41,11 @@ def hop_seconds(hop: PlanStep, hardware: Hardware, *, devices_per_host: int | No
     return max((_seconds(hardware, end[2], messages[end], nbytes[end]) for end in messages), default=0.0)
 
 
-def busiest_device_bytes(hop: PlanStep) -> int:
+def busiest_device_bytes(hop: PlanHop) -> int:
     """Return the most bytes that one device sends, or receives, in a hop."""
     sent: Counter[int] = Counter()
     received: Counter[int] = Counter()
-    for (sender, receiver), size in hop.bytes_per_link.items():
+    for (sender, receiver), size in hop.bytes_per_pair.items():
         sent[sender] += size
         received[receiver] += size
     return max([*sent.values(), *received.values()], default=0)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from hetjax.boundary.plan import BoundaryPlan, Link, PlanStep
+from hetjax.boundary.plan import BoundaryPlan, DevicePair, PlanHop
 from hetjax.boundary.tiling import Tiling, common_part
 from hetjax.meshes import format_devices
 from hetjax.meshes.picture_style import wrap_title
@@ -65,9 +65,9 @@ def draw_plan(plan: BoundaryPlan, path: str | os.PathLike[str], *, title: str, f
     axes.text(_MARGIN, -2.05, heading, va="bottom", **look)
     for column, tiling, hue in ((source, plan.source, _SOURCE), (destination, plan.destination, _DESTINATION)):
         _draw_column(axes, column, tiling, plan.shape, hue, rows)
-    for hop in plan.steps:
+    for hop in plan.hops:
         _draw_hop(axes, hop, source, destination, rows, format_bytes)
-    if not plan.steps:
+    if not plan.hops:
         _head(axes, (_LEFT + _RIGHT) / 2, "every device has its part already", _INK)
     if not plan.disjoint:
         _draw_kept(axes, plan, source, destination, rows)
@@ -108,33 +108,33 @@ def _part(tiling: Tiling, shape: tuple[int, ...], device: int) -> str:
 
 
 def _draw_hop(
-    axes: Axes, hop: PlanStep, source: _Column, destination: _Column, rows: int, format_bytes: FormatBytes
+    axes: Axes, hop: PlanHop, source: _Column, destination: _Column, rows: int, format_bytes: FormatBytes
 ) -> None:
-    if not hop.bytes_per_link:
+    if not hop.bytes_per_pair:
         _head(axes, _LEFT, f"{hop.name}\nsends nothing", _SOURCE)
         return
-    text = f"{hop.name}\n{format_bytes(hop.bytes)} over {len(hop.bytes_per_link)} device pairs"
+    text = f"{hop.name}\n{format_bytes(hop.bytes)} over {len(hop.bytes_per_pair)} device pairs"
     if hop.where == "destination" or hop.name == "relay":
         _head(axes, _RIGHT + 1.15, text, _GATHER)
-        _draw_arcs(axes, _joined(hop.bytes_per_link, destination, destination), destination, rows)
+        _draw_arcs(axes, _joined(hop.bytes_per_pair, destination, destination), destination, rows)
         return
     _head(axes, (_LEFT + _RIGHT) / 2, text, _INK)
-    links = _joined(hop.bytes_per_link, source, destination)
+    links = _joined(hop.bytes_per_pair, source, destination)
     busiest = max(links.values())
     for (a, b), nbytes in links.items():
         ends = ((source.x + 0.32, _y(source, a, rows)), (destination.x - 0.32, _y(destination, b, rows)))
         _arrow(axes, ends, nbytes / busiest, len(links), _SOURCE)
 
 
-def _joined(links: Mapping[Link, int], senders: _Column, receivers: _Column) -> Counter[Link]:
+def _joined(links: Mapping[DevicePair, int], senders: _Column, receivers: _Column) -> Counter[DevicePair]:
     """Sum the bytes between rows of boxes."""
-    joined: Counter[Link] = Counter()
+    joined: Counter[DevicePair] = Counter()
     for (sender, receiver), nbytes in links.items():
         joined[senders.row_of[sender], receivers.row_of[receiver]] += nbytes
     return joined
 
 
-def _draw_arcs(axes: Axes, links: Counter[Link], column: _Column, rows: int) -> None:
+def _draw_arcs(axes: Axes, links: Counter[DevicePair], column: _Column, rows: int) -> None:
     """Draw what the destination's devices send each other: an arc for each device pair, both ways in one."""
     both = {(a, b): nbytes for (a, b), nbytes in links.items() if a < b or (a > b and (b, a) not in links)}
     busiest = max(both.values(), default=1)

@@ -43,7 +43,10 @@ def convert(
         quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.
         allow_unexpected: Leave out tensors that no module takes, rather than refuse them.
     """
-    from hetjax.checkpoint.huggingface import from_checkpoint, into_checkpoint  # only here: they import the models
+    from hetjax.checkpoint.huggingface import (  # only here: they import the models
+        export_to_huggingface,
+        import_from_huggingface,
+    )
 
     source, target = Path(from_), Path(to)
     wanted = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -54,10 +57,10 @@ def convert(
                 raise ConfigError(f"--{option} is for writing Hugging Face checkpoints, and {source} is one; drop it")
         with busy(f"converting {source}"):
             weights = HuggingFaceCheckpoint(source, family=family, dtype=wanted)
-            report = into_checkpoint(weights, target, allow_unexpected=allow_unexpected)
+            report = import_from_huggingface(weights, target, allow_unexpected=allow_unexpected)
     elif source.exists():
         with busy(f"converting {source}"):
-            report = from_checkpoint(
+            report = export_to_huggingface(
                 SavedWeights(source),
                 target,
                 like=None if like is None else Path(like),

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 
-from hetjax.boundary.plan import Link, PlanStep
+from hetjax.boundary.plan import DevicePair, PlanHop
 from hetjax.boundary.tiling import Coordinate, Tiling, common_part
 
 
@@ -47,22 +47,22 @@ def leader_moves(shape: tuple[int, ...], source: Tiling, destination: Tiling) ->
     return tuple(moves)
 
 
-def leader_hops(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanStep, ...]:
+def leader_hops(shape: tuple[int, ...], itemsize: int, source: Tiling, destination: Tiling) -> tuple[PlanHop, ...]:
     """Return leader and broadcast as hops of a plan.
 
     The broadcast is a chain, in which every device of a group sends to the next what it receives: with
     small pieces one behind the other no device sends or receives a byte twice, the best a broadcast can do.
     """
-    crossing: dict[Link, int] = {
+    crossing: dict[DevicePair, int] = {
         (move.source, move.destination): move.size * itemsize
         for move in leader_moves(shape, source, destination)
         if move.source != move.destination
     }
     tile = math.prod(shape) // math.prod(destination.counts) * itemsize
-    chain: dict[Link, int] = {
+    chain: dict[DevicePair, int] = {
         pair: tile for group in destination.holders.values() for pair in itertools.pairwise(group)
     }
-    hops = [PlanStep(name="cross", where="source to destination", bytes_per_link=crossing)]
+    hops = [PlanHop(name="cross", where="source to destination", bytes_per_pair=crossing)]
     if chain:
-        hops.append(PlanStep(name="broadcast", where="destination", bytes_per_link=chain))
+        hops.append(PlanHop(name="broadcast", where="destination", bytes_per_pair=chain))
     return tuple(hops)

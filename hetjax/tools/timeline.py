@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
-from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.execution.flops import estimated_costs
 from hetjax.schedule import Costs, Kind, Report, Timeline, simulate
 from hetjax.schedule.trace import write_trace
@@ -75,15 +75,15 @@ def _measure(trainer: Trainer, config: TrainConfig) -> Costs:
     batch = random_batch(batch_shapes(config.data, config.model), vocab_size=config.model.components["llm"].vocab_size)
     with busy("compiling"):
         trainer.compile(batch)
-    stopwatch = Stopwatch()
+    timer = ActionTimer()
     with busy("measuring"):
         state = trainer.init(config.seed)
         for _ in range(WARMUP):
             state, _ = trainer.step(state, batch)
         for _ in range(TIMED):
-            stopwatch.start(state)
-            state, _ = trainer.step(state, batch, observe=stopwatch)
-    return stopwatch.costs()
+            timer.start(state)
+            state, _ = trainer.step(state, batch, observe=timer)
+    return timer.costs()
 
 
 def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from hetjax.config.build import tokens_per_image
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
-from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
 from hetjax.training.metrics import Row
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
@@ -123,16 +123,16 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
     # The first steps of a process still warm up: time the third, and then one in so many.
     due = every and (progress.steps_here - 3) % every == 0
     with run.job.unlimited("waiting for the devices"):
-        stopwatch = Stopwatch().start(progress.state) if due else None
+        timer = ActionTimer().start(progress.state) if due else None
     announce = functools.partial(run.job.before_action, step) if run.job.processes > 1 else None
-    progress.state, metrics = trainer.step(progress.state, batch.arrays, observe=stopwatch, announce=announce)
+    progress.state, metrics = trainer.step(progress.state, batch.arrays, observe=timer, announce=announce)
     return PendingStep(
         step=step,
         epoch=batch.epoch,
         bad_samples=progress.bad_samples,
         learning_rate=float(run.parts.learning_rates[step - 1]),
         metrics=metrics,
-        seconds={} if stopwatch is None else stopwatch.by_module(trainer.schedule.graph),
+        seconds={} if timer is None else timer.by_module(trainer.schedule.graph),
     )
 
 

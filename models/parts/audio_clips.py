@@ -48,10 +48,10 @@ def clip_lengths(samples: int, longest: int = CLIP_SAMPLES) -> tuple[int, ...]:
     return (longest,) * whole + ((rest,) if rest else ())
 
 
-def cut_clips(audio: Float[np.ndarray, " samples"], longest: int = CLIP_SAMPLES) -> list[Float[np.ndarray, " clip"]]:
+def split_clips(audio: Float[np.ndarray, " samples"], longest: int = CLIP_SAMPLES) -> list[Float[np.ndarray, " clip"]]:
     """Return the clips of an audio, one after the other, as views of it. Raises ModelError for several channels."""
     if audio.ndim != 1:
-        raise ModelError(f"cut_clips: the audio has shape {audio.shape}; give one channel, [samples]")
+        raise ModelError(f"split_clips: the audio has shape {audio.shape}; give one channel, [samples]")
     borders = np.cumsum(clip_lengths(len(audio), longest))
     return np.split(audio, borders[:-1]) if len(borders) else []
 
@@ -77,7 +77,7 @@ def stack_clips(
     return waveforms, np.array(lengths + [0] * (count - len(clips)), np.int32)
 
 
-def token_rows(
+def clip_token_positions(
     lengths: Int[np.ndarray, " C"], samples: int
 ) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
     """Return (positions in the encoder's output that are tokens, the clip of each), for clips padded to `samples`.

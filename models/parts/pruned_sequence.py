@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from hetjax.models.dims import constrain
 from hetjax.models.errors import ModelError
-from hetjax.models.parts.video_pruning import Compaction, compact_rows
+from hetjax.models.parts.video_pruning import Compaction, compact_sequence
 
 # B batch · S positions before pruning · C after it · P image tokens before it · N image tokens after it
 
@@ -85,4 +85,4 @@ def pruned_sequence(
         )
     if before is None:
         before = after + image_positions.shape[1] - image_kept.shape[1]
-    return PrunedSequence(compact_rows(image_positions, image_kept, before))
+    return PrunedSequence(compact_sequence(image_positions, image_kept, before))

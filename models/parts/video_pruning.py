@@ -6,7 +6,7 @@ tubelets with N tokens each, the max(N, int(T N (1 - rate))) largest are kept (o
 own order. So how many are kept is known from shapes alone, on the host as well, and which ones on the device only.
 
 `retained` is the rule for one size of video. `prune` applies it to sequences in which videos of several sizes stand
-behind each other with padding, as an encoder makes them. `compact_rows` then takes the placeholders of dropped
+behind each other with padding, as an encoder makes them. `compact_sequence` then takes the placeholders of dropped
 tokens out of the language model's sequence.
 """
 
@@ -124,7 +124,7 @@ class Compaction(NamedTuple):
         return left.sum(axis=1).astype(lengths.dtype)
 
 
-def compact_rows(positions: Int[Array, "B N"], kept: Int[Array, "B K"], length: int) -> Compaction:
+def compact_sequence(positions: Int[Array, "B N"], kept: Int[Array, "B K"], length: int) -> Compaction:
     """Take the placeholders of dropped encoder tokens out of a sequence.
 
     Args:
@@ -144,7 +144,7 @@ def compact_rows(positions: Int[Array, "B N"], kept: Int[Array, "B K"], length: 
     new_length = length - (count - left)
     if not 0 < new_length <= length:
         raise ModelError(
-            f"compact_rows: {length} positions - ({count} encoder tokens - {left} kept) = {new_length} is no "
+            f"compact_sequence: {length} positions - ({count} encoder tokens - {left} kept) = {new_length} is no "
             "length; give sequences with a position for every encoder token"
         )
     is_kept = _marked(kept, count)

@@ -45,10 +45,10 @@ def assert_programs_send_what_is_planned(crossing: Crossing) -> None:
 
     assert bytes_received(transport.programs["cross"].text) == plan.bytes_moved == plan.lower_bound == crossed
     everyone = sorted({*crossing.source.devices, *crossing.destination.devices})
-    assert bytes_by_link(transport.programs["cross"].text, everyone) == plan.bytes_per_link
+    assert bytes_by_link(transport.programs["cross"].text, everyone) == plan.bytes_per_pair
     assert bytes_received(text_of(transport, "split")) == 0
     assert bytes_received(text_of(transport, "join")) == plan.bytes_gathered == (wanted - whole if plan.disjoint else 0)
-    broadcast = {step.name: step.bytes_per_link for step in plan.steps}.get("broadcast", {})
+    broadcast = {step.name: step.bytes_per_pair for step in plan.hops}.get("broadcast", {})
     assert bytes_by_link(text_of(transport, "join"), list(crossing.destination.devices)) == broadcast
 
 

@@ -114,7 +114,7 @@ def test_disjoint_meshes_move_each_byte_once(source, destination, data):
     smallest = map(math.lcm, source.counts, destination.counts)
     shape = tuple(size * data.draw(st.sampled_from([1, 2, 3, 5])) for size in smallest)
     plan = make_plan(shape, 4, source, destination)
-    assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_link.values()) == math.prod(shape) * 4
+    assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_pair.values()) == math.prod(shape) * 4
     assert len({move.piece for move in plan.moves}) == len(plan.moves) == math.prod(plan.grid)
 
 
@@ -124,11 +124,11 @@ def test_after_the_crossing_each_device_receives_what_it_still_lacks(source, des
     plan = make_plan((size, 24), 2, source, destination)
     crossed = sum(len(cells_of_piece(plan, move.piece)) for move in plan.moves)
     wanted = sum(len(cells_of(destination, plan.shape, device)) for device in destination.devices)
-    steps = {step.name: step.bytes for step in plan.steps}
-    assert list(steps) == [name for name in ("slice", "cross", "broadcast", "gather") if name in steps]
-    assert steps.get("broadcast", 0) + steps.get("gather", 0) == plan.bytes_gathered == 2 * (wanted - crossed)
-    assert steps["cross"] == plan.bytes_moved
-    assert steps.get("slice", 0) == 0
+    hops = {step.name: step.bytes for step in plan.hops}
+    assert list(hops) == [name for name in ("slice", "cross", "broadcast", "gather") if name in hops]
+    assert hops.get("broadcast", 0) + hops.get("gather", 0) == plan.bytes_gathered == 2 * (wanted - crossed)
+    assert hops["cross"] == plan.bytes_moved
+    assert hops.get("slice", 0) == 0
 
 
 @settings(max_examples=120, deadline=None)
@@ -142,12 +142,12 @@ def test_between_shared_devices_each_receives_just_what_it_lacks(source, first, 
     lacking = sum(
         len(cells_of(destination, plan.shape, device) - held.get(device, set())) for device in destination.devices
     )
-    assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_link.values()) == 4 * lacking
+    assert plan.bytes_moved == plan.lower_bound == sum(plan.bytes_per_pair.values()) == 4 * lacking
     assert plan.bytes_gathered == 0
     assert plan.stays == (lacking == 0 and plan.source.counts == plan.destination.counts)
     relay = ["relay"] if any(move.relay for move in plan.moves) else []
-    assert [step.name for step in plan.steps] == ([] if plan.stays else ["exchange", *relay])
-    assert sum(step.bytes for step in plan.steps) == plan.bytes_moved
+    assert [step.name for step in plan.hops] == ([] if plan.stays else ["exchange", *relay])
+    assert sum(step.bytes for step in plan.hops) == plan.bytes_moved
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -157,8 +157,8 @@ def test_tensor_replicas_on_both_sides_share_the_links_evenly(tensor):
     source, destination = (make_tiling(range(first, first + 8), (data, tensor), (0,), ()) for first in (0, 8))
     plan = make_plan((16, 8), 4, source, destination)
     nbytes = 16 * 8 * 4
-    assert plan.bytes_per_link_max == nbytes // 8
-    assert len(plan.bytes_per_link) == 8
+    assert plan.bytes_per_pair_max == nbytes // 8
+    assert len(plan.bytes_per_pair) == 8
     assert plan.bytes_gathered == nbytes * (tensor - 1)
 
 
@@ -168,7 +168,7 @@ def test_unlike_batch_shards_still_use_every_device_of_both_sides():
     plan = make_plan((32, 8), 4, source, destination)
     assert {move.source for move in plan.moves} == set(range(4))
     assert {move.destination for move in plan.moves} == set(range(4, 8))
-    assert plan.bytes_per_link_max == 32 * 8 * 4 // 4
+    assert plan.bytes_per_pair_max == 32 * 8 * 4 // 4
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
@@ -178,8 +178,8 @@ def test_there_are_as_many_links_as_tensor_devices_for_each_leader(tensor):
     destination = make_tiling(range(100, 100 + 4 * tensor), (4, tensor), (0,), ())
     plan = make_plan((32, 8), 2, source, destination)
     leaders, quarter = 4, 32 * 8 * 2 // 4
-    assert len(plan.bytes_per_link) == tensor * leaders
-    assert set(plan.bytes_per_link.values()) == {plan.bytes_per_link_max} == {quarter // tensor}
+    assert len(plan.bytes_per_pair) == tensor * leaders
+    assert set(plan.bytes_per_pair.values()) == {plan.bytes_per_pair_max} == {quarter // tensor}
 
 
 def test_a_replicated_source_sends_from_all_its_devices():
@@ -199,7 +199,7 @@ def test_same_tiling_on_the_same_devices_moves_nothing():
     source = make_tiling(range(4), (2, 2), (0,), ())
     plan = make_plan((8, 8), 4, source, make_tiling(range(4), (2, 2, 1), (0,), ()))
     assert plan.stays
-    assert plan.steps == ()
+    assert plan.hops == ()
     assert plan.bytes_moved == plan.lower_bound == plan.bytes_gathered == 0
 
 
@@ -213,10 +213,10 @@ def test_copies_of_what_cannot_be_split_come_from_the_first_that_received_it():
     """A scalar to five devices crosses once; in the first round one hands it on, then two, then the last."""
     plan = make_plan((), 4, make_tiling(range(2), (2,)), make_tiling(range(10, 15), (5,)))
     assert plan.bytes_moved == plan.lower_bound == 4
-    cross, broadcast = plan.steps
-    assert (cross.name, list(cross.bytes_per_link)) == ("cross", [(0, 10)])
+    cross, broadcast = plan.hops
+    assert (cross.name, list(cross.bytes_per_pair)) == ("cross", [(0, 10)])
     assert (broadcast.name, broadcast.where) == ("broadcast", "destination")
-    assert broadcast.bytes_per_link == {link: 4 for link in [(10, 11), (10, 12), (11, 13), (10, 14)]}
+    assert broadcast.bytes_per_pair == {link: 4 for link in [(10, 11), (10, 12), (11, 13), (10, 14)]}
 
 
 @pytest.mark.parametrize(("able", "devices"), [(1, 2), (1, 5), (3, 50), (8, 4096)])
@@ -226,7 +226,7 @@ def test_what_few_of_shared_devices_hold_reaches_all_in_as_many_rounds_as_a_tree
     plan = make_plan((6,), 4, source, destination)
     rounds = make_rounds(plan.moves)
     assert len(rounds) == math.ceil(math.log2(devices / able))
-    assert plan.bytes_moved == sum(plan.bytes_per_link.values()) == 24 * (devices - able)
+    assert plan.bytes_moved == sum(plan.bytes_per_pair.values()) == 24 * (devices - able)
     have = set(range(able))
     for turn in rounds:
         assert {sender for sender, _ in turn.moves} <= have
@@ -237,19 +237,19 @@ def test_what_few_of_shared_devices_hold_reaches_all_in_as_many_rounds_as_a_tree
 def test_what_takes_as_long_either_way_comes_straight_from_the_source():
     """Two of a mesh of six hold it: two rounds, with or without a relay."""
     plan = make_plan((), 4, make_tiling(range(2), (2,)), make_tiling(range(6), (6,)))
-    assert [step.name for step in plan.steps] == ["exchange"]
+    assert [step.name for step in plan.hops] == ["exchange"]
     assert len(make_rounds(plan.moves)) == 2
 
 
 def test_links_of_a_gather_over_two_dims_carry_what_the_first_has_gathered():
     """Rows first, among the devices of a column; then whole rows of tiles among those of a row."""
     source, destination = make_tiling([8], (1,), (), ()), make_tiling(range(4), (2, 2), (), ())
-    (gather,) = (step for step in make_plan((2, 2), 1, source, destination).steps if step.name == "gather")
+    (gather,) = (step for step in make_plan((2, 2), 1, source, destination).hops if step.name == "gather")
     one_dim = make_plan((2, 2), 1, source, destination).destination_fine.counts
     assert one_dim == (2, 2), "neither dim divides by four"
     among_rows = {(0, 2): 1, (2, 0): 1, (1, 3): 1, (3, 1): 1}
     among_columns = {(0, 1): 2, (1, 0): 2, (2, 3): 2, (3, 2): 2}
-    assert gather.bytes_per_link == among_rows | among_columns
+    assert gather.bytes_per_pair == among_rows | among_columns
 
 
 def test_a_plan_for_a_thousand_devices_takes_no_time():

@@ -54,7 +54,7 @@ def test_pieces_are_handed_on_by_devices_that_received_them(way):
     source, destination = side([2, 5], (2,), P("x")), side(range(8), (8,), P())
     transport = Transport(source, destination, SHAPE, "float32", way=way).compile()
     assert max(move.relay for move in transport.plan.moves) == 2
-    assert [step.name for step in transport.plan.steps] == ["exchange", "relay"]
+    assert [step.name for step in transport.plan.hops] == ["exchange", "relay"]
     value = np.arange(math.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
     assert_shards_equal(transport(jax.device_put(value, source)), value, destination)
 

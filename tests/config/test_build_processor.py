@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hetjax.config.build import batch_shapes, prompt_shapes
-from hetjax.config.build_processor import make_processor, row_room, tokenizer_of
+from hetjax.config.build_processor import make_processor, row_capacity, tokenizer_of
 from hetjax.config.run_config import load_config
 from hetjax.data.chat import load_omni_tokenizer
 from hetjax.errors import ConfigError
@@ -48,7 +48,7 @@ def test_shapes_of_batches_and_prompts_are_those_of_the_capacity():
 )
 def test_what_does_not_fit_the_encoders_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        row_room(*parts_of(*arguments))
+        row_capacity(*parts_of(*arguments))
 
 
 def test_a_vocabulary_that_lacks_rows_is_refused():

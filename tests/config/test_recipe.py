@@ -6,7 +6,7 @@ import pytest
 
 from hetjax.config.build import batch_shapes, build_graph
 from hetjax.config.run_config import load_config
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.frozen import frozen_paths
 from tests.harness.paths import ROOT
 
@@ -33,7 +33,7 @@ def test_a_stage_trains_the_parts_that_the_recipe_names(path):
     frozen = frozen_paths(graph, config.optimizer.frozen, config.optimizer.trained)
     found = {}
     for module, still in frozen.items():
-        paths = set(take_apart(graph.abstract(module))[1])
+        paths = set(flatten_module(graph.abstract(module))[1])
         moving = {each.partition("/")[0] for each in paths - still}
         if moving:
             found[module] = "all" if not still else moving

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from hetjax.checkpoint.huggingface import from_checkpoint  # noqa: F401
+from hetjax.checkpoint.huggingface import export_to_huggingface  # noqa: F401
 from hetjax.checkpoint.saved_weights import SavedWeights  # noqa: F401, what a conversion imports
 from hetjax.commands import run_tool
 

@@ -18,7 +18,7 @@ from hetjax.models.parallel.zigzag_order import causal_order
 from hetjax.models.parts.rope import rope_table
 from hetjax.models.parts.stack import Stack
 from hetjax.models.parts.vision_block import VisionBlock
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.compile_quickly import quickly
 from tests.harness.models.layouts import constraint_of, splits_of
 
@@ -76,7 +76,7 @@ def compile_both(kind: str, layout: Layout) -> tuple[str, str]:
     splits = splits_of(layout)
     mesh = splits.mesh
     module, call = make(kind)
-    skeleton, params, buffers = take_apart(module)
+    skeleton, params, buffers = flatten_module(module)
 
     def weight(path):
         return NamedSharding(mesh, layout.weight_spec(skeleton.dims[path], params[path].shape, name=path))

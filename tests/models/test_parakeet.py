@@ -9,7 +9,7 @@ from flax import nnx
 
 from hetjax.models import ModelError, ParakeetConfig, ParakeetEncoder
 from hetjax.models.mode import inference
-from hetjax.models.parts.audio_clips import token_rows, tokens_of_clip
+from hetjax.models.parts.audio_clips import clip_token_positions, tokens_of_clip
 from tests.harness.models.tiny_models import relative_error
 from tests.harness.models.tiny_parakeet import TINY, build_parakeet, by_path, sounds
 
@@ -53,7 +53,7 @@ def test_a_clip_among_others_and_padded_equals_the_same_clip_alone(float64):
     assert tokens.shape == (3, 2 * rows, TINY.output_width)
     assert np.isfinite(tokens).all()
     for sample, lengths in enumerate(LENGTHS):
-        found, clips = token_rows(np.array(lengths), SAMPLES)
+        found, clips = clip_token_positions(np.array(lengths), SAMPLES)
         for clip, length in enumerate(lengths):
             own = tokens[sample, found[clips == clip]]
             assert len(own) == tokens_of_clip(length)

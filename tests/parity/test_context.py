@@ -13,7 +13,7 @@ from hetjax import Trainer
 from hetjax.compilation.hlo import collectives
 from hetjax.errors import BatchError
 from hetjax.meshes import Layout, Placement
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.choices import others_slow
 from tests.harness.parity import problem
 from tests.harness.parity.comparison import TOLERANCE
@@ -139,7 +139,7 @@ def test_all_layouts_forms_and_packings_equal_one_device(name, form, packed, dty
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_packed_documents_do_not_see_each_other(dtype):
     """The reference itself: the loss of packed documents is that of each in a row of its own."""
-    skeleton, params, buffers = take_apart(problem.make_graph().build("llm", 0))
+    skeleton, params, buffers = flatten_module(problem.make_graph().build("llm", 0))
     model = skeleton.assemble(jax.tree.map(lambda x: x.astype(dtype), params), buffers)
     tokens = np.arange(12, dtype=np.int32)[None] * 3 % problem.VOCABULARY
     weights, ids = np.ones((1, 12)), np.array([[5, 5, 5, 5, 2, 2, 2, 9, 9, 9, 9, 9]], np.int32)

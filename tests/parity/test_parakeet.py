@@ -13,7 +13,7 @@ from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.generation.stage_programs import Encode
 from hetjax.meshes import Layout, Placement
 from hetjax.models.parts.linear import Linear
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.choices import others_slow
 from tests.harness.models.tiny_models import call
 from tests.harness.models.tiny_parakeet import TINY, build_parakeet
@@ -72,7 +72,7 @@ def test_losses_gradients_weights_and_statistics_equal_one_device(float64, name)
         compute_dtype="float64",
     )
     batch, state = make_batch(), trainer.init()
-    before = take_apart(make_graph(mode).build("audio", 0))[2]
+    before = flatten_module(make_graph(mode).build("audio", 0))[2]
     for loss, gradients, weights, buffers in expected(mode):
         _, found_gradients = trainer.loss_and_gradients(state, batch)
         state, metrics = trainer.step(state, batch)

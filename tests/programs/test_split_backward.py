@@ -12,21 +12,21 @@ from hetjax.execution.flops import count_flops
 from hetjax.meshes import Layout
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import VISION, make_batch, make_graph
 
 
 def language_model():
-    skeleton, params, buffers = take_apart(make_graph().build("llm", 0))
+    skeleton, params, buffers = flatten_module(make_graph().build("llm", 0))
     batch = make_batch()["llm"]
     tokens = np.random.default_rng(0).normal(size=(len(batch["tokens"]), 8, 24)).astype(np.float32)
     return lambda params, x: skeleton.assemble(params, buffers)(**batch, image_tokens=x)["loss"], params, tokens
 
 
 def second_vision_stage():
-    skeleton, params, buffers = take_apart(make_graph().build("vision", 0).stage(1, 2))
+    skeleton, params, buffers = flatten_module(make_graph().build("vision", 0).stage(1, 2))
     hidden = np.random.default_rng(0).normal(size=(4, 2, 4, VISION.width)).astype(np.float32)
     return lambda params, x: jnp.sum(jnp.sin(skeleton.assemble(params, buffers)(hidden=x)["tokens"])), params, hidden
 

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from hetjax.errors import GraphError
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.small_modules import IN, WIDTH, Noisy, Tower
 
 
@@ -35,7 +35,7 @@ def flat(module: nnx.Module) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", [Listed, Noisy, Tower])
 def test_a_module_taken_apart_and_assembled_has_every_array_at_its_path(kind):
     module = kind(nnx.Rngs(0))
-    skeleton, params, buffers = take_apart(module)
+    skeleton, params, buffers = flatten_module(module)
     expected = flat(module)
     assert set(params) | set(buffers) == set(expected) == set(skeleton.paths)
     assert set(params) == skeleton.params
@@ -46,16 +46,16 @@ def test_a_module_taken_apart_and_assembled_has_every_array_at_its_path(kind):
 
 
 def test_weights_train_and_statistics_counters_and_keys_do_not():
-    _, params, buffers = take_apart(Noisy(nnx.Rngs(0)))
+    _, params, buffers = flatten_module(Noisy(nnx.Rngs(0)))
     assert set(params) == {"linear/kernel", "norm/scale", "norm/bias"}
     assert {"norm/mean", "norm/var"} < set(buffers)
-    _, params, buffers = take_apart(Listed(nnx.Rngs(0)))
+    _, params, buffers = flatten_module(Listed(nnx.Rngs(0)))
     assert set(params) == {"layers/0/kernel", "layers/0/bias", "layers/1/kernel", "layers/1/bias"}
     assert set(buffers) == {"calls"}
 
 
 def test_a_tied_weight_is_one_weight_and_stays_tied():
-    skeleton, params, buffers = take_apart(Listed(nnx.Rngs(0)))
+    skeleton, params, buffers = flatten_module(Listed(nnx.Rngs(0)))
     module = skeleton.assemble({**params, "layers/1/kernel": jnp.zeros((WIDTH, WIDTH))}, buffers)
     assert module.tied is module.layers[1].kernel
     assert not np.any(module.tied[...])
@@ -63,7 +63,7 @@ def test_a_tied_weight_is_one_weight_and_stays_tied():
 
 def test_random_keys_travel_as_plain_data_and_draw_the_same_numbers():
     module = Noisy(nnx.Rngs(3))
-    skeleton, params, buffers = take_apart(module)
+    skeleton, params, buffers = flatten_module(module)
     assert skeleton.keys
     assert all(buffers[path].dtype == jnp.uint32 for path in skeleton.keys)
     x = np.random.default_rng(0).normal(size=(4, IN)).astype(np.float32)
@@ -71,14 +71,14 @@ def test_random_keys_travel_as_plain_data_and_draw_the_same_numbers():
 
 
 def test_dim_names_come_from_the_initializers_and_stacked_layers_lead_with_theirs():
-    skeleton, params, _ = take_apart(Tower(nnx.Rngs(0), layers=4))
+    skeleton, params, _ = flatten_module(Tower(nnx.Rngs(0), layers=4))
     assert skeleton.dims == {"layers/kernel": ("layers", "embed", "mlp"), "out/kernel": ("embed", "vocab")}
     assert params["layers/kernel"].shape == (4, WIDTH, WIDTH)
 
 
 def test_shapes_are_taken_apart_as_arrays_are():
     concrete, abstract = Noisy(nnx.Rngs(0)), nnx.eval_shape(lambda: Noisy(nnx.Rngs(0)))
-    (skeleton, params, buffers), (shapes_of, *shapes) = take_apart(concrete), take_apart(abstract)
+    (skeleton, params, buffers), (shapes_of, *shapes) = flatten_module(concrete), flatten_module(abstract)
     assert shapes_of.paths == skeleton.paths
     assert shapes_of.keys == skeleton.keys
     for arrays, avals in zip((params, buffers), shapes, strict=True):
@@ -98,4 +98,4 @@ def test_a_variable_that_is_not_one_array_is_refused(value, message):
             self.odd = nnx.Variable(value)
 
     with pytest.raises(GraphError, match=message):
-        take_apart(Odd())
+        flatten_module(Odd())

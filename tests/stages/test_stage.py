@@ -15,7 +15,7 @@ from hetjax.models import LanguageModel, ModelError
 from hetjax.models.dims import constrain
 from hetjax.stages.batch import check_batch
 from hetjax.stages.cut import cut_graph, cut_module
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.links import make_links, stage_graph
 from tests.harness.parity.problem import LLM
 from tests.harness.parity.problem import make_graph as make_parity_graph
@@ -200,9 +200,9 @@ def test_a_module_is_cut_with_weights_as_with_shapes():
     part = cut_module(tower, "tower", 1, 2)
     np.testing.assert_array_equal(part.layers.kernel[...], tower.layers.kernel[...][2:])
     assert tower.layers.kernel[...].shape[0] == 4, "the whole module is left as it is"
-    avals = take_apart(shapes)[1]
+    avals = flatten_module(shapes)[1]
     assert {path: aval.shape for path, aval in avals.items()} == {
-        path: array.shape for path, array in take_apart(part)[1].items()
+        path: array.shape for path, array in flatten_module(part)[1].items()
     }
 
 

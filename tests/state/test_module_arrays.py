@@ -9,7 +9,7 @@ import hetjax
 from hetjax.errors import GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel
-from hetjax.stages.flat_state import by_path, take_apart
+from hetjax.stages.flat_state import by_path, flatten_module
 from hetjax.state.module_arrays import find_parts, merge_stages
 from hetjax.state.module_state import find_state, join_state, split_state
 from hetjax.state.train_state import StageState
@@ -47,7 +47,7 @@ def pointers(*arrays: jax.Array) -> set[int]:
 def test_weights_of_two_stages_equal_the_uncut_module():
     trainer = trainer_on(Layout(data=2, tensor=2, stage=2))
     weights = trainer.weights(trainer.init(3))["llm"]
-    whole = jax.jit(lambda: take_apart(trainer.graph.build("llm", 3))[1])()
+    whole = jax.jit(lambda: flatten_module(trainer.graph.build("llm", 3))[1])()
     assert weights.keys() == whole.keys()
     for path, array in whole.items():
         np.testing.assert_allclose(weights[path], array, rtol=1e-6, err_msg=path)

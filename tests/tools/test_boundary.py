@@ -34,8 +34,8 @@ def test_the_example_needs_no_devices(without_devices):
     assert without_devices.returncode == 0, without_devices.stderr
     found = json.loads(without_devices.stdout.splitlines()[-1])
     assert found["bytes_moved"] == found["lower_bound"] == BYTES
-    assert found["bytes_per_link_max"] == BYTES // 8
-    assert found["links"] == 8
+    assert found["bytes_per_pair_max"] == BYTES // 8
+    assert found["device_pairs"] == 8
 
 
 def test_the_process_without_devices_would_have_noticed():
@@ -46,13 +46,13 @@ def test_the_process_without_devices_would_have_noticed():
 
 def test_steps_tell_bytes_links_and_the_busiest(without_devices):
     found = json.loads(without_devices.stdout.splitlines()[-1])
-    assert [step["name"] for step in found["steps"]] == ["slice", "cross", "gather"]
-    slice_, cross, gather = found["steps"]
-    assert (slice_["bytes"], slice_["links"], slice_["busiest"]) == (0, 0, None)
-    assert (cross["where"], cross["bytes"], cross["links"]) == ("source to destination", BYTES, 8)
+    assert [hop["name"] for hop in found["hops"]] == ["slice", "cross", "gather"]
+    slice_, cross, gather = found["hops"]
+    assert (slice_["bytes"], slice_["device_pairs"], slice_["busiest"]) == (0, 0, None)
+    assert (cross["where"], cross["bytes"], cross["device_pairs"]) == ("source to destination", BYTES, 8)
     assert cross["busiest"]["bytes"] == BYTES // 8
     assert cross["busiest"]["from"] < 8 <= cross["busiest"]["to"]
-    assert sum(nbytes for *_, nbytes in cross["bytes_per_link"]) == BYTES
+    assert sum(nbytes for *_, nbytes in cross["bytes_per_pair"]) == BYTES
     # Each pair of tensor neighbours exchanges its halves of a quarter of the tensor.
     assert (gather["where"], gather["bytes"]) == ("destination", 4 * 2 * BYTES // 8)
 
@@ -88,7 +88,7 @@ def test_another_device_order_is_proposed_where_it_moves_less(capsys):
 
 
 def test_the_best_order_is_proposed_to_no_one():
-    assert numbers("--shape", "8", "--from", "data=2@0-1:batch", "--to", "data=2@0-1:batch")["steps"] == []
+    assert numbers("--shape", "8", "--from", "data=2@0-1:batch", "--to", "data=2@0-1:batch")["hops"] == []
     arguments = ("--shape", "8,8", "--from", "data=2@0-1:batch", "--to", "context=2@0-1:,seq")
     assert numbers(*arguments)["better_device_order"] is None
     assert numbers(*EXAMPLE[1:])["better_device_order"] is None
@@ -96,7 +96,7 @@ def test_the_best_order_is_proposed_to_no_one():
 
 def test_a_scalar_crosses_too():
     found = numbers("--shape", "", "--dtype", "float32", "--from", "data=2@0-1", "--to", "data=3@2-4")
-    assert (found["bytes_moved"], [step["name"] for step in found["steps"]]) == (4, ["cross", "broadcast"])
+    assert (found["bytes_moved"], [hop["name"] for hop in found["hops"]]) == (4, ["cross", "broadcast"])
 
 
 @pytest.mark.parametrize(

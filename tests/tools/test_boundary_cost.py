@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hetjax.boundary import PlanStep, make_plan
+from hetjax.boundary import PlanHop, make_plan
 from hetjax.meshes import Hardware
 from hetjax.tools.boundary_cost import busiest_device_bytes, hop_seconds, plan_seconds
 from hetjax.tools.boundary_sides import parse_side
@@ -25,14 +25,14 @@ ROUND = Hardware(
 NO_LATENCY = dataclasses.replace(ROUND, link_latency=0.0, network_latency=0.0)
 
 
-def step(links) -> PlanStep:
-    return PlanStep(name="cross", where="source to destination", bytes_per_link=links)
+def step(links) -> PlanHop:
+    return PlanHop(name="cross", where="source to destination", bytes_per_pair=links)
 
 
 def both(shape, source, destination):
-    """Our steps and those of leader and broadcast, for one byte an element."""
+    """Our hops and those of leader and broadcast, for one byte an element."""
     tilings = [parse_side(text).tiling(shape) for text in (source, destination)]
-    return make_plan(shape, 1, *tilings).steps, leader_hops(shape, 1, *tilings)
+    return make_plan(shape, 1, *tilings).hops, leader_hops(shape, 1, *tilings)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_which_links_are_network_depends_on_the_devices_of_a_host():
 
 
 def test_steps_follow_one_another():
-    steps = [step({(0, 1): 100}), step({(0, 4): 100})]
-    assert plan_seconds(steps, ROUND) == pytest.approx(1.5 + 12)
+    hops = [step({(0, 1): 100}), step({(0, 4): 100})]
+    assert plan_seconds(hops, ROUND) == pytest.approx(1.5 + 12)
 
 
 def test_the_busiest_device_may_be_a_sender_or_a_receiver():
@@ -77,14 +77,14 @@ def test_with_tensor_replicas_our_plan_is_faster_by_their_number_where_the_netwo
     data = 4 // tensor
     sides = (f"data={data},tensor={tensor}@{devices}:batch" for devices in ("0-3", "4-7"))
     slow_network = dataclasses.replace(NO_LATENCY, link_bandwidth=1e9)
-    ours, theirs = (plan_seconds(steps, slow_network) for steps in both((8, 100), *sides))
+    ours, theirs = (plan_seconds(hops, slow_network) for hops in both((8, 100), *sides))
     assert theirs / ours == pytest.approx(tensor, rel=1e-3)
     assert ours == pytest.approx(800 / 4 / 10, rel=1e-3)
 
 
 def test_without_replicas_both_plans_are_the_same():
     ours, theirs = both((8, 6), "data=4@0-3:batch", "data=2@4-5:batch")
-    assert [dict(step.bytes_per_link) for step in ours] == [dict(step.bytes_per_link) for step in theirs]
+    assert [dict(step.bytes_per_pair) for step in ours] == [dict(step.bytes_per_pair) for step in theirs]
     assert plan_seconds(ours, ROUND) == plan_seconds(theirs, ROUND)
 
 
@@ -92,8 +92,8 @@ def test_leader_and_broadcast_by_hand():
     """Two batch shards, copied on two devices each, into one that is copied on three."""
     _, theirs = both((4, 3), "data=2,tensor=2@0-3:batch", "tensor=3@4-6:batch")
     cross, broadcast = theirs
-    assert cross.bytes_per_link == {(0, 4): 6, (2, 4): 6}
-    assert broadcast.bytes_per_link == {(4, 5): 12, (5, 6): 12}
+    assert cross.bytes_per_pair == {(0, 4): 6, (2, 4): 6}
+    assert broadcast.bytes_per_pair == {(4, 5): 12, (5, 6): 12}
     assert plan_seconds(theirs, ROUND) == pytest.approx(2 * 2 + 12 / 10 + 0.5 + 12 / 100)
 
 

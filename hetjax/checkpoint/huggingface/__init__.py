@@ -4,7 +4,7 @@ An imported checkpoint is one of step 0 without optimizer state. It also holds t
 has beside its weights, for an export.
 """
 
-from hetjax.checkpoint.huggingface.export_checkpoint import ExportReport, from_checkpoint
-from hetjax.checkpoint.huggingface.import_checkpoint import ImportReport, into_checkpoint
+from hetjax.checkpoint.huggingface.export_checkpoint import ExportReport, export_to_huggingface
+from hetjax.checkpoint.huggingface.import_checkpoint import ImportReport, import_from_huggingface
 
-__all__ = ["ExportReport", "ImportReport", "from_checkpoint", "into_checkpoint"]
+__all__ = ["ExportReport", "ImportReport", "export_to_huggingface", "import_from_huggingface"]

@@ -54,7 +54,7 @@ class _Model(NamedTuple):
     config_json: Mapping[str, Json]
 
 
-def from_checkpoint(
+def export_to_huggingface(
     source: SavedWeights,
     folder: Path,
     *,

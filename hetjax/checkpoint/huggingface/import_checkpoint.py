@@ -18,7 +18,7 @@ from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from hetjax.state.module_state import Kind
 
 MODEL_SETTINGS = "model.yaml"
@@ -50,7 +50,9 @@ class ImportReport:
     left_out: list[str]
 
 
-def into_checkpoint(source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False) -> ImportReport:
+def import_from_huggingface(
+    source: HuggingFaceCheckpoint, directory: Path, *, allow_unexpected: bool = False
+) -> ImportReport:
     """Write a Hugging Face checkpoint as one of ours, of step 0, into `directory`.
 
     Raises ModelError for missing or misshapen tensors, ConfigError for unexpected ones unless they are allowed, and
@@ -95,7 +97,7 @@ def into_checkpoint(source: HuggingFaceCheckpoint, directory: Path, *, allow_une
 
 def _module_infos(source: HuggingFaceCheckpoint, module: str) -> ModuleInfos:
     infos = source.infos(module)
-    _, params, buffers = take_apart(source.family.module(module, source.configs))
+    _, params, buffers = flatten_module(source.family.module(module, source.configs))
     if empty := sorted(params.keys() - infos.keys()):
         raise ConfigError(f"family '{source.family.name}' has no tensors for {listed(empty)} of module '{module}'")
     # A buffer that checkpoints do not know, such as a count of a step's tokens, starts as it is built.

@@ -23,7 +23,7 @@ from hetjax.data.modalities.modality import (
 from hetjax.data.modalities.patches import is_path
 from hetjax.data.modalities.prompt_order import audio_items
 from hetjax.errors import ConfigError, DataError
-from hetjax.models.parts.audio_clips import cut_clips, stack_clips, token_rows, tokens_of_clip
+from hetjax.models.parts.audio_clips import clip_token_positions, split_clips, stack_clips, tokens_of_clip
 
 _SIZED_TO = SAMPLE_RATE // 10  # a batch of one prompt has clips of whole tenths of a second
 
@@ -108,14 +108,14 @@ class Audio(Modality[AudioClips]):
     def encoder_inputs(self, arrays: Sequence[Float32[np.ndarray, " samples"]]) -> EncoderInputs:
         """Return clips padded to the longest one, and their lengths."""
         waveforms, lengths = stack_clips(arrays, self._config.clips, self._config.clip_samples)
-        tokens, clip = token_rows(lengths, self._config.clip_samples)
+        tokens, clip = clip_token_positions(lengths, self._config.clip_samples)
         own = [tokens[clip == number] for number in range(len(arrays))]
         return EncoderInputs({"waveforms": waveforms, "lengths": lengths}, own)
 
 
 def cut_audio(samples: Float32[np.ndarray, " samples"], longest: int) -> AudioClips:
     """Cut audio into clips of `longest` samples at most. Raises DataError for audio without a token."""
-    clips = tuple(clip for clip in cut_clips(samples, longest) if tokens_of_clip(len(clip)))
+    clips = tuple(clip for clip in split_clips(samples, longest) if tokens_of_clip(len(clip)))
     if not clips:
         raise DataError(
             f"an audio has {len(samples)} samples at {SAMPLE_RATE} Hz, too few for a token; give "

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from rich.progress import Progress
 
 from hetjax.boundary import Transport
-from hetjax.boundary.plan import PlanStep
+from hetjax.boundary.plan import PlanHop
 from hetjax.boundary.tiling import Tiling
 from hetjax.errors import ConfigError
 from hetjax.tools.bench.leader_transport import LeaderTransport
@@ -152,7 +152,7 @@ class _Case:
             "to": self.pair.destination,
             "way": self.transport.way,
             "lower_bound": plan.lower_bound,
-            "hetjax": {"seconds": median(seconds["hetjax"]), **_bytes(plan.steps)},
+            "hetjax": {"seconds": median(seconds["hetjax"]), **_bytes(plan.hops)},
             # JAX does not report what its device_put moves.
             "device_put": {"seconds": median(seconds["device_put"])},
             "leader": {"seconds": median(seconds["leader"]), **_bytes(self.leader)},
@@ -167,7 +167,7 @@ def _check_equal(arrived: jax.Array, value: np.ndarray, sharding: NamedSharding,
         np.testing.assert_array_equal(shard.data, value[shard.index], err_msg=what)
 
 
-def _bytes(steps: Sequence[PlanStep]) -> dict[str, int]:
+def _bytes(steps: Sequence[PlanHop]) -> dict[str, int]:
     """Sum the bytes between the sides (or shared devices), of the busiest device, and inside the destination."""
     across = [step for step in steps if step.where != "destination"]
     return {

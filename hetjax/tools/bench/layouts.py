@@ -12,7 +12,7 @@ import optax
 from rich.progress import Progress
 
 from hetjax.errors import ConfigError
-from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
 from hetjax.schedule import colocated
@@ -69,11 +69,11 @@ def layouts(
     numbers: dict[str, Json] = {"device_kind": devices[0].device_kind, "devices": len(devices), "steps": steps}
     for name, trainer in trainers.items():
         traffic = bytes_of_step(trainer.compiled)
-        stopwatch = Stopwatch().start(states[name])
-        trainer.step(states[name], batch, observe=stopwatch)
+        timer = ActionTimer().start(states[name])
+        trainer.step(states[name], batch, observe=timer)
         numbers[name] = {
             "seconds": median(seconds[name]),
-            "seconds_by_module": stopwatch.by_module(trainer.schedule.graph),
+            "seconds_by_module": timer.by_module(trainer.schedule.graph),
             "bytes": sum(traffic.values()),
             "bytes_by_module": traffic,
         }

@@ -17,7 +17,7 @@ from hetjax.errors import ConfigError
 from hetjax.execution.flops import count_flops
 from hetjax.models.components import build_component
 from hetjax.models.remat import check_remat, remat_in_force
-from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.flat_state import Arrays, flatten_module
 from hetjax.tools.bench.model_inputs import inputs_of
 from hetjax.tools.bench.step import share_of_peak
 from hetjax.tools.model import components_of, count, parameter_tree
@@ -66,7 +66,7 @@ def _measure(
     config: object, inputs: dict[str, np.ndarray], tokens: int, dtype: jnp.dtype, remat: str, timed: int
 ) -> dict[str, Json]:
     """Time one component; `tokens` are those that its inputs make, padding included."""
-    skeleton, shapes, buffer_shapes = take_apart(nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0))))
+    skeleton, shapes, buffer_shapes = flatten_module(nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0))))
 
     def loss(params: Arrays, buffers: Arrays, given: Arrays) -> jax.Array:
         outputs = skeleton.assemble(params, buffers)(**given)
@@ -97,7 +97,7 @@ def _measure(
 
 def _weights(config: object, dtype: jnp.dtype) -> tuple[Arrays, Arrays]:
     def make() -> tuple[Arrays, Arrays]:
-        _, params, buffers = take_apart(build_component(config, nnx.Rngs(0)))
+        _, params, buffers = flatten_module(build_component(config, nnx.Rngs(0)))
         return jax.tree.map(lambda x: x.astype(dtype), params), buffers
 
     on_cpu = jax.default_backend() == "cpu"

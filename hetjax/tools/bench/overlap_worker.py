@@ -23,7 +23,7 @@ from hetjax.cluster import key_value_store as store
 from hetjax.cluster.connect import connect, disconnect
 from hetjax.cluster.environment import find_environment
 from hetjax.compilation.compiled_program import Program
-from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, VisionConfig
 from hetjax.schedule.actions import Action
@@ -102,9 +102,9 @@ class Worker:
 
     def costs(self) -> dict[str, float]:
         """Return the median seconds of this process's actions by "stage kind"."""
-        stopwatch = Stopwatch().start(self.state)
-        self.step(observe=stopwatch)
-        return {f"{name} {kind.value}": seconds for (name, kind), seconds in stopwatch.costs().of.items()}
+        timer = ActionTimer().start(self.state)
+        self.step(observe=timer)
+        return {f"{name} {kind.value}": seconds for (name, kind), seconds in timer.costs().of.items()}
 
 
 def _barrier() -> Callable[[], None]:

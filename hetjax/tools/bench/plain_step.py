@@ -16,7 +16,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.meshes import Layout
 from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.stages.batch import Batch
-from hetjax.stages.flat_state import Arrays, take_apart
+from hetjax.stages.flat_state import Arrays, flatten_module
 
 # M microbatches · B samples of a microbatch
 
@@ -48,7 +48,7 @@ class PlainStep:
     ):
         self.mesh, self.layout, self.microbatches = mesh, layout, microbatches
         self.optimizer = optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer)
-        self._skeletons = {name: take_apart(graph.abstract(name))[0] for name in graph.order}
+        self._skeletons = {name: flatten_module(graph.abstract(name))[0] for name in graph.order}
         self._step = jax.jit(self._train, donate_argnums=(0, 1))
 
     def init(self, weights: dict[str, dict[str, np.ndarray]]) -> tuple[Params, optax.OptState]:

@@ -13,7 +13,7 @@ from rich.progress import track
 from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
-from hetjax.execution.action_timer import Stopwatch
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.execution.flops import model_flops
 from hetjax.meshes import find_hardware
 from hetjax.stages.batch import Batch
@@ -42,9 +42,9 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
     state, seconds = _time(trainer, trainer.init(config.seed), batch, warmup, timed_steps)
     numbers = {"name": config.name, **_speed(trainer, config, seconds)}
     numbers["peak_bytes_per_device"] = _peak_memory(trainer)
-    stopwatch = Stopwatch().start(state)
-    trainer.step(state, batch, observe=stopwatch)
-    numbers["seconds_by_module"] = stopwatch.by_module(trainer.schedule.graph)
+    timer = ActionTimer().start(state)
+    trainer.step(state, batch, observe=timer)
+    numbers["seconds_by_module"] = timer.by_module(trainer.schedule.graph)
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 

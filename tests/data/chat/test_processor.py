@@ -14,7 +14,7 @@ from hetjax.data.chat import (
 from hetjax.data.media import Video
 from hetjax.errors import ConfigError, DataError
 from hetjax.models.parts.audio_clips import tokens_of_clip
-from hetjax.models.parts.video_pruning import compact_rows, keep_count
+from hetjax.models.parts.video_pruning import compact_sequence, keep_count
 from tests.data.chat.conftest import encoders
 
 RNG = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_lengths_after_pruning(make_processor):
     left = np.full((2, images + capacity.most.media["kept"]), none, np.int32)
     left[:, :images] = np.arange(images)
     left[0, images : images + kept] = videos
-    moved = compact_rows(positions, left, capacity.most.before_pruning)
+    moved = compact_sequence(positions, left, capacity.most.before_pruning)
     assert moved.source.shape == (2, 500)
     given = np.array([made.use.before_pruning for made in samples], np.int32)
     np.testing.assert_array_equal(moved.shorten(given), lengths)

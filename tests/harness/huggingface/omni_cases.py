@@ -14,7 +14,7 @@ from flax import nnx
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.components import build_component
 from hetjax.models.huggingface.omni import omni_configs, omni_entries
-from hetjax.models.parts.audio_clips import stack_clips, token_rows, tokens_of_clip
+from hetjax.models.parts.audio_clips import clip_token_positions, stack_clips, tokens_of_clip
 from tests.harness.huggingface.omni_configs import TINY
 from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.arrays import with_arrays
@@ -126,7 +126,7 @@ def our_batch(modules: dict[str, nnx.Module], given: dict[str, Any]) -> dict[str
     if given["clips"]:
         waveforms, lengths = stack_clips(given["clips"])
         batch["audio"] = {"waveforms": waveforms[None].astype(dtype), "lengths": lengths[None]}
-        own, _ = token_rows(lengths, waveforms.shape[1])
+        own, _ = clip_token_positions(lengths, waveforms.shape[1])
         count = len(lengths) * tokens_of_clip(waveforms.shape[1])
         llm["audio_positions"] = _positions(own, count, tokens, SOUND)
     return {**batch, "llm": llm}

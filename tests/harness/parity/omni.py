@@ -8,7 +8,7 @@ from flax import nnx
 from hetjax import Edge, ModuleGraph
 from hetjax.models import NemotronHConfig, ParakeetConfig, RadioConfig
 from hetjax.models.components import build_component
-from hetjax.models.parts.audio_clips import stack_clips, token_rows, tokens_of_clip
+from hetjax.models.parts.audio_clips import clip_token_positions, stack_clips, tokens_of_clip
 from hetjax.models.presets import find_preset
 
 SAMPLES, ROWS, CLIPS, CLIP_SAMPLES = 8, 64, 2, 9600
@@ -62,7 +62,7 @@ def make_batch(seed: int = 0, dtype: type = np.float32) -> dict[str, dict[str, n
         image_positions.append(positions)
         waveforms, lengths = stack_clips(rows[sample], CLIPS, CLIP_SAMPLES)
         audio.append((waveforms.astype(dtype), lengths))
-        real, _ = token_rows(lengths, CLIP_SAMPLES)
+        real, _ = clip_token_positions(lengths, CLIP_SAMPLES)
         places = np.full(CLIPS * tokens_of_clip(CLIP_SAMPLES), ROWS, np.int32)
         places[real] = 30 + np.arange(len(real))
         audio_positions.append(places)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from hetjax import ModuleGraph
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 
 
 def train_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTransformation, *, steps: int, dtype):
@@ -20,7 +20,7 @@ def steps_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTran
     """As `train_on_one_device`, with the buffers after each step: the whole batch is one microbatch."""
     device = jax.local_devices()[0]
     with jax.default_device(device):
-        apart = {name: take_apart(graph.build(name, 0)) for name in graph.modules}
+        apart = {name: flatten_module(graph.build(name, 0)) for name in graph.modules}
         weights = {name: params for name, (_, params, _) in apart.items()}
         weights = jax.jit(lambda weights: jax.tree.map(lambda x: x.astype(dtype), weights))(weights)
         buffers = {name: buffers for name, (_, _, buffers) in apart.items()}
@@ -33,14 +33,14 @@ def steps_on_one_device(graph: ModuleGraph, batch, optimizer: optax.GradientTran
                 module = apart[name][0].assemble(weights[name], buffers[name])
                 for port, value in module(**arrays.get(name, {}), **fed).items():
                     outputs[f"{name}.{port}"] = value
-                after[name] = take_apart(module)[2]
+                after[name] = flatten_module(module)[2]
             return outputs[f"{graph.sink}.loss"] / jnp.sum(arrays[graph.sink]["loss_weights"]), after
 
         def end(name, weights, buffers):
             module = apart[name][0].assemble(weights, buffers)
             if hasattr(module, "end_of_step"):
                 module.end_of_step()
-            return take_apart(module)[2]
+            return flatten_module(module)[2]
 
         @jax.jit
         def step(weights, buffers, opt_state):

@@ -21,7 +21,7 @@ from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.mamba_context import context_parallel_mamba
 from hetjax.models.parallel.zigzag_order import SequenceOrder, causal_order
 from hetjax.programs.data_shards import by_shard, merge, split
-from hetjax.stages.flat_state import take_apart
+from hetjax.stages.flat_state import flatten_module
 from tests.harness.models.arrays import with_arrays
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.mamba_layer import CONFIG, WIDTH, build, error, rows
@@ -172,7 +172,7 @@ def test_heads_on_devices_of_their_own_move_what_the_projections_move(sequence_p
     """As half a block of attention and MLP: one gather and one scatter, or one all-reduce."""
     layout = Layout(data=2, tensor=2, sequence_parallel=sequence_parallel)
     splits, length = splits_of(layout), 24
-    skeleton, params, buffers = take_apart(build(dtype=np.float32))
+    skeleton, params, buffers = flatten_module(build(dtype=np.float32))
     placed = {
         path: jax.device_put(
             array, NamedSharding(splits.mesh, layout.weight_spec(skeleton.dims[path], array.shape, name=path))
@@ -203,7 +203,7 @@ def test_heads_on_devices_of_their_own_move_what_the_projections_move(sequence_p
 def test_groups_that_do_not_divide_are_refused():
     layer = build(dataclasses.replace(CONFIG, groups=1), np.float32)
     layout = Layout(context=2, tensor=2)
-    skeleton, params, _ = take_apart(layer)
+    skeleton, params, _ = flatten_module(layer)
     with pytest.raises(PlacementError, match=r"dim 'kv_heads' of size 1 is not divisible by tensor=2"):
         layout.weight_spec(skeleton.dims["b/kernel"], params["b/kernel"].shape, name="b/kernel")
     streams = Streams(jnp.ones((1, 8, 4, 3)), *[jnp.ones((1, 8, 1, 5))] * 2)

@@ -5,9 +5,9 @@ from hetjax.models import ModelError
 from hetjax.models.parts.audio_clips import (
     CLIP_SAMPLES,
     clip_lengths,
-    cut_clips,
+    clip_token_positions,
+    split_clips,
     stack_clips,
-    token_rows,
     tokens_of_clip,
 )
 
@@ -36,7 +36,7 @@ def test_the_rest_of_a_sound_is_its_last_clip():
 @pytest.mark.parametrize("samples", [0, 3, 10, 20, 23])
 def test_clips_joined_are_the_sound(samples):
     sound = np.arange(samples, dtype=np.float32)
-    clips = cut_clips(sound, 10)
+    clips = split_clips(sound, 10)
     assert [len(clip) for clip in clips] == list(clip_lengths(samples, 10))
     np.testing.assert_array_equal(np.concatenate([*clips, []]), sound)
 
@@ -52,11 +52,11 @@ def test_stacked_clips_are_padded_with_silence():
 
 
 def test_rows_of_tokens_skip_padding():
-    rows, clips = token_rows(np.array([1600, 0, 160]), 3200)
+    rows, clips = clip_token_positions(np.array([1600, 0, 160]), 3200)
     per_clip = tokens_of_clip(3200)
     assert rows.tolist() == [0, 1, 2 * per_clip] and clips.tolist() == [0, 0, 2]
 
 
 def test_a_sound_of_two_channels_is_refused():
     with pytest.raises(ModelError, match=r"\(2, 9\); give one channel"):
-        cut_clips(np.ones((2, 9)))
+        split_clips(np.ones((2, 9)))

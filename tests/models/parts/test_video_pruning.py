@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import collectives
 from hetjax.models.errors import ModelError
-from hetjax.models.parts.video_pruning import compact_rows, keep_count, prune, retained, room_for_kept
+from hetjax.models.parts.video_pruning import compact_sequence, keep_count, prune, retained, room_for_kept
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 
@@ -126,7 +126,7 @@ def test_compacted_rows_equal_a_loop():
         tokens[row, length:], weights[row, length:] = 0, 0
 
     def run(positions, kept, tokens, weights, audio, lengths):
-        moved = compact_rows(positions, kept, rows)
+        moved = compact_sequence(positions, kept, rows)
         return moved.take(tokens), moved.take(weights), moved.places, moved.move(audio), moved.shorten(lengths)
 
     new_tokens, new_weights, places, new_audio, new_lengths = jax.jit(run)(
@@ -149,14 +149,14 @@ def test_compacted_rows_equal_a_loop():
 def test_separators_stay_and_each_tubelet_has_the_count_it_keeps():
     """The placeholders (9) of two tubelets between their marks (1, 2): what is left says how many each keeps."""
     tokens = np.array([[1, 9, 9, 9, 2, 1, 9, 9, 9, 2, 5, 0, 0]])
-    moved = compact_rows(np.array([[1, 2, 3, 6, 7, 8]]), np.array([[0, 1, 2, 4]]), 13)
+    moved = compact_sequence(np.array([[1, 2, 3, 6, 7, 8]]), np.array([[0, 1, 2, 4]]), 13)
     np.testing.assert_array_equal(moved.take(tokens), [[1, 9, 9, 9, 2, 1, 9, 2, 5, 0, 0]])
     np.testing.assert_array_equal(moved.places, [[1, 2, 3, 6]])
 
 
 def test_more_tokens_than_rows_are_refused():
     with pytest.raises(ModelError, match="is no length"):
-        compact_rows(np.zeros((1, 9), int), np.zeros((1, 2), int), 7)
+        compact_sequence(np.zeros((1, 9), int), np.zeros((1, 2), int), 7)
 
 
 @pytest.mark.optimized
@@ -169,7 +169,7 @@ def test_a_split_batch_equals_one_device_and_nothing_is_sent():
 
     def objective(tokens, segments, is_token, positions, text):
         pruned, kept = prune(tokens, segments, is_token, 0.5, 16)
-        moved = compact_rows(positions, kept, 50)
+        moved = compact_sequence(positions, kept, 50)
         return jnp.sum(jnp.sin(pruned), axis=(1, 2)), (moved.take(text), moved.places)
 
     def run(tokens, *rest):
