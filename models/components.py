@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flax import nnx
 
-from hetjax.models.component_config import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.nemotron_h import NemotronH
@@ -17,6 +16,11 @@ from hetjax.models.siglip2 import Siglip2Encoder
 from hetjax.models.siglip2_config import Siglip2Config
 from hetjax.models.vision_config import VisionConfig
 from hetjax.models.vit import VisionEncoder
+
+EncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ParakeetConfig
+"""Describes an encoder."""
+ComponentConfig = DecoderConfig | NemotronHConfig | EncoderConfig
+"""Describes a module."""
 
 COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {
     DecoderConfig: LanguageModel,

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.component_config import LanguageConfig
+from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.dims import RESIDUAL, ROWS, named
 from hetjax.models.errors import ModelError
+from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parallel.zigzag_order import SequenceOrder
 from hetjax.models.parts.embed_sequence import embed_sequence
@@ -44,7 +45,7 @@ class FusedLanguageModel(nnx.Module):
 
     def __init__(
         self,
-        config: LanguageConfig,
+        config: DecoderConfig | NemotronHConfig,
         layers: Callable[[nnx.Rngs], Stack | PatternStack],
         *,
         rngs: nnx.Rngs,

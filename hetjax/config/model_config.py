@@ -16,7 +16,7 @@ from hetjax.models import (
     Siglip2Config,
     VisionConfig,
 )
-from hetjax.models.component_config import ComponentConfig, EncoderConfig
+from hetjax.models.components import ComponentConfig, EncoderConfig
 from hetjax.models.presets import find_preset
 
 

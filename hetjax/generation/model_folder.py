@@ -18,7 +18,7 @@ from hetjax.data import DataConfig
 from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError
 from hetjax.models import VisionConfig
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.config_json import read_json

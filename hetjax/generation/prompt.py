@@ -28,7 +28,7 @@ from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
 from hetjax.models import VisionConfig
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 
 STEP = 64
 """The sequence has a multiple of so many rows, which every usual degree divides."""

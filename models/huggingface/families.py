@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface import omni

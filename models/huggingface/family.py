@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from flax import nnx
 
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES
 from hetjax.models.json_values import Json, JsonObject

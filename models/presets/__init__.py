@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.errors import ModelError
 from hetjax.models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
 

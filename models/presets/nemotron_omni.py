@@ -6,7 +6,7 @@ experts, C-RADIOv4-H for images and video, Parakeet's FastConformer for audio.
 
 from __future__ import annotations
 
-from hetjax.models.component_config import ComponentConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.mamba.config import MambaConfig
