@@ -27,7 +27,7 @@ from hetjax.execution.trainer_options import (
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models.remat import Remat
-from hetjax.schedule import Costs, Report, Schedule, build_schedule, check, needs_costs
+from hetjax.schedule import DEFAULT_SCHEDULE, Costs, Report, Schedule, build_schedule, check, needs_costs
 from hetjax.stages.batch import (
     Batch,
     StageMicrobatch,
@@ -68,7 +68,7 @@ class Trainer:
         optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so a quantity
             over several weights or over whole ones (a norm in the chain, a factored moment) would depend on the
             placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
-        schedule: the name of one of `hetjax.schedule.SCHEDULES`, such as "1f1b" or "gpipe".
+        schedule: the name of one of `hetjax.schedule.SCHEDULES`, of which `DEFAULT_SCHEDULE` is the default.
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
             estimated from the FLOPs of the programs, once `compile` has the shapes of a batch.
         microbatches: parts that a batch is split into.
@@ -103,7 +103,7 @@ class Trainer:
         placement: Placement,
         *,
         optimizer: Optimizers,
-        schedule: str = "1f1b",
+        schedule: str = DEFAULT_SCHEDULE,
         schedule_costs: Costs | None = None,
         microbatches: int = 1,
         frozen: Collection[str] = (),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from hetjax.meshes.devices import format_devices, parse_devices
+from hetjax.meshes.devices import parse_devices
 from hetjax.meshes.errors import PlacementError
 from hetjax.meshes.layout import AXES, Layout
 
@@ -84,9 +84,3 @@ class ResolvedPlacement:
     def _grid(self, module: str, stage: int) -> np.ndarray:
         """Return the grid of a stage; with several chunks a mesh, stage k is on mesh k mod the number of meshes."""
         return self.grids[module][stage % len(self.grids[module])]
-
-    def describe(self, module: str, stage: int) -> str:
-        """Describe a stage in one line: "data=2 tensor=2 on 4-7"."""
-        layout = self.placement[module]
-        degrees = " ".join(f"{axis}={getattr(layout, axis)}" for axis in AXES if getattr(layout, axis) > 1)
-        return f"{degrees or 'one device'} on {format_devices(self.device_numbers(module, stage))}"

@@ -23,7 +23,7 @@ def digits(*, out: str = "data/digits") -> Outcome:
 
 
 def shapes(*, out: str = "data/shapes", samples: int = 1200, seed: int = 0) -> Outcome:
-    """Draw small pictures, tones and films, each with a question and an answer, as PNG, WAV, MP4 and JSONL files.
+    """Draw small images, tones and videos, each with a question and an answer, as PNG, WAV, MP4 and JSONL files.
 
     A folder that holds these very files already is left as it is.
 

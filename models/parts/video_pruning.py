@@ -5,9 +5,9 @@ tubelet t differs from the tubelet before by d[t, n] = 1 - cos(E[t, n], E[t-1, n
 tubelets with N tokens each, the max(N, int(T N (1 - rate))) largest are kept (of equal ones the first), in their
 own order. So how many are kept is known from shapes alone, on the host as well, and which ones on the device only.
 
-`retained` is the rule for one size of video. `prune` applies it to sequences in which videos of several sizes stand
-behind each other with padding, as an encoder makes them. `compact_sequence` then takes the placeholders of dropped
-tokens out of the language model's sequence.
+`prune` applies the rule to sequences in which videos of several sizes stand behind each other with padding, as an
+encoder makes them. `compact_sequence` then takes the placeholders of dropped tokens out of the sequence of the
+language model.
 """
 
 from __future__ import annotations
@@ -53,19 +53,6 @@ def room_for_kept(tokens: int, rate: float, tokens_per_tubelet: int = 256) -> in
     """
     _check_rate(rate)
     return max(int(tokens * (1 - rate)), min(tokens, tokens_per_tubelet))
-
-
-def retained(embeddings: Float[Array, "*batch T N D"], rate: float) -> Int[Array, "*batch K"]:
-    """Return which tokens of a video are kept: ascending indices into its T * N tokens, int32, K of them.
-
-    K = keep_count(T, N, rate).
-    """
-    *batch, tubelets, tokens, _ = embeddings.shape
-    before = jnp.concatenate([embeddings[..., :1, :, :], embeddings[..., :-1, :, :]], axis=-3)
-    is_first = jnp.arange(tubelets)[:, None] == 0
-    differs = jnp.where(is_first, FIRST, _difference(embeddings, before)).reshape(*batch, tubelets * tokens)
-    best = jnp.argsort(-differs, axis=-1, stable=True)[..., : keep_count(tubelets, tokens, rate)]
-    return jnp.sort(best, axis=-1).astype(jnp.int32)
 
 
 def prune(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hetjax.meshes import AXES, Layout, Placement, PlacementError
+from hetjax.meshes import AXES, Layout, Placement, PlacementError, format_devices
 
 
 def refusal(action, *args) -> str:
@@ -76,14 +76,17 @@ def test_mesh_holds_the_devices_of_its_stage_under_the_names_of_the_axes():
     assert [device.id for device in backwards.devices.flat] == [jax.devices()[7 - i].id for i in (2, 3, 4)]
 
 
-def test_description_names_degrees_and_devices_of_one_stage():
+def test_each_stage_has_the_degrees_and_devices_of_its_own():
     placement = Placement(
         {"llm": Layout(devices="0-3,6-7,4-5", stage=2, data=2, tensor=2), "head": Layout(devices="3")}
     )
     resolved = placement.resolve(8)
-    assert resolved.describe("llm", 0) == "data=2 tensor=2 on 0-3"
-    assert resolved.describe("llm", 1) == "data=2 tensor=2 on 6-7,4-5"
-    assert resolved.describe("head", 0) == "one device on 3"
+    degrees = {"data": 2, "tensor": 2}
+    for stage, devices in ((0, "0-3"), (1, "6-7,4-5")):
+        assert {axis: size for axis, size in resolved.mesh("llm", stage).shape.items() if size > 1} == degrees
+        assert format_devices(resolved.device_numbers("llm", stage)) == devices
+    assert set(resolved.mesh("head", 0).shape.values()) == {1}
+    assert format_devices(resolved.device_numbers("head", 0)) == "3"
 
 
 def test_resolving_touches_no_device():
@@ -93,7 +96,7 @@ import jax
 from hetjax.meshes import Layout, Placement
 placement = Placement({"vision": Layout(devices="0-2", data=3), "llm": Layout(devices="4-7", data=2, tensor=2)})
 resolved = placement.resolve(8)
-assert resolved.describe("vision", 0) and resolved.describe("llm", 0)
+assert resolved.device_numbers("vision", 0) and resolved.device_numbers("llm", 0)
 placement["llm"].weight_spec(("embed", "mlp"), (4, 4), name="w")
 try:
     jax.devices()
@@ -116,4 +119,4 @@ def test_grids_of_any_degrees_use_every_device_once():
 def test_chunks_go_round_the_meshes():
     placement = Placement({"llm": Layout(stage=2, tensor=2, chunks=2)}).resolve(4)
     assert [placement.device_numbers("llm", stage) for stage in range(4)] == [(0, 1), (2, 3), (0, 1), (2, 3)]
-    assert placement.describe("llm", 3) == "tensor=2 on 2-3"
+    assert placement.mesh("llm", 3).shape["tensor"] == 2

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hetjax.models.parts.video_pruning import keep_count, retained
+from hetjax.models.parts.video_pruning import keep_count
+from tests.harness.models.retained import retained
 
 torch = pytest.importorskip("torch")
 modeling = pytest.importorskip("transformers.models.nemotron_h_omni.modeling_nemotron_h_omni")
