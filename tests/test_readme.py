@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.harness.compile_quickly import environment
 from tests.harness.paths import ROOT
 
@@ -14,6 +16,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.timeout(300)
 def test_the_example_runs_as_it_stands():
     (example,) = blocks("python")
     done = subprocess.run(

@@ -13,8 +13,6 @@ from tests.harness.compiled_trainer import compile_some, make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
-pytestmark = pytest.mark.optimized
-
 
 def kinds(program) -> list[str]:
     return [found.kind for found in collectives(program.as_text())]

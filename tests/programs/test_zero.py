@@ -16,8 +16,6 @@ from hetjax.meshes import Layout, Placement
 from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity import problem
 
-pytestmark = pytest.mark.optimized
-
 LAYOUTS = {
     "data2-fsdp4": {"data": 2, "fsdp": 4},
     "fsdp2-tensor2": {"fsdp": 2, "tensor": 2, "sequence_parallel": False},

@@ -6,8 +6,6 @@ from hetjax.meshes import Layout
 from hetjax.tools.bench.traffic import bytes_of_step
 from tests.harness.compiled_trainer import compiled_step, make_trainer
 
-pytestmark = pytest.mark.optimized
-
 
 def test_modules_on_one_device_send_nothing_but_what_crosses():
     step = compiled_step(Layout(devices="0"), Layout(devices="1"))
