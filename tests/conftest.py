@@ -22,6 +22,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more than cores: while some tests wait for processes that they started, others compute."""
     return (os.cpu_count() or 1) + 1

@@ -49,6 +49,7 @@ class Mixing(VisionEncoder):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right():
     graph = make_graph()
     vision = graph.modules["vision"]
@@ -66,6 +67,7 @@ def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right()
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_gradients_do_not_depend_on_when_they_are_added_up():
     placement = Placement({"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", data=2, tensor=2)})
     found = []

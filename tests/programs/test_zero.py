@@ -110,6 +110,7 @@ def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_nothing_gathered_is_kept_for_the_backward():
     kept = []
     for degrees in ({"expert": 2}, {"fsdp": 2}):  # without experts, `expert` splits the batch alone
