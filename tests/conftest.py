@@ -22,27 +22,29 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more than cores: while some tests wait for processes that they started, others compute."""
     return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, those with a timeout of their own, so that no worker is left alone with one at the end."""
+    """Long tests first, those with a timeout of their own (if only the default's), so that no worker is left alone with
+    one at the end."""
     items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout") if mark.args), default=0))
 
 
 def pytest_collection_finish():
     """What stands when tests begin is never garbage, and a heap of traced programs is searched for it seldom."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
 def quick_compilation(request):
     """Compile fast rather than well: numbers are checked here, not speed. Slow tests are optimized as a user's run is,
     but for those marked quick; the kernels are made quickly in all of them (`tests.harness.compile_quickly`)."""
-    quick = not {"slow", "optimized"}.intersection(request.keywords) or "quick" in request.keywords
+    quick = "slow" not in request.keywords or "quick" in request.keywords
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -52,6 +52,7 @@ def prompts(batch):
     return {module: {port: batch[module][port][:8] for port in named} for module, named in ports.items()}
 
 
+@pytest.mark.timeout(300)
 def test_a_process_compiles_holds_and_reads_what_its_own_devices_run():
     results = run_processes(2, build_and_step, devices=4, timeout=200)
     for result, stages in zip(results, STAGES, strict=True):

@@ -65,6 +65,7 @@ def pass_on(folder: str, from_one: str) -> dict[str, list[int]]:
     return local
 
 
+@pytest.mark.timeout(300)
 def test_what_one_process_wrote_goes_through_four_on_every_placement_and_back(tmp_path):
     save(tmp_path / "one", trainer_on(DISJOINT), step=7, extra={"from": "one"})
     local = run_processes(4, pass_on, devices=2, folder=str(tmp_path), from_one=str(tmp_path / "one"))

@@ -152,7 +152,6 @@ def test_bytes_of_compiled_programs(name, dtype):
     assert bytes_received(compiled_text(function, in_spec, out_spec, dtype)) == received
 
 
-@pytest.mark.optimized
 def test_what_a_loop_sends_counts_as_often_as_it_iterates():
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
 
@@ -182,7 +181,6 @@ ENTRY %main (p: f32[16]) -> f32[16] {
         bytes_received(text)
 
 
-@pytest.mark.optimized
 def test_every_branch_of_a_switch_counts():
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
     branches = [lambda x: x, lambda x: jax.lax.psum(x, "x"), lambda x: 2 * jax.lax.psum(jnp.sin(x), "x")]

@@ -1,5 +1,6 @@
 """What a step holds at once, counted from the buffers that are alive after each dispatch."""
 
+import gc
 from collections import defaultdict
 
 import jax
@@ -30,6 +31,7 @@ def peak_residual_bytes(trainer: Trainer) -> dict[str, tuple[int, int]]:
 
     Counted are arrays on the stage's mesh of shapes that only residuals have.
     """
+    gc.collect()  # arrays of other tests
     trainer.compile(make_batch())
     state = trainer.init()
     kinds, one = {}, {}

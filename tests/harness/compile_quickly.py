@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-import jax
 import jaxlib.version
 
 # Of the two makers of CPU kernels the older one takes half the time. jaxlib 0.10 has both, later ones the newer alone.
@@ -33,6 +32,8 @@ def share_compiled_programs() -> None:
 
     Workers and the processes that tests start inherit the folder by the environment.
     """
+    import jax  # not by processes that need none
+
     settings = {
         "jax_persistent_cache_min_compile_time_secs": WORTH_SHARING,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -50,6 +51,8 @@ def share_compiled_programs() -> None:
 def quickly() -> Iterator[None]:
     """Compile quickly within a test that does not: random weights take most of its time else, and no test reads
     the programs that draw them."""
+    import jax
+
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:

@@ -1,5 +1,6 @@
 """What blocks send between devices, read from what was compiled: which operations, how many, of how many bytes."""
 
+import re
 from collections import Counter
 
 import jax
@@ -21,8 +22,6 @@ from hetjax.models.parts.vision_block import VisionBlock
 from hetjax.stages.flat_state import flatten_module
 from tests.harness.compile_quickly import quickly
 from tests.harness.models.layouts import constraint_of, splits_of
-
-pytestmark = pytest.mark.optimized
 
 # Unlike sizes, so that bytes tell which array moves. D width
 B, S, D = 4, 24, 32
@@ -97,6 +96,21 @@ def compile_both(kind: str, layout: Layout) -> tuple[str, str]:
     y, vjp = program(params, x)
     backward = jax.jit(lambda vjp, y: vjp(y), out_shardings=(weights, x.sharding)).lower(vjp, y).compile()
     return program.as_text(), backward.as_text()
+
+
+def instructions(text: str) -> list[str]:
+    """The lines of a program's text that compute, without where in the source they are from."""
+    return [re.sub(r", metadata=\{[^}]*\}", "", line) for line in text.splitlines() if " = " in line]
+
+
+def test_the_text_is_the_same_however_quickly_the_program_is_made():
+    """What is left out for tests comes after it, so that they read the text of a user's run."""
+    texts = []
+    for quick in (True, False):
+        jax.config.update("jax_disable_most_optimizations", quick)
+        texts.append([instructions(text) for text in compile_both("stack", Layout(data=2, tensor=2))])
+    assert len(texts[0][1]) > 100
+    assert texts[0] == texts[1]
 
 
 def counted(text: str, devices: int | None = None) -> Counter:

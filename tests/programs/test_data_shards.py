@@ -13,8 +13,6 @@ from tests.harness.compiled_trainer import compile_some, make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
-pytestmark = pytest.mark.optimized
-
 
 def kinds(program) -> list[str]:
     return [found.kind for found in collectives(program.text)]
@@ -51,6 +49,7 @@ class Mixing(VisionEncoder):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right():
     graph = make_graph()
     vision = graph.modules["vision"]
@@ -68,6 +67,7 @@ def test_a_module_that_does_not_say_so_is_added_up_in_every_backward_and_right()
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_gradients_do_not_depend_on_when_they_are_added_up():
     placement = Placement({"vision": Layout(devices="0-3", data=4), "llm": Layout(devices="4-7", data=2, tensor=2)})
     found = []

@@ -10,8 +10,6 @@ from hetjax.meshes import Layout, Placement
 from tests.harness.compiled_trainer import compile_some
 from tests.harness.parity import problem
 
-pytestmark = pytest.mark.optimized
-
 # Bytes of one microbatch, float32: rows of the residual stream, one number a row, tokens of images.
 SAMPLES = problem.SAMPLES // 2
 ROWS = SAMPLES * problem.ROWS * problem.LLM.width * 4

@@ -16,8 +16,6 @@ from hetjax.meshes import Layout, Placement
 from tests.harness.compiled_trainer import compile_some, trace_alone
 from tests.harness.parity import problem
 
-pytestmark = pytest.mark.optimized
-
 LAYOUTS = {
     "data2-fsdp4": {"data": 2, "fsdp": 4},
     "fsdp2-tensor2": {"fsdp": 2, "tensor": 2, "sequence_parallel": False},
@@ -112,6 +110,7 @@ def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_nothing_gathered_is_kept_for_the_backward():
     kept = []
     for degrees in ({"expert": 2}, {"fsdp": 2}):  # without experts, `expert` splits the batch alone

@@ -128,7 +128,6 @@ def counted(text: str, kinds=("all-gather", "reduce-scatter", "all-to-all", "col
     return Counter((c.kind, c.result_bytes) for c in collectives(text) if c.kind in kinds)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("degrees", [dict(context=4), dict(data=2, context=2, tensor=2)], ids=str)
 def test_summaries_of_runs_move_and_no_rows(degrees, packed):
@@ -166,7 +165,6 @@ def test_summaries_of_runs_move_and_no_rows(degrees, packed):
     assert moved == scattered
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("sequence_parallel", [True, False])
 def test_heads_on_devices_of_their_own_move_what_the_projections_move(sequence_parallel):
     """As half a block of attention and MLP: one gather and one scatter, or one all-reduce."""

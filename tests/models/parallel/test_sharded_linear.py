@@ -70,7 +70,6 @@ def test_split_maps_give_the_values_and_gradients_of_whole_ones(float64, layout)
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
 
 
-@pytest.mark.optimized
 def test_maps_of_the_same_rows_gather_them_once_and_sum_their_gradients_once():
     layout = Layout(tensor=4)
     splits = splits_of(layout)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ from hetjax.models.parts.position_grid import cropped_positions, resized_positio
 
 SIDE, WIDTH = 6, 5
 GRIDS = [(6, 6), (4, 6), (3, 2), (1, 1), (13, 7), (2, 12)]
+
+
+resize = jax.jit(partial(jax.image.resize, method="linear"), static_argnums=1, static_argnames="antialias")
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_cropped_positions_equal_a_square_resized_and_cropped(float64, grid):
     square = grid.reshape(SIDE, SIDE, WIDTH)
     for part, (height, width) in zip(got, GRIDS, strict=False):
         longest = max(height, width)
-        want = jax.image.resize(square, (longest, longest, WIDTH), "linear", antialias=False)[:height, :width]
+        want = resize(square, (longest, longest, WIDTH), antialias=False)[:height, :width]
         np.testing.assert_allclose(part, want.reshape(-1, WIDTH), rtol=1e-10, atol=1e-12)
     assert np.isfinite(got[-1]).all()
 
@@ -42,7 +47,7 @@ def test_resized_positions_equal_antialiased_resizing(float64, grid):
     got = each(jax.jit(resized_positions)(grid, all_at_once()))
     square = grid.reshape(SIDE, SIDE, WIDTH)
     for part, (height, width) in zip(got, GRIDS, strict=False):
-        want = jax.image.resize(square, (height, width, WIDTH), "linear", antialias=True)
+        want = resize(square, (height, width, WIDTH), antialias=True)
         np.testing.assert_allclose(part, want.reshape(-1, WIDTH), rtol=1e-10, atol=1e-12)
     assert np.isfinite(got[-1]).all()
 

@@ -10,7 +10,7 @@ from hetjax.models.parts.rope import RopeScaling, rope_table, rotate
 def test_rotation_is_complex_multiplication_of_channel_pairs(float64):
     x = np.random.default_rng(0).normal(size=(2, 7, 3, 8))
     positions = np.arange(7)[None] * np.array([[1], [5]])
-    got = rotate(x, rope_table(positions, 8, 500.0, x.dtype))
+    got = jax.jit(lambda x: rotate(x, rope_table(positions, 8, 500.0, x.dtype)))(x)
     pairs = x[..., :4] + 1j * x[..., 4:]
     for i in range(4):
         pairs[..., i] *= np.exp(1j * positions * 500.0 ** (-2 * i / 8))[:, :, None]
@@ -21,6 +21,7 @@ def test_scores_depend_on_relative_position_only(float64):
     rng = np.random.default_rng(1)
     query, key = np.broadcast_to(rng.normal(size=(2, 1, 1, 1, 16)), (2, 1, 50, 1, 16))
 
+    @jax.jit
     def scores(offset):
         table = rope_table(jnp.arange(50)[None] + offset, 16, 10000.0, jnp.float64)
         return jnp.einsum("bshk,bthk->st", rotate(query, table), rotate(key, table))

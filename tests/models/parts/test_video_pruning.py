@@ -160,7 +160,6 @@ def test_more_tokens_than_rows_are_refused():
         compact_sequence(np.zeros((1, 9), int), np.zeros((1, 2), int), 7)
 
 
-@pytest.mark.optimized
 def test_a_split_batch_equals_one_device_and_nothing_is_sent():
     rng = np.random.default_rng(7)
     made = [packed_rows(rng, sizes) for sizes in ([(3, 4)], [(2, 5), (3, 2)], [(1, 1)], [(6, 4)])]

@@ -6,8 +6,6 @@ from hetjax.meshes import Layout
 from hetjax.tools.bench.traffic import bytes_of_step
 from tests.harness.compiled_trainer import compiled_step, make_trainer
 
-pytestmark = pytest.mark.optimized
-
 
 def test_modules_on_one_device_send_nothing_but_what_crosses():
     step = compiled_step(Layout(devices="0"), Layout(devices="1"))
@@ -18,6 +16,7 @@ def test_modules_on_one_device_send_nothing_but_what_crosses():
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_data_parallel_modules_add_up_their_gradients_once_however_many_microbatches():
     layouts = Layout(devices="0-1", data=2), Layout(devices="2-3", data=2)
     few, many = (bytes_of_step(compiled_step(*layouts, microbatches=count)) for count in (1, 4))
