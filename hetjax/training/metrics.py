@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import tensorboardX
-from matplotlib.figure import Figure
 
 Row = dict[str, float]
 """The metrics of a step by name, "step" among them; counts are ints."""
@@ -57,6 +56,8 @@ def read_metrics(path: Path) -> list[Row]:
 
 def draw_loss(rows: list[Row], path: Path, *, title: str) -> None:
     """Draw the loss over the steps, with the held-out accuracy where it was measured."""
+    from matplotlib.figure import Figure  # only here: matplotlib takes a while to import
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2, color="#1f5fa8")

@@ -9,7 +9,6 @@ import av
 import numpy as np
 import soundfile
 from jaxtyping import Float32
-from scipy.signal import resample_poly
 
 from hetjax.errors import DataError
 
@@ -51,6 +50,8 @@ def resampled(samples: Float32[np.ndarray, " L"], rate: int) -> Float32[np.ndarr
     if rate == SAMPLE_RATE or not len(samples):
         return np.ascontiguousarray(samples, np.float32)
     shared = math.gcd(rate, SAMPLE_RATE)
+    from scipy.signal import resample_poly  # only here: it takes a second to import
+
     return resample_poly(samples, SAMPLE_RATE // shared, rate // shared).astype(np.float32)
 
 
