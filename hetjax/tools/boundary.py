@@ -162,7 +162,7 @@ def _shown(numbers: Mapping[str, Json], plan: BoundaryPlan, machine: Hardware) -
         )
     for key in ("bytes_moved", "lower_bound", "bytes_per_pair_max"):
         yield f"{key:<19}{numbers[key]:>16,}  ({format_bytes(numbers[key])})"
-    yield f"{'links':<19}{numbers['links']:>16,}"
+    yield f"{'device_pairs':<19}{numbers['device_pairs']:>16,}"
     if better := numbers["better_device_order"]:
         yield (
             f"another order of the destination's devices moves {format_bytes(better['bytes_moved'])} in place of "

@@ -56,7 +56,7 @@ def layouts(
     problem = _problem(rows, images, samples)
     if images * problem.vision.tokens_per_image > rows:
         raise ConfigError(
-            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {rows} positions; give more "
+            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {rows} rows; give more "
             "rows or fewer images"
         )
     devices = enough_devices(DEVICES)[:DEVICES]
