@@ -30,12 +30,12 @@ class MeshRow(NamedTuple):
     hue: str
 
     def degrees(self) -> str:
-        """The degree of each axis of more than one: "data 2 · tensor 2"."""
+        """Return the degree of each axis of more than one: "data 2 · tensor 2"."""
         degrees = (f"{axis} {size}" for axis, size in zip(AXES, self.grid.shape, strict=True) if size > 1)
         return " · ".join(degrees) or "one device"
 
     def label(self) -> tuple[str, str, str]:
-        """Three lines that say what and where it is, each of at most `LABEL_WIDTH` letters."""
+        """Return three lines that say what and where it is, each of at most `LABEL_WIDTH` letters."""
         where = f"on {format_devices([int(number) for number in self.grid.flat])}"
         return tuple(_shorten(line) for line in (self.name, self.degrees(), where))
 

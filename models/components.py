@@ -17,9 +17,15 @@ from hetjax.models.siglip2_config import Siglip2Config
 from hetjax.models.vision_config import VisionConfig
 from hetjax.models.vit import VisionEncoder
 
-EncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ParakeetConfig
+LanguageModelConfig = DecoderConfig | NemotronHConfig
+"""Describes a language model."""
+VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config
+"""Describes an encoder of images, and of videos where it takes them."""
+AudioEncoderConfig = ParakeetConfig
+"""Describes an encoder of audio."""
+EncoderConfig = VisionEncoderConfig | AudioEncoderConfig
 """Describes an encoder."""
-ComponentConfig = DecoderConfig | NemotronHConfig | EncoderConfig
+ComponentConfig = LanguageModelConfig | EncoderConfig
 """Describes a module."""
 
 COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {

@@ -103,7 +103,7 @@ class LanguageModel(FusedLanguageModel):
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def cache_dims(self) -> Cache:
-        """The dim names of each array of the cache, in the cache's own tree."""
+        """Return the dim names of each array of the cache, in the cache's own tree."""
         dims = ("layers", "batch", "seq", "kv_heads", "head_dim")
         return Cache(dims, dims)
 

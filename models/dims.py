@@ -24,7 +24,7 @@ from flax import nnx
 Dims = tuple[str | None, ...]
 """A name for each dim of an array; None for a dim that no layout splits."""
 
-ROWS: Dims = ("batch", "seq")
+SEQUENCE: Dims = ("batch", "seq")
 """The leading dims of an activation inside attention and MLP."""
 RESIDUAL: Dims = ("batch", "residual_seq")
 """The leading dims of the residual stream, between attentions and MLPs."""

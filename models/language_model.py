@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.decoder_config import DecoderConfig
-from hetjax.models.dims import RESIDUAL, ROWS, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, named
 from hetjax.models.errors import ModelError
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parallel.sharded_linear import sharded_linear
@@ -79,7 +79,7 @@ class FusedLanguageModel(nnx.Module):
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the sequence."""
         return {
-            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), ROWS),
+            **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), SEQUENCE),
             "hidden": (*RESIDUAL, "embed"),
         }
 
@@ -158,4 +158,4 @@ class FusedLanguageModel(nnx.Module):
         x = self.norm(x)
         if self.config.tie_embeddings:
             return tied_head(x, self.embedding[...])
-        return sharded_linear(x, self.head, given=RESIDUAL, wanted=ROWS)[0]
+        return sharded_linear(x, self.head, given=RESIDUAL, wanted=SEQUENCE)[0]

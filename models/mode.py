@@ -13,7 +13,7 @@ _infers: contextvars.ContextVar[bool] = contextvars.ContextVar("infers", default
 
 
 def infers() -> bool:
-    """Whether the call is one that infers: state stays as it is, and outputs depend on no other sample."""
+    """Return whether the call is one that infers: state stays as it is, and outputs depend on no other sample."""
     return _infers.get()
 
 

@@ -105,7 +105,7 @@ class NemotronH(FusedLanguageModel):
         )
 
     def cache_dims(self) -> Tree[LayerCache]:
-        """The dim names of each array of the cache, in the cache's own tree."""
+        """Return the dim names of each array of the cache, in the cache's own tree."""
         return self.layers.tree(layer_cache_dims)
 
     def decode(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import ROWS, constrain
+from hetjax.models.dims import SEQUENCE, constrain
 from hetjax.models.encoder import Encoder
 from hetjax.models.errors import ModelError
 from hetjax.models.parakeet_config import ParakeetConfig
@@ -60,7 +60,7 @@ class ParakeetEncoder(Encoder):
             "waveforms": TOKENS,
             "lengths": CLIPS,
             "hidden": (*TOKENS, "embed"),
-            "tokens": (*ROWS, "embed"),
+            "tokens": (*SEQUENCE, "embed"),
         }
 
     @property
@@ -96,7 +96,7 @@ class ParakeetEncoder(Encoder):
         if not self.cut.last:
             return {"hidden": x}
         x = self._project(x)
-        return {"tokens": constrain(x.reshape(x.shape[0], -1, x.shape[-1]), *ROWS, "embed")}
+        return {"tokens": constrain(x.reshape(x.shape[0], -1, x.shape[-1]), *SEQUENCE, "embed")}
 
     def encode(self, features: Float[Array, "B C F M"], frames: Int[Array, "B C"]) -> Float[Array, "B C N E"]:
         """Return the tokens of log-mel features, of which `frames` are valid in each clip; for the whole encoder."""

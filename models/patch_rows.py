@@ -1,6 +1,6 @@
 """Pack images and videos as patches for a vision encoder: their pixels, their places, and which image each is of.
 
-On the host, in NumPy. Several images share one sequence, each with room for its prefix tokens before its patches, and
+On the host, in NumPy. Several images share one sequence, each with places for its prefix tokens before its patches, and
 padding at the end. One position of this sequence, a patch, a prefix token or padding, is called a *patch row*.
 """
 
@@ -19,16 +19,16 @@ from hetjax.models.errors import ModelError
 # H W pixels · C channels · R patch rows · F numbers of a patch · T frames
 
 PADDING = -1000
-"""What `places` says of a row without a patch or a prefix token, in all four numbers."""
+"""What `places` says of a patch row without a patch or a prefix token, in all four numbers."""
 NO_SEGMENT = -1
 """The id of padding in `segments`; images count from 1."""
 
 
-class Rows(NamedTuple):
+class PackedPatches(NamedTuple):
     """The patch rows of one sample.
 
     Attributes:
-        patches: pixels of each row's patch; zeros for prefix tokens and padding.
+        patches: pixels of the patch in each patch row; zeros for prefix tokens and padding.
         places: (row, column, height, width) of each patch in the grid of its image; -1 - i in place of the row for
             prefix token i; -1000 for padding.
         segments: an id an image or tubelet. Those of a video's tubelets follow each other, and between two videos one
@@ -53,7 +53,8 @@ class PatchRows:
         frames: frames that one patch spans; a video's number of frames is a multiple.
         channels_first: whether a patch's numbers are in the order (frame, channel, row, column), else with the
             channel last.
-        rows_per_image: rows that every image or tubelet takes, the rest padding at its end; None for those it needs.
+        rows_per_image: patch rows that every image or tubelet takes, the rest padding at its end; None for as many as
+            it needs.
     """
 
     patch_size: int
@@ -78,16 +79,18 @@ class PatchRows:
             return needed
         if needed > self.rows_per_image:
             raise ModelError(
-                f"PatchRows: {height} x {width} patches and {self.prefix_rows} rows before them are {needed} rows, but "
-                f"rows_per_image = {self.rows_per_image}; raise it or make images smaller"
+                f"PatchRows: {height} x {width} patches and {self.prefix_rows} patch rows before them are {needed} "
+                f"patch rows, but rows_per_image = {self.rows_per_image}; raise it or make images smaller"
             )
         return self.rows_per_image
 
-    def pack_images(self, images: Sequence[Float[np.ndarray, "H W C"]], rows: int, channels: int = 3) -> Rows:
+    def pack_images(self, images: Sequence[Float[np.ndarray, "H W C"]], rows: int, channels: int = 3) -> PackedPatches:
         """Return the images of a sample as `rows` patch rows. Raises ModelError where they do not fit."""
         return self._pack([image[None, None] for image in images], rows, channels)
 
-    def pack_videos(self, videos: Sequence[Float[np.ndarray, "T H W C"]], rows: int, channels: int = 3) -> Rows:
+    def pack_videos(
+        self, videos: Sequence[Float[np.ndarray, "T H W C"]], rows: int, channels: int = 3
+    ) -> PackedPatches:
         """Return the videos of a sample as `rows` patch rows.
 
         Raises ModelError where they do not fit or frames are left over.
@@ -100,8 +103,8 @@ class PatchRows:
                 )
         return self._pack([video.reshape(-1, self.frames, *video.shape[1:]) for video in videos], rows, channels)
 
-    def _pack(self, sequences: Sequence[Float[np.ndarray, "S T H W C"]], rows: int, channels: int) -> Rows:
-        packed = Rows(
+    def _pack(self, sequences: Sequence[Float[np.ndarray, "S T H W C"]], rows: int, channels: int) -> PackedPatches:
+        packed = PackedPatches(
             np.zeros((rows, self.frames * channels * self.patch_size**2), np.float32),
             np.full((rows, 4), PADDING, np.int32),
             np.full(rows, NO_SEGMENT, np.int32),
@@ -116,8 +119,8 @@ class PatchRows:
                 stop = first + height * width
                 if following > rows:
                     raise ModelError(
-                        f"PatchRows: {len(sequences)} images or videos need {following} rows or more, but there are "
-                        f"{rows}; give more rows, fewer of them or smaller ones"
+                        f"PatchRows: {len(sequences)} images or videos need {following} patch rows or more, but there "
+                        f"are {rows}; give more of them, or fewer or smaller images"
                     )
                 packed.patches[first:stop] = self.patches(frames)
                 packed.places[first:stop] = self._places(height, width)
@@ -144,7 +147,7 @@ class PatchRows:
         return self._merged(places)
 
     def _merged(self, grid: Shaped[np.ndarray, "rows columns F"]) -> Shaped[np.ndarray, "R F"]:
-        """A grid as rows, the squares of `merge` x `merge` one after another."""
+        """Return a grid as patch rows, the squares of `merge` x `merge` one after another."""
         height, width, last = grid.shape
         squares = grid.reshape(height // self.merge, self.merge, width // self.merge, self.merge, last)
         return squares.swapaxes(1, 2).reshape(-1, last)

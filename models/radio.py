@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.encoder import Encoder
 from hetjax.models.errors import ModelError
 from hetjax.models.parallel.sharded_linear import sharded_linear
@@ -20,7 +20,7 @@ from hetjax.models.parts.attention import Windows
 from hetjax.models.parts.linear import Linear
 from hetjax.models.parts.position_grid import cropped_positions
 from hetjax.models.parts.projector import Projector
-from hetjax.models.parts.video_pruning import prune, room_for_kept
+from hetjax.models.parts.video_pruning import capacity_for_kept, prune
 from hetjax.models.parts.vision_block import vision_layer_cost, vision_layers
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.scopes import scope
@@ -74,8 +74,8 @@ class RadioEncoder(Encoder):
     @property
     def port_dims(self) -> dict[str, tuple[str | None, ...]]:
         """The dims of the ports that run along the tokens."""
-        dims = {"hidden": (*RESIDUAL, "embed"), "tokens": (*ROWS, "embed")}
-        return {**dims, "kept": ROWS} if self.config.video_pruning_rate else dims
+        dims = {"hidden": (*RESIDUAL, "embed"), "tokens": (*SEQUENCE, "embed")}
+        return {**dims, "kept": SEQUENCE} if self.config.video_pruning_rate else dims
 
     def multiplications(self) -> tuple[float, float, float]:
         """Return those of (patches, each layer, the projector), a token of a layer; videos count as images."""
@@ -123,10 +123,10 @@ class RadioEncoder(Encoder):
         if not self.cut.last:
             return {"hidden": x}
         if self.projector is None:
-            return {"tokens": constrain(x, *ROWS, "embed")}
+            return {"tokens": constrain(x, *SEQUENCE, "embed")}
         # One token for each square of patches, its patches' features side by side.
         merged = x.reshape(x.shape[0], -1, self.config.rows_per_token * x.shape[-1])
-        tokens = constrain(self.projector(constrain(merged, *RESIDUAL, "embed")), *ROWS, "embed")
+        tokens = constrain(self.projector(constrain(merged, *RESIDUAL, "embed")), *SEQUENCE, "embed")
         if not self.config.video_pruning_rate or video_segments is None:
             return {"tokens": tokens, **self._all_kept(tokens)}
         return self._prune(tokens, video_places, video_segments)
@@ -140,20 +140,20 @@ class RadioEncoder(Encoder):
     def _prune(self, tokens: Float[Array, "B T E"], places: Int[Array, "B Q 4"], segments: Int[Array, "B Q"]):
         if places is None:
             raise ModelError("RadioEncoder: pruning needs video_places beside video_segments; give both or neither")
-        rate, rows = self.config.video_pruning_rate, self.config.rows_per_token
-        count = segments.shape[1] // rows
+        rate, size = self.config.video_pruning_rate, self.config.rows_per_token
+        count = segments.shape[1] // size
         images, videos = tokens[:, :-count], constrain(tokens[:, -count:], "batch", None, None)
         # The last patch of a square: where prefix tokens do not fill one, padding comes first.
-        segments, is_patch = segments[:, rows - 1 :: rows], places[:, rows - 1 :: rows, 0] >= 0
+        segments, is_patch = segments[:, size - 1 :: size], places[:, size - 1 :: size, 0] >= 0
         if self.config.tubelet_rows is not None:
             # Padding at the end of a tubelet counts as its own, so that the next one follows.
-            tubelets = segments.reshape(segments.shape[0], -1, self.config.tubelet_rows // rows)
-            first = self.config.prefix_rows // rows
+            tubelets = segments.reshape(segments.shape[0], -1, self.config.tubelet_rows // size)
+            first = self.config.prefix_rows // size
             own = jnp.broadcast_to(tubelets[..., first : first + 1], tubelets.shape)
             segments = own.reshape(segments.shape)
-        videos, kept = prune(videos, segments, is_patch, rate, room_for_kept(count, rate))
+        videos, kept = prune(videos, segments, is_patch, rate, capacity_for_kept(count, rate))
         kept = jnp.concatenate([self._all_kept(images)["kept"], images.shape[1] + kept], axis=1)
-        return {"tokens": constrain(jnp.concatenate([images, videos], axis=1), *ROWS, "embed"), "kept": kept}
+        return {"tokens": constrain(jnp.concatenate([images, videos], axis=1), *SEQUENCE, "embed"), "kept": kept}
 
     def _segments(self, segments, video_segments) -> Int[Array, "B N"]:
         if segments is None and video_segments is None:
@@ -169,7 +169,8 @@ class RadioEncoder(Encoder):
             return None
         if video_segments.shape[1] % size:
             raise ModelError(
-                f"RadioEncoder: {video_segments.shape[1]} rows of videos, but tubelet_rows = {size}; give a multiple"
+                f"RadioEncoder: {video_segments.shape[1]} patch rows of videos, but tubelet_rows = {size}; give a "
+                "multiple"
             )
         images = () if segments is None else ((1, segments.shape[1]),)
         return (*images, (video_segments.shape[1] // size, size))
@@ -186,11 +187,11 @@ class RadioEncoder(Encoder):
                 continue
             if any(array is None for array in (patches, places, segments)):
                 raise ModelError(f"RadioEncoder: give all of {', '.join(ports)}, or none of them")
-            rows = segments.shape
-            if patches.shape != (*rows, size) or places.shape != (*rows, 4) or rows[-1] % self.config.rows_per_token:
+            shape = segments.shape
+            if patches.shape != (*shape, size) or places.shape != (*shape, 4) or shape[-1] % self.config.rows_per_token:
                 raise ModelError(
-                    f"RadioEncoder: {', '.join(ports)} have the shapes {patches.shape}, {places.shape} and {rows}; "
-                    f"give [batch, rows, {size}], [batch, rows, 4] and [batch, rows], with rows that "
+                    f"RadioEncoder: {', '.join(ports)} have the shapes {patches.shape}, {places.shape} and {shape}; "
+                    f"give [batch, N, {size}], [batch, N, 4] and [batch, N], with a number N of patch rows that "
                     f"{self.config.rows_per_token} divides"
                 )
             embedded.append(self._embed(patches, places, linear))

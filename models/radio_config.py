@@ -32,12 +32,13 @@ class RadioConfig:
     tubelet: int | None = 2
     """Frames, two or more, that a patch of a video spans, with an embedder of its own; null for images alone."""
     tubelet_rows: int | None = None
-    """Rows of every tubelet, with padding at its end: attention is computed tubelet by tubelet then, at a cost that
-    grows with their number alone. Null for as many as each needs, and attention over all rows of a sample, masked."""
+    """Patch rows (hetjax.models.patch_rows) of every tubelet, with padding at its end: attention is computed tubelet by
+    tubelet then, at a cost that grows with their number alone. Null for as many as each needs, and attention over all
+    patch rows of a sample, masked."""
     merge: int = 2
     """Side of the square of neighbouring patches that become one token."""
     projector_width: int | None = None
-    """Hidden width of the projector; null, as output_width, for the features of all rows as they are."""
+    """Hidden width of the projector; null, as output_width, for the features of all patch rows as they are."""
     output_width: int | None = None
     """Width of the language model that takes the tokens."""
     norm_epsilon: float = 1e-6
@@ -56,7 +57,7 @@ class RadioConfig:
         ):
             raise ModelError(
                 f"RadioConfig: tubelet_rows = {self.tubelet_rows} with tubelet = {self.tubelet}; give a multiple of "
-                f"merge² = {self.rows_per_token} above {self.prefix_rows}, the rows before the patches, or null"
+                f"merge² = {self.rows_per_token} above {self.prefix_rows}, the patch rows before the patches, or null"
             )
         check_divides(self, "heads", "width")
         check_projector(self)
@@ -82,22 +83,22 @@ class RadioConfig:
 
     @property
     def rows_per_token(self) -> int:
-        """Rows of the encoder that make one token: those of one square of patches."""
+        """Patch rows that make one token: those of one square of patches."""
         return self.merge**2
 
     @property
     def prefix_rows(self) -> int:
-        """Rows before the patches of each image."""
+        """Patch rows before the patches of each image."""
         return self.image_rows.prefix_rows
 
     @property
     def image_rows(self) -> PatchRows:
-        """How images become rows."""
+        """How images become patch rows."""
         return PatchRows(patch_size=self.patch_size, merge=self.merge, prefix_tokens=self.prefix_tokens)
 
     @property
     def video_rows(self) -> PatchRows:
-        """How videos become rows. Raises ModelError for an encoder of images alone."""
+        """How videos become patch rows. Raises ModelError for an encoder of images alone."""
         if self.tubelet is None:
             raise ModelError("RadioConfig: tubelet = None takes images alone; say how many frames a patch spans")
         return dataclasses.replace(self.image_rows, frames=self.tubelet, rows_per_image=self.tubelet_rows)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.encoder import Encoder
 from hetjax.models.errors import ModelError
 from hetjax.models.parallel.sharded_linear import sharded_linear
@@ -56,7 +56,7 @@ class Siglip2Encoder(Encoder):
     def port_dims(self) -> dict[str, tuple[str | None, ...]]:
         """The dims of the ports that run along the tokens."""
         images = (None,) if self.config.image_size is not None else ()
-        return {"hidden": ("batch", *images, "residual_seq", "embed"), "tokens": (*ROWS, "embed")}
+        return {"hidden": ("batch", *images, "residual_seq", "embed"), "tokens": (*SEQUENCE, "embed")}
 
     def multiplications(self) -> tuple[float, float, float]:
         """Return those of (patches and positions, each layer, the projector), a token."""
@@ -93,9 +93,9 @@ class Siglip2Encoder(Encoder):
         x = self.norm(x)
         if self.projector is not None:
             with scope("projector"):
-                x = self.projector(x, wanted=ROWS)
-        x = constrain(x, *ROWS, "embed").reshape(batch, -1, x.shape[-1])
-        return {"tokens": constrain(x, *ROWS, "embed")}
+                x = self.projector(x, wanted=SEQUENCE)
+        x = constrain(x, *SEQUENCE, "embed").reshape(batch, -1, x.shape[-1])
+        return {"tokens": constrain(x, *SEQUENCE, "embed")}
 
     @scope("patch_embedding")
     def _embed_images(self, images: Float[Array, "B I H W C"]) -> Float[Array, "B*I N D"]:
@@ -110,7 +110,7 @@ class Siglip2Encoder(Encoder):
         if patches.shape != (*places.shape[:2], self.config.patch_dim):
             raise ModelError(
                 f"Siglip2Encoder: patches and places have the shapes {patches.shape} and {places.shape}; give "
-                f"[batch, rows, {self.config.patch_dim}] and [batch, rows, 4]"
+                f"[batch, patches, {self.config.patch_dim}] and [batch, patches, 4]"
             )
         return self._project(patches.astype(self.patch.dtype)) + resized_positions(self.positions[...], places)
 

@@ -18,7 +18,7 @@ class Siglip2Config:
     channels: int = 3
     """Colour channels of an image."""
     image_size: int | None = None
-    """Height and width of every image, in pixels; null for images of any size, packed as rows of patches (NaFlex)."""
+    """Height and width of every image, in pixels; null for images of any size, packed as patches (NaFlex)."""
     position_side: int = 16
     """Side of the square grid of learned positions; with image_size, image_size // patch_size."""
     width: int
@@ -54,5 +54,5 @@ class Siglip2Config:
 
     @property
     def image_rows(self) -> PatchRows:
-        """How images of any size become rows."""
+        """How images of any size become patch rows."""
         return PatchRows(patch_size=self.patch_size, channels_first=False)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.encoder import Encoder
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.image_patches import check_images, image_patches
@@ -55,7 +55,7 @@ class VisionEncoder(Encoder):
     @property
     def port_dims(self) -> dict[str, tuple[str, ...]]:
         """The dims of the ports that run along the tokens."""
-        return {"hidden": ("batch", None, "residual_seq", "embed"), "tokens": (*ROWS, "embed")}
+        return {"hidden": ("batch", None, "residual_seq", "embed"), "tokens": (*SEQUENCE, "embed")}
 
     def multiplications(self) -> tuple[float, float, float]:
         """Return those of (patches, each layer, the projector), a token."""
@@ -80,9 +80,9 @@ class VisionEncoder(Encoder):
             return {"hidden": x.reshape(batch, -1, *x.shape[1:])}
         x = self.norm(x)
         with scope("projector"):
-            x = self.projector(x, wanted=ROWS)
-        x = constrain(x, *ROWS, "embed")
-        return {"tokens": constrain(x.reshape(batch, -1, x.shape[-1]), *ROWS, "embed")}
+            x = self.projector(x, wanted=SEQUENCE)
+        x = constrain(x, *SEQUENCE, "embed")
+        return {"tokens": constrain(x.reshape(batch, -1, x.shape[-1]), *SEQUENCE, "embed")}
 
     @scope("patch_embedding")
     def _embed(self, images: Float[Array, "B I H W C"]) -> Float[Array, "images N D"]:

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetjax.errors import ConfigError
-from hetjax.models import (
-    DecoderConfig,
-    ModelError,
-    NemotronHConfig,
-    ParakeetConfig,
-    RadioConfig,
-    Siglip2Config,
-    VisionConfig,
+from hetjax.models import ModelError, NemotronHConfig
+from hetjax.models.components import (
+    AudioEncoderConfig,
+    ComponentConfig,
+    EncoderConfig,
+    LanguageModelConfig,
+    VisionEncoderConfig,
 )
-from hetjax.models.components import ComponentConfig, EncoderConfig
 from hetjax.models.presets import find_preset
 
 
@@ -39,9 +37,9 @@ class ModelConfig:
     preset: str | None = None
     without: list[str] = dataclasses.field(default_factory=list)
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    llm: DecoderConfig | NemotronHConfig | None = None
-    vision: VisionConfig | RadioConfig | Siglip2Config | None = None
-    audio: ParakeetConfig | None = None
+    llm: LanguageModelConfig | None = None
+    vision: VisionEncoderConfig | None = None
+    audio: AudioEncoderConfig | None = None
     encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
 
     @staticmethod

@@ -22,7 +22,7 @@ ROPE_SCALING_KEYS = {
 
 
 def decoder_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
-    """All tensors of a decoder; `prefix` leads their names, e.g. "language_model."."""
+    """Return all tensors of a decoder; `prefix` leads their names, e.g. "language_model."."""
     width, model = config.width, f"{prefix}model."
     entries = [same(f"{model}embed_tokens.weight", "embedding"), same(f"{model}norm.weight", "norm/scale")]
     if not config.tie_embeddings:
@@ -77,7 +77,7 @@ def _mlp_entries(config: DecoderConfig, theirs: str, i: int) -> list[Entry]:
 
 
 def shared_sizes(hf: Mapping[str, Json]) -> JsonObject:
-    """The fields of a DecoderConfig that all these models name alike; a key that lacks raises ModelError."""
+    """Return the fields of a DecoderConfig that all these models name alike; a key that lacks raises ModelError."""
     check_keys(hf, {"hidden_act": ("silu",), "attention_bias": (False,), "attention_dropout": (0, None)})
     names = {
         "vocab_size": "vocab_size",
@@ -100,7 +100,7 @@ def shared_sizes(hf: Mapping[str, Json]) -> JsonObject:
 
 
 def shared_keys(config: DecoderConfig) -> JsonObject:
-    """The keys of config.json that all these models have, as their releases write them."""
+    """Return the keys of config.json that all these models have, as their releases write them."""
     scaling = config.rope_scaling
     theirs = {} if scaling is None else {key: getattr(scaling, ours) for key, ours in ROPE_SCALING_KEYS.items()}
     return {

@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
 def find_family(hf: Mapping[str, Json], name: str | None = None) -> Family:
-    """The family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
+    """Return the family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
     if name is not None:
         if name not in FAMILIES:
             raise ModelError(f"there is no family '{name}'; the families are {', '.join(FAMILIES)}")

@@ -51,18 +51,18 @@ class Family:
     float32: tuple[str, ...] = ()
 
     def module(self, name: str, configs: Configs) -> nnx.Module:
-        """A module without its numbers."""
+        """Return a module without its numbers."""
         return nnx.eval_shape(lambda: self.build[name](configs[name], nnx.Rngs(0)))
 
     def keeps(self, name: str) -> bool:
-        """Whether a tensor is none of a module's, and travels along."""
+        """Return whether a tensor is none of a module's, and travels along."""
         return matches(self.kept + self.ones, name) or name.endswith(ACTIVATION_SCALES)
 
     def keeps_float32(self, name: str) -> bool:
-        """Whether a tensor stays float32."""
+        """Return whether a tensor stays float32."""
         return matches(self.float32, name)
 
 
 def matches(patterns: tuple[str, ...], name: str) -> bool:
-    """Whether one of these patterns is found in a name."""
+    """Return whether one of these patterns is found in a name."""
     return any(re.search(pattern, name) for pattern in patterns)

@@ -13,13 +13,13 @@ from hetjax.models.json_values import Json, JsonObject
 
 
 def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
-    """All tensors of a LlamaForCausalLM; `prefix` leads their names, e.g. "language_model."."""
+    """Return all tensors of a LlamaForCausalLM; `prefix` leads their names, e.g. "language_model."."""
     _check(config)
     return decoder_entries(config, prefix=prefix)
 
 
 def llama_config(hf: Mapping[str, Json]) -> DecoderConfig:
-    """The decoder that a config.json describes. Raises ModelError for what is not built, such as biases."""
+    """Return the decoder that a config.json describes. Raises ModelError for what is not built, such as biases."""
     check_keys(hf, {"model_type": ("llama",), "mlp_bias": (False,)})
     sizes = shared_sizes(hf)
     head_dim = hf.get("head_dim")
@@ -27,7 +27,7 @@ def llama_config(hf: Mapping[str, Json]) -> DecoderConfig:
 
 
 def llama_hf_config(config: DecoderConfig) -> JsonObject:
-    """config.json of a decoder. Raises ModelError for one that is no Llama."""
+    """Return the config.json of a decoder. Raises ModelError for one that is no Llama."""
     _check(config)
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **shared_keys(config), "mlp_bias": False}
 

@@ -11,7 +11,7 @@ from hetjax.models.parts.mamba import MambaConfig
 
 
 def mamba_entries(prefix: str, path: str, index: tuple[int, ...], config: MambaConfig, width: int) -> list[Entry]:
-    """The tensors `prefix` + "in_proj.weight", ... of the layer whose arrays are at `path`, at `index` of their stack.
+    """Return the tensors `prefix` + "in_proj.weight", ... of the layer whose arrays are at `path`, `index` in a stack.
 
     Theirs are joined: in_proj holds z, x, b, c and dt one after another, and the convolution x, b and c.
     """

@@ -30,7 +30,7 @@ BUILT: dict[str, tuple[Json, ...]] = {
 
 
 def nemotron_h_entries(config: NemotronHConfig, *, prefix: str = "") -> list[Entry]:
-    """All tensors of a NemotronHForCausalLM; `prefix` leads their names, e.g. "language_model.".
+    """Return all tensors of a NemotronHForCausalLM; `prefix` leads their names, e.g. "language_model.".
 
     A router's `counts` are no part of a checkpoint: they are 0 between steps. Raises ModelError for what their
     files cannot hold.
@@ -93,7 +93,7 @@ def _expert_entries(config: NemotronHConfig, theirs: str, path: str, index: tupl
 
 
 def nemotron_h_config(hf: Mapping[str, Json], *, bias_rate: float = 1e-3, balance_loss: float = 0.0) -> NemotronHConfig:
-    """The model that a config.json (or a part of one) describes; how experts are balanced in training it leaves open.
+    """Return the model that a config.json (or a part of one) describes, without a setting of how experts are balanced.
 
     Steps of time have no lower limit, as in training by NVIDIA and in vLLM; transformers, which in a prefill takes
     `time_step_min` for one, is equalled by `MambaConfig.min_dt`. Raises ModelError for keys that lack, and for what is
@@ -130,7 +130,10 @@ def nemotron_h_config(hf: Mapping[str, Json], *, bias_rate: float = 1e-3, balanc
 
 
 def nemotron_h_hf_config(config: NemotronHConfig) -> JsonObject:
-    """config.json of a model; sizes of kinds of layers that it lacks are left out. Raises as `nemotron_h_entries`."""
+    """Return the config.json of a model, without sizes of kinds of layers that it lacks.
+
+    Raises as `nemotron_h_entries`.
+    """
     _check(config)
     mamba, experts = config.mamba, config.experts
     keys = {

@@ -22,7 +22,7 @@ _CONVOLUTION_TAPS, _CONVOLUTION_STRIDE, _FACTOR = 3, 2, 8
 
 
 def parakeet_entries(config: ParakeetConfig, *, prefix: str = PREFIX, projector: str = PROJECTOR) -> list[Entry]:
-    """All tensors of an encoder and, where the config has one, of its projector.
+    """Return all tensors of an encoder and, where the config has one, of its projector.
 
     `prefix` and `projector` are how their names begin; a bare encoder of transformers has prefix "".
     """
@@ -130,7 +130,7 @@ def _convolution(config: ParakeetConfig, name: str, ours: str, layer: int) -> It
 
 
 def parakeet_buffers(config: ParakeetConfig, *, prefix: str = PREFIX) -> dict[str, np.ndarray]:
-    """The constants of the front end as checkpoints hold them: filters [1, bins, 257] and window [400], float32."""
+    """Return the front end's constants as checkpoints hold them: filters [1, bins, 257] and window [400], float32."""
     name = f"{prefix}feature_extractor.featurizer."
     return {
         f"{name}fb": mel_filters(config.mel_bins).astype(np.float32)[None],
@@ -139,7 +139,7 @@ def parakeet_buffers(config: ParakeetConfig, *, prefix: str = PREFIX) -> dict[st
 
 
 def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) -> ParakeetConfig:
-    """The config of an encoder from a `sound_config` or `audio_config`, or that of a bare encoder.
+    """Return the config of an encoder from a `sound_config` or `audio_config`, or that of a bare encoder.
 
     `output_width` is the width of the language model, for those with a projector. `feat_in` is ignored: released
     configs hold 80 there, beside weights for 128 bins. Raises ModelError for what this encoder does not do.
@@ -172,7 +172,7 @@ def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) 
 
 
 def parakeet_hf_config(config: ParakeetConfig) -> JsonObject:
-    """The reverse of `parakeet_config`, as the `audio_config` or `sound_config` of a whole model has it."""
+    """Return the reverse of `parakeet_config`, as the `audio_config` or `sound_config` of a whole model has it."""
     projector = (
         {}
         if config.projector_width is None

@@ -14,7 +14,7 @@ from hetjax.models.parts.moe import MoEConfig
 
 
 def qwen3_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
-    """All tensors of a Qwen3ForCausalLM or Qwen3MoeForCausalLM; `prefix` leads their names, e.g. "language_model.".
+    """Return all tensors of a Qwen3ForCausalLM or Qwen3MoeForCausalLM; `prefix` leads their names.
 
     Experts have a tensor each, as in the releases and as transformers saves them.
     """
@@ -23,7 +23,7 @@ def qwen3_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
 
 
 def qwen3_config(hf: Mapping[str, Json]) -> DecoderConfig:
-    """The decoder that a config.json describes.
+    """Return the decoder that a config.json describes.
 
     Raises ModelError for what is not built: biases, sliding windows, layers without experts among others with them.
     The auxiliary loss of their training is not ours: `MoEConfig.balance_loss` is to be set where one is wanted.
@@ -52,7 +52,7 @@ def qwen3_config(hf: Mapping[str, Json]) -> DecoderConfig:
 
 
 def qwen3_hf_config(config: DecoderConfig) -> JsonObject:
-    """config.json of a decoder. Raises ModelError for one that is no Qwen3."""
+    """Return the config.json of a decoder. Raises ModelError for one that is no Qwen3."""
     _check(config)
     shared, experts = shared_keys(config), config.experts
     if experts is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from hetjax.models.huggingface.vision_block import vision_block_entries
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.radio_config import RadioConfig
 
@@ -32,7 +33,7 @@ _TEACHERS = ("clip", "siglip", "dino_v2", "sam")  # each with a class token
 
 
 def radio_entries(config: RadioConfig, *, prefix: str = PREFIX, projector: str = "mlp1.") -> list[Entry]:
-    """The encoder's tensors, and those of the projector under its own prefix, where there is one.
+    """Return the encoder's tensors, and those of the projector under its own prefix, where there is one.
 
     transformers saves by the same names, and `layer_scale` besides; see IGNORED.
     """
@@ -64,23 +65,9 @@ def radio_entries(config: RadioConfig, *, prefix: str = PREFIX, projector: str =
 
 
 def _block(config: RadioConfig, name: str, layer: int) -> list[Entry]:
-    ours, width, hidden = "layers/block/", (config.width,), (config.mlp_width,)
     heads = (config.heads, config.width // config.heads)
     entries = [_qkv(f"{name}attn.qkv.{part}", part, layer, heads, config.width) for part in ("weight", "bias")]
-    entries += [
-        kernel(f"{name}attn.proj.weight", f"{ours}attention/output/kernel", layer, ins=heads, outs=width),
-        same(f"{name}attn.proj.bias", f"{ours}attention/output/bias", layer),
-        kernel(f"{name}mlp.fc1.weight", f"{ours}mlp/up/kernel", layer, ins=width, outs=hidden),
-        same(f"{name}mlp.fc1.bias", f"{ours}mlp/up/bias", layer),
-        kernel(f"{name}mlp.fc2.weight", f"{ours}mlp/down/kernel", layer, ins=hidden, outs=width),
-        same(f"{name}mlp.fc2.bias", f"{ours}mlp/down/bias", layer),
-    ]
-    for number, norm in ((1, "attention_norm"), (2, "mlp_norm")):
-        entries += [
-            same(f"{name}norm{number}.weight", f"{ours}{norm}/scale", layer),
-            same(f"{name}norm{number}.bias", f"{ours}{norm}/bias", layer),
-        ]
-    return entries
+    return entries + vision_block_entries(config, layer, name=name, output="attn.proj", norm="norm")
 
 
 def _qkv(name: str, part: str, layer: int, heads: tuple[int, int], width: int) -> Entry:
@@ -112,7 +99,7 @@ def radio_constants(
     std: Sequence[float] = STD,
     summaries: Sequence[int] = (0, 1),
 ) -> dict[str, np.ndarray]:
-    """Tensors of a checkpoint that are no weights of ours: pixel statistics, and which prefix tokens sum an image up.
+    """Return tensors of a checkpoint that are no weights of ours: pixel statistics, and numbers of summary tokens.
 
     What is read from a checkpoint is written back as it was; without one, these are written.
     """
@@ -125,7 +112,7 @@ def radio_constants(
 
 
 def radio_config(hf: Mapping[str, Json]) -> RadioConfig:
-    """From a config.json: of an omni-modal model, by whichever of its two namings, or of RADIO alone.
+    """Return the config that a config.json describes, of an omni-modal model in either naming or of RADIO alone.
 
     RADIO alone has no projector. Raises ModelError for a backbone that is not known by name or has other parts.
     """
@@ -186,7 +173,7 @@ def _refuse(hf: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
 
 
 def radio_hf_config(config: RadioConfig) -> JsonObject:
-    """RADIO's own config.json, as transformers has it: `vision_config` in that of an omni-modal model."""
+    """Return RADIO's own config.json, as transformers has it: `vision_config` in that of an omni-modal model."""
     classes = min(4, config.prefix_tokens)
     return {
         "model_type": "radio",
@@ -211,7 +198,7 @@ def radio_hf_config(config: RadioConfig) -> JsonObject:
 
 
 def radio_omni_config(config: RadioConfig, *, released: bool = False) -> JsonObject:
-    """What an omni-modal config.json says of vision, beside the width of its language model.
+    """Return the keys for vision of an omni-modal config.json, beside the width of its language model.
 
     In the words of transformers, or as `released`. Raises ModelError for a size that no released config can name.
     """

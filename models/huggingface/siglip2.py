@@ -9,6 +9,7 @@ import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, reshaped, same
+from hetjax.models.huggingface.vision_block import vision_block_entries
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.siglip2_config import Siglip2Config
 
@@ -19,9 +20,8 @@ PREFIX = "vision_model."
 def siglip2_entries(
     config: Siglip2Config, *, prefix: str = PREFIX, projector: str = "multi_modal_projector."
 ) -> list[Entry]:
-    """The tower's tensors, and those of a projector of two layers, where the config has one. No pooling head."""
-    width, hidden = (config.width,), (config.mlp_width,)
-    heads = (config.heads, config.width // config.heads)
+    """Return the tower's tensors, and those of a projector of two layers, where the config has one. No pooling head."""
+    width, heads = (config.width,), (config.heads, config.width // config.heads)
     entries = [
         _patches(config, f"{prefix}embeddings.patch_embedding.weight"),
         same(f"{prefix}embeddings.patch_embedding.bias", "patch/bias"),
@@ -37,19 +37,7 @@ def siglip2_entries(
                 kernel(f"{name}self_attn.{theirs}_proj.weight", f"{path}/kernel", layer, ins=width, outs=heads),
                 reshaped(f"{name}self_attn.{theirs}_proj.bias", f"{path}/bias", layer, theirs=width, ours=heads),
             ]
-        entries += [
-            kernel(f"{name}self_attn.out_proj.weight", f"{ours}attention/output/kernel", layer, ins=heads, outs=width),
-            same(f"{name}self_attn.out_proj.bias", f"{ours}attention/output/bias", layer),
-            kernel(f"{name}mlp.fc1.weight", f"{ours}mlp/up/kernel", layer, ins=width, outs=hidden),
-            same(f"{name}mlp.fc1.bias", f"{ours}mlp/up/bias", layer),
-            kernel(f"{name}mlp.fc2.weight", f"{ours}mlp/down/kernel", layer, ins=hidden, outs=width),
-            same(f"{name}mlp.fc2.bias", f"{ours}mlp/down/bias", layer),
-        ]
-        for number, norm in ((1, "attention_norm"), (2, "mlp_norm")):
-            entries += [
-                same(f"{name}layer_norm{number}.weight", f"{ours}{norm}/scale", layer),
-                same(f"{name}layer_norm{number}.bias", f"{ours}{norm}/bias", layer),
-            ]
+        entries += vision_block_entries(config, layer, name=name, output="self_attn.out_proj", norm="layer_norm")
     if config.projector_width is not None:
         between = (config.projector_width,)
         entries += [
@@ -78,7 +66,7 @@ def _patches(config: Siglip2Config, name: str) -> Entry:
 def siglip2_config(
     hf: Mapping[str, Json], *, projector_width: int | None = None, output_width: int | None = None
 ) -> Siglip2Config:
-    """From the config.json of a tower, or of a model with one as its `vision_config`.
+    """Return the config that the config.json of a tower describes, or of a model with one as its `vision_config`.
 
     The projector's widths are those of the model around it. Raises ModelError for a tower with other parts.
     """
@@ -105,7 +93,7 @@ def siglip2_config(
 
 
 def siglip2_hf_config(config: Siglip2Config) -> JsonObject:
-    """The tower's config.json."""
+    """Return the tower's config.json."""
     packed = config.image_size is None
     sizes = {"num_patches": config.position_side**2} if packed else {"image_size": config.image_size}
     return {

@@ -19,7 +19,7 @@ def attend(
     positions: Int[Array, "#B S"] | None = None,
     segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H K"]:
-    """softmax(query · key / sqrt(K)) · value, in the dtype of the values; head h reads group h // (H / G).
+    """Return softmax(query · key / sqrt(K)) · value, in the dtype of the values; head h reads group h // (H / G).
 
     With `positions`, a query sees the keys 0 up to its own position; without, all of them. With `segments`,
     for S = T, it sees of these the keys of its own segment only. Scores and softmax are float32 at least:

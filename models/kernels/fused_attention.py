@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 
 
 def is_fusable(query: Float[Array, "B S H K"], segments: Int[Array, "B S"] | None, device: jax.Device) -> bool:
-    """Whether the kernel takes these queries, as long as their keys, on devices like this one.
+    """Return whether the kernel takes these queries, as long as their keys, on devices like this one.
 
     It wants 16 bits a number, heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on), and an
-    even length where documents are told apart. Kernels of ROCm are left alone.
+    even length with `segments`. Kernels of ROCm are left alone.
     """
     capability = _compute_capability(device)
     width, widest = query.shape[-1], 256 if capability >= (9, 0) else 128
@@ -37,7 +37,7 @@ def fused_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """softmax(query · key / sqrt(K)) · value, in natural order; see `hetjax.models.kernels.attention.attend`."""
+    """Return softmax(query · key / sqrt(K)) · value in natural order, as `hetjax.models.kernels.attention.attend`."""
     mask = None
     if segments is not None:
         # A masked score becomes so low that its weight is exactly 0. One mask a head: batched over a further dim, the

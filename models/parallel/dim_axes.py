@@ -36,18 +36,18 @@ class DimAxes:
         return [(dim, stored[len(used) :]) for dim, (stored, used) in pairs if stored != used]
 
     def can_scatter(self, over: Axes) -> bool:
-        """Whether every part stored lies in one part used, and parts of a sum over `over` can be scattered to it."""
+        """Return whether each stored part lies in one used part, so that a sum over `over` can be scattered to it."""
         nested = all(stored[: len(used)] == used for stored, used in zip(self.stored, self.used, strict=True))
         return nested and {*unique_axes(axes for _, axes in self.gathered)} <= {*over}
 
     def gather(self, x: Array) -> Array:
-        """The part that a device uses, from the part that it stores."""
+        """Return the part that a device uses, from the part that it stores."""
         for dim, axes in self.gathered:
             x = jax.lax.all_gather(x, axes, axis=dim, tiled=True)
         return x
 
     def sum(self, x: Array, over: Axes) -> Array:
-        """The sum over `over`, stored; scattered over what is not used in parts, which `over` holds."""
+        """Return the sum over `over`, stored; scattered over what is not used in parts, which `over` holds."""
         for dim, axes in self.gathered:
             x = jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
         rest = tuple(axis for axis in over if axis not in unique_axes(axes for _, axes in self.gathered))

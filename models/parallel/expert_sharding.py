@@ -1,4 +1,4 @@
-"""How a layout in force splits a mixture of experts: the axes of each dim, the partition of each array, and room."""
+"""Find how a layout in force splits a mixture of experts: axes of each dim, partition of each array, and capacities."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ExpertSharding:
         return PartitionSpec(*self.of_devices, self.mlp or None)
 
     def kernels(self, first: int) -> ExpertKernels:
-        """The partition of each kernel, where `first` kernels come before the last one."""
+        """Return the partition of each kernel, where `first` kernels come before the last one."""
         experts, mlp = self.experts or None, self.mlp or None
         return ExpertKernels((PartitionSpec(experts, None, mlp),) * first, PartitionSpec(experts, mlp, None))
 
@@ -76,11 +76,11 @@ class ExpertSharding:
         return first, last
 
     def places(self, batch: int, tokens: int) -> int:
-        """The most of so many own tokens, of `batch` sequences, that one peer needs, P: each counts once."""
+        """Return the most of so many own tokens, of `batch` sequences, that one peer needs, P: each counts once."""
         return tokens if self.capacity is None else min(tokens, batch * self.capacity * self.count // self.peers)
 
     def most_slots(self, batch: int, tokens: int, top_k: int) -> int:
-        """The most slots that so many tokens, of `batch` sequences of each peer, fill on one device, M."""
+        """Return the most slots that so many tokens, of `batch` sequences of each peer, fill on one device, M."""
         most = tokens * min(top_k, self.local)
         return most if self.capacity is None else min(most, self.peers * batch * self.capacity * self.local)
 

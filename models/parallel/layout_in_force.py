@@ -58,19 +58,19 @@ _device: contextvars.ContextVar[jax.Device | None] = contextvars.ContextVar("dev
 
 
 def splits_in_force() -> Splits | None:
-    """The splits of the layout in force; None without one, or where the compiler is to choose all communication."""
+    """Return the splits of the layout in force; None without one, or where the compiler chooses all communication."""
     return _splits.get()
 
 
 def split_of(dim: str) -> Split | None:
-    """The mesh axes that split an activation's dim; None where it is whole."""
+    """Return the mesh axes that split an activation's dim; None where it is whole."""
     splits = _splits.get()
     axes = splits.axes_of(dim) if splits else ()
     return Split(mesh=splits.mesh, axes=axes) if axes else None
 
 
 def device_in_force() -> jax.Device:
-    """A device like those that the model is traced for: of the layout in force, or the default one."""
+    """Return a device like those that the model is traced for: of the layout in force, or the default one."""
     return _device.get() or jax.local_devices()[0]
 
 

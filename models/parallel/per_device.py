@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Array])
 
 
 def per_device(dims: Dims, function: Function) -> Function:
-    """A function of arrays that lead with `dims`, and that treats all of these alike: each device runs its part.
+    """Run a function on each device's part of arrays that lead with `dims`, all of which it treats alike.
 
     All arrays, and the result, lead with these dims. Without a layout in force it is the function itself.
     """

@@ -42,7 +42,7 @@ def ring_attention(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """`hetjax.models.kernels.attention.attend` with the sequence split as `splits` says.
+    """Compute `hetjax.models.kernels.attention.attend` with the sequence split as `splits` says.
 
     Causal positions are in zigzag order (`hetjax.models.parallel.zigzag_order`). With `segments`, a query sees the keys
     of its own segment only. Raises LayoutError where the key heads do not divide as the heads are split.

@@ -92,7 +92,7 @@ class CollectedGradients:
             self.travelling = _pass_on(self.sharding, summed)
 
     def own(self) -> PyTree[Array]:
-        """The gradients of this device's own keys and values, after the last round."""
+        """Return the gradients of this device's own keys and values, after the last round."""
         if not self.sharding.gather:
             return jax.tree.map(jnp.add, self.parts[0], self.travelling)
         # Part t belongs to device (index - t) mod c: in reverse, and turned by index + 1, part 0 to device 0.

@@ -33,7 +33,7 @@ def sharded_attention(
     order: SequenceOrder | None = None,
     segments: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H K"]:
-    """softmax(query · key / sqrt(K)) · value, as `hetjax.models.kernels.attention.attend` computes it.
+    """Return softmax(query · key / sqrt(K)) · value, as `hetjax.models.kernels.attention.attend` computes it.
 
     Causal with `order`, that of the sequence in training, or with `positions`, those of queries among cached keys;
     else every query sees all keys. Raises LayoutError where the order is not that of the layout in force.
@@ -57,7 +57,7 @@ def fused_attention_per_device(
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """`fused_attention`, where each device runs the kernel for its own samples and heads.
+    """Return `fused_attention`, where each device runs the kernel for its own samples and heads.
 
     Inside `jax.shard_map`, so that nothing about the kernel is left to the partitioner.
     """

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.parallel.dim_axes import DimAxes, unique_axes, weight_axes
 from hetjax.models.parallel.layout_in_force import splits_in_force
 
@@ -50,7 +50,7 @@ def sharded_embedding(table: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Flo
     splits = splits_in_force()
     if splits is None or splits.weight_axes_of is None:
         return jnp.take(table, ids, axis=0)
-    of_ids, parts = tuple(map(splits.axes_of, ROWS)), splits.axes_of("vocab")
+    of_ids, parts = tuple(map(splits.axes_of, SEQUENCE)), splits.axes_of("vocab")
     names, used = ("vocab", "embed"), (parts, splits.axes_of("embed"))
     sharding = EmbeddingSharding(
         mesh=splits.mesh,

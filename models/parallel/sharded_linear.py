@@ -81,10 +81,10 @@ class LinearMap(Protocol):
     kernel: nnx.Param
 
     def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
-        """`x @ kernel`."""
+        """Return `x @ kernel`."""
 
     def shift(self, y: Float[Array, "*batch *outs"]) -> Float[Array, "*batch *outs"]:
-        """`y + bias`, if there is one."""
+        """Return `y + bias`, if there is one."""
 
 
 def sharded_linear(

@@ -1,10 +1,10 @@
 """Exchange tokens between devices: each is sent to the devices whose experts it asks for, and the results come back.
 
 A token goes once to each peer that needs it, however many of the peer's experts it asks for. For every peer
-there is room for a fixed number of tokens, since shapes are static; of these,
+there is capacity for a fixed number of tokens, the places, since shapes are static:
 
-    dense     `all_to_all` sends the whole room, on every backend
-    ragged    `ragged_all_to_all` sends the places in use, into the same room (not on CPU)
+    dense     `all_to_all` sends all places, on every backend
+    ragged    `ragged_all_to_all` sends the places in use, into the same places (not on CPU)
 
 Both give the same result: places that are not in use hold zeros, and are not read.
 """
@@ -83,7 +83,7 @@ def exchange(x: Shaped[Array, "N P D"], peers: Peers) -> Shaped[Array, "N P D"]:
 def exchange_used(
     x: Shaped[Array, "N P D"], peers: Peers, sent: Int[Array, " N"], received: Int[Array, " N"]
 ) -> Shaped[Array, "N P D"]:
-    """`exchange`, of which only the first `sent[j]` places for peer j, and `received[j]` from it, are in use."""
+    """Exchange places of which only the first `sent[j]` for peer j, and `received[j]` from it, are in use."""
 
     def dense(x, sent, received):
         return exchange(x, peers)
@@ -91,7 +91,7 @@ def exchange_used(
     def ragged(x, sent, received):
         flat = x.reshape(-1, x.shape[-1])
         starts = jnp.arange(peers.count, dtype=jnp.int32) * peers.places
-        # All tokens from this device start at the same place of any other's room.
+        # All tokens from this device start at the same place of any other device's buffer.
         targets = jnp.full(peers.count, jax.lax.axis_index(peers.axes) * peers.places, jnp.int32)
         empty = jnp.zeros_like(flat)
         arrived = jax.lax.ragged_all_to_all(flat, empty, starts, sent, targets, received, axis_name=peers.axes)

@@ -1,6 +1,6 @@
 """Order a causal sequence over devices so that each has the same attention to compute.
 
-A causal sequence split into c pieces in a row would give the last device c times the work of the first.
+A causal sequence split into c consecutive pieces would give the last device c times the work of the first.
 So S positions are split into 2c chunks, and device i holds chunks i and 2c-1-i, one from each end (the
 zigzag order; Brandon et al. 2023, striped attention; Llama 3, Grattafiori et al. 2024). Of the keys
 of device j, device i then needs
@@ -68,7 +68,7 @@ class SequenceOrder:
 
 
 def sequence_shards() -> int:
-    """Devices that the layout in force splits a sequence over; 1 without."""
+    """Return the number of devices that the layout in force splits a sequence over; 1 without."""
     split = split_of("seq")
     return 1 if split is None else split.degree
 
@@ -77,8 +77,8 @@ def check_order(order: SequenceOrder, owner: str) -> None:
     """Raise LayoutError, on behalf of `owner`, where an order is not for the layout in force."""
     if order.shards != sequence_shards():
         raise LayoutError(
-            f"{owner}: the order of rows is for {order.shards} shards, but the layout in force has {sequence_shards()} "
-            "of seq; make it with causal_order inside the same layout"
+            f"{owner}: the order of positions is for {order.shards} shards, but the layout in force has "
+            f"{sequence_shards()} of seq; make it with causal_order inside the same layout"
         )
 
 
@@ -96,13 +96,13 @@ def causal_order(length: int) -> SequenceOrder:
         axes = "*".join(split.axes)
         raise LayoutError(
             f"a causal sequence needs seq % (2*{axes}) = 0, but {length} % (2*{shards}) = {length % chunks}; "
-            f"pad sequences to {padded} rows or change {axes}={shards}"
+            f"pad sequences to {padded} positions or change {axes}={shards}"
         )
     if length % parts:
         axes, sizes = "*".join(residual.axes), "*".join(str(residual.mesh.shape[axis]) for axis in residual.axes)
         raise LayoutError(
             f"sequence parallelism needs seq % ({axes}) = 0, but {length} % ({sizes}) = {length % parts}; "
-            f"pad sequences to {padded} rows or set sequence_parallel=False"
+            f"pad sequences to {padded} positions or set sequence_parallel=False"
         )
     return SequenceOrder(length=length, shards=shards)
 

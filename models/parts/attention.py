@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain
 from hetjax.models.parallel.sharded_attention import sharded_attention
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parallel.zigzag_order import SequenceOrder, sequence_shards
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
         saves what `segments` would mask, where no id is in two of them and the layout in force does not split the
         sequence; without positions or order.
         """
-        query, key, value = sharded_linear(x, self.query, self.key, self.value, given=RESIDUAL, wanted=ROWS)
+        query, key, value = sharded_linear(x, self.query, self.key, self.value, given=RESIDUAL, wanted=SEQUENCE)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
@@ -102,8 +102,8 @@ class Attention(nnx.Module):
             attended = self._attend_windows(query, key, value, segments, windows)
         else:
             attended = sharded_attention(query, key, value, positions=positions, order=order, segments=segments)
-        attended = constrain(attended, *ROWS, "heads", "head_dim")
-        return sharded_linear(attended, self.output, given=ROWS, wanted=RESIDUAL)[0], cache
+        attended = constrain(attended, *SEQUENCE, "heads", "head_dim")
+        return sharded_linear(attended, self.output, given=SEQUENCE, wanted=RESIDUAL)[0], cache
 
     def _attend_windows(self, query, key, value, segments, windows: Windows):
         """Equal windows as samples of their own."""
@@ -111,7 +111,7 @@ class Attention(nnx.Module):
         for count, length in windows:
             window = slice(start, start + count * length)
             folded = [x[:, window].reshape(-1, length, *x.shape[2:]) for x in (query, key, value)]
-            folded = [constrain(x, *ROWS, heads, "head_dim") for x, heads in zip(folded, _HEADS, strict=True)]
+            folded = [constrain(x, *SEQUENCE, heads, "head_dim") for x, heads in zip(folded, _HEADS, strict=True)]
             ids = None if segments is None else segments[:, window].reshape(-1, length)
             new = sharded_attention(*folded, segments=ids)
             attended.append(new.reshape(query.shape[0], count * length, *new.shape[2:]))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hetjax.models.dims import RESIDUAL, ROWS, Dims
+from hetjax.models.dims import RESIDUAL, SEQUENCE, Dims
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.linear import Linear
 from hetjax.models.scopes import scope
@@ -46,8 +46,8 @@ class SwiGLU(nnx.Module):
     @scope("mlp")
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Return the network of each token of the residual stream, in the dtype of x and kernels."""
-        gate, up = sharded_linear(x, self.gate, self.up, given=RESIDUAL, wanted=ROWS)
-        return sharded_linear(_swiglu(gate, up), self.down, given=ROWS, wanted=RESIDUAL)[0]
+        gate, up = sharded_linear(x, self.gate, self.up, given=RESIDUAL, wanted=SEQUENCE)
+        return sharded_linear(_swiglu(gate, up), self.down, given=SEQUENCE, wanted=RESIDUAL)[0]
 
 
 class ReLU2MLP(nnx.Module):
@@ -59,7 +59,7 @@ class ReLU2MLP(nnx.Module):
 
     @scope("mlp")
     def __call__(
-        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, between: Dims = ROWS, wanted: Dims = RESIDUAL
+        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, between: Dims = SEQUENCE, wanted: Dims = RESIDUAL
     ) -> Float[Array, "*tokens E"]:
         """Return the network of each token; the last three name the leading dims of x, hidden layer and result."""
         (up,) = sharded_linear(x, self.up, given=given, wanted=between)
@@ -77,5 +77,5 @@ class GeluMLP(nnx.Module):
     @scope("mlp")
     def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
         """Return the network of each token of the residual stream; `wanted` names the leading dims of the result."""
-        (up,) = sharded_linear(x, self.up, given=RESIDUAL, wanted=ROWS)
-        return sharded_linear(_gelu(up, self.approximate), self.down, given=ROWS, wanted=wanted)[0]
+        (up,) = sharded_linear(x, self.up, given=RESIDUAL, wanted=SEQUENCE)
+        return sharded_linear(_gelu(up, self.approximate), self.down, given=SEQUENCE, wanted=wanted)[0]

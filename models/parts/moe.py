@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.checks import check_positive
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.errors import ModelError
 from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
 from hetjax.models.parallel.expert_parallel import expert_parallel
@@ -114,7 +114,7 @@ class MoE(nnx.Module):
         In training, choices are counted for the router's bias, and tokens beyond an expert's capacity are dropped:
         they get nothing from it. `order` is that of the sequence.
         """
-        tokens = constrain(x, *ROWS, "embed")
+        tokens = constrain(x, *SEQUENCE, "embed")
         routing = self.router(tokens, training=training)
         experts, capacity = routing.experts, self.config.capacity(x.shape[1]) if training else None
         if capacity is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hetjax.models.dims import RESIDUAL, ROWS, Dims
+from hetjax.models.dims import RESIDUAL, SEQUENCE, Dims
 from hetjax.models.parts.mlp import ReLU2MLP
 from hetjax.models.parts.norms import RMSNorm
 from hetjax.models.scopes import scope
@@ -22,7 +22,7 @@ class Projector(nnx.Module):
 
     @scope("projector")
     def __call__(
-        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, wanted: Dims = ROWS
+        self, x: Float[Array, "*tokens D"], *, given: Dims = RESIDUAL, wanted: Dims = SEQUENCE
     ) -> Float[Array, "*tokens E"]:
         """Return the tokens of the language model's width; `given` and `wanted` name leading dims before and after."""
         return self.mlp(self.norm(x), given=given, between=wanted, wanted=wanted)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.parallel.sharded_linear import sharded_linear
 
 # B batch · S sequence · D width · V vocabulary
@@ -37,4 +37,4 @@ class _Transposed:
 @partial(jax.checkpoint, prevent_cse=False)
 def tied_head(x: Float[Array, "B S D"], table: Float[Array, "V D"]) -> Float[Array, "B S V"]:
     """Return the product of each token of the residual stream with each embedding of a table."""
-    return sharded_linear(x, _Transposed(table.T), given=RESIDUAL, wanted=ROWS)[0]
+    return sharded_linear(x, _Transposed(table.T), given=RESIDUAL, wanted=SEQUENCE)[0]

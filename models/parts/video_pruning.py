@@ -45,11 +45,11 @@ def keep_count(tubelets: int, tokens_per_tubelet: int, rate: float) -> int:
     return max(tokens_per_tubelet if tubelets else 0, int(tubelets * tokens_per_tubelet * (1 - rate)))
 
 
-def room_for_kept(tokens: int, rate: float, tokens_per_tubelet: int = 256) -> int:
-    """Return static room for the tokens kept of `tokens` places for videos: for one video that fills them.
+def capacity_for_kept(tokens: int, rate: float, tokens_per_tubelet: int = 256) -> int:
+    """Return the static capacity for kept tokens of videos with `tokens` in all: enough for one video of so many.
 
     `tokens_per_tubelet` is the most tokens that a tubelet has, all of which a video of one tubelet keeps. Several
-    short videos in one sample may keep more; who fills the places checks that they fit, by `keep_count`.
+    short videos in one sample may keep more; the caller checks that they fit, by `keep_count`.
     """
     _check_rate(rate)
     return max(int(tokens * (1 - rate)), min(tokens, tokens_per_tubelet))
@@ -60,7 +60,7 @@ def prune(
     segments: Int[Array, "B R"],
     is_token: Bool[Array, "B R"],
     rate: float,
-    room: int,
+    capacity: int,
 ) -> tuple[Float[Array, "B K D"], Int[Array, "B K"]]:
     """Return the tokens that are kept of all videos of each sample, and the index that each had.
 
@@ -71,13 +71,13 @@ def prune(
             other (7, 8, 9); where the next id is another than that, another video begins.
         is_token: False for prefixes and padding, which are dropped.
         rate: share of each video's tokens to be dropped.
-        room: K, places for kept tokens a sample; what finds no place is lost, so give `room_for_kept` or more.
+        capacity: K, kept tokens a sample at most; those beyond it are lost, so give `capacity_for_kept` or more.
 
     Returns:
         (tokens, kept): the kept tokens in their order, then zeros; and their indices as int32, then R. Gradients
         flow to the tokens that are kept.
     """
-    kept = _kept_indices(tokens, segments, is_token, rate, room)
+    kept = _kept_indices(tokens, segments, is_token, rate, capacity)
     return jnp.take_along_axis(tokens, kept[..., None], axis=1, mode="fill", fill_value=0), kept
 
 
@@ -159,7 +159,7 @@ def _difference(x: Float[Array, "*batch D"], other: Float[Array, "*batch D"]) ->
     return 1 - jnp.sum(x * other, axis=-1) / (norm(x) * norm(other))
 
 
-def _kept_indices(tokens, segments, is_token, rate: float, room: int) -> Int[Array, "B K"]:
+def _kept_indices(tokens, segments, is_token, rate: float, capacity: int) -> Int[Array, "B K"]:
     _check_rate(rate)
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     is_start = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
@@ -184,8 +184,8 @@ def _kept_indices(tokens, segments, is_token, rate: float, room: int) -> Int[Arr
     # Sorted by video, each keeps the same range of indices, so that ranks count from where it begins.
     keys = (video, jnp.where(is_token, -differs, jnp.inf), jnp.broadcast_to(index, video.shape))
     best = jax.lax.sort(keys, dimension=1, num_keys=2, is_stable=True)[2]
-    chosen = jnp.sort(jnp.where(index - video < keep, best, tokens.shape[1]), axis=1)[:, :room]
-    return jnp.pad(chosen, ((0, 0), (0, room - chosen.shape[1])), constant_values=tokens.shape[1])
+    chosen = jnp.sort(jnp.where(index - video < keep, best, tokens.shape[1]), axis=1)[:, :capacity]
+    return jnp.pad(chosen, ((0, 0), (0, capacity - chosen.shape[1])), constant_values=tokens.shape[1])
 
 
 def _bounds(is_start: Bool[Array, "B R"]) -> tuple[Int[Array, "B R"], Int[Array, "B R"]]:

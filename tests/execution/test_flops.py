@@ -6,7 +6,7 @@ from flax import nnx
 from hetjax.config.build import batch_shapes
 from hetjax.execution.flops import backward_factor, count_flops, forward_flops, model_flops
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.linear import Linear
@@ -66,7 +66,7 @@ def test_a_split_map_counts_on_all_devices_that_share_it_and_once_on_those_that_
 
     def run(x):
         with layout_in_force(constraint_of(layout), splits_of(layout)):
-            return sharded_linear(x, linear, given=RESIDUAL, wanted=ROWS)
+            return sharded_linear(x, linear, given=RESIDUAL, wanted=SEQUENCE)
 
     assert count_flops(run, x) == 2 * 4 * 8 * 8 * 16
 

@@ -49,7 +49,7 @@ def test_tubelets_of_a_video_follow_each_other_and_videos_leave_one_out():
 
 
 def test_images_that_do_not_fit_are_refused():
-    with pytest.raises(ModelError, match="need 24 rows or more, but there are 20"):
+    with pytest.raises(ModelError, match="need 24 patch rows or more, but there are 20"):
         LAYOUT.pack_images([numbered(4, 4, 3)] * 2, rows=20)
     with pytest.raises(ModelError, match=r"4 x 6 pixels.* 2 \* 2 must divide both"):
         LAYOUT.pack_images([numbered(4, 6, 3)], rows=20)

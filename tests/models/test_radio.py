@@ -182,9 +182,9 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match=r"\(1, 38, 48\).*rows that 4 divides"):
         model(**{name: x[:, :38] for name, x in inputs.items()})
     equal = dataclasses.replace(TINY, tubelet_rows=36)
-    with pytest.raises(ModelError, match="80 rows of videos, but tubelet_rows = 36"):
+    with pytest.raises(ModelError, match="80 patch rows of videos, but tubelet_rows = 36"):
         build(equal)(**video_inputs(TINY, [[video(4)]], rows=80)[0])
-    with pytest.raises(ModelError, match="36 rows, but rows_per_image = 16"):
+    with pytest.raises(ModelError, match="36 patch rows, but rows_per_image = 16"):
         video_inputs(dataclasses.replace(TINY, tubelet_rows=16), [[video(4)]], rows=80)
     with pytest.raises(ModelError, match="lacks hidden"):
         model.stage(1, 2)(segments=inputs["segments"])

@@ -71,5 +71,5 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match=r"give \[batch, images, 18, 18, 3\]"):
         build(FIXED)(images=fixed_images()[:, :, :16])
     inputs, _ = image_inputs(PACKED, [images()[:1]], rows=24)
-    with pytest.raises(ModelError, match=r"give \[batch, rows, 48\]"):
+    with pytest.raises(ModelError, match=r"give \[batch, patches, 48\]"):
         build(PACKED)(**{**inputs, "patches": inputs["patches"][..., :12]})

@@ -97,13 +97,14 @@ def short_batch(rows: int):
         (
             (Layout(devices="0"), Layout(devices="0-1", tensor=2)),
             11,
-            "module 'llm': sequence parallelism needs seq % (tensor) = 0, but 11 % (2) = 1; pad sequences to 12 rows "
-            "or set sequence_parallel=False",
+            "module 'llm': sequence parallelism needs seq % (tensor) = 0, but 11 % (2) = 1; "
+            "pad sequences to 12 positions or set sequence_parallel=False",
         ),
         (
             (Layout(devices="0"), Layout(devices="0-5", context=3, tensor=2)),
             9,
-            "module 'llm': a causal sequence needs seq % (2*context) = 0, but 9 % (2*3) = 3; pad sequences to 12 rows",
+            "module 'llm': a causal sequence needs seq % (2*context) = 0, but 9 % (2*3) = 3; "
+            "pad sequences to 12 positions",
         ),
         (
             (Layout(devices="0"), Layout(devices="0-7", context=4, tensor=2)),

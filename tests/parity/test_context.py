@@ -163,5 +163,5 @@ def test_a_sequence_that_does_not_divide_is_refused_before_any_program_is_compil
         trainer.compile(make_batch(12, packed=False))
     assert str(caught.value) == (
         "module 'llm': a causal sequence needs seq % (2*context) = 0, but 12 % (2*4) = 4; "
-        "pad sequences to 16 rows or change context=4"
+        "pad sequences to 16 positions or change context=4"
     )

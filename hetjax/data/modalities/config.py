@@ -23,7 +23,8 @@ class ProcessorConfig:
     """Settings by which conversations with media become arrays of fixed shapes.
 
     Args:
-        image_rows: Rows that a vision encoder has for all images of a row of the batch: patches and prefix tokens.
+        image_rows: Patch rows (patches, prefix tokens and padding: positions of a vision encoder's input) for all images of
+            a row of the batch.
         video_rows: The same for the tubelets of all videos.
         clips: Clips of audio in a row of the batch.
         clip_seconds: Longest clip; longer audio is cut into several.
@@ -72,7 +73,7 @@ class ProcessorConfig:
             if getattr(self, name) % self.resolution.merge**2:
                 raise ConfigError(
                     f"processor.{name} is {getattr(self, name)}; give a multiple of merge² = "
-                    f"{self.resolution.merge**2}, the rows that make a token"
+                    f"{self.resolution.merge**2}, the patch rows that make a token"
                 )
         if not (math.isfinite(self.clip_seconds) and self.clip_samples > 0):
             raise ConfigError(f"processor.clip_seconds is {self.clip_seconds}; give a length above 0")

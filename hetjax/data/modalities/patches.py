@@ -10,7 +10,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Placeholder
 from hetjax.errors import ConfigError, DataError
-from hetjax.models.patch_rows import PatchRows, Rows, normalize, resize
+from hetjax.models.patch_rows import PackedPatches, PatchRows, normalize, resize
 
 # H, W pixels
 
@@ -71,6 +71,6 @@ def patch_shapes(prefix: str, rows: int, patches: PatchRows) -> dict[str, ArrayS
     }
 
 
-def patch_arrays(prefix: str, packed: Rows) -> dict[str, np.ndarray]:
+def patch_arrays(prefix: str, packed: PackedPatches) -> dict[str, np.ndarray]:
     """Return packed patches by port, as `patch_shapes` names them."""
     return {f"{prefix}{port}": getattr(packed, port) for port in ("patches", "places", "segments")}

@@ -30,7 +30,7 @@ from hetjax.data.modalities.patches import (
 )
 from hetjax.data.modalities.prompt_order import video_items
 from hetjax.graph import Edge
-from hetjax.models.parts.video_pruning import keep_count, room_for_kept
+from hetjax.models.parts.video_pruning import capacity_for_kept, keep_count
 from hetjax.models.patch_rows import PatchRows
 
 # F frames · H, W pixels
@@ -59,7 +59,7 @@ class Video(Modality[FramesAndAudio]):
         self._pruning_rate: float = getattr(encoder, "video_pruning_rate", 0.0)
         check_patches(config, "video_rows", self._patches)
         self.tokens = config.video_rows // config.resolution.merge**2
-        kept = room_for_kept(self.tokens, self._pruning_rate) if self._pruning_rate else self.tokens
+        kept = capacity_for_kept(self.tokens, self._pruning_rate) if self._pruning_rate else self.tokens
         self.capacity = {"video_rows": config.video_rows, "kept": kept}
         self.dropped = self.tokens - kept
 

@@ -24,7 +24,7 @@ _FLOAT4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
 
 
 def quantized_forms(names: Iterable[str], form: Form, language_prefix: str) -> dict[str, Form]:
-    """The form of every weight that is quantized, by name; those of the language model begin with `language_prefix`.
+    """Return the form of every weight to quantize, by name; the language model's names begin with `language_prefix`.
 
     Raises ModelError where no weight takes the form asked for.
     """
@@ -42,7 +42,7 @@ def quantized_forms(names: Iterable[str], form: Form, language_prefix: str) -> d
 
 
 def quantization_config(forms: Mapping[str, Form], names: Iterable[str], before: Mapping[str, Json]) -> JsonObject:
-    """`quantization_config` of config.json for weights in these forms, among all `names`.
+    """Return the `quantization_config` of config.json for weights in these forms, among all `names`.
 
     The scheme of the cache is that of the config `before`, where the checkpoint had one; else FP8.
     """

@@ -59,7 +59,7 @@ class PlainTensors(Mapping[str, np.ndarray]):
         self._dequantized = functools.lru_cache(maxsize=1)(self._dequantize)
 
     def info(self, name: str) -> TensorInfo:
-        """Shape and dtype of a tensor, once dequantized. Raises KeyError for an unknown one."""
+        """Return shape and dtype of a tensor, once dequantized. Raises KeyError for an unknown one."""
         info = self._tensors.info(name)
         if name not in self.forms:
             return info
@@ -89,7 +89,7 @@ class PlainTensors(Mapping[str, np.ndarray]):
 
 
 def quantized_infos(name: str, info: TensorInfo, form: Form) -> dict[str, TensorInfo]:
-    """The tensors that a weight [out, in] called `name` is written as."""
+    """Return the tensors that a weight [out, in] called `name` is written as."""
     module = name.removesuffix(".weight")
     (out, width), number = info.shape, TensorInfo((), _FLOAT32)
     if form == "fp8":
@@ -104,7 +104,7 @@ def quantized_infos(name: str, info: TensorInfo, form: Form) -> dict[str, Tensor
 
 
 def quantized_tensors(name: str, weight: np.ndarray, form: Form, input_scale: np.ndarray | None) -> JsonObject:
-    """A weight [out, in] as the tensors of `quantized_infos`. Raises ModelError where the form does not fit."""
+    """Return a weight [out, in] as the tensors of `quantized_infos`. Raises ModelError where the form does not fit."""
     module = name.removesuffix(".weight")
     input_scale = np.asarray(1.0 if input_scale is None else input_scale, np.float32).reshape(())
     if form == "fp8":

@@ -40,7 +40,7 @@ class ShardWriter:
             self._begin(path, names)
 
     def _begin(self, path: Path, names: list[str]) -> None:
-        """Write a shard's header, and make room for its tensors."""
+        """Write a shard's header, and give the file its full length."""
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name in names:
             info = self._tensors[name]

@@ -88,7 +88,7 @@ class SafetensorsFile:
             self.tensors[name], self._offsets[name] = info, first
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, mapped: its bytes are read where they are used, and let go with the last view."""
+        """Return a tensor, mapped: its bytes are read where they are used, and let go with the last view."""
         info = self.tensors[name]
         if not info.nbytes:
             return np.zeros(info.shape, info.dtype)
@@ -134,7 +134,7 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
         return {name: files[shard] for name, shard in weight_map.items()}
 
     def info(self, name: str) -> TensorInfo:
-        """Shape and dtype of a tensor. Raises KeyError for an unknown one."""
+        """Return shape and dtype of a tensor. Raises KeyError for an unknown one."""
         return self._file_of[name].tensors[name]
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -5,9 +5,9 @@ With a head's input x_t [P], its step dt_t > 0 and its A < 0, and the vectors B_
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t ⊗ B_t        a state of [P, N] numbers, h_{-1} = 0
     y_t = h_t C_t + D x_t
 
-`scan` computes it, `convolution` is what x, B and C pass through before, `gated_norm` what y passes through after;
-`mixer` is the whole layer, `cache` what it carries on in generation, and `context` its form for a sequence that several
-devices share.
+`hetjax.models.kernels.mamba_scan` computes it, and `hetjax.models.parallel.mamba_context` for a sequence that several
+devices share. x, B and C pass through `convolution` before, and y through `gated_norm` after; `mixer` is the whole
+layer, and `cache` what it keeps in generation.
 """
 
 from hetjax.models.kernels.causal_conv import Streams

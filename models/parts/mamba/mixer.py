@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hetjax.models.dims import RESIDUAL, ROWS, constrain, named
+from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.kernels.causal_conv import Streams, causal_conv, ids_from, starts_from
 from hetjax.models.kernels.mamba_scan import ssd_scan, ssd_step
 from hetjax.models.parallel.mamba_context import context_parallel_mamba
@@ -79,7 +79,7 @@ class Mamba2(nnx.Module):
         Raises LayoutError where the order is not that of the layout in force, or groups do not divide over devices.
         """
         maps = (self.z, self.x, self.b, self.c, self.dt)
-        z, *streams, dt = sharded_linear(x, *maps, given=RESIDUAL, wanted=ROWS)
+        z, *streams, dt = sharded_linear(x, *maps, given=RESIDUAL, wanted=SEQUENCE)
         streams, dt = Streams(*streams), self._steps(dt, lengths)
         a = -jnp.exp(self.A_log[...].astype(dt.dtype))
         if cache is None:
@@ -88,8 +88,8 @@ class Mamba2(nnx.Module):
             y = context_parallel_mamba(streams, self._convs(), dt, a, self.D[...], segments, chunk=self.config.chunk)
         else:
             y, cache = self._recur(streams, dt, a, segments, cache, lengths)
-        y = constrain(self.norm(y, z), *ROWS, "heads", "head_dim")
-        return sharded_linear(y, self.out, given=ROWS, wanted=RESIDUAL)[0], cache
+        y = constrain(self.norm(y, z), *SEQUENCE, "heads", "head_dim")
+        return sharded_linear(y, self.out, given=SEQUENCE, wanted=RESIDUAL)[0], cache
 
     def _convs(self) -> tuple[Streams, Streams]:
         """(kernels, biases)."""

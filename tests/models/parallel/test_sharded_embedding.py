@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.sharded_embedding import sharded_embedding
 from tests.harness.models.layouts import splits_of
@@ -34,7 +34,7 @@ def place(layout, table, ids, weight):
     mesh = splits_of(layout).mesh
     specs = (
         layout.compute_spec(("vocab", "embed"), table.shape, name="table"),
-        layout.activation_spec(ROWS, ids.shape, name="ids"),
+        layout.activation_spec(SEQUENCE, ids.shape, name="ids"),
         layout.activation_spec((*RESIDUAL, "embed"), weight.shape, name="weight"),
     )
     return [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip((table, ids, weight), specs, strict=True)]

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 
 from hetjax.compilation.hlo import collectives
 from hetjax.meshes import Layout
-from hetjax.models.dims import RESIDUAL, ROWS
+from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.parallel.layout_in_force import layout_in_force
 from hetjax.models.parallel.sharded_linear import sharded_linear
 from hetjax.models.parts.linear import Linear
@@ -41,8 +41,8 @@ def value_and_gradients(layout, dtype):
 
     def objective(weights, x):
         one, other, back = nnx.merge(definition, weights)
-        first, second = sharded_linear(x, one, other, given=RESIDUAL, wanted=ROWS)
-        return jnp.sum(weight * sharded_linear(first * second, back, given=ROWS, wanted=RESIDUAL)[0])
+        first, second = sharded_linear(x, one, other, given=RESIDUAL, wanted=SEQUENCE)
+        return jnp.sum(weight * sharded_linear(first * second, back, given=SEQUENCE, wanted=RESIDUAL)[0])
 
     if layout is None:
         return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))(weights, x)
@@ -77,11 +77,13 @@ def test_maps_of_the_same_rows_gather_them_once_and_sum_their_gradients_once():
 
     def run(x, y):
         with layout_in_force(constraint_of(layout), splits):
-            results, vjp = jax.vjp(lambda x: sharded_linear(x, linears[0], linears[1], given=RESIDUAL, wanted=ROWS), x)
+            results, vjp = jax.vjp(
+                lambda x: sharded_linear(x, linears[0], linears[1], given=RESIDUAL, wanted=SEQUENCE), x
+            )
         return results, vjp((y, y))
 
     x, y = (jnp.ones((B, S, width), jnp.float32) for width in (D, F))
     x = jax.device_put(x, NamedSharding(splits.mesh, layout.activation_spec((*RESIDUAL, "embed"), x.shape, name="x")))
-    y = jax.device_put(y, NamedSharding(splits.mesh, layout.activation_spec((*ROWS, "mlp"), y.shape, name="y")))
+    y = jax.device_put(y, NamedSharding(splits.mesh, layout.activation_spec((*SEQUENCE, "mlp"), y.shape, name="y")))
     kinds = [each.kind for each in collectives(jax.jit(run).lower(x, y).compile().as_text())]
     assert sorted(kinds) == ["all-gather", "reduce-scatter"]

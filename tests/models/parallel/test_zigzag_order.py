@@ -106,7 +106,7 @@ def test_a_sequence_that_does_not_divide_is_refused_with_the_equation():
         causal_order(20)
     assert str(caught.value) == (
         "a causal sequence needs seq % (2*context) = 0, but 20 % (2*4) = 4; "
-        "pad sequences to 24 rows or change context=4"
+        "pad sequences to 24 positions or change context=4"
     )
     assert causal_order(20) == SequenceOrder(length=20)
 
@@ -120,11 +120,11 @@ def test_a_sequence_that_sequence_parallelism_cannot_split_is_refused_with_the_e
         assert causal_order(16) == SequenceOrder(length=16, shards=2)
     assert str(caught.value) == (
         "sequence parallelism needs seq % (context*tensor) = 0, but 12 % (2*4) = 4; "
-        "pad sequences to 16 rows or set sequence_parallel=False"
+        "pad sequences to 16 positions or set sequence_parallel=False"
     )
 
 
 def test_an_order_of_another_layout_is_refused():
     attention, x = Attention(8, 2, 1, 4, rngs=nnx.Rngs(0)), jnp.ones((1, 8, 8))
-    with context_in_force(2), pytest.raises(LayoutError, match=r"order of rows is for 1 shards, .* has 2 of seq"):
+    with context_in_force(2), pytest.raises(LayoutError, match=r"order of positions is for 1 shards, .* has 2 of seq"):
         attention(x, order=SequenceOrder(length=8))

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import collectives
 from hetjax.models.errors import ModelError
-from hetjax.models.parts.video_pruning import compact_sequence, keep_count, prune, room_for_kept
+from hetjax.models.parts.video_pruning import capacity_for_kept, compact_sequence, keep_count, prune
 from tests.harness.models.retained import retained
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
@@ -66,7 +66,11 @@ def test_of_equal_differences_the_first_are_kept(float64):
 def test_counts():
     assert keep_count(4, 10, 0.7) == 12 and keep_count(2, 10, 0.7) == 10
     assert keep_count(10, 1, 0.7) == int(10 * (1 - 0.7)) and keep_count(0, 10, 0.7) == 0
-    assert room_for_kept(1000, 0.7) == 300 and room_for_kept(1000, 0.9) == 256 and room_for_kept(100, 0.9) == 100
+    assert (
+        capacity_for_kept(1000, 0.7) == 300
+        and capacity_for_kept(1000, 0.9) == 256
+        and capacity_for_kept(100, 0.9) == 100
+    )
     for rate in (-0.1, 1.0, float("nan")):
         with pytest.raises(ModelError, match="pruning rate"):
             keep_count(1, 1, rate)

@@ -138,5 +138,5 @@ def test_sizes_that_make_no_layer_are_refused(change, said):
 
 
 def test_an_order_for_other_shards_is_refused():
-    with pytest.raises(LayoutError, match="the order of rows is for 2 shards, but the layout in force has 1"):
+    with pytest.raises(LayoutError, match="the order of positions is for 2 shards, but the layout in force has 1"):
         build(dtype=np.float32)(jnp.zeros((1, 8, WIDTH)), order=SequenceOrder(length=8, shards=2))
