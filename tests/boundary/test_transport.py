@@ -50,7 +50,7 @@ CROSSINGS = {
 
 @pytest.mark.parametrize("way", ["copies", "exchange"])
 def test_pieces_are_handed_on_by_devices_that_received_them(way):
-    """Two of eight devices hold a half each, in two pieces, and all shall hold all."""
+    """Two of eight devices hold a half each, in two pieces, and all are to hold all."""
     source, destination = side([2, 5], (2,), P("x")), side(range(8), (8,), P())
     transport = Transport(source, destination, SHAPE, "float32", way=way).compile()
     assert max(move.relay for move in transport.plan.moves) == 2

@@ -137,7 +137,7 @@ def save_to_a_folder_that_is_not_shared(folder: str, trainer) -> str:
     return str(raised.value)
 
 
-def test_a_write_that_fails_in_one_process_is_told_in_all_and_the_next_works(tmp_path):
+def test_a_write_that_fails_in_one_process_raises_in_all_and_the_next_works(tmp_path):
     first, second = run_processes(2, fail_and_recover, devices=1, folder=str(tmp_path))
     for message in (first[0], second[0]):
         assert message.startswith(f"cannot write the checkpoint of step 1 to {tmp_path}: ")

@@ -67,7 +67,7 @@ def test_groups_left_out_mean_all_devices():
 
 
 @pytest.mark.parametrize("groups", ["replica_groups={{0,1},{2}}", "replica_groups=@elsewhere", ""])
-def test_groups_that_cannot_be_told_are_an_error(groups):
+def test_groups_that_cannot_be_read_are_an_error(groups):
     with pytest.raises(ValueError, match="replica groups"):
         collectives(f"%a = f32[16]{{0}} all-gather(%p), {groups}")
 

@@ -10,7 +10,7 @@ def check(config, tokens_per_image=2):
     return check_dataset(config.train, config, TOKENIZER, tokens_per_image)
 
 
-def test_a_sound_dataset_is_counted(make_dataset, make_config):
+def test_a_valid_dataset_is_counted(make_dataset, make_config):
     summary = check(make_config(make_dataset(6)))
     assert (summary.samples, summary.images, summary.missing, summary.bad) == (6, 6, (), ())
 
@@ -52,7 +52,7 @@ def test_a_truncated_image_among_those_tried_is_listed(make_dataset, make_config
     assert [reason.split(": ")[0] for reason in check(make_config(path)).bad] == [f"{path}:2"]
 
 
-def test_more_images_than_a_batch_has_room_for_are_bad(make_dataset, make_config):
+def test_more_images_than_a_batch_has_capacity_for_are_bad(make_dataset, make_config):
     path = make_dataset(3)
     path.write_text(path.read_text().replace('["1.png"]', '["1.png", "2.png"]'))
     assert "2 images, more than images_per_sample 1" in check(make_config(path)).bad[0]

@@ -115,7 +115,7 @@ def test_a_prompt_stops_after_the_tag_of_the_last_answer():
     assert (prompt.length, prompt.answer, prompt.image_positions.tolist()) == (13, "two", [2, 3])
 
 
-def test_a_prompt_leaves_room_for_its_answer():
+def test_a_prompt_leaves_capacity_for_its_answer():
     conversation = parse([("user", "abc"), ("assistant", "de")])  # ^UabcA, then de$
     assert render_prompt(conversation, TOKENIZER, 1, 9).length == 6
     with pytest.raises(DataError, match=r"9 tokens .* seq_len 8"):

@@ -1,4 +1,4 @@
-"""The stream of batches with images, videos and sound, and of packed rows."""
+"""The stream of batches with images, videos and audio, and of packed rows."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def answers(arrays):
     return "".join(said).strip("|").split("|")
 
 
-def test_batches_have_the_shapes_that_are_told(folder):
+def test_batches_have_the_shapes_that_are_announced(folder):
     data, _, processor = make(folder)
     assert isinstance(data, TrainData)
     batch = next(data)

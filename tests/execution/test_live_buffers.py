@@ -63,6 +63,6 @@ def test_a_stage_keeps_residuals_of_as_many_microbatches_as_stages_come_behind_i
 
 
 def test_gpipe_keeps_those_of_all_microbatches():
-    """The count can tell: a schedule that keeps more shows more."""
+    """The count is sensitive: a schedule that keeps more shows more."""
     for peak, one in peak_residual_bytes(make_trainer("gpipe")).values():
         assert peak == MICROBATCHES * one

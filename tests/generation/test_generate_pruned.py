@@ -1,4 +1,4 @@
-"""Answers about a film whose tokens are pruned do not depend on how much room its row has."""
+"""Answers about a video whose tokens are pruned do not depend on the capacity of its row."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
 
 @pytest.mark.slow
 @pytest.mark.quick
-def test_a_pruned_film_is_answered_alike_in_any_room(tmp_path):
+def test_a_pruned_video_is_answered_alike_with_any_capacity(tmp_path):
     folder = write_shapes(tmp_path / "shapes", samples=6)
     user = {"role": "user", "content": "<video>Where?"}
     chats = [

@@ -137,7 +137,7 @@ def elements_held(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[int, 
 
 
 def elements_lacking(crossing: Crossing) -> int:
-    """Elements that devices shall hold and do not, counted one by one."""
+    """Elements that devices are to hold and do not, counted one by one."""
     held = elements_held(crossing.source.sharding, crossing.shape)
     wanted = elements_held(crossing.destination.sharding, crossing.shape)
     nothing = np.zeros(crossing.shape, bool)

@@ -74,11 +74,11 @@ def run_processes(
                         )
                     )
             _wait(children, timeout)
-            told = "\n".join(
+            printed = "\n".join(
                 f"── process {i}, exit code {c.poll()}\n{logs[i].read_text()}" for i, c in enumerate(children)
             )
             if any(child.poll() != 0 for child in children):
-                raise ProcessFailed(told)
+                raise ProcessFailed(printed)
             return [pickle.loads(Path(f"{job}-{index}").read_bytes()) for index in range(count)]
         finally:
             for child in children:

@@ -29,7 +29,7 @@ def test_results_come_back_in_process_order():
     assert run_processes(2, where, devices=3, offset=10) == [(10, 6, 3), (11, 6, 3)]
 
 
-def test_failure_of_one_ends_all_and_tells_why():
+def test_failure_of_one_ends_all_and_says_why():
     with pytest.raises(ProcessFailed, match="the second one fails"):
         run_processes(2, fail_in_one, devices=1)
 

@@ -77,29 +77,29 @@ class TrainingJob:
             end_session(child.pid)
             child.wait()
 
-    def told(self, index: int) -> str:
-        """What a process has printed so far."""
+    def output(self, index: int) -> str:
+        """Return what a process has printed so far."""
         return self.logs[index].read_text()
 
-    def everything_told(self) -> str:
+    def all_output(self) -> str:
         codes = [child.poll() for child in self.children]
-        return "\n".join(f"── process {i}, exit code {codes[i]}\n{self.told(i)}" for i in range(PROCESSES))
+        return "\n".join(f"── process {i}, exit code {codes[i]}\n{self.output(i)}" for i in range(PROCESSES))
 
     def watches(self) -> bool:
-        """Whether the processes watch each other for sure: the first speaks of the data once all do."""
-        return "samples" in self.told(0)
+        """Whether the processes watch each other for sure: the first prints a summary of the data once all do."""
+        return "samples" in self.output(0)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Until something is true of a job all of whose processes run."""
         end = time.monotonic() + seconds
         while not condition():
-            assert all(child.poll() is None for child in self.children), f"ended early\n{self.everything_told()}"
-            assert time.monotonic() < end, f"waited {seconds:g} s\n{self.everything_told()}"
+            assert all(child.poll() is None for child in self.children), f"ended early\n{self.all_output()}"
+            assert time.monotonic() < end, f"waited {seconds:g} s\n{self.all_output()}"
             time.sleep(0.005)
 
     def kill(self, index: int) -> None:
         """`kill -9` a process that runs."""
-        assert self.children[index].poll() is None, f"ended early\n{self.everything_told()}"
+        assert self.children[index].poll() is None, f"ended early\n{self.all_output()}"
         self.children[index].send_signal(signal.SIGKILL)
 
     def end(self, seconds: float, *, without: int | None = None) -> tuple[dict[int, int], dict[int, float]]:
@@ -109,7 +109,7 @@ class TrainingJob:
         while len(after) < len(awaited):
             now = time.monotonic() - began
             after |= {i: now for i in awaited if i not in after and self.children[i].poll() is not None}
-            assert now < seconds, f"still there after {seconds:g} s\n{self.everything_told()}"
+            assert now < seconds, f"still there after {seconds:g} s\n{self.all_output()}"
             time.sleep(0.01)
         return {index: self.children[index].returncode for index in awaited}, after
 

@@ -36,7 +36,7 @@ def test_disjoint_modules_fill_cells_of_their_own_colours_in_proportion_to_their
     assert np.argwhere(blue).max(axis=0)[1] < np.argwhere(orange).min(axis=0)[1]
 
 
-def test_each_cell_tells_its_place_in_the_mesh(tmp_path, monkeypatch):
+def test_each_cell_shows_its_place_in_the_mesh(tmp_path, monkeypatch):
     layout = Layout(devices="2-5", data=2, tensor=2)
     shown = texts(monkeypatch, Placement({"llm": layout}).resolve(8), tmp_path / "placement.png", title="digits")
     cells = ["data 0\ntensor 0", "data 0\ntensor 1", "data 1\ntensor 0", "data 1\ntensor 1"]

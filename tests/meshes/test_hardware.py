@@ -49,7 +49,7 @@ def test_units_are_flops_and_bytes():
     ],
 )
 def test_links_are_bytes_a_second_in_one_direction(name, link_both_ways, network_bits):
-    """Data sheets tell bytes both ways inside a host, and bits one way on the network."""
+    """Data sheets give bytes both ways inside a host, and bits one way on the network."""
     hardware = find_hardware(name)
     assert 2 * hardware.link_bandwidth == link_both_ways
     assert 8 * hardware.network_bandwidth == network_bits

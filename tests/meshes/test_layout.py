@@ -80,7 +80,7 @@ def test_activations_split_over_batch_context_and_tensor(dims, spec):
     assert layout.activation_spec(dims, (8,) * len(dims), name="x") == spec
 
 
-def test_between_attention_and_mlp_the_sequence_is_split_over_tensor_too_unless_told_otherwise():
+def test_between_attention_and_mlp_the_sequence_is_split_over_tensor_too_by_default():
     dims = ("batch", "residual_seq", "embed")
     degrees = {"data": 2, "context": 2, "tensor": 2}
     assert Layout(**degrees).activation_spec(dims, (8,) * 3, name="x") == P(("data",), ("context", "tensor"), None)

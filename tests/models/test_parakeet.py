@@ -90,7 +90,7 @@ def test_a_call_that_infers_takes_running_statistics_and_leaves_them():
     assert all(np.array_equal(after[path], value) for path, value in statistics(training).items())
 
 
-def test_a_batch_without_sound_moves_no_statistics():
+def test_a_batch_without_audio_moves_no_statistics():
     model = build_parakeet(batch_norm="train")
     tokens, after = run(model, **sounds(((0, 0),), 1600))
     assert np.isfinite(tokens).all()

@@ -1,4 +1,4 @@
-"""A model with vision, sound and language, each on a mesh of its own with a layout of its own, equals one device."""
+"""A model with vision, audio and language, each on a mesh of its own with a layout of its own, equals one device."""
 
 import functools
 

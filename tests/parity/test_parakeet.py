@@ -1,4 +1,4 @@
-"""The encoder of sound in layouts of every axis, against one device without any mesh."""
+"""The audio encoder in layouts of every axis, against one device without any mesh."""
 
 import functools
 

@@ -30,7 +30,7 @@ def test_on_an_unknown_stage_raises():
         gpipe(("vision", "llm"), 1).on("lm")
 
 
-def test_digest_is_equal_for_equal_schedules_and_tells_others_apart(named_graph):
+def test_digest_is_equal_for_equal_schedules_and_differs_for_others(named_graph):
     base = gpipe(StageGraph.chain("abc"), 3)
     assert base.digest() == gpipe(("a", "b", "c"), 3).digest()
     swapped = (base.actions[0], base.actions[2], base.actions[1], *base.actions[3:])

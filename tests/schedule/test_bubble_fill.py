@@ -82,7 +82,7 @@ def every_order(graph, streams: list[list], run: list):
 
 
 def programs_needed(graph, action) -> list:
-    """What a program waits for, where transfers are not told apart from what they carry."""
+    """What a program waits for, where transfers are not distinguished from what they carry."""
     needed = needs(graph, 2, action)
     return [need if need.kind is not Kind.TRANSFER else needs(graph, 2, need)[0] for need in needed]
 

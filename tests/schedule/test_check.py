@@ -99,7 +99,7 @@ def test_an_action_before_its_need_is_named(good, early, late, message):
 
 
 def test_reading_in_another_order_than_sent_needs_a_queue_of_two():
-    """`b` reads microbatch 1 first: a sender with room for one cannot send it."""
+    """`b` reads microbatch 1 first: a sender with a queue of one cannot send it."""
     graph = StageGraph.chain("ab")
     edge = graph.edges[0]
     actions = [

@@ -1,4 +1,4 @@
-"""docs/schedules.md tells what the schedules make."""
+"""docs/schedules.md shows what the schedules make."""
 
 import re
 

@@ -33,7 +33,7 @@ def test_a_picture_has_the_colours_of_both_modules_and_kinds(tmp_path, schedule)
         assert area > 0.005, f"#{colour} covers {area:.2%} of the picture"
 
 
-def test_a_picture_tells_stages_devices_idle_share_and_unit(tmp_path, named_graph):
+def test_a_picture_shows_stages_devices_idle_share_and_unit(tmp_path, named_graph):
     timeline = simulate(one_f_one_b(named_graph("shared-devices"), 2), Costs(forward=0.001, backward=0.002, update=0))
     draw(timeline, tmp_path / "picture.svg", title="My pipeline", unit="ms")
     comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())

@@ -39,7 +39,7 @@ def test_every_event_lies_on_a_named_thread_of_a_named_process(events):
             assert threads[event["pid"], event["tid"]] == wanted
 
 
-def test_processes_tell_their_devices(named_graph, tmp_path):
+def test_processes_list_their_devices(named_graph, tmp_path):
     write_trace(simulate(one_f_one_b(named_graph("shared-devices"), 1)), tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
@@ -58,7 +58,7 @@ def test_pieces_that_run_apart_are_on_their_devices(named_graph, tmp_path):
         assert mine == [(f"{s.stage} {s.action}", pytest.approx(s.start * 1e6)) for s in spans]
 
 
-def test_the_parts_of_a_backward_are_told_apart(tmp_path):
+def test_the_parts_of_a_backward_have_names_of_their_own(tmp_path):
     write_trace(simulate(zero_bubble("ab", 2)), tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     parts = [e["name"] for e in events if e.get("cat") in ("backward_input", "backward_weight")]

@@ -44,7 +44,7 @@ def test_the_process_without_devices_would_have_noticed():
     assert done.returncode != 0
 
 
-def test_steps_tell_bytes_links_and_the_busiest(without_devices):
+def test_hops_list_bytes_device_pairs_and_the_busiest(without_devices):
     found = json.loads(without_devices.stdout.splitlines()[-1])
     assert [hop["name"] for hop in found["hops"]] == ["slice", "cross", "gather"]
     slice_, cross, gather = found["hops"]

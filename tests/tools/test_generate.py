@@ -1,4 +1,4 @@
-"""hetjax generate: a model that a run left answers, with every kind of media, and what cannot be is told."""
+"""hetjax generate: a model that a run left answers, with every kind of media, and what it cannot answer is refused."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def media(folder: Path, kind: str) -> tuple[str, str]:
     return f"--{kind}", str(folder / f"shapes/media/{number:05d}.{end}")
 
 
-def test_a_run_answers_on_pictures_sound_and_films_together(folder, ask):
+def test_a_run_answers_on_images_audio_and_videos_together(folder, ask):
     all_media = [word for kind in ("image", "audio", "video") for word in media(folder, kind)]
     found = ask(*all_media, "--max_new_tokens", "4")
     assert set(found) == {"answer", "tokens", "seconds"}
@@ -76,7 +76,7 @@ def refused(capsys, *arguments: str) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_what_cannot_be_asked_is_told(folder, capsys, tmp_path):
+def test_what_cannot_be_asked_is_refused(folder, capsys, tmp_path):
     run = ("--checkpoint", str(folder / "run"))
     assert "there is no folder" in refused(capsys, "--checkpoint", str(tmp_path / "none"))
     assert "holds no weights" in refused(capsys, "--checkpoint", str(folder / "shapes"))
@@ -90,7 +90,7 @@ def test_what_cannot_be_asked_is_told(folder, capsys, tmp_path):
     assert "--placement names ear" in refused(capsys, *run, "--placement.ear.devices", "0")
 
 
-def test_a_model_of_pictures_of_one_size_answers_and_refuses_sound(tmp_path, ask, capsys, folder):
+def test_a_model_of_images_of_one_size_answers_and_refuses_audio(tmp_path, ask, capsys, folder):
     write_run(tmp_path / "run", "--config", str(ROOT / "configs/digits.yaml"))
     Image.fromarray(np.full((9, 7), 90, np.uint8)).save(tmp_path / "a.png")
     found = ask("--image", str(tmp_path / "a.png"), "--max_new_tokens", "3", run=tmp_path / "run")

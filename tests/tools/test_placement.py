@@ -1,7 +1,7 @@
 from hetjax.tools.placement import placement
 
 
-def test_placement_tells_devices_and_parameters_of_each_stage(make_config, tmp_path):
+def test_placement_lists_devices_and_parameters_of_each_stage(make_config, tmp_path):
     config = make_config("--placement.llm", "{devices: 2-7, stage: 3, tensor: 2}")
     numbers = placement(config=config, out=str(tmp_path / "placement.png")).numbers
     assert [(row["stage"], row["devices"]) for row in numbers["stages"]] == [

@@ -40,7 +40,7 @@ WRITING = 0.35
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A death that is planned: of whom, in which phase of the job, and where between its begin (0) and end (1)."""
+    """A planned death: of which process, in which phase of the job, and where between its begin (0) and end (1)."""
 
     victim: int
     phase: str
@@ -104,14 +104,14 @@ def lose_one(kill: Kill, job: TrainingJob, run: Path, resumed: int, startup: flo
     job.kill(kill.victim)
     limit = PEER_TIMEOUT + MARGIN if watched else JOIN_TIMEOUT + 2 * PEER_TIMEOUT + MARGIN
     codes, seconds = job.end(limit, without=kill.victim)
-    assert 0 not in codes.values(), job.everything_told()
+    assert 0 not in codes.values(), job.all_output()
     assert job.left_behind() == []
     if watched:
         died = f"error: process {kill.victim} of {PROCESSES} (host {os.uname().nodename}, pid "
         died += f"{job.children[kill.victim].pid}) died; last seen: "
-        assert all(code == PEER_LOST for code in codes.values()), job.everything_told()
-        assert all(died in job.told(index) for index in codes), job.everything_told()
-    told = [line for line in job.told(min(codes)).splitlines() if line.startswith("error: ")]
+        assert all(code == PEER_LOST for code in codes.values()), job.all_output()
+        assert all(died in job.output(index) for index in codes), job.all_output()
+    told = [line for line in job.output(min(codes)).splitlines() if line.startswith("error: ")]
     return Death(kill, at, watched, codes, max(seconds.values()), told[0] if told else "no message")
 
 
@@ -172,7 +172,7 @@ def test_killing_any_of_four_at_any_point_ends_the_others_and_the_run_resumes_bi
         job.wait_for(lambda: (metrics.steps() or 0) >= 1)
         startup = time.monotonic() - job.started
         codes, _ = job.end(900)
-        assert set(codes.values()) == {0}, job.everything_told()
+        assert set(codes.values()) == {0}, job.all_output()
         assert job.left_behind() == []
 
     deaths = []
@@ -185,8 +185,8 @@ def test_killing_any_of_four_at_any_point_ends_the_others_and_the_run_resumes_bi
     resumed = max(checkpoints(killed))
     with TrainingJob(tmp_path / "logs-last", words, port, quick=not THOROUGH) as job:
         codes, _ = job.end(900)
-        assert set(codes.values()) == {0}, job.everything_told()
-        assert f"resuming after step {resumed} " in job.told(0)
+        assert set(codes.values()) == {0}, job.all_output()
+        assert f"resuming after step {resumed} " in job.output(0)
 
     print(summary(deaths))
     assert_equal_runs(whole, killed)

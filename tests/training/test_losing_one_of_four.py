@@ -95,24 +95,24 @@ def test_a_stopped_process_ends_the_job_within_the_peer_timeout_and_is_named(dat
         codes, seconds = job.end(timeout + SOON, without=victim)
         silent = f"pid {job.children[victim].pid}) sent no heartbeat for {timeout} s: it is stopped, or its machine"
         for index, code in codes.items():
-            assert code == PEER_LOST, job.everything_told()
-            assert f"error: process {victim} of {PROCESSES} (host" in job.told(index)
-            assert silent in job.told(index), job.everything_told()
+            assert code == PEER_LOST, job.all_output()
+            assert f"error: process {victim} of {PROCESSES} (host" in job.output(index)
+            assert silent in job.output(index), job.all_output()
         assert timeout / 2 < max(seconds.values()) < timeout + 5
         assert job.left_behind() == []
         # Woken up, it finds its job gone and ends too.
         job.children[victim].send_signal(signal.SIGCONT)
         codes, _ = job.end(SOON)
-        assert codes[victim] == PEER_LOST, job.everything_told()
+        assert codes[victim] == PEER_LOST, job.all_output()
 
 
 def test_a_seed_that_differs_in_one_process_is_refused_by_all_before_the_first_step(data, tmp_path):
     words = command(tmp_path / "run", data)
     with TrainingJob(tmp_path / "logs", words, free_port(), different={2: ["--seed", "1"]}) as job:
         codes, _ = job.end(120)
-        assert set(codes.values()) <= {2, PEER_LOST}, job.everything_told()
+        assert set(codes.values()) <= {2, PEER_LOST}, job.all_output()
         for index in range(PROCESSES):
-            assert "process 2 has another config than process 0" in job.told(index), job.everything_told()
+            assert "process 2 has another config than process 0" in job.output(index), job.all_output()
     # Not even a folder: nothing was begun.
     assert not (tmp_path / "run").exists()
 
@@ -125,15 +125,15 @@ def test_sigterm_to_one_saves_all_after_the_same_step_and_the_same_command_goes_
         job.wait_for(lambda: (metrics.steps() or 0) >= 3)
         job.children[1].send_signal(signal.SIGTERM)
         codes, _ = job.end(SOON)
-        assert set(codes.values()) == {130}, job.everything_told()
+        assert set(codes.values()) == {130}, job.all_output()
         [step] = checkpoints(run)
         assert 3 <= step < steps
-        assert f"stopped after step {step}; run the same command to go on" in job.told(0)
+        assert f"stopped after step {step}; run the same command to go on" in job.output(0)
         assert [row["step"] for row in rows(run)] == list(range(1, step + 1))
         assert job.left_behind() == []
     with TrainingJob(tmp_path / "logs-1", words, port) as job:
         codes, _ = job.end(240)
-        assert set(codes.values()) == {0}, job.everything_told()
-        assert f"resuming after step {step} " in job.told(0)
+        assert set(codes.values()) == {0}, job.all_output()
+        assert f"resuming after step {step} " in job.output(0)
     assert [row["step"] for row in rows(run)] == list(range(1, steps + 1))
     assert checkpoints(run)[-1] == steps

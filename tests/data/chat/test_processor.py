@@ -20,9 +20,9 @@ from tests.data.chat.conftest import encoders
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, size=(16, 24, 3), dtype=np.uint8)  # 4 x 6 patches: 6 tokens
 SMALL = RNG.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
-SOUND = RNG.normal(size=16000 // 2).astype(np.float32)  # clips of 0.3 and 0.2 seconds
+AUDIO = RNG.normal(size=16000 // 2).astype(np.float32)  # clips of 0.3 and 0.2 seconds
 VIDEO = Video(
-    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, audio=SOUND
+    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, audio=AUDIO
 )
 
 
@@ -48,7 +48,7 @@ def sample(processor, *messages, training=True):
 
 def test_ids_follow_the_prompt_order(make_processor, tokenizer):
     processor = make_processor(audio_in_video="after_frames", video_prefix="Film:\n", clips=4)
-    made = sample(processor, user("See ", IMAGE, " hear ", SOUND, " watch ", VIDEO), training=False)
+    made = sample(processor, user("See ", IMAGE, " hear ", AUDIO, " watch ", VIDEO), training=False)
     heard = tokens_of_clip(4800) + tokens_of_clip(3200)
     image, audio = "<image>", "<so_embedding>"
     want = (
@@ -91,7 +91,7 @@ def test_arrays_of_a_batch_with_unlike_rows(make_processor):
     rows = [
         [sample(processor, user(IMAGE, "x", VIDEO, SMALL), answer("y"))],
         [sample(processor, user("only text"), answer("y"))],
-        [sample(processor, user(SOUND, "x"), answer("y"))],
+        [sample(processor, user(AUDIO, "x"), answer("y"))],
     ]
     arrays = make_arrays(processor, rows, training=True)
     for module, ports in row_shapes(processor.capacity, training=True).items():
@@ -133,7 +133,7 @@ def test_packed_rows_hold_the_samples_one_behind_the_other(make_processor):
     samples = [
         sample(processor, user(IMAGE, "x"), answer("first")),
         sample(processor, user("text"), answer("second")),
-        sample(processor, user(SOUND, SMALL, VIDEO), answer("third")),
+        sample(processor, user(AUDIO, SMALL, VIDEO), answer("third")),
     ]
     (row,) = make_arrays(processor, [samples], training=True)["llm"]["tokens"]
     arrays = make_arrays(processor, [samples], training=True)
@@ -197,13 +197,13 @@ def test_images_share_the_context(make_processor):
         ),
         ({"image_rows": 32}, (IMAGE, SMALL), r"36 rows of images, more than 32 \(processor.image_rows\)"),
         ({"video_rows": 20}, (VIDEO,), "40 rows of videos, more than 20"),
-        ({"clips": 1}, (SOUND,), "2 clips of audio, more than 1"),
+        ({"clips": 1}, (AUDIO,), "2 clips of audio, more than 1"),
         ({"image_rows": 0}, (IMAGE,), "here: there is image in it, but processor.image_rows is 0"),
         ({}, (np.zeros(100, np.float32),), "too few for a token"),
         ({}, (np.zeros((4, 4, 3), np.float32),), "here: an image is float32"),
     ],
 )
-def test_what_does_not_fit_is_told(make_processor, changes, parts, message):
+def test_what_does_not_fit_is_named(make_processor, changes, parts, message):
     with pytest.raises(DataError, match=message):
         sample(make_processor(**changes), user(*parts), training=False)
 

@@ -6,18 +6,18 @@ def text(items):
     return "".join(marks[item.kind].format(item.count) if isinstance(item, Tokens) else item for item in items)
 
 
-def test_image_and_sound():
+def test_image_and_audio():
     assert text(image_items(5)) == "<img>5</img>" and text(audio_items(7)) == "<so>7</so>"
 
 
-def test_a_video_tells_the_times_of_its_frames():
+def test_a_video_has_the_times_of_its_frames():
     assert text(video_items([0.0, 0.5, 1.0], 2, 9)) == (
         "Frame 1 sampled at 0.00 seconds and frame 2 sampled at 0.50 seconds: <img>9</img>\n"
         "Frame 3 sampled at 1.00 seconds: <img>9</img>"
     )
 
 
-def test_where_the_sound_of_a_video_stands():
+def test_where_the_audio_of_a_video_stands():
     times, clips = [0.0, 1.0, 2.0, 3.0, 4.0], [(2.0, 20), (4.0, 30), (6.0, 10)]
 
     def short(**options):

@@ -1,8 +1,7 @@
-"""Tiny checkpoints of decoders as config.json tells them, and what our model computes with such weights."""
+"""Tiny checkpoints of decoders as config.json describes them, and what our model computes with such weights."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_hf_config
+from tests.harness.huggingface.cached_logits import cached_logits
 from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.arrays import with_arrays
 
@@ -45,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Tokens and labels of transformers' kind, for two samples of an odd length; some rows have no label."""
+    """Tokens and labels of transformers' kind, for two samples of an odd length; some positions have no label."""
     random = np.random.default_rng(2)
     tokens = random.integers(0, SIZES["vocab_size"], (2, 13))
     labels = np.where(random.random(tokens.shape) < 0.2, -100, tokens)
@@ -92,30 +92,6 @@ def loss_and_gradients(hf: dict[str, Any], weights, given) -> tuple[np.ndarray, 
 
 
 def logits(hf: dict[str, Any], weights, tokens: np.ndarray, *, prompt: int) -> np.ndarray:
-    """[B, S, V] by way of the cache: all rows from prefills of the whole if `prompt` is S; else row `prompt` - 1 from
-    a prefill of so many rows, and the following ones step by step; rows before it are 0.
-    """
-    model = model_of(hf, weights)
-    batch, rows = tokens.shape
+    """Return logits [B, S, V] by way of the cache, as `cached_logits` does."""
     dtype = next(iter(weights.values())).dtype
-    cache = model.init_cache(batch, rows, dtype)
-
-    @functools.partial(nnx.jit, static_argnames="count")
-    def prefill(model, cache, row, count):
-        positions = jnp.broadcast_to(jnp.arange(count), (batch, count))
-        last = jnp.full(batch, row)
-        out, cache = model.decode(cache, positions=positions, tokens=tokens[:, :count], last=last)
-        return out["logits"], cache
-
-    @nnx.jit
-    def step(model, cache, row, tokens):
-        out, cache = model.decode(cache, positions=jnp.full((batch, 1), row), tokens=tokens)
-        return out["logits"], cache
-
-    if prompt == rows:
-        return np.stack([prefill(model, cache, row, rows)[0] for row in range(rows)], axis=1)
-    out = np.zeros((batch, rows, SIZES["vocab_size"]), dtype)
-    out[:, prompt - 1], cache = prefill(model, cache, prompt - 1, prompt)
-    for row in range(prompt, rows):
-        out[:, row], cache = step(model, cache, row, tokens[:, row : row + 1])
-    return out
+    return cached_logits(model_of(hf, weights), tokens, prompt=prompt, dtype=dtype)

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from hetjax.models.arrays import arrays_by_path
+from hetjax.models.huggingface.entry_shapes import name_infos
 from hetjax.models.huggingface.families import find_family
-from hetjax.models.huggingface.parts import name_infos
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 
 LLAMA = {

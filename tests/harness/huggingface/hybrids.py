@@ -1,9 +1,8 @@
-"""Tiny checkpoints of Nemotron-H as config.json tells them, and what our model computes with such weights."""
+"""Tiny checkpoints of Nemotron-H as config.json describes them, and what our model computes with such weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries
 from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
+from tests.harness.huggingface.cached_logits import cached_logits
 from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.arrays import with_arrays
 
@@ -24,7 +24,7 @@ SIZES = {
     "conv_kernel": 4, "chunk_size": 4, "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 10,
     "moe_shared_expert_intermediate_size": 12, "routed_scaling_factor": 2.5, "time_step_min": 0.02,
 }  # fmt: skip
-# The chunk and the conv kernel are no multiples of anything below, and rows are odd.
+# The chunk and the conv kernel are no multiples of anything below, and lengths are odd.
 CONFIGS: dict[str, dict[str, Any]] = {
     "hybrid": {"model_type": "nemotron_h", **SIZES, "hybrid_override_pattern": "MEM*EMEM*E-"},
     "listed": {
@@ -41,7 +41,7 @@ BIAS = "gate.e_score_correction_bias"
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Tokens and labels of transformers' kind, for two samples of an odd length; some rows have no label."""
+    """Tokens and labels of transformers' kind, for two samples of an odd length; some positions have no label."""
     random = np.random.default_rng(2)
     tokens = random.integers(0, SIZES["vocab_size"], (2, 13))
     labels = np.where(random.random(tokens.shape) < 0.2, -100, tokens)
@@ -85,32 +85,7 @@ def loss_and_gradients(config: NemotronHConfig, weights, given) -> tuple[np.ndar
 def logits(
     config: NemotronHConfig, weights, tokens: np.ndarray, *, prompt: int, steps: NemotronHConfig | None = None
 ) -> np.ndarray:
-    """[B, S, V] by way of the cache: all rows from prefills of the whole if `prompt` is S; else row `prompt` - 1 from
-    a prefill of so many rows, and the following ones step by step, with the config `steps` if given; rows before it
-    are 0.
-    """
-    model = model_of(config, weights)
-    batch, rows = tokens.shape
+    """Return logits [B, S, V] by way of the cache, as `cached_logits` does; single tokens with `steps` if given."""
+    decoder = None if steps is None else model_of(steps, weights)
     dtype = weights["lm_head.weight"].dtype
-    cache = model.init_cache(batch, rows, dtype)
-
-    @functools.partial(nnx.jit, static_argnames="count")
-    def prefill(model, cache, row, count):
-        positions = jnp.broadcast_to(jnp.arange(count), (batch, count))
-        last = jnp.full(batch, row)
-        out, cache = model.decode(cache, positions=positions, tokens=tokens[:, :count], last=last)
-        return out["logits"], cache
-
-    @nnx.jit
-    def step(model, cache, row, tokens):
-        out, cache = model.decode(cache, positions=jnp.full((batch, 1), row), tokens=tokens)
-        return out["logits"], cache
-
-    if prompt == rows:
-        return np.stack([prefill(model, cache, row, rows)[0] for row in range(rows)], axis=1)
-    out = np.zeros((batch, rows, config.vocab_size), dtype)
-    out[:, prompt - 1], cache = prefill(model, cache, prompt - 1, prompt)
-    model = model if steps is None else model_of(steps, weights)
-    for row in range(prompt, rows):
-        out[:, row], cache = step(model, cache, row, tokens[:, row : row + 1])
-    return out
+    return cached_logits(model_of(config, weights), tokens, prompt=prompt, dtype=dtype, decoder=decoder)

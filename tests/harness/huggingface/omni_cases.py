@@ -1,4 +1,4 @@
-"""Prompts of text, images, a video and sound for tiny omni models, and what our three modules compute of them."""
+"""Prompts of text, images, a video and audio for tiny omni models, and what our three modules compute of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.harness.huggingface.omni_configs import TINY
 from tests.harness.huggingface.whole_models import read_arrays, write_tensors
 from tests.harness.models.arrays import with_arrays
 
-# S rows of the prompt · C clips · V vocabulary
+# S positions of the prompt · C clips · V vocabulary
 
 LEAST_STEP = 0.02
 """The least time step of Mamba, which transformers has in a prefill; large enough to be met."""
-IMAGE, SOUND = TINY["image_token_id"], TINY["audio_token_id"]
+IMAGE, AUDIO = TINY["image_token_id"], TINY["audio_token_id"]
 BUFFERS = ("gate.e_score_correction_bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -38,7 +38,7 @@ class Case:
     video_grid: tuple[int, int] = (4, 6)
     """(height, width) of the video in patches."""
     clips: tuple[int, ...] = ()
-    """Samples of each clip of sound."""
+    """Samples of each clip of audio."""
     words: int = 6
     """Tokens behind all others."""
     rate: float = 0.0
@@ -69,11 +69,11 @@ def make_inputs(case: Case, dtype: type = np.float32) -> dict[str, Any]:
     clips = [noise(samples) for samples in case.clips]
     counts = [(IMAGE, height * width // 4) for height, width in case.grids]
     counts += [(IMAGE, case.tubelets * height * width // 4)] * bool(case.tubelets)
-    counts += [(SOUND, tokens_of_clip(samples)) for samples in case.clips]
+    counts += [(AUDIO, tokens_of_clip(samples)) for samples in case.clips]
     words = lambda count: random.integers(30, 128, count)  # noqa: E731
     tokens = np.concatenate([words(3), *(part for id, n in counts for part in ([id] * n, words(2))), words(case.words)])
-    is_media = np.isin(tokens, (IMAGE, SOUND))
-    # Where a row is dropped, the one before it would have to tell what follows.
+    is_media = np.isin(tokens, (IMAGE, AUDIO))
+    # Where a token is dropped, the one before it would have to predict what follows.
     hidden = is_media | np.concatenate([[False], is_media[:-1]]) | (random.random(len(tokens)) < 0.2)
     return {
         "images": images, "video": video, "clips": clips, "tokens": tokens, "labels": np.where(hidden, -100, tokens)
@@ -110,13 +110,13 @@ def our_batch(modules: dict[str, nnx.Module], given: dict[str, Any]) -> dict[str
         if len(sequences):
             patches = sum(each.shape[0] * each.shape[1] // vision.patch_size**2 for each in sequences)
             # Some padding behind them.
-            room = len(sequences) * vision.prefix_rows + patches + 8
-            packed = pack(media, room)
+            capacity = len(sequences) * vision.prefix_rows + patches + 8
+            packed = pack(media, capacity)
             inputs = {port: getattr(packed, port)[None] for port in ("patches", "places", "segments")}
             inputs["patches"] = inputs["patches"].astype(dtype)
             batch.setdefault("vision", {}).update({f"{prefix}{port}": each for port, each in inputs.items()})
             of_vision += [rows + each for each in packed.tokens]
-            rows += room // vision.rows_per_token
+            rows += capacity // vision.rows_per_token
     llm = {"tokens": tokens[None].astype(np.int32)}
     following = np.append(labels[1:], -100)
     llm["labels"] = np.where(following < 0, 0, following)[None].astype(np.int32)
@@ -128,12 +128,12 @@ def our_batch(modules: dict[str, nnx.Module], given: dict[str, Any]) -> dict[str
         batch["audio"] = {"waveforms": waveforms[None].astype(dtype), "lengths": lengths[None]}
         own, _ = clip_token_positions(lengths, waveforms.shape[1])
         count = len(lengths) * tokens_of_clip(waveforms.shape[1])
-        llm["audio_positions"] = _positions(own, count, tokens, SOUND)
+        llm["audio_positions"] = _positions(own, count, tokens, AUDIO)
     return {**batch, "llm": llm}
 
 
 def _positions(own: np.ndarray, count: int, tokens: np.ndarray, kind: int) -> np.ndarray:
-    """The row of each of `count` tokens of an encoder, of which `own` are the real ones in order."""
+    """The position of each of `count` tokens of an encoder, of which `own` are the real ones in order."""
     positions = np.full((1, count), len(tokens), np.int32)
     positions[0, own] = np.flatnonzero(tokens == kind)[: len(own)]
     return positions
@@ -175,7 +175,7 @@ def loss_and_gradients(modules, batch) -> tuple[np.ndarray, dict[str, np.ndarray
 
 
 def logits(modules, batch, rows: np.ndarray) -> np.ndarray:
-    """[rows, V], by way of a prefill; as many samples as rows, each of which asks for one."""
+    """Return logits [rows, V] of positions `rows`, by way of a prefill of a sample for each."""
     fed = {port: each for port, each in batch["llm"].items() if port not in ("labels", "loss_weights")}
 
     @jax.jit

@@ -15,7 +15,7 @@ CONFIG = MambaConfig(heads=4, head_dim=3, groups=2, state=5, chunk=4)
 
 
 def build(config: MambaConfig = CONFIG, dtype=np.float64) -> Mamba2:
-    """Weights as large as 1, and A and steps by which states last for some rows and not for others."""
+    """Weights as large as 1, and A and time steps by which states last for some tokens and not for others."""
     layer, drawn = _drawn(config)
     return with_arrays(layer, {path: jnp.asarray(array, dtype) for path, array in drawn.items()})
 

@@ -1,4 +1,4 @@
-"""Mamba-2 one row after another in numpy, in float64: what the tests of this folder compare with."""
+"""Mamba-2 one position after another in numpy, in float64: what the tests of this folder compare with."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def recurrence(x, dt, a, b, c, d, starts=None, state=None):
 
 
 def convolution(x, kernel, bias, segments=None, before=None):
-    """silu(conv(x)), x [B, S, ...]; a row sees back to where its document starts, and to no row ahead of `before`."""
+    """silu(conv(x)), x [B, S, ...]; a position sees no further back than the start of its document and `before`."""
     taps, y = len(kernel), np.zeros(x.shape)
     for i, t in np.ndindex(x.shape[:2]):
         total = np.array(bias, np.float64)

@@ -49,7 +49,7 @@ def call(model, **inputs):
 
 
 def decoder_batch(dtype=np.float32):
-    """Inputs of the whole decoder; the last image token of each sample is padding, the last row of sample 0 too."""
+    """Inputs of the whole decoder; the last image token of each sample is padding, the last token of sample 0 too."""
     rng = np.random.default_rng(7)
     weights = rng.uniform(0.5, 1.5, (BATCH, SEQ))
     weights[0, -1] = 0

@@ -51,7 +51,7 @@ def make_graph(kind: str) -> ModuleGraph:
 
 @functools.cache
 def make_batch(kind: str):
-    """Encoder tokens spread over the sequence, some of them padding; from some to all rows in the loss."""
+    """Encoder tokens spread over the sequence, some of them padding; from some to all positions in the loss."""
     random = np.random.default_rng(5)
     spread = np.argsort(random.random((SAMPLES, ROWS)), axis=1).astype(np.int32)
     image_rows, audio_rows = np.sort(spread[:, :16], axis=1), np.sort(spread[:, 16:20], axis=1)

@@ -1,4 +1,4 @@
-"""A tiny model that sees, watches and hears, and random batches for it, in the forms that its ports take."""
+"""A tiny model of images, videos, audio and text, and random batches for it, in the forms that its ports take."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def components(pruning_rate: float = 0.0, **llm) -> dict[str, RadioConfig | Para
 
 
 def make_graph(pruning_rate: float = 0.0, **llm) -> ModuleGraph:
-    """Vision and sound into language, with weights: logarithms and exponentials among the initial ones would be rounded
+    """Vision and audio into language, with weights: logarithms and exponentials among the initial ones would be rounded
     in one way by a jit and in another without."""
     modules = {
         name: build_component(config, nnx.Rngs(place))

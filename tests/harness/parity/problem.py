@@ -42,7 +42,7 @@ def make_optimizer(*, small_gradients: bool = False) -> optax.GradientTransforma
 
 
 def make_batch(seed: int = 0):
-    """Two images a sample, some of them padding, and from none to all rows of a sample in the loss."""
+    """Two images a sample, some of them padding, and from none to all positions of a sample in the loss."""
     random = np.random.default_rng(seed)
     images = random.normal(size=(SAMPLES, 2, 8, 8, 3)).astype(np.float32)
     positions = np.tile(np.arange(1, 9, dtype=np.int32), (SAMPLES, 1))

@@ -24,8 +24,8 @@ CLASSES = {
 def run(hf: dict[str, Any], inputs: dict[str, np.ndarray], *, wide: bool = False) -> dict[str, dict[str, np.ndarray]]:
     """{"weights", "gradients": by name, "output": {"logits" [B, S, V], "loss"}} of a config.json's model.
 
-    `inputs` are "tokens" [B, S] and "labels" [B, S], as transformers takes them: the label of row s is predicted from
-    the rows before it; -100 for none. `wide` for float64.
+    `inputs` are "tokens" [B, S] and "labels" [B, S], as transformers takes them: label s is predicted from the tokens
+    before it; -100 for none. `wide` for float64.
     """
     make_config, make_model = CLASSES[hf["model_type"]]
     dtype = torch.float64 if wide else torch.float32

@@ -28,7 +28,7 @@ def run(hf: dict[str, Any], inputs: dict[str, np.ndarray], *, wide: bool = False
     """{"weights", "gradients": by name, "output": {"logits" [B, S, V], "loss", "stepped" [B, S, V]}}.
 
     `inputs` as `tests.harness.transformers.decoders.run` takes them. "stepped" are logits by way of a cache, from a
-    prefill of 4 rows on; rows before its last are 0. `wide` for float64.
+    prefill of 4 tokens on; those before its last are 0. `wide` for float64.
     """
     dtype = torch.float64 if wide else torch.float32
     with float64_for_float32(transformers.NemotronHForCausalLM) if wide else contextlib.nullcontext():
@@ -54,7 +54,7 @@ def run(hf: dict[str, Any], inputs: dict[str, np.ndarray], *, wide: bool = False
 
 @torch.no_grad()
 def step_by_step(model: torch.nn.Module, tokens: torch.Tensor, *, prompt: int) -> torch.Tensor:
-    """Logits by way of a cache: of row `prompt` - 1 and all after it."""
+    """Return logits by way of a cache: of position `prompt` - 1 and all after it."""
     made = model(input_ids=tokens[:, :prompt], use_cache=True)
     out = torch.zeros(*tokens.shape, made.logits.shape[-1], dtype=made.logits.dtype)
     out[:, prompt - 1] = made.logits[:, -1]

@@ -20,7 +20,7 @@ from transformers.models.radio import RadioModel
 
 from hetjax.models.parts.audio_clips import frames_of_clip, stack_clips
 from hetjax.models.parts.mel import log_mel
-from tests.harness.huggingface.omni_cases import IMAGE, SOUND, Case
+from tests.harness.huggingface.omni_cases import AUDIO, IMAGE, Case
 from tests.harness.transformers.hybrids import randomize as randomize_language
 from tests.harness.transformers.wide import float64_for_float32
 
@@ -66,7 +66,7 @@ def _is_constant(name: str) -> bool:
 
 
 def run(model: Omni, case: Case, given: dict[str, Any]) -> dict[str, Any]:
-    """{"logits" [R, V], "loss", "gradients" by name, "rows" [R]} of one prompt; `rows`: what pruning leaves."""
+    """{"logits" [R, V], "loss", "gradients" by name, "rows" [R]} of one prompt; "rows": the positions that are left."""
     model.zero_grad()
     inputs, kept = prompt(model, case, given)
     labels = torch.as_tensor(given["labels"][kept])[None]
@@ -81,7 +81,7 @@ def run(model: Omni, case: Case, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt(model: Omni, case: Case, given: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-    """(what the model takes, the rows of the prompt that are left)."""
+    """(what the model takes, the positions of the prompt that are left)."""
     dtype = next(model.parameters()).dtype
     inputs, tokens = {}, given["tokens"]
     left = np.ones(len(tokens), bool)
@@ -122,7 +122,7 @@ def prompt(model: Omni, case: Case, given: dict[str, Any]) -> tuple[dict[str, An
             assert (frames % 8).all()
             inputs["input_features_mask"] = torch.arange(frames.max())[None] < torch.as_tensor(frames)[:, None]
     inputs["input_ids"] = torch.as_tensor(tokens[left])[None]
-    assert (tokens == SOUND).any() == bool(given["clips"])
+    assert (tokens == AUDIO).any() == bool(given["clips"])
     return inputs, np.flatnonzero(left)
 
 

@@ -55,7 +55,7 @@ def test_the_fp8_release_quantizes_every_linear_map_but_router_and_head(names):
     assert not [name for name in forms if not name.startswith("language_model.backbone.layers.")]
 
 
-def test_the_layers_of_mixed_precision_are_told_as_the_release_tells_them(names):
+def test_the_layers_of_mixed_precision_are_named_as_the_release_names_them(names):
     config = quantization_config(quantized_forms(names, "nvfp4", "language_model."), names, {})
     layers = config.pop("quantized_layers")
     groups = config.pop("config_groups")
@@ -85,7 +85,7 @@ def test_a_config_comes_back_from_what_is_written_of_it():
         assert find_family(omni_hf_config(configs)) is FAMILIES["nemotron_h_omni"]
 
 
-def test_a_config_without_a_part_is_told():
+def test_a_config_without_a_part_is_refused():
     with pytest.raises(ModelError, match="lacks text_config"):
         omni_configs({"model_type": "nemotron_h_omni"})
     with pytest.raises(ModelError, match="there is no audio"):

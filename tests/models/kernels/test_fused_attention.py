@@ -1,4 +1,4 @@
-"""The fused kernel, as far as a machine without GPUs can tell: where it is chosen, and what is lowered for CUDA."""
+"""The fused kernel, as far as a machine without GPUs can show: where it is chosen, and what is lowered for CUDA."""
 
 import dataclasses
 import types

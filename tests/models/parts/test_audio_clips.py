@@ -26,7 +26,7 @@ def test_tokens_are_what_three_convolutions_of_stride_2_leave(samples):
     assert tokens_of_clip(np.array([samples, 160])).tolist() == [len(rows), 1]
 
 
-def test_the_rest_of_a_sound_is_its_last_clip():
+def test_the_rest_of_an_audio_is_its_last_clip():
     assert clip_lengths(2 * CLIP_SAMPLES + 5) == (CLIP_SAMPLES, CLIP_SAMPLES, 5)
     assert clip_lengths(2 * CLIP_SAMPLES) == (CLIP_SAMPLES,) * 2
     assert clip_lengths(0) == ()
@@ -34,7 +34,7 @@ def test_the_rest_of_a_sound_is_its_last_clip():
 
 
 @pytest.mark.parametrize("samples", [0, 3, 10, 20, 23])
-def test_clips_joined_are_the_sound(samples):
+def test_clips_joined_are_the_audio(samples):
     sound = np.arange(samples, dtype=np.float32)
     clips = split_clips(sound, 10)
     assert [len(clip) for clip in clips] == list(clip_lengths(samples, 10))
@@ -57,6 +57,6 @@ def test_rows_of_tokens_skip_padding():
     assert rows.tolist() == [0, 1, 2 * per_clip] and clips.tolist() == [0, 0, 2]
 
 
-def test_a_sound_of_two_channels_is_refused():
+def test_an_audio_of_two_channels_is_refused():
     with pytest.raises(ModelError, match=r"\(2, 9\); give one channel"):
         split_clips(np.ones((2, 9)))

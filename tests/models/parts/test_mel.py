@@ -10,7 +10,7 @@ from tests.harness.models.tiny_models import relative_error
 
 
 def in_numpy(sound, filters):
-    """Features of one sound, from a discrete Fourier transform written out."""
+    """Features of one clip, from a discrete Fourier transform written out."""
     emphasized = sound - 0.97 * np.concatenate([[0], sound[:-1]])
     padded = np.pad(emphasized, 256)
     window = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399), 56)
@@ -60,6 +60,6 @@ def test_gradients_equal_differences(float64):
 
 
 @pytest.mark.parametrize("length", [0, 100, 160, 320])
-def test_short_and_silent_sounds_have_finite_gradients(length):
+def test_short_and_silent_clips_have_finite_gradients(length):
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_mel(x, jnp.array([length]), 16))))(jnp.zeros((1, 320)))
     assert np.isfinite(gradient).all()

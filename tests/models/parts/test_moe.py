@@ -195,7 +195,7 @@ def test_no_row_reaches_an_expert_beyond_its_capacity(float64):
     np.testing.assert_array_equal(generated, free)
 
 
-def test_a_capacity_makes_the_room_for_rows_smaller():
+def test_a_capacity_makes_buffers_of_tokens_smaller():
     text = lambda config: (  # noqa: E731
         jax.jit(lambda *args: loss_and_gradients(splits({"expert": 4}), *args))
         .lower(model_of(config, "float32"), inputs("float32"))

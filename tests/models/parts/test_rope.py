@@ -39,7 +39,7 @@ def test_angles_of_bfloat16_activations_are_float32():
 
 
 def test_scaling_slows_channels_down_by_how_often_they_turn(float64):
-    """As Llama 3.1 tells it: by cases of a channel's wavelength."""
+    """As Llama 3.1 has it: by cases of a channel's wavelength."""
     scaling = RopeScaling(factor=8.0, low_turns=1.0, high_turns=4.0, original_length=64)
     cos, sin = rope_table(jnp.array([[1]]), 32, 500.0, jnp.float64, scaling)
     kinds = set()

@@ -33,7 +33,7 @@ CASES = {
 
 
 def padded(sounds, dtype):
-    """(waveforms, lengths), with what must not be read behind each sound."""
+    """(waveforms, lengths), with what must not be read behind each clip."""
     lengths = np.array([len(sound) for sound in sounds])
     waveforms = np.full((len(sounds), lengths.max()), 7, dtype)
     for row, sound in zip(waveforms, sounds, strict=True):
@@ -42,7 +42,7 @@ def padded(sounds, dtype):
 
 
 def exact(sound, bins):
-    """The same features of one sound by torch, in float64 all through, which the extractor never is."""
+    """The same features of one clip by torch, in float64 all through, which the extractor never is."""
     x = torch.tensor(sound, dtype=torch.float64)
     x = torch.cat([x[:1], x[1:] - 0.97 * x[:-1]])
     window = torch.hann_window(400, periodic=False, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The encoder of sound beside that of transformers: outputs, gradients of all weights, running statistics."""
+"""The audio encoder beside that of transformers: outputs, gradients of all weights, running statistics."""
 
 import numpy as np
 import pytest

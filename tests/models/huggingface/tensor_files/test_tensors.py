@@ -78,7 +78,7 @@ def test_no_shard_is_larger_than_asked_unless_by_one_tensor():
     assert plan_shards(infos, 7) == [["0", "1"], ["2"], ["3", "4"]]
 
 
-def test_a_tensor_that_nobody_wrote_is_told(tmp_path):
+def test_a_tensor_that_nobody_wrote_is_reported(tmp_path):
     with (
         pytest.raises(ModelError, match="nobody wrote b"),
         ShardWriter(tmp_path, {n: info(TENSORS[n]) for n in "ab"}) as writer,
@@ -93,7 +93,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("left", [4, 40, -3])
-def test_a_file_that_is_cut_short_is_told(tmp_path, left):
+def test_a_file_that_is_cut_short_is_refused(tmp_path, left):
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[:left])
@@ -101,7 +101,7 @@ def test_a_file_that_is_cut_short_is_told(tmp_path, left):
         SafetensorsFile(path)
 
 
-def test_a_file_of_something_else_is_told(tmp_path):
+def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes((8).to_bytes(8, "little") + b"no json!" + b"x" * 8)
     with pytest.raises(ModelError, match="the header is no JSON"):
@@ -112,7 +112,7 @@ def test_a_file_of_something_else_is_told(tmp_path):
         SafetensorsFile(path)
 
 
-def test_a_missing_shard_and_a_folder_without_weights_are_told(tmp_path):
+def test_a_missing_shard_and_a_folder_without_weights_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
         CheckpointTensors(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
