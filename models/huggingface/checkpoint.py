@@ -13,9 +13,9 @@ from hetjax.models.arrays import arrays_by_path
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.entry_shapes import slot_infos
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import matches
-from hetjax.models.huggingface.parts import slot_infos
 from hetjax.models.huggingface.tensor_files.quantized import PlainTensors
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
 

@@ -23,7 +23,7 @@ from hetjax.models.scopes import scope
 Items = tuple[Single | Group, ...]
 Build = Callable[[str, nnx.Rngs], nnx.Module]
 """(letter, random numbers) -> a layer."""
-Step = Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]]
+LayerCall = Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]]
 """(layer, carry, what it has of its own) -> (carry, out)."""
 Leaf = TypeVar("Leaf")
 Tree = dict[str, Union[Leaf, "Tree[Leaf]"]]
@@ -67,8 +67,8 @@ class PatternStack(Unit):
         """Return `make(letter, sizes of the leading layers dims)` for each layer of each unit."""
         return _tree(self.groups, make, ())
 
-    def scan(self, step: Step, carry: Carry, each: Tree[Own] | None = None) -> tuple[Carry, Tree[Out]]:
-        """Run `carry, out = step(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
+    def scan(self, call: LayerCall, carry: Carry, each: Tree[Own] | None = None) -> tuple[Carry, Tree[Out]]:
+        """Run `carry, out = call(layer, carry, own)` for each layer in turn: (the last carry, a `Tree` of the outs).
 
         `each` is a `Tree` of what layers have of their own, pytrees whose leaves lead with the layers dims; the outs
         are stacked like that. The backward computes again what the setting of `hetjax.models.remat` in force does not
@@ -76,7 +76,7 @@ class PatternStack(Unit):
         """
         split = _split(self, self.groups)
         definitions, weights = (_parts(split, i) for i in (0, 1))
-        carry, (outs, changed) = _run(self.groups, definitions, step, carry, weights, each)
+        carry, (outs, changed) = _run(self.groups, definitions, call, carry, weights, each)
         _take(self, self.groups, changed)
         return carry, outs
 
@@ -139,7 +139,7 @@ def _parts(split: Tree[tuple[nnx.GraphDef, nnx.State]], index: int) -> Tree[nnx.
 def _run(
     items: Items,
     definitions: Tree[nnx.GraphDef],
-    step: Step,
+    call: LayerCall,
     carry: Carry,
     weights: Tree[nnx.State],
     each: Tree[Own] | None,
@@ -149,11 +149,11 @@ def _run(
     for item in items:
         name, own = item.name, None if each is None else each[item.name]
         if isinstance(item, Single):
-            layer = rematerialized(partial(_run_layer, definitions[name], step))
+            layer = rematerialized(partial(_run_layer, definitions[name], call))
             carry, outs[name], changed[name] = layer(carry, weights[name], own)
         else:
             carry, (outs[name], changed[name]) = jax.lax.scan(
-                lambda carry, unit, item=item: _run(item.unit, definitions[item.name], step, carry, *unit),
+                lambda carry, unit, item=item: _run(item.unit, definitions[item.name], call, carry, *unit),
                 carry,
                 (weights[name], own),
                 length=item.repeats,
@@ -162,11 +162,11 @@ def _run(
 
 
 def _run_layer(
-    definition: nnx.GraphDef, step: Step, carry: Carry, weights: nnx.State, own: Own
+    definition: nnx.GraphDef, call: LayerCall, carry: Carry, weights: nnx.State, own: Own
 ) -> tuple[Carry, Out, nnx.State]:
     layer, before = nnx.merge(definition, weights), values_of(weights)
     with scope("layer"):
-        carry, out = step(layer, carry, own)
+        carry, out = call(layer, carry, own)
     return carry, out, set_since(before, layer)
 
 

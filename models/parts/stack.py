@@ -37,11 +37,11 @@ class Stack(nnx.Module):
 
     def scan(
         self,
-        step: Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]],
+        call: Callable[[nnx.Module, Carry, Own], tuple[Carry, Out]],
         carry: Carry,
         each: Own | None = None,
     ) -> tuple[Carry, Out]:
-        """Run `carry, out = step(layer, carry, each[i])` for each layer in turn; return the last carry, the outs.
+        """Run `carry, out = call(layer, carry, each[i])` for each layer in turn; return the last carry, the outs.
 
         `each` is a pytree whose leaves lead with the layers dim; the outs are stacked like it.
         The backward computes again what the setting of `hetjax.models.remat` in force does not keep of a layer.
@@ -53,7 +53,7 @@ class Stack(nnx.Module):
             layer_weights, own = layer
             block, before = nnx.merge(definition, layer_weights), values_of(layer_weights)
             with scope("layer"):
-                carry, out = step(block, carry, own)
+                carry, out = call(block, carry, own)
             return carry, (out, set_since(before, block))
 
         carry, (out, changed) = jax.lax.scan(rematerialized(body), carry, (weights, each), length=self.count)

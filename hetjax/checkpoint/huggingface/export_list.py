@@ -11,8 +11,8 @@ from hetjax.errors import ConfigError
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.checkpoint import wanted_dtype
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.entry_shapes import name_infos
 from hetjax.models.huggingface.family import Configs, Family
-from hetjax.models.huggingface.parts import name_infos
 from hetjax.models.huggingface.tensor_files.precision import quantized_forms
 from hetjax.models.huggingface.tensor_files.quantized import Form, quantized_infos, quantized_tensors
 from hetjax.models.huggingface.tensor_files.shards import ShardWriter

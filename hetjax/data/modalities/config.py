@@ -23,8 +23,8 @@ class ProcessorConfig:
     """Settings by which conversations with media become arrays of fixed shapes.
 
     Args:
-        image_rows: Patch rows (patches, prefix tokens and padding: positions of a vision encoder's input) for all images of
-            a row of the batch.
+        image_rows: Patch rows (positions of a vision encoder's input: patches, prefix tokens, padding) for all images
+            of a row of the batch.
         video_rows: The same for the tubelets of all videos.
         clips: Clips of audio in a row of the batch.
         clip_seconds: Longest clip; longer audio is cut into several.
