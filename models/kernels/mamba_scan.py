@@ -56,8 +56,8 @@ def ssd_scan(
     """Return (y in the dtype of x, the state after the last position) from `state`, or zeros, before the first.
 
     Head h reads group h // (H / G). `dt`, `a` < 0 and `state` are float32 at least. No position sees what is ahead of
-    one that `starts` a document. The
-    backward keeps the arguments and one state a chunk, and computes the products again.
+    one that `starts` a document. The backward keeps the arguments and one state a chunk, and computes the products
+    again.
     """
     chunks = split_chunks(x, dt, a, b, c, starts, chunk)
     decay, added = chunk_states(chunks)

@@ -33,9 +33,9 @@ INITIAL_A = (1.0, 16.0)
 class Mamba2(nnx.Module):
     """out(norm(recurrence(silu(conv(x, b, c)), softplus(dt + dt_bias)) · silu(z))), all causal.
 
-    The letters are the paper's: x is what heads take in, b writes to the state and c reads it, dt is the step, z the
-    gate. Each has a projection of its own, so that a layout which splits heads splits groups ("kv_heads") too, and a
-    device computes whole groups. A = -exp(A_log). No projection has a bias.
+    The letters are the paper's: x is what heads take in, b writes to the state and c reads it, dt is the time step,
+    z the gate. Each has a projection of its own, so that a layout which splits heads splits groups ("kv_heads") too,
+    and a device computes whole groups. A = -exp(A_log). No projection has a bias.
     """
 
     def __init__(self, width: int, config: MambaConfig, *, rngs: nnx.Rngs):
