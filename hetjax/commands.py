@@ -1,4 +1,4 @@
-"""The command line of the tools: which there are, and their options from their signatures."""
+"""The command line of the tools: their list, and their options from their signatures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tool:
 
     Attributes:
         module: The module that defines it.
-        name: Its name there.
+        name: Its name in that module.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""Modules and the edges between them."""
+"""The module graph: modules, and the edges between their ports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Builder = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """A tensor's way from an output port to an input port, each written "module.port".
+    """A tensor that goes from an output port to an input port, each written "module.port".
 
     With `gradient=False` nothing comes back: the source does not train through this edge. Integers need it.
     """

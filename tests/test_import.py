@@ -42,7 +42,7 @@ def test_the_list_of_tools_imports_none_of_them(tmp_path):
         "except SystemExit as stop: print(stop.code, 'jax' in sys.modules, 'hetjax.tools.launch' in sys.modules)"
     )
     printed = run_python(code, tmp_path)
-    assert "Time a run's training" not in printed and "Show where every module of a run lives" in printed
+    assert "Time a run's training" not in printed and "Show the placement of every module of a run" in printed
     assert printed.endswith("0 False False\n")
 
 

@@ -1,10 +1,10 @@
 """Boundaries: the conversion of a tensor between the shardings of two meshes, both ways.
 
-`plan` says what moves where, without any device; `transport` runs it one way, `two_way` both; `edge` has the
-differentiable function.
+`plan` plans what moves where, without any device; `transport` runs a plan one way, `two_way` both ways; `boundary` has
+the differentiable function.
 """
 
-from hetjax.boundary.edge import Boundary
+from hetjax.boundary.boundary import Boundary
 from hetjax.boundary.plan import BoundaryPlan, PlanHop, make_plan
 from hetjax.boundary.tiling import Tiling, tiling_of
 from hetjax.boundary.transport import Transport

@@ -1,4 +1,4 @@
-"""Converts floats to their bits and back, as which they cross.
+"""Convert floats to unsigned integers of the same bits, as which they cross a boundary, and back.
 
 A backend may handle a narrow float in a wider one: XLA's CPU backend sends and joins bfloat16 as float32,
 which is twice the bytes, and the way back does not keep a NaN's payload. Integers go as they are.

@@ -1,4 +1,4 @@
-"""Pieces that cross as single-device arrays in one process, by `jax.device_put` from device to device."""
+"""Carries pieces as single-device arrays in one process, by `jax.device_put` from device to device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CopyBatch(NamedTuple):
 
 
 class Copies:
-    """Carries slots on `plan.source_fine` to slots on `plan.destination_fine`, there as the sharding `destination`.
+    """Carries slots on `plan.source_fine` to slots on `plan.destination_fine`.
 
     Args:
         plan: the plan.

@@ -1,4 +1,4 @@
-"""Bytes that each device sends to each other one in the hops of a boundary."""
+"""Count the bytes that each device sends to each other one in the hops of a boundary."""
 
 from __future__ import annotations
 

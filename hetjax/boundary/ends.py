@@ -21,15 +21,15 @@ from hetjax.boundary.route import spans
 from hetjax.compilation.compiled_program import Program
 
 
-def cut_tile(block: jax.Array, inside: Sequence[int]) -> list[jax.Array]:
-    """Return a tile's pieces, in row-major order."""
+def split_tile(block: jax.Array, inside: Sequence[int]) -> list[jax.Array]:
+    """Return the pieces of a tile, `inside` along each dim, in row-major order."""
     sizes = [size // span for size, span in zip(block.shape, inside, strict=True)]
     starts = itertools.product(*(range(0, span * size, size) for span, size in zip(inside, sizes, strict=True)))
     return [block[tuple(slice(i, i + size) for i, size in zip(start, sizes, strict=True))] for start in starts]
 
 
 def join_tile(pieces: Sequence[jax.Array], inside: Sequence[int]) -> jax.Array:
-    """Return the tile of these pieces: the reverse of `cut_tile`."""
+    """Return the tile of these pieces: the reverse of `split_tile`."""
     pieces = list(pieces)
     for dim in reversed(range(len(inside))):
         pieces = [jnp.concatenate(group, axis=dim) for group in _groups(pieces, inside[dim])]
@@ -61,7 +61,7 @@ def split_program(plan: BoundaryPlan, source: NamedSharding, dtype: jnp.dtype, *
 
     def split(block: jax.Array) -> tuple[jax.Array, ...]:
         bits = to_bits(block)
-        pieces = [bits.reshape(leading(bits.shape))] if whole else cut_tile(bits, inside)
+        pieces = [bits.reshape(leading(bits.shape))] if whole else split_tile(bits, inside)
         return tuple(from_bits(piece, dtype) for piece in pieces)
 
     slots = jax.shard_map(

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hetjax.boundary.bits import from_bits, to_bits
-from hetjax.boundary.ends import cut_tile, join_tile, leading
+from hetjax.boundary.ends import join_tile, leading, split_tile
 from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
@@ -29,7 +29,7 @@ AXIS = "devices"
 
 
 class Exchange:
-    """Carries a tensor from `plan.source_fine` to `plan.destination_fine`, the latter as the sharding `destination`.
+    """Carries a tensor from `plan.source_fine` to `plan.destination_fine` by one program.
 
     Every process with a device of either side calls it at the same place of its program.
 
@@ -90,7 +90,7 @@ class Exchange:
 
         def run(block: jax.Array) -> jax.Array:
             place = jax.lax.axis_index(AXIS)
-            pieces = jnp.stack(cut_tile(to_bits(block), source_spans))
+            pieces = jnp.stack(split_tile(to_bits(block), source_spans))
             # One slot more than a tile has, for what no device needs.
             spare = math.prod(destination_spans)
             slots = jnp.zeros((spare + 1, *pieces.shape[1:]), pieces.dtype)

@@ -53,7 +53,7 @@ class PlanHop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoundaryPlan:
-    """What moves where when one tensor crosses from a source to a destination.
+    """The plan by which one tensor crosses from a source sharding to a destination sharding.
 
     Attributes:
         shape: shape of the whole tensor.
@@ -103,7 +103,7 @@ class BoundaryPlan:
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
-        """Where each piece goes; a move from a device to itself sends nothing."""
+        """A move for each piece and device that needs it; one from a device to itself sends nothing."""
         receivers = None
         if self.broadcast_axes:
             places = self.destination.place_of

@@ -128,7 +128,7 @@ class Transport:
 
     @functools.cached_property
     def _nothing(self) -> jax.Array:
-        """What leaves a process without a device of the source."""
+        """The argument of a process without a device of the source: an array without a shard."""
         sharding = NamedSharding(self.source.mesh, self.plan.source_fine.partition_spec)
         return jax.make_array_from_single_device_arrays(leading(self.shape), sharding, [], dtype=self.dtype)
 
@@ -153,7 +153,7 @@ class Transport:
                 return self._join(arrived) if self.destination.mesh.local_devices else None
 
     def _stay(self, x: jax.Array | None) -> jax.Array | None:
-        """The same buffers under the destination's own mesh and axis names."""
+        """Return the same buffers under the destination's own mesh and axis names."""
         if x is None or self.source == self.destination:
             return x
         wanted = set(self.destination.mesh.local_devices)

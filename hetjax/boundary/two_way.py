@@ -41,7 +41,7 @@ class TwoWayTransport:
 
     @functools.cached_property
     def backward(self) -> Transport | None:
-        """The way of the gradient, None where none comes back. Raises BoundaryError as `Transport` does."""
+        """The transport of the gradient, None where none comes back. Raises BoundaryError as `Transport` does."""
         if not self._gradient:
             return None
         forward = self.forward

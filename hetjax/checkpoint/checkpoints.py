@@ -13,7 +13,6 @@ import jax
 from hetjax.checkpoint.description import (
     DESCRIPTION_FILE,
     Description,
-    Json,
     ModuleDescription,
     check_fits,
     describe_module,
@@ -23,6 +22,7 @@ from hetjax.checkpoint.items import Saved, Tree, item_arrays, item_trees, place_
 from hetjax.checkpoint.layer_slices import read_slices
 from hetjax.checkpoint.writer import Write, reason
 from hetjax.errors import CheckpointError, ConfigError
+from hetjax.models.json_values import Json
 from hetjax.state.module_state import JoinedArrays, Kind, StateArrays, find_state, join_state, split_state
 from hetjax.state.train_state import StageState, TrainState
 from hetjax.state.whole_array import LayerSlices

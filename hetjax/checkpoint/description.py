@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from hetjax.errors import CheckpointError
+from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
+from hetjax.models.json_values import Json
 from hetjax.state.module_state import Kind, StateArrays
 
 FORMAT = 1
 
 DESCRIPTION_FILE = "description/metadata"
 """Where the description is inside a checkpoint."""
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 
 class ArrayInfo(NamedTuple):
@@ -78,10 +78,10 @@ class Description:
         return cls(step=content["step"], modules=modules, extra=content["extra"])
 
 
-def describe_module(kinds: StateArrays) -> dict[Kind, dict[str, ArrayInfo]]:
+def describe_module(kinds: StateArrays | Mapping[Kind, Mapping[str, TensorInfo]]) -> dict[Kind, dict[str, ArrayInfo]]:
     """Return shape and dtype of a module's arrays by kind and path."""
     return {
-        kind: {path: ArrayInfo(tuple(whole.shape), str(whole.dtype)) for path, whole in found.items()}
+        kind: {path: ArrayInfo(tuple(array.shape), array.dtype.name) for path, array in found.items()}
         for kind, found in kinds.items()
     }
 

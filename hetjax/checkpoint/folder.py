@@ -42,7 +42,7 @@ class CheckpointFolder:
         return self._partial(step) / "checkpoint" / name
 
     def begin(self, step: int) -> None:
-        """Remove what killed jobs left, and make room for a new checkpoint."""
+        """Remove what killed jobs left, and make the partial folder of a new checkpoint."""
         for name in self._names():
             if _LEFTOVER.fullmatch(name):
                 shutil.rmtree(self.directory / name)

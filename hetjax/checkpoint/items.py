@@ -30,7 +30,7 @@ Saved: TypeAlias = jax.Array | LayerSlices
 
 
 class _NotOrbax(logging.Filter):
-    """Drops Orbax's running commentary; what fails there is raised as CheckpointError, with its cause."""
+    """Drops the log records of Orbax; its failures are raised as CheckpointError, with their cause."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts

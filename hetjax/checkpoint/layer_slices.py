@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import tensorstore
 
+from hetjax.state.shard_bounds import Bounds, devices_by_bounds
 from hetjax.state.whole_array import LayerSlice, LayerSlices, WholeArray
-
-Bounds: TypeAlias = tuple[tuple[int, int], ...]
-"""A start and a stop in every dim."""
 
 
 class _Shard(NamedTuple):
@@ -85,10 +83,7 @@ async def _read_slice(
 ) -> jax.Array:
     """Each part once, however many devices have it."""
     part = (layers.stop - layers.start, *shape[1:])
-    devices_of: dict[Bounds, list[jax.Device]] = {}
-    for device, index in layers.sharding.addressable_devices_indices_map(part).items():
-        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, part, strict=True))
-        devices_of.setdefault(bounds, []).append(device)
+    devices_of = devices_by_bounds(layers.sharding, part)
     parts = await asyncio.gather(*(_read_part(store, layers.start, bounds, dtype) for bounds in devices_of))
     shards = [
         jax.device_put(data, device)

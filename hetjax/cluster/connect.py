@@ -20,7 +20,7 @@ DETECTION = {"slurm": "slurm", "open mpi": "ompi"}
 
 
 def connect(environment: Environment, *, peer_timeout: float, join_timeout: float = 300) -> None:
-    """Join the job. Must come before JAX is first used: the devices are settled here.
+    """Join the job. Must come before JAX is first used, as it settles the devices.
 
     JAX's own heartbeats are given twice `peer_timeout` seconds (at least 10): JAX ends a process without saying which
     peer is at fault, so it only stands behind `Watchdog`, which acts after `peer_timeout`.
@@ -54,7 +54,7 @@ def connect(environment: Environment, *, peer_timeout: float, join_timeout: floa
 
 
 def disconnect() -> None:
-    """Leave the job, once every process has come here."""
+    """Leave the job, once every process has called this."""
     jax.distributed.shutdown()
 
 

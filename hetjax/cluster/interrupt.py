@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step that is under way."""
+"""Turn Ctrl-C and SIGTERM into a request to stop after the step that is under way."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Job:
         return self.process == 0
 
     def agree(self, what: str, value: str = "") -> None:
-        """Go on when all processes have come here with the same value. Raises ClusterError if one has another."""
+        """Wait until all processes have called this with the same value. Raises ClusterError if one has another."""
         with self.unlimited(f"comparing the {what}"):
             check_agreement(what, value, timeout=AGREE_SECONDS)
 

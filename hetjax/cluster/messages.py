@@ -1,4 +1,4 @@
-"""What the watchdog's server and its clients send to each other, and the TCP connection that carries it."""
+"""The messages between the watchdog's server and its clients, and the TCP connection that carries them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Hello:
     Attributes:
         process: Its number in the job.
         host: The name of its machine.
-        pid: Its process id there.
+        pid: Its process id on that machine.
         token: What only processes of the job know; the server's answer has none.
     """
 

@@ -12,7 +12,7 @@ JOIN_SECONDS = 5.0
 
 
 class Output:
-    """Where the output of one process goes.
+    """The output of one process, to the terminal or to a log.
 
     The first process writes to the terminal itself; whole lines of the others are shown, those of
     stderr with their number.

@@ -1,4 +1,4 @@
-"""What is known of each process of a job, and which one is lost when a process is silent or nothing moves."""
+"""Record the heartbeats and the progress of each process of a job, and find those that are lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Peer:
         process: Its number in the job.
         processes: How many processes the job has.
         host: The name of its machine.
-        pid: Its process id there.
+        pid: Its process id on that machine.
         last_heartbeat: When its last heartbeat came.
         last_progress: When it last made progress, or last was seen to wait for another process.
         status: What it was doing at its last heartbeat.

@@ -28,7 +28,7 @@ _watchdogs = itertools.count()
 
 
 class KeyValueStore(Protocol):
-    """How process 0 publishes the address that it listens on: `hetjax.cluster.key_value_store`."""
+    """The store by which process 0 publishes the address that it listens on: `hetjax.cluster.key_value_store`."""
 
     def put(self, key: str, value: str) -> None:
         """Store a value."""
@@ -74,7 +74,7 @@ class Watchdog:
             processes: How many there are.
             timeout: Seconds without a heartbeat, or without progress, that end the job.
             store: Where the processes find the address of process 0.
-            join_timeout: Seconds that the processes have to come here.
+            join_timeout: Seconds that the processes have to call this.
 
         Raises ClusterError when process 0 cannot be found or reached.
         """

@@ -92,7 +92,7 @@ class Program:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the executable is there already."""
+        """Whether it has been compiled."""
         return "compiled" in self.__dict__
 
     def compile(self) -> Program:

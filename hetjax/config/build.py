@@ -50,7 +50,7 @@ def use_devices(fake_devices: int | None, dtypes: Sequence[str | None], *, proce
 
 
 def build_graph(model: ModelConfig) -> ModuleGraph:
-    """Build the module graph of a model: encoders, where there are some, into the language model."""
+    """Build the module graph of a model: its encoders, if any, into the language model."""
     components = model.components
     modules = {name: partial(build_component, component) for name, component in components.items()}
     edges = [

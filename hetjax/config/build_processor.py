@@ -46,7 +46,8 @@ def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
 def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | None) -> Tokenizer | OmniTokenizer:
     """Return the tokenizer of a run.
 
-    Raises ConfigError unless the language model has a row for every token, DataError where a file cannot be read.
+    Raises ConfigError where the language model has fewer embeddings than the tokenizer tokens, DataError where a file
+    cannot be read.
     """
     tokenizer = load_tokenizer(data.tokenizer) if processor is None else processor.tokenizer
     have, need = model.components["llm"].vocab_size, tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""What the command lines of train.py and of the tools share: a parser's errors, reported so that a user can fix them.
+"""Explain the errors of a parser so that a user can fix them, for the command lines of train.py and of the tools.
 
 It imports neither the settings nor JAX, for `hetjax launch` needs it, too.
 """

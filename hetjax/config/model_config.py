@@ -64,7 +64,7 @@ class ModelConfig:
 
     @property
     def components(self) -> dict[str, ComponentConfig]:
-        """Return the config of each module that there is, in the order of the data."""
+        """Return the config of each module of the model, in the order of the data."""
         preset = {} if self.preset is None else _changed(find_preset(self.preset), self.changes)
         unknown = [name for name in self.without if name not in preset or name == "llm"]
         if unknown:
@@ -89,8 +89,8 @@ class ModelConfig:
         pruning = getattr(self.components.get("vision"), "video_pruning_rate", 0)
         if pruning and not isinstance(llm, NemotronHConfig):
             raise ConfigError(
-                f"model.vision.video_pruning_rate is {pruning}, but a {type(llm).__name__} cannot take rows out of its "
-                "sequence; set it to 0, or make the language model a NemotronHConfig"
+                f"model.vision.video_pruning_rate is {pruning}, but a {type(llm).__name__} cannot take token positions "
+                "out of its sequence; set it to 0, or make the language model a NemotronHConfig"
             )
 
 

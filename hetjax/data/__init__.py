@@ -1,4 +1,9 @@
-"""Load conversations with media from files on disk as batches in host memory, tokenized and padded."""
+"""Load conversations with media from files on disk as batches in host memory, tokenized and padded.
+
+`formats` opens a dataset, `media` decodes files, `modalities` has a file for each kind of media. `chat` renders a chat
+(`chat.chat_rendering`), tokenizes it and collates samples to arrays. `pipeline` and `packed` stream training batches,
+`evaluation` held-out prompts. Without a processor, `conversation` renders and `loading` collates.
+"""
 
 from hetjax.data.check import DatasetSummary, check_dataset
 from hetjax.data.config import DataConfig

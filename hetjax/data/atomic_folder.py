@@ -14,7 +14,7 @@ from hetjax.errors import DataError
 def write_whole(folder: str | os.PathLike[str], write: Callable[[Path], None], *, what: str) -> Path:
     """Let `write` fill a new folder, give it its name when it is whole, and return its path.
 
-    One that is there with these very files is left as it is. `what` ("digits") names the files in errors.
+    A folder that holds these very files already is left as it is. `what` ("digits") names the files in errors.
 
     Raises:
         DataError: `folder` holds other files, or cannot be written (a full disk, no permission).

@@ -54,8 +54,8 @@ class Sample:
     """A conversation as training arrays.
 
     `labels[t]` is the token after `tokens[t]` (pad at the end). `loss_weights[t]` is 1 where that label
-    is a word of an assistant message or the eos that ends it, else 0. `image_positions` holds the row of
-    every encoder token, image by image.
+    is a word of an assistant message or the eos that ends it, else 0. `image_positions` holds the
+    position of every encoder token in the sequence, image by image.
     """
 
     tokens: Int32[np.ndarray, S]
@@ -138,7 +138,7 @@ def render_prompt(conversation: Conversation, tokenizer: Tokenizer, tokens_per_i
 def _fuse(
     messages: tuple[Message, ...], conversation: Conversation, tokenizer: Tokenizer, tokens_per_image: int
 ) -> tuple[list[int], list[bool], list[int]]:
-    """Return the ids of `messages`, which of them an assistant says, and the rows of the encoder tokens."""
+    """Return the ids of `messages`, which of them an assistant says, and the positions of the encoder tokens."""
     tags = {"user": tokenizer.user, "assistant": tokenizer.assistant, "system": tokenizer.system}
     images_ahead = 0 if any(map(_marks, conversation.messages)) else len(conversation.images)
     tokens, is_answer, positions = [tokenizer.bos], [False], []

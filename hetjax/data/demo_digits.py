@@ -29,7 +29,7 @@ def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: i
     8-bit grey with the 8 x 8 pixels of the scan, ink white (16 becomes 255): the loader resizes anyway,
     so that a larger file would hold nothing more.
 
-    The folder appears whole or not at all. One that is there with these very files is left as it is.
+    The folder appears whole or not at all. A folder that holds these very files already is left as it is.
 
     Raises:
         ConfigError: scikit-learn is not installed, or `held_out` leaves one part empty.

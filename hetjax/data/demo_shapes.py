@@ -36,7 +36,7 @@ _FRAMES, _FPS, _STEP = 4, 2, 3
 def write_shapes(folder: str | os.PathLike[str], *, samples: int = 1200, seed: int = 0) -> Path:
     """Write `train.jsonl`, `heldout.jsonl` (a sixth of the samples) and `media/` into `folder`, and return it.
 
-    The folder appears whole or not at all. One that is there with these very files is left as it is.
+    The folder appears whole or not at all. A folder that holds these very files already is left as it is.
 
     Raises:
         ConfigError: fewer than 6 samples.

@@ -15,9 +15,10 @@ from jaxtyping import Int32
 
 from hetjax.data.bad_samples import BadSample, BadTally
 from hetjax.data.chat import Processor
+from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.formats import open_source
-from hetjax.data.loading import Arrays, LoadedSample, Loader
+from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.omni import OmniLoader, OmniPrompt
 from hetjax.data.prefetch import read_ahead
 from hetjax.data.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ class EvalBatch:
     repeats the last sample. `bad` names the samples skipped, each as "file:line: reason".
     """
 
-    arrays: Arrays
+    arrays: HostArrays
     lengths: Int32[np.ndarray, B]
     answers: list[str]
     count: int

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from hetjax.data.bad_samples import BadSample
+from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
@@ -20,14 +21,12 @@ from hetjax.data.source import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
-Arrays = dict[str, dict[str, np.ndarray]]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedSample:
     """A rendered conversation and its images, both padded to `images_per_sample` images.
 
-    The position of an encoder token of a padding image is S, which is no row of the sequence.
+    The position of an encoder token of a padding image is S, which is beyond the sequence.
     """
 
     rendered: Sample | Prompt
@@ -37,9 +36,9 @@ class LoadedSample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Arrays of a batch of prompts, how many rows of each are prompt, and the answers that are expected."""
+    """Arrays of a batch of prompts, how many ids of each row are prompt, and the answers that are expected."""
 
-    arrays: Arrays
+    arrays: HostArrays
     lengths: Int32[np.ndarray, " B"]
     answers: list[str]
 
@@ -112,7 +111,7 @@ class Loader:
         images = self._images(conversation.images[:shown], conversation.where)
         return LoadedSample(rendered=rendered, images=images, image_positions=positions)
 
-    def stack(self, samples: Sequence[LoadedSample]) -> Arrays:
+    def stack(self, samples: Sequence[LoadedSample]) -> HostArrays:
         """Return the arrays of a batch; also of no rows, where a process needs none."""
         sequence, images = self.config.seq_len, self.config.images_per_sample
         rendered = [sample.rendered for sample in samples]
@@ -128,13 +127,13 @@ class Loader:
         pixels = (images, self.config.image_size, self.config.image_size, 3)
         return {"vision": {"images": _rows([sample.images for sample in samples], np.float32, *pixels)}, "llm": llm}
 
-    def stack_prompts(self, rows: Sequence[LoadedSample]) -> Prompts:
+    def stack_prompts(self, samples: Sequence[LoadedSample]) -> Prompts:
         """Return the arrays of a batch of prompts."""
-        prompts = [row.rendered for row in rows]
-        arrays: Arrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
+        prompts = [sample.rendered for sample in samples]
+        arrays: HostArrays = {"llm": {"tokens": np.stack([prompt.tokens for prompt in prompts])}}
         if self.tokens_per_image:
-            arrays["llm"]["image_positions"] = np.stack([row.image_positions for row in rows])
-            arrays["vision"] = {"images": np.stack([row.images for row in rows])}
+            arrays["llm"]["image_positions"] = np.stack([sample.image_positions for sample in samples])
+            arrays["vision"] = {"images": np.stack([sample.images for sample in samples])}
         lengths = np.asarray([prompt.length for prompt in prompts], np.int32)
         return Prompts(arrays=arrays, lengths=lengths, answers=[prompt.answer for prompt in prompts])
 

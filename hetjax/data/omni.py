@@ -10,7 +10,8 @@ from jaxtyping import Int32
 
 from hetjax.data.bad_samples import BadSample
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
-from hetjax.data.loading import Arrays, Prompts
+from hetjax.data.chat.collate import HostArrays
+from hetjax.data.loading import Prompts
 from hetjax.data.source import Source
 from hetjax.errors import DataError
 
@@ -39,7 +40,7 @@ class OmniLoader:
             return BadSample(reason=str(error))
 
     def shifted(self, index: int, *, turn: int) -> OmniSample | OmniPrompt | BadSample:
-        """Load a sample; nothing here is moved at random."""
+        """Load a sample; its media are not moved at random."""
         return self(index)
 
     def parse(self, index: int) -> Chat:
@@ -55,17 +56,17 @@ class OmniLoader:
         asked, answer = chat.asked()
         return OmniPrompt(sample=self.processor.sample(asked), answer=answer)
 
-    def stack(self, samples: Sequence[OmniSample]) -> Arrays:
+    def stack(self, samples: Sequence[OmniSample]) -> HostArrays:
         """Return the arrays of a batch with a sample in each row."""
         return self.stack_rows([[sample] for sample in samples])
 
-    def stack_rows(self, rows: Sequence[Sequence[OmniSample]]) -> Arrays:
+    def stack_rows(self, rows: Sequence[Sequence[OmniSample]]) -> HostArrays:
         """Return the arrays of a batch whose rows have several samples each."""
         return make_arrays(self.processor, rows, training=True)
 
-    def stack_prompts(self, rows: Sequence[OmniPrompt]) -> Prompts:
+    def stack_prompts(self, prompts: Sequence[OmniPrompt]) -> Prompts:
         """Return the arrays of a batch of prompts."""
-        samples = [row.sample for row in rows]
+        samples = [prompt.sample for prompt in prompts]
         arrays = make_arrays(self.processor, [[sample] for sample in samples], training=False)
         lengths: Int32[np.ndarray, " B"] = prompt_lengths(samples)
-        return Prompts(arrays=arrays, lengths=lengths, answers=[row.answer for row in rows])
+        return Prompts(arrays=arrays, lengths=lengths, answers=[prompt.answer for prompt in prompts])

@@ -12,11 +12,20 @@ from hetjax.data.chat import OmniSample, Processor, packed_rows
 from hetjax.data.config import DataConfig
 from hetjax.data.formats import open_source
 from hetjax.data.omni import OmniLoader
-from hetjax.data.pipeline import HostBatch, StreamState, TrainData, check_stream, count_row, epochs_of, sample_order
+from hetjax.data.pipeline import (
+    HostBatch,
+    StreamState,
+    TrainData,
+    as_subsets,
+    check_stream,
+    count_row,
+    sample_order,
+    stream_length,
+)
 from hetjax.data.prefetch import read_ahead
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
-from hetjax.stages.row_subset import RowSubset, check_rows
+from hetjax.stages.row_subset import check_rows
 
 
 class PackedData(Iterator[HostBatch]):
@@ -41,12 +50,7 @@ class PackedData(Iterator[HostBatch]):
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._total = len(source) * epochs_of(config)
-        if self._total < config.batch_size:
-            raise DataError(
-                f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {self._total} samples of "
-                f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
-            )
+        self._total = stream_length(config, len(source))
         self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         self._loader = OmniLoader(source=source, processor=processor)
@@ -80,14 +84,11 @@ class PackedData(Iterator[HostBatch]):
         self._pool = pool
         arrays = self._loader.stack_rows([samples[row] for row in self._rows])
         if not self._is_whole:
-            arrays = {
-                module: {name: RowSubset(value, self._rows, size) for name, value in inputs.items()}
-                for module, inputs in arrays.items()
-            }
+            arrays = as_subsets(arrays, self._rows, size)
         return HostBatch(arrays=arrays, epoch=taken[0][0] // tally.samples, bad=tuple(bad))
 
     def get_state(self) -> StreamState:
-        """Return where the stream stands after the last batch: plain numbers, fit for JSON."""
+        """Return the position of the stream after the last batch, fit for JSON."""
         return {**self._stream, "seen": self._seen, "bad": self._tally.bad, "pool": sorted(self._pool)}
 
     def set_state(self, state: StreamState) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
 from hetjax.data.chat import OmniSample, Processor
+from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.formats import open_source
 from hetjax.data.loading import LoadedSample, Loader
@@ -26,11 +27,11 @@ from hetjax.stages.row_subset import RowSubset, check_rows
 
 TrainSample = LoadedSample | OmniSample
 _STREAM_KEYS = ("samples", "shuffle", "seed")
-_FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be cut into chunks
+_FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be split into chunks
 
 
 class StreamState(TypedDict, total=False):
-    """Where a stream of samples stands, fit for JSON.
+    """The position in a stream of samples, fit for JSON.
 
     `samples`, `shuffle` and `seed` fix its order; `seen` and `bad` count samples; `pool` holds the positions of samples
     that are read and in no batch yet, where rows are packed.
@@ -46,12 +47,12 @@ class StreamState(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostBatch:
-    """One global batch in host memory, or the rows of it that are needed here.
+    """One global batch in host memory, or those of its rows that this process needs.
 
     `arrays` holds, by module (see `hetjax.data.chat.make_arrays` for those of a processor):
     - "vision": images float32 [B, I, H, W, 3] in [-1, 1], zeros where a sample has fewer than I;
     - "llm": tokens int32 [B, S], labels int32 [B, S], loss_weights float32 [B, S] and
-      image_positions int32 [B, N]: the row of each encoder token, S where there is no image.
+      image_positions int32 [B, N]: the position of each encoder token in the sequence, S where there is no image.
     For a model without a vision encoder there is no "vision" and no image_positions.
     Each is a numpy array, or a `RowSubset` of that shape where `TrainData` loads certain rows only.
 
@@ -83,7 +84,7 @@ class TrainData(Iterator[HostBatch]):
 
     Raises:
         DataError: the dataset is missing or empty, or has fewer samples over all its epochs than one
-            batch; or too many of those that are loaded here are bad (see `BadTally`).
+            batch; or too many of those that this process loads are bad (see `BadTally`).
         BatchError: `rows` do not ascend, or are not rows of a batch.
     """
 
@@ -100,12 +101,7 @@ class TrainData(Iterator[HostBatch]):
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._total = len(source) * epochs_of(config)
-        if self._total < config.batch_size:
-            raise DataError(
-                f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {self._total} samples of "
-                f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
-            )
+        self._total = stream_length(config, len(source))
         self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
         self._seen = 0  # samples of the whole stream, in batches given out
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
@@ -132,16 +128,13 @@ class TrainData(Iterator[HostBatch]):
         self._seen, self._tally = self._seen + self._config.batch_size, tally
         arrays = self._loader.stack([row.sample for row in filled])
         if not self._is_whole:
-            arrays = {
-                module: {name: RowSubset(value, self._rows, self._config.batch_size) for name, value in inputs.items()}
-                for module, inputs in arrays.items()
-            }
+            arrays = as_subsets(arrays, self._rows, self._config.batch_size)
         return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(row.skipped for row in filled if row.skipped))
 
     def get_state(self) -> StreamState:
-        """Return where the stream stands after the last batch: plain numbers, fit for JSON.
+        """Return the position of the stream after the last batch, fit for JSON.
 
-        `seen` counts the samples of all rows. So does `bad`, in proportion where only some rows are loaded here.
+        `seen` counts the samples of all rows. So does `bad`, in proportion where this process loads only some rows.
         """
         loaded, size = len(self._rows), self._config.batch_size
         bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
@@ -176,7 +169,7 @@ class TrainData(Iterator[HostBatch]):
         self._reader = self._read()
 
     def _read(self) -> Generator[FilledRow[TrainSample], None, None]:
-        """Return the rows loaded here, batch by batch, of the stream after the samples seen so far."""
+        """Return the rows that this process loads, batch by batch, of the stream after the samples seen so far."""
         config, rows, seen = self._config, self._rows, self._seen
         order = sample_order(config, self._tally.samples)
         batches = (self._total - seen) // config.batch_size
@@ -211,6 +204,25 @@ def check_stream(state: StreamState, stream: StreamState, path: Path, more_keys:
                 f"dataset '{path}': {key} is {state[key]} in the saved state and {stream[key]} "
                 "in this run, so the order of samples cannot continue; use the same, or begin a new run"
             )
+
+
+def as_subsets(arrays: HostArrays, rows: tuple[int, ...], batch_size: int) -> dict[str, dict[str, RowSubset]]:
+    """Return arrays of these rows of a batch as subsets of the whole batch's arrays."""
+    return {
+        module: {name: RowSubset(value, rows, batch_size) for name, value in inputs.items()}
+        for module, inputs in arrays.items()
+    }
+
+
+def stream_length(config: DataConfig, samples: int) -> int:
+    """Return the samples of all epochs of a dataset. Raises DataError where these are fewer than a batch has."""
+    total = samples * epochs_of(config)
+    if total < config.batch_size:
+        raise DataError(
+            f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {total} samples of "
+            f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
+        )
+    return total
 
 
 def epochs_of(config: DataConfig) -> int:

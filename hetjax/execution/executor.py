@@ -42,7 +42,11 @@ class PlacedAction(NamedTuple):
 
 
 class Executor:
-    """Runs steps of one compiled `Step`."""
+    """Dispatches the actions of one compiled `Step`, in the order of its schedule.
+
+    Attributes:
+        step: the programs, the transports and the schedule.
+    """
 
     def __init__(self, step: Step):
         self.step = step
@@ -54,7 +58,7 @@ class Executor:
         self._updates = [each for each in actions if each.action.kind is Kind.UPDATE]
 
     def _takes_part(self, action: Action) -> bool:
-        """Whether this process has a device of what the action runs on; an update is looked at in its turn."""
+        """Return whether this process has a device that the action runs on; updates are decided in `train`."""
         if action.kind is Kind.TRANSFER:
             return self.step.boundaries[action.edge].is_local
         return action.kind is not Kind.UPDATE and self.step.stages[action.stage].is_local

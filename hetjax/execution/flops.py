@@ -42,7 +42,7 @@ def _count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
 
 
 def _repeats(equation: JaxprEqn) -> int:
-    """How often programs inside an equation run: a scan's in turn, a `shard_map`'s on devices that split the work."""
+    """Return how often programs inside an equation run: those of a scan in turn, of a `shard_map` on devices."""
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
@@ -56,7 +56,7 @@ def _repeats(equation: JaxprEqn) -> int:
 
 
 def _inner(values: Iterable[object]) -> Iterator[Jaxpr | ClosedJaxpr]:
-    """The programs inside an equation: jaxprs, closed or open, alone or in a tuple."""
+    """Yield the programs inside an equation: jaxprs, closed or open, alone or in a tuple."""
     for value in values:
         if isinstance(value, (tuple, list)):
             yield from _inner(value)
@@ -65,7 +65,7 @@ def _inner(values: Iterable[object]) -> Iterator[Jaxpr | ClosedJaxpr]:
 
 
 def _no_layout() -> AbstractContextManager[None]:
-    """A block in which the model's layers run as on one device, of no kind: a fused kernel would hide its products."""
+    """Return a block in which layers run as on one device of no kind: a fused kernel would hide its products."""
     return layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none"))
 
 

@@ -1,4 +1,4 @@
-"""What a training step holds between its actions: arrays by stage, link and microbatch.
+"""The arrays that a training step holds between its actions, by stage, link and microbatch.
 
 An entry is taken out by its only reader, so that its memory is free as soon as that reader has been dispatched.
 """
@@ -8,22 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import jax
 
 from hetjax.programs.residuals import Residuals
 from hetjax.programs.split_backward.weight_program import PendingWeights
+from hetjax.programs.stage_functions import Cotangents
 from hetjax.stages.batch import StageMicrobatch
 from hetjax.stages.flat_state import Arrays
-
-Cotangents: TypeAlias = dict[str, tuple[jax.Array, ...]]
-"""The gradients that arrive at each output port of a stage: one from each link that leaves it there."""
 
 
 @dataclasses.dataclass
 class StageInFlight:
-    """What one stage of this process holds during a step.
+    """The arrays that one stage of this process holds during a step.
 
     Attributes:
         compute: weights as the programs take them, all step long.
@@ -63,7 +60,7 @@ class LinkInFlight:
 
 @dataclasses.dataclass
 class StepInFlight:
-    """What a step of this process holds: its own stages and all links by name, and losses on the last stage's mesh.
+    """The arrays that a step of this process holds: of its own stages and all links by name, and the losses.
 
     `loss_scale` is one over the global token count, None in a process that does not run the last stage.
     """

@@ -19,7 +19,7 @@ from hetjax.programs.update import Update
 from hetjax.schedule import Kind, Schedule
 from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import link_transport
-from hetjax.stages.links import Link
+from hetjax.stages.links import Link, learns
 from hetjax.stages.stage import LOSS, Shapes, Stage
 
 
@@ -174,8 +174,7 @@ def _scale(loss_weights: tuple[jax.Array, ...], dtype: jnp.dtype) -> jax.Array:
 def _gradient_outputs(stage: Stage, links: Sequence[Link], sink: str) -> dict[str, int]:
     """Return how many gradients arrive at each output port; the loss of the last stage starts them all."""
     counts = Counter(link.source_port for link in links if link.source == stage.name and link.gradient)
-    learns = stage.trains or any(link.gradient for link in links if link.destination == stage.name)
-    return {LOSS: 1} if stage.name == sink and learns else dict(counts)
+    return {LOSS: 1} if stage.name == sink and learns(stage, links) else dict(counts)
 
 
 def _check_loss(sink: ForwardBackward) -> None:

@@ -70,7 +70,7 @@ class DecodePrograms:
             if not decoder.stage.is_local:
                 continue
             tasks[f"{name} prefill"] = decoder.programs["prefill"].compile
-            tasks[f"{name} decoding step"] = decoder.programs["step"].compile
+            tasks[f"{name} decode step"] = decoder.programs["step"].compile
         for what, transports in (("prompt", self.prefill_boundaries), ("step", self.step_boundaries)):
             for name, transport in transports.items():
                 if transport.is_local:

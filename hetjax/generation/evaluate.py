@@ -75,8 +75,13 @@ def evaluate(
 
 def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> str:
     """Return the text of generated ids up to the first that ends an answer."""
+    return tokenizer.decode(ids[: answer_length(ids, tokenizer)])
+
+
+def answer_length(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> int:
+    """Return how many generated ids come before the first that ends an answer; all where none does."""
     ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
-    return tokenizer.decode(ids[: ends[0]] if len(ends) else ids)
+    return int(ends[0]) if len(ends) else len(ids)
 
 
 def _read_one_late(

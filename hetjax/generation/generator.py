@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -20,16 +21,25 @@ from hetjax.generation.decode_programs import DecodePrograms, stages_for_decodin
 from hetjax.generation.padding import Signature, padded_batch, padded_shapes, repeat_last, signature_of
 from hetjax.generation.stage_programs import TOKENS, Carry
 from hetjax.models.sampling import GREEDY, Sampling
-from hetjax.stages.batch import Batch, place_inputs
+from hetjax.stages.batch import Batch, StageMicrobatch, place_inputs
 from hetjax.stages.cut import cut_module
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices
+from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 
-Weights = dict[str, tuple[Arrays, Arrays]]
-"""By stage name: (weights in the compute dtype, buffers)."""
+
+class StageWeights(NamedTuple):
+    """Weights of a stage in the compute dtype, and its buffers, by path."""
+
+    params: Arrays
+    buffers: Arrays
+
+
+Weights: TypeAlias = dict[str, StageWeights]
+"""By stage name; those of the stages that this process runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +135,7 @@ class Generator:
     def prepare(self, state: TrainState) -> Weights:
         """Return the weights as programs take them, cast once; valid until a training step consumes `state`."""
         return {
-            name: ({**stage.params, **self._cast(name, stage.params)}, stage.buffers)
+            name: StageWeights({**stage.params, **self._cast(name, stage.params)}, stage.buffers)
             for name, stage in state.stages.items()
         }
 
@@ -169,7 +179,7 @@ class Generator:
         self,
         programs: DecodePrograms,
         weights: Weights,
-        arrived: Mapping[tuple[str, int], Arrays],
+        arrived: Mapping[StageMicrobatch, Arrays],
         lengths: Int[np.ndarray, B],
         seed: int,
     ) -> tuple[jax.Array | None, dict[str, Carry]]:
@@ -181,7 +191,7 @@ class Generator:
             crossed = self._cross(programs.prefill_boundaries, name, outputs)
             if not stage.is_local:
                 continue
-            inputs = {**arrived[name, 0], **crossed}
+            inputs = {**arrived[StageMicrobatch(name, 0)], **crossed}
             if name in programs.encoders:
                 outputs[name] = programs.encoders[name].forward(*weights[name], inputs)
             else:
@@ -256,11 +266,11 @@ def _tokens(outputs: Mapping[str, Arrays], last: str) -> jax.Array | None:
 
 
 def _cast(stage: Stage) -> Program:
-    """The program that casts those weights of a stage that its programs take in another dtype or split."""
+    """Return the program that casts those weights of a stage that its programs take in another dtype or split."""
     other = stage.cast_params
 
     def cast(params: Arrays) -> Arrays:
         return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
 
-    shardings = {path: aval.sharding for path, aval in other.items()}
-    return Program(f"{stage.name} weights for generation", cast, stage.mesh, stage.params, out_shardings=shardings)
+    name = f"{stage.name} weights for generation"
+    return Program(name, cast, stage.mesh, stage.params, out_shardings=shardings_of(other))

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +22,7 @@ from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
+from hetjax.models.json_values import Json
 from hetjax.state.weight_source import WeightSource
 
 LONGEST = 131072
@@ -88,7 +88,7 @@ def _run_settings(folder: Path) -> Path | None:
 
 
 def _from_hugging_face(
-    source: WeightSource, configs: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Any]
+    source: WeightSource, configs: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Json]
 ) -> ModelFolder:
     components = {name: configs[name] for name in ("vision", "audio", "llm") if name in configs}
     if "llm" not in components:
@@ -104,7 +104,7 @@ def _from_hugging_face(
     return ModelFolder(components=components, data=data, source=source, param_dtype=param_dtype)
 
 
-def _processor(components: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Any]) -> ProcessorConfig:
+def _processor(components: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Json]) -> ProcessorConfig:
     """Return the settings that a checkpoint has for images; the defaults are those of Nemotron 3 Nano Omni."""
     vision = components.get("vision")
     settings = ProcessorConfig()

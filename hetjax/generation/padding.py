@@ -1,9 +1,9 @@
-"""Batches padded to as many samples as every module's batch degree divides."""
+"""Pad batches to as many samples as every module's batch degree divides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -12,8 +12,18 @@ from hetjax.stages.batch import Batch, module_inputs
 
 Padded = TypeVar("Padded")
 
-Signature = tuple[tuple[str, str, tuple[int, ...], str], ...]
-"""(module, input, shape, dtype) of every array of a batch: equal for batches that run the same programs."""
+
+class ArraySignature(NamedTuple):
+    """Module, input port, shape and dtype of one array of a batch."""
+
+    module: str
+    port: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Signature: TypeAlias = tuple[ArraySignature, ...]
+"""The arrays of a batch: equal for batches that run the same programs."""
 
 
 def padded_shapes(batch: Batch, degree: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -36,9 +46,9 @@ def repeat_last(array: np.ndarray, degree: int) -> np.ndarray:
 
 
 def signature_of(shapes: Batch) -> Signature:
-    """Return what tells apart batches that need programs of their own."""
+    """Return a key of the shapes of a batch; batches of one key run the same programs."""
     return tuple(
-        (module, port, aval.shape, str(aval.dtype))
+        ArraySignature(module, port, aval.shape, str(aval.dtype))
         for module, inputs in sorted(shapes.items())
         for port, aval in sorted(inputs.items())
     )

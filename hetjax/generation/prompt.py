@@ -22,16 +22,16 @@ from hetjax.data.chat import (
     parse_messages,
     prompt_lengths,
 )
+from hetjax.data.chat.collate import HostArrays
 from hetjax.data.chat.row_capacity import just_enough, unlimited
-from hetjax.data.loading import Arrays
 from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
 from hetjax.models import VisionConfig
 from hetjax.models.components import ComponentConfig
 
-STEP = 64
-"""The sequence has a multiple of so many rows, which every usual degree divides."""
+LENGTH_MULTIPLE = 64
+"""The length of the sequence is a multiple of this number, which every usual degree divides."""
 
 Files = Mapping[str, Sequence[str]]
 """Paths by kind: image, video, audio."""
@@ -49,7 +49,7 @@ class Question:
     """
 
     modules: tuple[str, ...]
-    arrays: Arrays
+    arrays: HostArrays
     lengths: np.ndarray
     tokenizer: Tokenizer | OmniTokenizer
 
@@ -80,7 +80,7 @@ def _check_media(components: Mapping[str, ComponentConfig], files: Files) -> Non
 
 
 def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
-    """With a processor, of media of any size."""
+    """Make a prompt by the processor, with media of any size."""
     settings = model.data.processor
     contained = {name for kind in files for name in MODALITIES[kind].contains(settings)}
     used = {name: MODALITIES[name].placeholder.module for name in contained}
@@ -93,8 +93,8 @@ def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
     sample = processor.sample(chat)
     settings = just_enough(settings, sample)
     pruned = RowCapacity.of(settings, 0, processor.encoders).most.before_pruning
-    rows = max(sample.use.tokens, sample.use.before_pruning - pruned)
-    fitted_data = dataclasses.replace(data, processor=settings, seq_len=-(-rows // STEP) * STEP)
+    length = _sequence_length(max(sample.use.tokens, sample.use.before_pruning - pruned))
+    fitted_data = dataclasses.replace(data, processor=settings, seq_len=length)
     fitted = make_processor(fitted_data, ModelConfig.of(components))
     return Question(
         modules=tuple(components),
@@ -104,8 +104,12 @@ def _fused(model: ModelFolder, prompt: str, files: Files) -> Question:
     )
 
 
+def _sequence_length(needed: int) -> int:
+    return -(-needed // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
 def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
-    """Without a processor: images of one size, or text alone."""
+    """Make a prompt without a processor, with images of one size or of text alone."""
     images = files.get("image", [])
     components = {name: each for name, each in model.components.items() if name == "llm" or images}
     vision = components.get("vision")
@@ -114,11 +118,10 @@ def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
     line = json.dumps({"messages": messages, "images": [str(Path(image).absolute()) for image in images]})
     conversation = parse_conversation(line, where="the prompt", folder=Path())
-    rendered = render_prompt(conversation, tokenizer, per_image, max(model.data.seq_len, STEP))
-    rows = -(-rendered.length // STEP) * STEP
-    tokens = np.full(rows, tokenizer.pad, np.int32)
+    rendered = render_prompt(conversation, tokenizer, per_image, max(model.data.seq_len, LENGTH_MULTIPLE))
+    tokens = np.full(_sequence_length(rendered.length), tokenizer.pad, np.int32)
     tokens[: rendered.length] = rendered.tokens[: rendered.length]
-    arrays: Arrays = {"llm": {"tokens": tokens[None]}}
+    arrays: HostArrays = {"llm": {"tokens": tokens[None]}}
     if images:
         arrays["llm"]["image_positions"] = rendered.image_positions[None]
         pixels = np.stack([load_image(path, model.data.image_size) for path in conversation.images])

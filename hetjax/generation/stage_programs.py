@@ -17,6 +17,7 @@ from hetjax.models.dims import Dims
 from hetjax.models.mode import inference
 from hetjax.models.sampling import Sampling, choose, is_stop, keys_of_samples
 from hetjax.stages.flat_state import Arrays
+from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Shapes, Stage
 
 TOKENS = "tokens"
@@ -46,7 +47,7 @@ class Encode:
         self.outputs = placed_ports(stage, jax.eval_shape(forward, *avals))
         self.programs: dict[str, Program] = {}
         if stage.is_local:
-            shardings = _shardings(self.outputs)
+            shardings = shardings_of(self.outputs)
             program = Program(f"{stage.name} encoding", forward, stage.mesh, *avals, out_shardings=shardings)
             self.programs["forward"] = program.trace()
 
@@ -56,7 +57,7 @@ class Encode:
 
 
 class Carry(NamedTuple):
-    """What a decoder stage keeps on its mesh from decode step to decode step, each of which consumes it.
+    """The arrays that a decoder stage carries on its mesh from decode step to decode step, each of which consumes them.
 
     Attributes:
         cache: the stage's cache, a pytree that its module defines.
@@ -91,7 +92,7 @@ class Decode:
         outputs, carry: shape, dtype and sharding of what the prefill returns.
         lengths: the same of the lengths of the prompts, int32 [B].
         seed: the same of the seed, a uint32 scalar, which the prefill takes where `draws`.
-        draws: whether tokens are drawn here: in the last stage, unless the most likely is taken.
+        draws: whether this stage draws tokens: it is the last one, and not the most likely is taken.
         programs: "prefill", and "step" after `trace_step`; none of a stage that other processes run.
     """
 
@@ -120,7 +121,7 @@ class Decode:
         self.carry = self._placed_carry(carry, cache_dims)
         self.programs: dict[str, Program] = {}
         if stage.is_local:
-            shardings = _shardings((self.outputs, self.carry))
+            shardings = shardings_of((self.outputs, self.carry))
             program = Program(f"{stage.name} prefill", self._prefill, stage.mesh, *avals, out_shardings=shardings)
             self.programs["prefill"] = program.trace()
 
@@ -130,7 +131,7 @@ class Decode:
         avals = (stage.compute_params, stage.buffers, passed, self.carry)
         outputs = placed_ports(stage, jax.eval_shape(self._step, *avals)[0])
         if stage.is_local:
-            shardings = _shardings((outputs, self.carry))
+            shardings = shardings_of((outputs, self.carry))
             name = f"{stage.name} decode step"
             program = Program(name, self._step, stage.mesh, *avals, donate=3, out_shardings=shardings)
             self.programs["step"] = program.trace()
@@ -216,7 +217,3 @@ def placed_ports(stage: Stage, outputs: Shapes) -> Shapes:
 
 def _placed(aval: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
-
-
-def _shardings(avals: ArrayTree) -> ArrayTree:
-    return jax.tree.map(lambda aval: aval.sharding, avals)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from hetjax.compilation.compiled_program import Program
 from hetjax.errors import GraphError
 from hetjax.stages.flat_state import Arrays, flatten_module
+from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
 
 
@@ -22,9 +23,10 @@ class EndOfStep:
 
     def __init__(self, stage: Stage):
         self.stage = stage
-        shardings = {path: aval.sharding for path, aval in stage.buffers.items()}
         name, arguments = f"{stage.name} end_of_step", (stage.params, stage.buffers)
-        self.programs = {"end_of_step": Program(name, self._end, stage.mesh, *arguments, out_shardings=shardings)}
+        self.programs = {
+            "end_of_step": Program(name, self._end, stage.mesh, *arguments, out_shardings=shardings_of(stage.buffers))
+        }
 
     @staticmethod
     def applies(stage: Stage) -> bool:

@@ -13,6 +13,7 @@ from hetjax.programs.split_backward.halves import split_backward
 from hetjax.programs.split_backward.weight_program import PendingWeights, WeightProgram
 from hetjax.programs.stage_functions import Cotangents, StageFunctions
 from hetjax.stages.flat_state import Arrays
+from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Shapes, Stage
 
 
@@ -47,14 +48,12 @@ class ForwardBackward:
         self.programs: dict[str, Program] = {}
         if not stage.is_local:
             return
-        outputs = {port: aval.sharding for port, aval in self.outputs.items()}
-        buffers = {path: aval.sharding for path, aval in stage.buffers.items()}
         forward = Program(
             f"{stage.name} forward",
             self.functions.forward,
             stage.mesh,
             *self._forward_arguments,
-            out_shardings=(outputs, buffers, None),
+            out_shardings=(shardings_of(self.outputs), shardings_of(stage.buffers), None),
         )
         forward.trace()
         self.programs["forward"] = forward
@@ -111,7 +110,6 @@ class ForwardBackward:
 
     def _compile_backward(self) -> None:
         stage, gradients = self.stage, self.stage.gradients
-        shardings = {path: aval.sharding for path, aval in gradients.items()}
         self.programs["backward"] = Program(
             f"{stage.name} backward",
             self.functions.backward,
@@ -119,7 +117,7 @@ class ForwardBackward:
             *self.backward_shapes,
             gradients,
             donate=3,
-            out_shardings=(shardings, self._carried_shardings),
+            out_shardings=(shardings_of(gradients), self._carried_shardings),
         ).compile()
 
     def _compile_split(self) -> None:

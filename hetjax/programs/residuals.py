@@ -1,4 +1,4 @@
-"""What a forward program keeps for its backward, without the arrays that both take anyway."""
+"""Keep the residuals of a forward program for its backward, without the arrays that both take anyway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hetjax.compilation.compiled_program import ArrayTree
 
 
 class Residuals(NamedTuple):
-    """What one microbatch holds of a stage between its forward and its backward; no weights.
+    """The arrays that a stage keeps of one microbatch between its forward and its backward; no weights.
 
     Attributes:
         arguments: arguments of the forward that the backward takes again, by their position among all of the
@@ -25,7 +25,7 @@ class Residuals(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a leaf of a VJP is found: among the forward's own arguments, or among what it kept."""
+    """The place of a leaf of a VJP: among the forward's own arguments, or among the arrays that it kept."""
 
     among: Literal["arguments", "kept"]
     position: int

@@ -20,7 +20,7 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import LOSS, Shapes, Stage
 
 Cotangents = dict[str, tuple[jax.Array, ...]]
-"""Gradients that arrive at each output port; they are added up."""
+"""The gradients that arrive at each output port, one from each link that leaves it there; they are added up."""
 
 
 class StageFunctions:

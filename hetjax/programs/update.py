@@ -7,11 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from hetjax.compilation.compiled_program import Program
 from hetjax.stages.flat_state import Arrays
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.placed_shapes import shardings_of
+from hetjax.stages.stage import Stage
 
 
 class Update:
@@ -91,7 +91,7 @@ class Update:
     def programs(self) -> dict[str, Program]:
         """Those of a step, by name: "prepare", "reduce", "update"."""
         stage = self.stage
-        params, cast, gradients = map(_shardings, (stage.trained, stage.cast_params, stage.gradients))
+        params, cast, gradients = map(shardings_of, (stage.trained, stage.cast_params, stage.gradients))
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
         # Where they are of one shard each, there is nothing to add up, and they stay where they are.
         donated = () if stage.gradient_shards > 1 else (0,)
@@ -113,7 +113,7 @@ class Update:
                 stage.mesh,
                 *(stage.trained, self.opt_state, stage.trained, scalar),
                 donate=(0, 1),
-                out_shardings=(params, _shardings(self.opt_state)),
+                out_shardings=(params, shardings_of(self.opt_state)),
             ),
         }
 
@@ -125,7 +125,7 @@ class Update:
 
     @functools.cached_property
     def _init(self) -> Program:
-        stage, shardings = self.stage, _shardings(self.opt_state)
+        stage, shardings = self.stage, shardings_of(self.opt_state)
         name = f"{stage.name} optimizer state"
         return Program(name, self.optimizer.init, stage.mesh, stage.trained, out_shardings=shardings)
 
@@ -163,7 +163,3 @@ def sum_of_squares(gradients: Arrays, dtype: jnp.dtype) -> jax.Array:
     """Return the squares of all elements added up in this dtype, a scalar; 0 without gradients."""
     squares = (jnp.sum(jnp.square(gradient.astype(dtype))) for gradient in gradients.values())
     return sum(squares, start=jnp.zeros((), dtype))
-
-
-def _shardings(avals: Shapes | optax.OptState) -> dict[str, NamedSharding] | optax.OptState:
-    return jax.tree.map(lambda aval: aval.sharding, avals)

@@ -42,7 +42,13 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Filling:
-    """A pipeline, whose meshes keep their orders, and encoders, whose programs may go anywhere between."""
+    """A pipeline, whose meshes keep their orders, and encoders, whose programs may go anywhere between.
+
+    Attributes:
+        graph, microbatches, costs: what is scheduled, and what its actions take.
+        pipeline: the programs of each mesh of the language model, in their order.
+        encoders: the forwards, or the backwards, of each encoder stage, in their order.
+    """
 
     graph: StageGraph
     microbatches: int

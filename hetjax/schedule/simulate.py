@@ -137,10 +137,10 @@ def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[t
     if action.kind is not Kind.TRANSFER:
         return pieces(graph, action)
     edge = graph.edge(action.edge)
-    link = ("link", edge.name, action.backward)
+    direction = ("edge", edge.name, action.backward)
     if not transfers_occupy:
-        return ((link,),)
-    return ((link, *graph.occupies(edge.source), *graph.occupies(edge.destination)),)
+        return ((direction,),)
+    return ((direction, *graph.occupies(edge.source), *graph.occupies(edge.destination)),)
 
 
 def _check_costs(graph: StageGraph, costs: Costs) -> None:

@@ -22,13 +22,13 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
     event ("X") in each of its lanes, with times in microseconds.
     """
     graph = timeline.schedule.graph
-    rows = lanes(timeline)
+    found = lanes(timeline)
     threads = {edge.name: tid for tid, edge in enumerate(graph.edges, start=1)}
-    first = {stage.name: next(pid for pid, row in enumerate(rows) if stage in row.stages) for stage in graph.stages}
+    first = {stage.name: next(pid for pid, lane in enumerate(found) if stage in lane.stages) for stage in graph.stages}
     events = []
-    for pid, row in enumerate(rows):
-        where = f" on devices {', '.join(map(str, row.device_ids))}" if row.device_ids else ""
-        events.append(_metadata("process_name", pid, 0, f"{row}{where}"))
+    for pid, lane in enumerate(found):
+        where = f" on devices {', '.join(map(str, lane.device_ids))}" if lane.device_ids else ""
+        events.append(_metadata("process_name", pid, 0, f"{lane}{where}"))
         events.append(_metadata("thread_name", pid, 0, "programs"))
     for pid, edge in sorted({(first[s.stage], s.action.edge) for s in timeline.spans if s.action.edge}):
         events.append(_metadata("thread_name", pid, threads[edge], f"transfers {edge}"))
@@ -36,7 +36,7 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
         if span.action.kind is Kind.TRANSFER:
             events.append(_complete(span, first[span.stage], threads[span.action.edge]))
         else:
-            events += [_complete(span, pid, 0) for pid, row in enumerate(rows) if row.shows(span)]
+            events += [_complete(span, pid, 0) for pid, lane in enumerate(found) if lane.shows(span)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1)
     Path(path).write_text(text, encoding="utf-8")
 

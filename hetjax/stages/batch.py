@@ -125,7 +125,7 @@ def place_inputs(
 
 
 def _place(array: BatchArray, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
-    """Rows of a global array from `first` on, as many as `aval` has."""
+    """Place the rows of a global array from `first` on, as many as `aval` has, on devices."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         rows = index[0].indices(aval.shape[0])

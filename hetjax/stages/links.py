@@ -15,8 +15,12 @@ from hetjax.stages.stage import Stage
 class Link:
     """A tensor that one stage hands to another: along an edge of the graph, or inside a module.
 
-    `gradient` says whether a gradient comes back: something upstream trains, one arrives at the destination, and
-    the edge lets it through.
+    Attributes:
+        name: "source.port->destination.port", for schedules and messages.
+        source, source_port: the stage that makes it, and its output port.
+        destination, destination_port: the stage that reads it, and its input port.
+        gradient: whether a gradient comes back: something upstream trains, one arrives at the destination, and the
+            edge lets it through.
     """
 
     name: str
@@ -38,11 +42,11 @@ def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
             source, port = port_of(edge.source), port_of(edge.destination).name
             if port in stage.inputs:
                 last = next(other for other in reversed(stages) if other.module == source.module)
-                links.append(_link(last, source.name, stage, port, edge.gradient and _learns(last, links)))
+                links.append(_link(last, source.name, stage, port, edge.gradient and learns(last, links)))
         if stage.index > 0:
             before = stages[stages.index(stage) - 1]
             for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
-                links.append(_link(before, port, stage, port, _learns(before, links)))
+                links.append(_link(before, port, stage, port, learns(before, links)))
     return _pruned(links, stages)
 
 
@@ -62,8 +66,8 @@ def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
     return tuple(dataclasses.replace(link, gradient=link.gradient and link.destination in reached) for link in links)
 
 
-def _learns(stage: Stage, links: Sequence[Link]) -> bool:
-    """Whether the stage or anything that gets gradients through it trains; `links` hold all that end in it."""
+def learns(stage: Stage, links: Sequence[Link]) -> bool:
+    """Return whether the stage, or anything that gets gradients through it, trains; `links` hold all that end in it."""
     return stage.trains or any(link.gradient for link in links if link.destination == stage.name)
 
 
@@ -86,7 +90,7 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 name=stage.name,
                 module=stage.module,
                 index=stage.index,
-                backward=_learns(stage, links),
+                backward=learns(stage, links),
                 update=stage.trains,
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
                 # The sum of the loss is one over all devices, in every microbatch.

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from hetjax.models.dims import Dims
 from hetjax.stages.flat_state import Shapes, Skeleton
 
 
 class SpecOf(Protocol):
-    """Tells the partition of a weight from its dim names, such as `Layout.weight_spec`."""
+    """Returns the partition of a weight by its dim names, such as `Layout.weight_spec`."""
 
     def __call__(self, dims: Dims, shape: tuple[int, ...], *, name: str) -> PartitionSpec:
         """Return the partition; `name` is what messages call the weight. Raises PlacementError."""
@@ -34,6 +35,11 @@ def placed_shapes(
         shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=NamedSharding(mesh, spec))
         placed[path] = cast_shape(shape, dtype)
     return placed
+
+
+def shardings_of(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[NamedSharding]:
+    """Return the sharding of each shape, in the same tree: dicts by path or port, or an optimizer's state."""
+    return jax.tree.map(lambda aval: aval.sharding, shapes)
 
 
 def cast_shape(shape: jax.ShapeDtypeStruct, dtype: DTypeLike | None) -> jax.ShapeDtypeStruct:

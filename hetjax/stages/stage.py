@@ -155,7 +155,7 @@ class Stage:
             raise BatchError(str(error)) from None
 
     def in_force(self) -> AbstractContextManager[None]:
-        """Return a block inside which the model's `constrain` and `split_of` calls follow this stage's layout."""
+        """Return a context manager in which the model's `constrain` and `split_of` calls follow this stage's layout."""
 
         def constraint(x: jax.Array, dims: Dims) -> jax.Array:
             return jax.lax.with_sharding_constraint(x, self.activation_sharding(dims, x.shape))

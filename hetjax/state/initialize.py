@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import NamedSharding
 
 from hetjax.compilation.compiled_program import Program
 from hetjax.errors import ConfigError
@@ -14,6 +13,7 @@ from hetjax.programs.update import Update
 from hetjax.stages.cut import cut_module
 from hetjax.stages.flat_state import Arrays, Shapes, flatten_module
 from hetjax.stages.host_transfer import to_devices
+from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
 from hetjax.state.train_state import StageState, TrainState
 from hetjax.state.weight_source import WeightSource, load_stages
@@ -55,7 +55,7 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
         _, params, buffers = flatten_module(part)
         return _cast(params, stage.params), buffers
 
-    shardings = _shardings(stage.params), _shardings(stage.buffers)
+    shardings = shardings_of(stage.params), shardings_of(stage.buffers)
     if graph.is_concrete(stage.module):
         # By way of the host, since a step reuses the memory of the state: the module given keeps its own arrays.
         return jax.tree.map(to_devices, make(seed), shardings)
@@ -69,7 +69,3 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
 
 def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:
     return {path: array.astype(shapes[path].dtype) for path, array in arrays.items()}
-
-
-def _shardings(shapes: Shapes) -> dict[str, NamedSharding]:
-    return {path: aval.sharding for path, aval in shapes.items()}

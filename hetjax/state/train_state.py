@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The training state: weights, buffers and optimizer state of every stage, and the number of steps done."""
 
 from __future__ import annotations
 

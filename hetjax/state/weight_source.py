@@ -1,4 +1,4 @@
-"""Weights of modules from another place, read straight into the shardings of this trainer.
+"""Read weights of modules from another source straight into the shardings of this trainer.
 
 A device's part of an array is read for itself; no whole array is made.
 """
@@ -16,6 +16,7 @@ from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Stage
 from hetjax.state.module_arrays import find_parts, whole_shapes
+from hetjax.state.shard_bounds import devices_by_bounds
 
 Box = tuple[slice, ...]
 """A start and a stop in every dim of an array."""
@@ -90,12 +91,8 @@ def load_stages(
 
 def _load(source: WeightSource, module: str, path: str, aval: jax.ShapeDtypeStruct, start: int) -> jax.Array:
     """A stage's part of an array, from index `start` of the whole array's leading dim on; each shard is read once."""
-    devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-    for device, index in aval.sharding.addressable_devices_indices_map(aval.shape).items():
-        bounds = tuple(each.indices(size)[:2] for each, size in zip(index, aval.shape, strict=True))
-        devices_of.setdefault(bounds, []).append(device)
     shards: dict[jax.Device, jax.Array] = {}
-    for bounds, devices in devices_of.items():
+    for bounds, devices in devices_by_bounds(aval.sharding, aval.shape).items():
         first = (start, *[0] * (len(bounds) - 1))
         box = tuple(slice(low + shift, high + shift) for (low, high), shift in zip(bounds, first, strict=False))
         # A copy in row-major order: a view of a mapped file must not become the memory of a weight.

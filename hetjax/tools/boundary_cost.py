@@ -20,17 +20,14 @@ from hetjax.boundary.plan import PlanHop
 from hetjax.meshes import Hardware
 
 
-def plan_seconds(hops: Iterable[PlanHop], hardware: Hardware, *, devices_per_host: int | None = None) -> float:
-    """Return the predicted seconds of hops one after another, such as `BoundaryPlan.hops` or `leader_hops(...)`.
-
-    `devices_per_host` is the hardware's own where None.
-    """
-    return sum(hop_seconds(hop, hardware, devices_per_host=devices_per_host) for hop in hops)
+def plan_seconds(hops: Iterable[PlanHop], hardware: Hardware) -> float:
+    """Return the predicted seconds of hops one after another, such as `BoundaryPlan.hops` or `leader_hops(...)`."""
+    return sum(hop_seconds(hop, hardware) for hop in hops)
 
 
-def hop_seconds(hop: PlanHop, hardware: Hardware, *, devices_per_host: int | None = None) -> float:
+def hop_seconds(hop: PlanHop, hardware: Hardware) -> float:
     """Return the predicted seconds of one hop: those of its busiest device."""
-    per_host = devices_per_host or hardware.devices_per_host
+    per_host = hardware.devices_per_host
     messages: Counter[tuple[int, str, bool]] = Counter()
     nbytes: Counter[tuple[int, str, bool]] = Counter()
     for (sender, receiver), size in hop.bytes_per_pair.items():

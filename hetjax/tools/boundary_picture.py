@@ -119,29 +119,29 @@ def _draw_hop(
         _draw_arcs(axes, _joined(hop.bytes_per_pair, destination, destination), destination, rows)
         return
     _head(axes, (_LEFT + _RIGHT) / 2, text, _INK)
-    links = _joined(hop.bytes_per_pair, source, destination)
-    busiest = max(links.values())
-    for (a, b), nbytes in links.items():
+    pairs = _joined(hop.bytes_per_pair, source, destination)
+    busiest = max(pairs.values())
+    for (a, b), nbytes in pairs.items():
         ends = ((source.x + 0.32, _y(source, a, rows)), (destination.x - 0.32, _y(destination, b, rows)))
-        _arrow(axes, ends, nbytes / busiest, len(links), _SOURCE)
+        _arrow(axes, ends, nbytes / busiest, len(pairs), _SOURCE)
 
 
-def _joined(links: Mapping[DevicePair, int], senders: _Column, receivers: _Column) -> Counter[DevicePair]:
+def _joined(pairs: Mapping[DevicePair, int], senders: _Column, receivers: _Column) -> Counter[DevicePair]:
     """Sum the bytes between rows of boxes."""
     joined: Counter[DevicePair] = Counter()
-    for (sender, receiver), nbytes in links.items():
+    for (sender, receiver), nbytes in pairs.items():
         joined[senders.row_of[sender], receivers.row_of[receiver]] += nbytes
     return joined
 
 
-def _draw_arcs(axes: Axes, links: Counter[DevicePair], column: _Column, rows: int) -> None:
+def _draw_arcs(axes: Axes, pairs: Counter[DevicePair], column: _Column, rows: int) -> None:
     """Draw what the destination's devices send each other: an arc for each device pair, both ways in one."""
-    both = {(a, b): nbytes for (a, b), nbytes in links.items() if a < b or (a > b and (b, a) not in links)}
+    both = {(a, b): nbytes for (a, b), nbytes in pairs.items() if a < b or (a > b and (b, a) not in pairs)}
     busiest = max(both.values(), default=1)
     for (a, b), nbytes in both.items():
         start, stop = ((column.x + 0.34, _y(column, row, rows)) for row in (a, b))
         bend = min(0.9, 0.35 + 0.08 * abs(b - a)) * (1 if a > b else -1)
-        style = "<|-|>" if (b, a) in links else "-|>"
+        style = "<|-|>" if (b, a) in pairs else "-|>"
         _arrow(axes, (start, stop), nbytes / busiest, len(both), _GATHER, style=style, bend=bend)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 
 import jax
-import numpy as np
 import optax
 
 from hetjax.checkpoint.warm_start import load_into
 from hetjax.config.build import build_graph
 from hetjax.config.model_config import ModelConfig
 from hetjax.errors import ConfigError
-from hetjax.generation.evaluate import answer_text
+from hetjax.generation.evaluate import answer_length, answer_text
 from hetjax.generation.generator import Generator
 from hetjax.generation.model_folder import open_model_folder
 from hetjax.generation.prompt import ask
@@ -92,7 +91,5 @@ def generate(
     with busy("answering"):
         ids = generator.generate(state, question.arrays, question.lengths, seed)[0]
     seconds = time.perf_counter() - started
-    ends = np.flatnonzero(np.isin(ids, question.tokenizer.stop_ids))
-    answer = answer_text(ids, question.tokenizer)
-    made = int(ends[0]) if len(ends) else len(ids)
+    answer, made = answer_text(ids, question.tokenizer), answer_length(ids, question.tokenizer)
     return Outcome(numbers={"answer": answer, "tokens": made, "seconds": round(seconds, 3)}, shown=(answer,))

@@ -10,7 +10,7 @@ from hetjax.schedule import Costs, Kind
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KindCosts:
-    """How long things take, in any one unit of time.
+    """Times of programs and transfers by their kind, in any one unit.
 
     Args:
         forward: A forward.
@@ -35,7 +35,7 @@ class KindCosts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenCosts(KindCosts):
-    """How long things take, with exceptions.
+    """Times of programs and transfers by their kind, with exceptions.
 
     Args:
         of: Exceptions, e.g. {vision forward: 0.5}, {llm.0 backward: 3} or {NAME-OF-EDGE transfer: 0.1}.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from flax import nnx
 from rich.tree import Tree
 
 from hetjax.errors import ConfigError
-from hetjax.models.components import build_component
+from hetjax.models.components import ComponentConfig, build_component
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.presets import PRESETS, find_preset
 from hetjax.tools.outcome import Outcome
@@ -46,7 +46,7 @@ def model(name: str, *, depth: int = 3) -> Outcome:
     return Outcome(numbers=numbers, shown=(tree,))
 
 
-def components_of(name: str) -> dict[str, object]:
+def components_of(name: str) -> Mapping[str, ComponentConfig]:
     """Return the config of each module of a model by name, or of a checkpoint's folder.
 
     Raises ModelError for a name that no model has, and ConfigError for a folder that cannot be read.
@@ -61,11 +61,8 @@ def components_of(name: str) -> dict[str, object]:
     return find_family(hf).read_config(hf)
 
 
-def parameter_tree(config: object) -> Branch:
-    """Count the parameters of a module by part: weights alone, no running statistics.
-
-    `config` is that of a component (a key of `hetjax.models.components.COMPONENTS`).
-    """
+def parameter_tree(config: ComponentConfig) -> Branch:
+    """Count the parameters of a module by part: weights alone, no running statistics."""
     module = nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0)))
     tree: Branch = {}
     for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):

@@ -1,4 +1,4 @@
-"""What a tool returns to the command line, and how it shows progress meanwhile."""
+"""The result of a tool, and the progress that it shows meanwhile."""
 
 from __future__ import annotations
 

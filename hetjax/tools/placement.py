@@ -15,7 +15,7 @@ from hetjax.training.display import placement_rows, placement_table
 
 
 def placement(*, config: TrainConfig, out: str | None = None, devices_per_host: int = 8) -> Outcome:
-    """Show where every module of a run lives: mesh, devices, parameters, memory of the state on each device.
+    """Show the placement of every module of a run: mesh, devices, parameters, memory of the state on each device.
 
     Args:
         out: Picture to draw as well, e.g. placement.png (or .svg, .pdf).

@@ -1,1 +1,1 @@
-"""The training run behind train.py: preparing, looping, reporting."""
+"""The training run behind train.py: `prepare` makes its parts, `loop` steps, `report` prints and logs."""

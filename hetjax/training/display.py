@@ -14,12 +14,12 @@ from rich.table import Table
 from hetjax.meshes import format_devices
 from hetjax.stages.stage import Stage
 from hetjax.trainer import Trainer
-from hetjax.training.metrics import Row
+from hetjax.training.metrics import StepMetrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlacementRow:
-    """Where a stage lives and what its state takes.
+    """The mesh of a stage, and the memory of its state.
 
     Attributes:
         stage: Its name.
@@ -107,7 +107,14 @@ def format_bytes(count: float) -> str:
 
 
 class LiveBar:
-    """A live bar on a terminal; elsewhere a plain line every `log_every` steps."""
+    """Shows the metrics of steps: in a live bar on a terminal, elsewhere in a line every `log_every` steps.
+
+    Args:
+        console: Where they are shown.
+        steps: Steps of the run.
+        done: Steps done before.
+        log_every: Steps between lines; the first and the last step, and evaluated ones, have a line too.
+    """
 
     def __init__(self, console: Console, *, steps: int, done: int, log_every: int):
         self.console, self.steps, self.log_every = console, steps, log_every
@@ -130,23 +137,23 @@ class LiveBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, row: Row, seconds: Mapping[str, float]) -> None:
+    def show(self, metrics: StepMetrics, seconds: Mapping[str, float]) -> None:
         """Show the metrics of a step, and the seconds that each module took when last timed."""
         parts = [
-            f"loss {row['loss']:.4f}",
-            f"{row['tokens_per_second']:,.0f} tokens/s",
-            f"grad norm {row['grad_norm']:.3f}",
-            f"lr {row['learning_rate']:.2e}",
+            f"loss {metrics['loss']:.4f}",
+            f"{metrics['tokens_per_second']:,.0f} tokens/s",
+            f"grad norm {metrics['grad_norm']:.3f}",
+            f"lr {metrics['learning_rate']:.2e}",
             *(f"{module} {1000 * taken:.1f} ms" for module, taken in seconds.items()),
         ]
-        if "eval/accuracy" in row:
-            parts.append(f"held-out accuracy {100 * row['eval/accuracy']:.2f} %")
+        if "eval/accuracy" in metrics:
+            parts.append(f"held-out accuracy {100 * metrics['eval/accuracy']:.2f} %")
         numbers = " · ".join(parts)
-        self._bar.update(self._task, completed=row["step"], numbers=numbers)
-        due = row["step"] % self.log_every == 0 or row["step"] in (1, self.steps) or "eval/accuracy" in row
+        self._bar.update(self._task, completed=metrics["step"], numbers=numbers)
+        due = metrics["step"] % self.log_every == 0 or metrics["step"] in (1, self.steps) or "eval/accuracy" in metrics
         if due and not self._live:
             self.console.print(
-                f"step {row['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False, markup=False
+                f"step {metrics['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False, markup=False
             )
 
     def message(self, text: str) -> None:

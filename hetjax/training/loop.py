@@ -19,12 +19,12 @@ from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
-from hetjax.training.metrics import Row
+from hetjax.training.metrics import StepMetrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
 
 
-def train(config: TrainConfig, resolved: str, *, console: Console) -> Row:
+def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetrics:
     """Train to the last step, going on from the newest checkpoint in the run's folder; returns the last metrics.
 
     In a job of several processes every one calls this, and process 0 prints, logs and draws for all; the others return
@@ -42,7 +42,7 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> Row:
         with open_parts(config, resolved, job, console) as parts:
             # Restored before anything is compiled: a checkpoint that does not fit is reported at once.
             progress = first_progress(parts, config, job, console)
-            compile_programs(parts, config, job, show_progress=console.is_terminal)
+            compile_programs(parts, config, job, console)
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
                 (Path(config.directory) / "config.yaml").write_text(resolved)
@@ -52,7 +52,15 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is ready for its steps."""
+    """A run that is ready for its steps.
+
+    Attributes:
+        config: The settings.
+        job: This process's place among those of the run.
+        parts: Trainer, data, generator and checkpoints.
+        progress: The training state, and what was counted so far.
+        reporter: Prints and logs.
+    """
 
     config: TrainConfig
     job: Job
@@ -65,7 +73,7 @@ class _DataEnded(DataError):
     """There is no further batch."""
 
 
-def _to_the_end(run: Run) -> Row:
+def _to_the_end(run: Run) -> StepMetrics:
     """Step until the end or a signal, and wait for the last checkpoint."""
     with run.reporter.training(), run.job.stop() as stop:
         _train(run, stop)
@@ -84,7 +92,7 @@ def _train(run: Run, stop: AgreedStop) -> None:
         try:
             batch = next(batches)
         except DataError as error:
-            # A checkpoint takes all processes, and all come here only at the end of the data.
+            # A checkpoint takes all processes, and all reach this only at the end of the data.
             if run.job.processes == 1 or isinstance(error, _DataEnded):
                 _save(run, pending)
                 with run.job.unlimited("writing a checkpoint"):
@@ -113,7 +121,7 @@ def _batches(run: Run) -> Iterator[HostBatch]:
 
 
 def train_step(run: Run, batch: HostBatch) -> PendingStep:
-    """Dispatch a step, timed where it is its turn; returns its metrics, which are still on the devices."""
+    """Dispatch a step, and time its programs where that is due; returns its metrics, which are still on the devices."""
     trainer, progress, every = run.parts.trainer, run.progress, run.config.profile_every
     for bad in batch.bad:
         run.reporter.message(f"skipped a bad sample: {bad}")
@@ -137,7 +145,7 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
 
 
 def _evaluate(run: Run, pending: PendingStep) -> None:
-    """Answer the held-out questions, where there are some, after the step that is pending."""
+    """Answer the held-out questions, if any, after the step that is pending."""
     config, language = run.config, run.parts.language
     if config.data.eval is None:
         return

@@ -1,4 +1,4 @@
-"""Write what a run leaves to look at: metrics.jsonl, TensorBoard curves and a picture of the loss."""
+"""Write the metrics of a run: metrics.jsonl, TensorBoard curves and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tensorboardX
 
-Row = dict[str, float]
+StepMetrics = dict[str, float]
 """The metrics of a step by name, "step" among them; counts are ints."""
 
 
@@ -32,13 +32,13 @@ class MetricsLog:
         self._file = self.path.open("a")
         self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
-    def write(self, row: Row) -> None:
-        """Log the numbers of one step; `row` has the key "step"."""
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    def write(self, metrics: StepMetrics) -> None:
+        """Log the metrics of one step; they have the key "step"."""
+        self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in row.items():
+        for name, value in metrics.items():
             if name != "step":
-                self._board.add_scalar(name, value, row["step"])
+                self._board.add_scalar(name, value, metrics["step"])
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -46,28 +46,28 @@ class MetricsLog:
         self._board.close()
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """Return the rows of a metrics.jsonl, without a last line that a killed process left unfinished."""
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """Return the metrics of each step in a metrics.jsonl, without a last line that a killed process left unfinished."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
-def draw_loss(rows: list[Row], path: Path, *, title: str) -> None:
+def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
     """Draw the loss over the steps, with the held-out accuracy where it was measured."""
     from matplotlib.figure import Figure  # only here: matplotlib takes a while to import
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1.2, color="#1f5fa8")
+    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], linewidth=1.2, color="#1f5fa8")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", yscale="log")
     axes.grid(True, alpha=0.3, which="both")
-    evaluated = [row for row in rows if "eval/accuracy" in row]
+    evaluated = [step for step in steps if "eval/accuracy" in step]
     if evaluated:
         right = axes.twinx()
-        accuracy = [100 * row["eval/accuracy"] for row in evaluated]
-        right.plot([row["step"] for row in evaluated], accuracy, "o--", color="#c2571a")
+        accuracy = [100 * step["eval/accuracy"] for step in evaluated]
+        right.plot([step["step"] for step in evaluated], accuracy, "o--", color="#c2571a")
         right.set(ylabel="exact answers on held-out data (%)", ylim=(0, 102))
         right.yaxis.label.set_color("#c2571a")
     figure.savefig(path, dpi=120)

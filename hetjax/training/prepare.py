@@ -41,7 +41,7 @@ from hetjax.training.prepare_data import check_data, make_demo_data
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Language:
-    """How text becomes tokens and back.
+    """Tokenizer and processor of a run.
 
     Attributes:
         tokenizer: Encodes and decodes text.
@@ -77,7 +77,7 @@ class Parts:
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far a run has come.
+    """The state of a run between its steps, and what it counts.
 
     Attributes:
         state: The training state, which each step replaces.
@@ -148,17 +148,24 @@ def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console
         return Progress(state=state, bad_samples=extra["bad_samples"])
 
 
-def compile_programs(parts: Parts, config: TrainConfig, job: Job, *, show_progress: bool) -> None:
-    """Compile the programs of the training step and those that answer, as one list: they share the machine's cores."""
+def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:
+    """Compile the programs of the training step and those that answer, as one list: they share the machine's cores.
+
+    Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule.
+    """
+    before = parts.trainer.schedule
     with job.unlimited("compiling"):
-        parts.trainer.compile(batch_shapes(config.data, config.model), progress=show_progress, also=parts.answering)
+        shapes = batch_shapes(config.data, config.model)
+        parts.trainer.compile(shapes, progress=console.is_terminal, also=parts.answering)
+    if parts.trainer.schedule is not before:
+        console.print(f"schedule {before.name}: order chosen by costs estimated from the FLOPs of the programs")
     # Nobody starts a program that a slower process has yet to compile: its first messages would time out.
     # The schedule once more: by now it may have been chosen by what programs cost.
     job.agree("compiled step", parts.trainer.schedule.digest()[:16])
 
 
 def _prepare_language(config: TrainConfig, resolved: str, job: Job, console: Console) -> Language:
-    """Make tokenizer and processor, and check with them that the data is there and that all processes run the same."""
+    """Make tokenizer and processor, check with them the data, and compare versions and settings of all processes."""
     processor = make_processor(config.data, config.model)
     tokenizer = tokenizer_of(config.data, config.model, processor)
     for what, package in (("jax", jax), ("hetjax", hetjax)):

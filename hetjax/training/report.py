@@ -18,7 +18,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.errors import DivergenceError
 from hetjax.execution.action_timer import rounded
 from hetjax.training.display import LiveBar
-from hetjax.training.metrics import MetricsLog, Row, draw_loss, read_metrics
+from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,9 +43,9 @@ class PendingStep:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
 
-    def known(self) -> Row:
+    def known(self) -> StepMetrics:
         """Return the numbers that the host knows without waiting for the devices."""
-        row: Row = {
+        known: StepMetrics = {
             "step": self.step,
             "epoch": self.epoch,
             "bad_samples": self.bad_samples,
@@ -53,8 +53,8 @@ class PendingStep:
             **rounded(self.seconds),
         }
         if self.accuracy is not None:
-            row["eval/accuracy"] = self.accuracy
-        return row
+            known["eval/accuracy"] = self.accuracy
+        return known
 
 
 class Reporter:
@@ -96,12 +96,12 @@ class Reporter:
                 "lower optimizer.learning_rate or max_grad_norm; the same command goes on from the last checkpoint"
             )
         now = time.perf_counter()
-        row = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
+        metrics = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
         self._last = now
         if self._log is not None:
-            self._log.write(row)
+            self._log.write(metrics)
         self._seconds = pending.seconds or self._seconds
-        self._bar.show(row, self._seconds)
+        self._bar.show(metrics, self._seconds)
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
@@ -114,19 +114,19 @@ class Reporter:
         yield
         self._last += time.perf_counter() - started
 
-    def finish(self, step: int) -> Row:
+    def finish(self, step: int) -> StepMetrics:
         """Draw the loss and print how the run ended after `step`; returns the last metrics, in the main process.
 
         Raises SystemExit with 130 where a signal stopped it before its last step.
         """
-        rows = read_metrics(self._log.path) if self._log is not None else []
-        if rows:
-            draw_loss(rows, self._directory / "loss.png", title=self._name)
+        steps = read_metrics(self._log.path) if self._log is not None else []
+        if steps:
+            draw_loss(steps, self._directory / "loss.png", title=self._name)
         if step < self._steps:
             self._console.print(f"stopped after step {step}; run the same command to go on")
             raise SystemExit(130)
         self._console.print(f"done: metrics, curves and checkpoints are in {self._directory}")
-        return rows[-1] if rows else {}
+        return steps[-1] if steps else {}
 
     def close(self) -> None:
         """Close the files."""

@@ -79,7 +79,7 @@ def test_answers_equal_one_device(placement):
 def test_a_batch_padded_to_the_same_size_reuses_the_programs(monkeypatch):
     generator, state = generator_on("disjoint"), state_on("disjoint")
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), BATCH)
-    assert {"vision encoding", "llm prefill", "llm decoding step"} < set(generator.trace(shapes))
+    assert {"vision encoding", "llm prefill", "llm decode step"} < set(generator.trace(shapes))
     generator.compile(shapes)
     monkeypatch.setattr(
         "hetjax.generation.generator.trace_decode_programs", lambda *_, **__: pytest.fail("traced again")

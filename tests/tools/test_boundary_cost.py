@@ -57,7 +57,7 @@ def test_a_step_takes_as_long_as_its_busiest_port(links, seconds):
 def test_which_links_are_network_depends_on_the_devices_of_a_host():
     links = step({(1, 2): 100})
     assert hop_seconds(links, ROUND) == 0.5 + 1
-    assert hop_seconds(links, ROUND, devices_per_host=2) == 2 + 10
+    assert hop_seconds(links, dataclasses.replace(ROUND, devices_per_host=2)) == 2 + 10
 
 
 def test_steps_follow_one_another():

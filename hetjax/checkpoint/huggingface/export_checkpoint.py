@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hetjax.checkpoint.description import Json
 from hetjax.checkpoint.huggingface.export_list import ExportList
 from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
@@ -24,6 +23,7 @@ from hetjax.models.huggingface.tensor_files.precision import quantization_config
 from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES, Form
 from hetjax.models.huggingface.tensor_files.shards import SHARD_BYTES, ShardWriter
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
+from hetjax.models.json_values import Json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

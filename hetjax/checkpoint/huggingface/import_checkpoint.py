@@ -10,7 +10,7 @@ from typing import TypeAlias
 import yaml
 
 from hetjax.checkpoint.array_files import write_array, write_metadata
-from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description, ModuleDescription
+from hetjax.checkpoint.description import DESCRIPTION_FILE, Description, describe_module
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.huggingface.other_files import copy_other_files
 from hetjax.checkpoint.items import place_in_item
@@ -74,7 +74,7 @@ def import_from_huggingface(
     copy_other_files(source, folder.partial_item(0, HUGGING_FACE))
     description = Description(
         step=0,
-        modules={module: _described(arrays) for module, arrays in modules.items()},
+        modules={module: describe_module(arrays) for module, arrays in modules.items()},
         extra={"family": source.family.name},
     )
     path = folder.partial_item(0, DESCRIPTION_FILE)
@@ -113,13 +113,6 @@ def _write_module(source: HuggingFaceCheckpoint, module: str, kinds: ModuleInfos
             place = place_in_item(module, kind, path)
             write_array(folder, place.name, info.shape, info.dtype, source.stacks(module, path), read)
     write_metadata(folder, [(kind, *path.split("/")) for kind, found in kinds.items() for path in found])
-
-
-def _described(kinds: ModuleInfos) -> ModuleDescription:
-    return {
-        kind: {path: ArrayInfo(tuple(info.shape), info.dtype.name) for path, info in found.items()}
-        for kind, found in kinds.items()
-    }
 
 
 def _without_tuples(settings: object) -> object:

@@ -17,11 +17,11 @@ from hetjax.errors import DataError
 # B rows of the batch · S sequence, before pruning · N tokens that an encoder makes for a row · P rows of patches
 # D numbers of a patch · C clips · T samples of a clip
 
-Arrays = dict[str, dict[str, np.ndarray]]
-"""By module and port."""
+HostArrays = dict[str, dict[str, np.ndarray]]
+"""The arrays of a batch in host memory, by module and port."""
 
 
-def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, training: bool) -> Arrays:
+def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, training: bool) -> HostArrays:
     """Return a batch of rows, each with the samples that share it, by module and port.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
@@ -70,7 +70,7 @@ def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least
     return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
 
 
-def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> Arrays:
+def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> HostArrays:
     capacity, pad = processor.capacity, processor.tokenizer.pad
     where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
     capacity.check(RowUse.total(sample.use for sample in samples), where)
@@ -88,7 +88,7 @@ def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) ->
         row["labels"][start : stop - 1] = sample.ids[1:]
         row["loss_weights"][start : stop - 1] = sample.said[1:]
         row["segments"][start:stop] = number
-    arrays: Arrays = {"llm": row}
+    arrays: HostArrays = {"llm": row}
     for placeholder, modalities in capacity.encoders.items():
         inputs, positions = _encoder_row(modalities, samples, starts, sequence)
         arrays[placeholder.module], row[f"{placeholder.name}_positions"] = inputs, positions

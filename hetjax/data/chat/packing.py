@@ -9,9 +9,7 @@ import numpy as np
 from hetjax.errors import DataError
 
 
-def pack(
-    needs: Sequence[Sequence[int]], capacity: Sequence[int], *, bins: int | None = None, spare: int = 0
-) -> list[list[int]]:
+def pack(needs: Sequence[Sequence[int]], capacity: Sequence[int], *, bins: int | None = None) -> list[list[int]]:
     """Share samples out to about equally full rows, and return which samples each row gets.
 
     The longest first, each into the least full row that it fits into; one that finds none opens a further row. Rows
@@ -20,8 +18,7 @@ def pack(
     Args:
         needs: what each sample takes of every resource (tokens first, by which rows are compared).
         capacity: what a row has of each resource.
-        bins: rows to begin with; without, as many as the first resource asks for, rounded up, and `spare` more.
-        spare: rows beyond those that are needed at least; more of them make rows evener and emptier.
+        bins: rows to begin with; without, as many as the first resource asks for, rounded up.
 
     Raises:
         DataError: a sample does not fit into an empty row.
@@ -34,7 +31,7 @@ def pack(
                 "shorten it or make rows longer"
             )
     if bins is None:
-        bins = -(-int(amounts[:, 0].sum()) // capacity[0]) + spare
+        bins = -(-int(amounts[:, 0].sum()) // capacity[0])
     used = np.zeros((bins, len(capacity)), np.int64)
     rows: list[list[int]] = [[] for _ in range(bins)]
     for sample in np.argsort(-amounts[:, 0], kind="stable"):

@@ -11,7 +11,7 @@ from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
 
 UNLIMITED = 1 << 24
-"""Amount of each resource while it is still open how much a prompt takes; no array has so many rows."""
+"""Amount of each resource while it is still open how much a prompt takes; no array is that long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

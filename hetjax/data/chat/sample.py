@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowUse:
-    """Amounts of the resources of a row of the batch: those that a sample takes, or all that there are.
+    """Amounts of the resources of a row of the batch: those that a sample takes, or the capacity.
 
     Attributes:
         tokens: positions of the language model's sequence, after pruning.

@@ -28,7 +28,7 @@ DEFAULT_TEMPLATE = (
     "{%- if enable_thinking is defined -%}{{ '<think>\\n' if enable_thinking else '<think></think>' }}{%- endif -%}"
     "{%- endif -%}"
 )
-"""Where a checkpoint has none: ChatML, with Nemotron's opening of an answer where `enable_thinking` is given."""
+"""For a checkpoint without a template: ChatML, with Nemotron's start of an answer where `enable_thinking` is given."""
 
 # Noncharacters of Unicode, which no text may carry: they go through a template unseen.
 SAID_START, SAID_END = "\ufdd4", "\ufdd5"
@@ -36,7 +36,17 @@ SAID_START, SAID_END = "\ufdd4", "\ufdd5"
 
 
 class ChatTemplate:
-    """A template with the special tokens that it may name (bos_token, eos_token, ...)."""
+    """A chat template, compiled.
+
+    Args:
+        source: The Jinja program.
+        specials: Text of the special tokens that it may name (bos_token, eos_token, ...).
+
+    Attributes:
+        marks_answers: Whether it has `generation` blocks around what an assistant says.
+
+    Raises DataError where the program is malformed.
+    """
 
     def __init__(self, source: str = DEFAULT_TEMPLATE, *, specials: Mapping[str, str] | None = None):
         self.source, self.specials = source, dict(specials or {})

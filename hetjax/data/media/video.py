@@ -90,7 +90,7 @@ def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_au
 
 
 def _decode(path: str | os.PathLike[str], wanted: Int[np.ndarray, " F"]) -> tuple[list[np.ndarray], list[int]]:
-    """Return the wanted frames that there are, and which they are."""
+    """Return (those of the wanted frames that the file has, their indices)."""
     left = {int(index) for index in wanted}
     frames, indices = [], []
     with av.open(os.fspath(path)) as container:

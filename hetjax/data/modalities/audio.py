@@ -51,7 +51,7 @@ class AudioClips:
 
 
 class Audio(Modality[AudioClips]):
-    """Audio, cut into clips that the encoder takes one by one; it takes one channel at 16 kHz."""
+    """Audio of one channel at 16 kHz, split into clips that the encoder takes one by one."""
 
     name = "audio"
     placeholder = Placeholder(
@@ -88,7 +88,7 @@ class Audio(Modality[AudioClips]):
 
     def read(self, value: object) -> AudioClips:
         """Read a file, or floats [samples] at 16 kHz, as clips."""
-        return cut_audio(read_audio(value) if is_path(value) else _check_samples(value), self._config.clip_samples)
+        return split_audio(read_audio(value) if is_path(value) else _check_samples(value), self._config.clip_samples)
 
     def prepare(self, media: Sequence[AudioClips], budget: Budget) -> list[PromptPart]:
         """Prepare each audio with the tokens of all its clips behind each other."""
@@ -113,8 +113,8 @@ class Audio(Modality[AudioClips]):
         return EncoderInputs({"waveforms": waveforms, "lengths": lengths}, own)
 
 
-def cut_audio(samples: Float32[np.ndarray, " samples"], longest: int) -> AudioClips:
-    """Cut audio into clips of `longest` samples at most. Raises DataError for audio without a token."""
+def split_audio(samples: Float32[np.ndarray, " samples"], longest: int) -> AudioClips:
+    """Split audio into clips of `longest` samples at most. Raises DataError for audio without a token."""
     clips = tuple(clip for clip in split_clips(samples, longest) if tokens_of_clip(len(clip)))
     if not clips:
         raise DataError(

@@ -27,7 +27,7 @@ class ProcessorConfig:
             of a row of the batch.
         video_rows: The same for the tubelets of all videos.
         clips: Clips of audio in a row of the batch.
-        clip_seconds: Longest clip; longer audio is cut into several.
+        clip_seconds: Longest clip; longer audio is split into several.
         others: Settings of modalities beside image, video and audio, by name, e.g. {depth: {maps: 2}}.
         resolution: How large images and frames become.
         frames: Which frames of a video are taken.

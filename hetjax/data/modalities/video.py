@@ -16,7 +16,7 @@ from jaxtyping import Float32, Shaped
 
 from hetjax.data.media import Video as DecodedVideo
 from hetjax.data.media import read_video
-from hetjax.data.modalities.audio import AudioClips, cut_audio
+from hetjax.data.modalities.audio import AudioClips, split_audio
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Budget, EncoderInputs, Medium, Modality, PromptPart, Resource
 from hetjax.data.modalities.patches import (
@@ -98,7 +98,7 @@ class Video(Modality[FramesAndAudio]):
             pixels = check_pixels(value, 4, "a video", "a Video, or uint8 [frames, height, width, 3]")
             video = DecodedVideo(frames=pixels, indices=np.arange(len(pixels)), rate=config.frames.fps)
         has_audio = with_audio and video.audio is not None and len(video.audio)
-        return FramesAndAudio(video, cut_audio(video.audio, config.clip_samples) if has_audio else None)
+        return FramesAndAudio(video, split_audio(video.audio, config.clip_samples) if has_audio else None)
 
     def prepare(self, media: Sequence[FramesAndAudio], budget: Budget) -> list[PromptPart]:
         """Prepare each video by itself: its size does not depend on what else is in the sample."""

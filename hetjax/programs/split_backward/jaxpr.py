@@ -14,8 +14,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from hetjax.programs.split_backward.equations import Equation, Equations, PlainEquation, Values, new_number
-from hetjax.programs.split_backward.scan import Carry, Scan
-from hetjax.programs.split_backward.shard_map import Port, ShardMap
+from hetjax.programs.split_backward.scan import Carry, Scan, ScanValue
+from hetjax.programs.split_backward.shard_map import ShardMap, ShardValue
 
 # What `jax.checkpoint` guards against, merging with the work of the forward, cannot happen in another program.
 _GROUPS = ("jit", "pjit", "remat2", "remat", "checkpoint")
@@ -82,10 +82,10 @@ def _scan(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> Scan:
     carries = zip(reads[fixed:end], inputs[fixed:end], outputs[:carried], makes[:carried], strict=True)
     return Scan(
         body=body,
-        constants=tuple(zip(reads[:fixed], inputs[:fixed], strict=True)),
+        constants=tuple(ScanValue(*numbers) for numbers in zip(reads[:fixed], inputs[:fixed], strict=True)),
         carries=tuple(Carry(*numbers) for numbers in carries),
-        each=tuple(zip(reads[end:], inputs[end:], strict=True)),
-        stacked=tuple(zip(outputs[carried:], makes[carried:], strict=True)),
+        each=tuple(ScanValue(*numbers) for numbers in zip(reads[end:], inputs[end:], strict=True)),
+        stacked=tuple(ScanValue(*numbers) for numbers in zip(makes[carried:], outputs[carried:], strict=True)),
         length=eqn.params["length"],
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
@@ -97,8 +97,8 @@ def _shard_map(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> Sha
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     return ShardMap(
         body=body,
-        inputs=tuple(Port(*port) for port in zip(reads, inputs, eqn.params["in_specs"], strict=True)),
-        outputs=tuple(Port(*port) for port in zip(makes, outputs, eqn.params["out_specs"], strict=True)),
+        inputs=tuple(ShardValue(*value) for value in zip(reads, inputs, eqn.params["in_specs"], strict=True)),
+        outputs=tuple(ShardValue(*value) for value in zip(makes, outputs, eqn.params["out_specs"], strict=True)),
         mesh=mesh,
         axes=tuple(axis for axis in mesh.axis_names if axis in manual),
     )

@@ -1,4 +1,4 @@
-"""A `jax.shard_map`, which is split into two: each device hands what it has made by then to itself."""
+"""Run and split the equation of a `jax.shard_map`: into two, of which the second reads what each device made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from hetjax.programs.split_backward.equations import Equations, Values, new_number, split
 
 
-class Port(NamedTuple):
+class ShardValue(NamedTuple):
     """A value that goes into the function of a device or comes out of it.
 
     Attributes:
@@ -36,20 +36,20 @@ class ShardMap:
     """
 
     body: Equations
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[ShardValue, ...]
+    outputs: tuple[ShardValue, ...]
     mesh: Mesh | AbstractMesh
     axes: tuple[str, ...]
 
     @property
     def reads(self) -> tuple[int, ...]:
         """Numbers of the inputs outside."""
-        return tuple(port.outer for port in self.inputs)
+        return tuple(value.outer for value in self.inputs)
 
     @property
     def makes(self) -> tuple[int, ...]:
         """Numbers of the outputs outside."""
-        return tuple(port.outer for port in self.outputs)
+        return tuple(value.outer for value in self.outputs)
 
     def run(self, values: Values) -> None:
         """Trace a `shard_map` over the body."""
@@ -57,17 +57,19 @@ class ShardMap:
 
         def part(*arrays):
             inside = {
-                port.inner: array[0] if port.spec is None else array
-                for port, array in zip(self.inputs, arrays, strict=True)
+                value.inner: array[0] if value.spec is None else array
+                for value, array in zip(self.inputs, arrays, strict=True)
             }
             self.body.run(inside)
-            return tuple(inside[port.inner][None] if port.spec is None else inside[port.inner] for port in self.outputs)
+            return tuple(
+                inside[value.inner][None] if value.spec is None else inside[value.inner] for value in self.outputs
+            )
 
         made = jax.shard_map(
             part,
             mesh=self.mesh,
-            in_specs=tuple(own if port.spec is None else port.spec for port in self.inputs),
-            out_specs=tuple(own if port.spec is None else port.spec for port in self.outputs),
+            in_specs=tuple(own if value.spec is None else value.spec for value in self.inputs),
+            out_specs=tuple(own if value.spec is None else value.spec for value in self.outputs),
             axis_names=frozenset(self.axes),
             check_vma=False,
         )(*(values[number] for number in self.reads))
@@ -77,27 +79,27 @@ class ShardMap:
         """Return it with those outputs alone that are asked for."""
         if made.issuperset(self.makes):
             return self
-        outputs = tuple(port for port in self.outputs if port.outer in made)
-        return self._narrowed(self.body.only(port.inner for port in outputs), outputs)
+        outputs = tuple(value for value in self.outputs if value.outer in made)
+        return self._narrowed(self.body.only(value.inner for value in outputs), outputs)
 
     def split(self, now: set[int], then: set[int]) -> tuple[ShardMap, ShardMap | None]:
         """Return two of them; the second reads what each device kept in the first."""
-        outputs = [port for port in self.outputs if port.outer in now]
-        first = [port.inner for port in outputs]
+        outputs = [value for value in self.outputs if value.outer in now]
+        first = [value.inner for value in outputs]
         known = self.body.needs(first)
         # What the first one makes anyway comes out of it directly.
-        outputs += [port for port in self.outputs if port.outer in then and port.inner in known]
-        rest = tuple(port for port in self.outputs if port.outer in then and port.inner not in known)
-        head_body, tail_body, handed_on = split(self.body, first, [port.inner for port in rest])
-        kept = tuple(Port(new_number(), inner, None) for inner in handed_on)
+        outputs += [value for value in self.outputs if value.outer in then and value.inner in known]
+        rest = tuple(value for value in self.outputs if value.outer in then and value.inner not in known)
+        head_body, tail_body, handed_on = split(self.body, first, [value.inner for value in rest])
+        kept = tuple(ShardValue(new_number(), inner, None) for inner in handed_on)
         head = self._narrowed(head_body, (*outputs, *kept))
         if not rest:
             return head, None
         tail = self._narrowed(tail_body, rest)
         return head, dataclasses.replace(tail, inputs=(*tail.inputs, *kept))
 
-    def _narrowed(self, body: Equations, outputs: tuple[Port, ...]) -> ShardMap:
+    def _narrowed(self, body: Equations, outputs: tuple[ShardValue, ...]) -> ShardMap:
         """Return the same over a part of the body."""
-        needed = body.needs(port.inner for port in outputs)
-        inputs = tuple(port for port in self.inputs if port.inner in needed)
+        needed = body.needs(value.inner for value in outputs)
+        inputs = tuple(value for value in self.inputs if value.inner in needed)
         return dataclasses.replace(self, body=body, inputs=inputs, outputs=outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from hetjax.stages.stage import Stage
 
 
 class PendingWeights(NamedTuple):
-    """What the first part of one microbatch's backward leaves for the second.
+    """The arrays that the first part of one microbatch's backward leaves for the second.
 
     Attributes:
         arguments: arguments of the backward, those at `WeightProgram.reads`.
@@ -87,7 +87,9 @@ class WeightProgram:
         return added
 
 
-def _adding(piece: LaterPiece):
+def _adding(piece: LaterPiece) -> Callable[[Sequence[jax.Array], Sequence[jax.Array], Arrays], Arrays]:
+    """Return the function that adds a piece's gradients to those of earlier microbatches."""
+
     def add(read: Sequence[jax.Array], crossing: Sequence[jax.Array], gradients: Arrays) -> Arrays:
         new = piece(read, crossing)
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from hetjax.boundary.plan import PlanHop
 from hetjax.boundary.tiling import Tiling
 from hetjax.errors import ConfigError
 from hetjax.tools.bench.leader_transport import LeaderTransport
+from hetjax.tools.bench.problem import enough_devices
 from hetjax.tools.boundary_cost import busiest_device_bytes
 from hetjax.tools.boundary_sides import parse_side
 from hetjax.tools.leader_plan import leader_hops
@@ -68,7 +68,7 @@ def bench_boundary(*, size: float = 16.0, repeats: int = 20, warmup: int = 3, ou
     if size <= 0 or repeats < 1 or warmup < 1:
         raise ConfigError(f"size is {size}, repeats {repeats} and warmup {warmup}; give more than 0 of each")
     path = None if out is None else output_path(out)
-    devices = find_devices()
+    devices = enough_devices(DEVICES)[:DEVICES]
     cases = []
     with Progress(console=stderr(), disable=not stderr().is_terminal) as progress:
         task = progress.add_task("boundaries", total=len(PAIRS))
@@ -94,18 +94,6 @@ def shape_of(size: float) -> tuple[int, int, int]:
     """Return a shape of about so many MiB in float32, divisible by every degree of `PAIRS`."""
     width = size * 2**20 / (4 * BATCH * SEQ)
     return BATCH, SEQ, max(1, round(width / WIDTH_STEP)) * WIDTH_STEP
-
-
-def find_devices() -> Sequence[jax.Device]:
-    """Return eight of the machine's devices, or CPU devices where it has too few."""
-    if jax.config.jax_num_cpu_devices < DEVICES:
-        with contextlib.suppress(RuntimeError):  # too late to make more up where JAX runs already
-            jax.config.update("jax_num_cpu_devices", DEVICES)
-    found = jax.devices()
-    found = found if len(found) >= DEVICES else jax.devices("cpu")
-    if len(found) < DEVICES:
-        raise ConfigError(f"a boundary is timed on {DEVICES} devices, but there are {len(found)}")
-    return found[:DEVICES]
 
 
 def sharding_of(tiling: Tiling, devices: Sequence[jax.Device]) -> NamedSharding:
@@ -167,13 +155,13 @@ def _check_equal(arrived: jax.Array, value: np.ndarray, sharding: NamedSharding,
         np.testing.assert_array_equal(shard.data, value[shard.index], err_msg=what)
 
 
-def _bytes(steps: Sequence[PlanHop]) -> dict[str, int]:
+def _bytes(hops: Sequence[PlanHop]) -> dict[str, int]:
     """Sum the bytes between the sides (or shared devices), of the busiest device, and inside the destination."""
-    across = [step for step in steps if step.where != "destination"]
+    across = [hop for hop in hops if hop.where != "destination"]
     return {
-        "bytes_moved": sum(step.bytes for step in across),
+        "bytes_moved": sum(hop.bytes for hop in across),
         "bytes_per_device_max": max(map(busiest_device_bytes, across), default=0),
-        "bytes_inside_destination": sum(step.bytes for step in steps if step.where == "destination"),
+        "bytes_inside_destination": sum(hop.bytes for hop in hops if hop.where == "destination"),
     }
 
 

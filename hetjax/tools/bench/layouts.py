@@ -35,7 +35,7 @@ LOSS_RTOL = 1e-5
 
 
 def layouts(
-    *, rows: int = 1024, images: int = 12, samples: int = 8, microbatches: int = 1, steps: int = 5, warmup: int = 1
+    *, seq_len: int = 1024, images: int = 12, samples: int = 8, microbatches: int = 1, steps: int = 5, warmup: int = 1
 ) -> Outcome:
     """Time a long fused sequence with a small encoder in two placements on the same 8 devices.
 
@@ -44,7 +44,7 @@ def layouts(
     must give the same loss. Bytes are counted in the compiled programs and the plans of the boundaries.
 
     Args:
-        rows: Token positions of a sample's sequence.
+        seq_len: Token positions of a sample's sequence.
         images: Images a sample, of 64 tokens each.
         samples: Samples a batch.
         microbatches: Parts that a batch is split into.
@@ -53,11 +53,11 @@ def layouts(
     """
     if steps < 1 or warmup < 1:
         raise ConfigError(f"steps is {steps} and warmup {warmup}; give 1 or more of each")
-    problem = _problem(rows, images, samples)
-    if images * problem.vision.tokens_per_image > rows:
+    problem = _problem(seq_len, images, samples)
+    if images * problem.vision.tokens_per_image > seq_len:
         raise ConfigError(
-            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {rows} rows; give more "
-            "rows or fewer images"
+            f"{images} images of {problem.vision.tokens_per_image} tokens do not fit into {seq_len} token "
+            "positions; give a larger seq_len or fewer images"
         )
     devices = enough_devices(DEVICES)[:DEVICES]
     batch = problem.batch()
@@ -82,13 +82,13 @@ def layouts(
     return Outcome(numbers=numbers, shown=(_table(numbers),))
 
 
-def _problem(rows: int, images: int, samples: int) -> Problem:
+def _problem(seq_len: int, images: int, samples: int) -> Problem:
     """Return a problem whose encoder multiplies with weights 0.3 times as often per token as its language model."""
     vision = VisionConfig(
         image_size=32, patch_size=4, width=96, layers=4, heads=4, mlp_width=384, projector_width=192, output_width=192
     )
     llm = DecoderConfig(vocab_size=512, width=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_width=512)
-    return Problem(vision=vision, llm=llm, samples=samples, rows=rows, images=images)
+    return Problem(vision=vision, llm=llm, samples=samples, seq_len=seq_len, images=images)
 
 
 def _trainer(

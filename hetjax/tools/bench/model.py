@@ -15,7 +15,7 @@ from rich.progress import track
 
 from hetjax.errors import ConfigError
 from hetjax.execution.flops import count_flops
-from hetjax.models.components import build_component
+from hetjax.models.components import ComponentConfig, build_component
 from hetjax.models.remat import check_remat, remat_in_force
 from hetjax.stages.flat_state import Arrays, flatten_module
 from hetjax.tools.bench.model_inputs import inputs_of
@@ -63,7 +63,7 @@ def bench_model(
 
 
 def _measure(
-    config: object, inputs: dict[str, np.ndarray], tokens: int, dtype: jnp.dtype, remat: str, timed: int
+    config: ComponentConfig, inputs: dict[str, np.ndarray], tokens: int, dtype: jnp.dtype, remat: str, timed: int
 ) -> dict[str, Json]:
     """Time one component; `tokens` are those that its inputs make, padding included."""
     skeleton, shapes, buffer_shapes = flatten_module(nnx.eval_shape(lambda: build_component(config, nnx.Rngs(0))))
@@ -95,7 +95,7 @@ def _measure(
     }
 
 
-def _weights(config: object, dtype: jnp.dtype) -> tuple[Arrays, Arrays]:
+def _weights(config: ComponentConfig, dtype: jnp.dtype) -> tuple[Arrays, Arrays]:
     def make() -> tuple[Arrays, Arrays]:
         _, params, buffers = flatten_module(build_component(config, nnx.Rngs(0)))
         return jax.tree.map(lambda x: x.astype(dtype), params), buffers

@@ -7,12 +7,13 @@ import math
 import numpy as np
 
 from hetjax.models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
+from hetjax.models.components import ComponentConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE, tokens_of_clip
 
 Inputs = tuple[dict[str, np.ndarray], int]
 
 
-def inputs_of(config: object, *, batch: int, tokens: int, clip_seconds: float) -> Inputs:
+def inputs_of(config: ComponentConfig, *, batch: int, tokens: int, clip_seconds: float) -> Inputs:
     """Return (arrays by port, tokens that the component takes or makes of them).
 
     A language model gets `batch` sequences of `tokens` ids; an encoder of images as many images as make about `tokens`
@@ -43,11 +44,11 @@ def inputs_of(config: object, *, batch: int, tokens: int, clip_seconds: float) -
 
 
 def _packed_image(config: RadioConfig | Siglip2Config, batch: int, tokens: int, random: np.random.Generator) -> Inputs:
-    layout = config.image_rows
-    side = layout.merge * layout.patch_size * max(1, math.isqrt(tokens))
+    packing = config.image_rows
+    side = packing.merge * packing.patch_size * max(1, math.isqrt(tokens))
     image = random.normal(size=(side, side, config.channels)).astype(np.float32)
     grid = side // config.patch_size
-    rows = layout.pack_images([image], layout.rows(grid, grid))
+    rows = packing.pack_images([image], packing.rows(grid, grid))
     arrays = {"patches": rows.patches, "places": rows.places, "segments": rows.segments}
     made = batch * len(rows.tokens[0])
     return {name: np.broadcast_to(array, (batch, *array.shape)) for name, array in arrays.items()}, made

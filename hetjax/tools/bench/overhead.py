@@ -1,4 +1,4 @@
-"""hetjax bench overhead: what a step costs beyond the same step as one jitted function."""
+"""hetjax bench overhead: the time of a step against that of the same step as one jitted function."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROBLEMS = {
         ),
         llm=DecoderConfig(vocab_size=512, width=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_width=512),
         samples=32,
-        rows=80,
+        seq_len=80,
     ),
     # Next to no arithmetic: the time is that of the dispatches.
     "tiny": Problem(
@@ -44,7 +44,7 @@ PROBLEMS = {
         ),
         llm=DecoderConfig(vocab_size=32, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32),
         samples=32,
-        rows=8,
+        seq_len=8,
     ),
 }  # fmt: skip
 

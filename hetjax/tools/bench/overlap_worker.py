@@ -45,7 +45,7 @@ def problem(microbatches: int) -> Problem:
         ),
         llm=DecoderConfig(vocab_size=64, width=256, layers=4, heads=4, kv_heads=4, head_dim=64, mlp_width=688),
         samples=4 * microbatches,
-        rows=64,
+        seq_len=64,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ CLOSED_FORMS: dict[str, Callable[[int, int, int], float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a schedule costs on one graph, in the units of the given costs.
+    """The figures of a schedule on one graph, in the units of the given costs.
 
     Attributes:
         idle_share: of all devices, 0 to 1.

@@ -15,11 +15,11 @@ def test_a_small_case_by_hand():
 def test_every_sample_is_in_one_row_and_rows_hold_what_they_can(seed, spare):
     rng = np.random.default_rng(seed)
     needs = np.stack([rng.integers(1, 100, 60), rng.integers(0, 3, 60)], axis=1)
-    rows = pack(needs, [100, 6], spare=spare)
+    least = -(-needs[:, 0].sum() // 100)
+    rows = pack(needs, [100, 6], bins=least + spare if spare else None)
     assert sorted(sample for row in rows for sample in row) == list(range(60))
     assert all(np.all(needs[row].sum(axis=0) <= [100, 6]) for row in rows)
     assert all(row == sorted(row) for row in rows)
-    least = -(-needs[:, 0].sum() // 100)
     assert least <= len(rows) <= 1.5 * least + spare
 
 

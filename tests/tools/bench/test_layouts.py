@@ -6,7 +6,7 @@ from hetjax.tools.bench.layouts import layouts
 
 @pytest.mark.slow
 def test_both_placements_are_timed_and_a_layout_of_its_own_spares_the_encoder_its_traffic():
-    outcome = layouts(rows=128, images=1, samples=8, steps=1, warmup=1)
+    outcome = layouts(seq_len=128, images=1, samples=8, steps=1, warmup=1)
     numbers = outcome.numbers
     assert numbers["homogeneous"]["seconds"] > 0 and numbers["colocated"]["seconds"] > 0
     homogeneous, colocated = (numbers[name]["bytes_by_module"] for name in ("homogeneous", "colocated"))
@@ -18,5 +18,5 @@ def test_both_placements_are_timed_and_a_layout_of_its_own_spares_the_encoder_it
 
 
 def test_images_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="2 images of 64 tokens do not fit into 100 rows"):
-        layouts(rows=100, images=2)
+    with pytest.raises(ConfigError, match="2 images of 64 tokens do not fit into 100 token positions"):
+        layouts(seq_len=100, images=2)
