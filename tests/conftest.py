@@ -40,14 +40,14 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 10, 10)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(request):
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
     """Compile fast rather than well: numbers are checked here, not speed. Slow tests are optimized as a user's run is,
-    but for those marked quick; the kernels are made quickly in all of them (`tests.harness.compile_quickly`)."""
-    quick = "slow" not in request.keywords or "quick" in request.keywords
+    but for those marked quick; the kernels are made quickly in all of them (`tests.harness.compile_quickly`).
+
+    A hook rather than a fixture: fixtures of a whole module compile before those of its first test."""
+    quick = "slow" not in item.keywords or "quick" in item.keywords
     jax.config.update("jax_disable_most_optimizations", quick)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

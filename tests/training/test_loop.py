@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -39,6 +40,16 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """The folder of a run of two steps. A test that goes on from it takes a copy."""
+    folder = tmp_path_factory.mktemp("two-steps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        train_main(arguments(folder, "--steps", "2"))
+    return folder
+
+
 def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, capsys):
     train_main(arguments(tmp_path, "--steps", "5", "--eval.every", "2"))
     logged = rows(tmp_path)
@@ -61,8 +72,8 @@ def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, caps
     assert rows(tmp_path) == logged
 
 
-def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(tmp_path, capsys):
-    train_main(arguments(tmp_path, "--steps", "2"))
+def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(two_steps, tmp_path, capsys):
+    shutil.copytree(two_steps / "run", tmp_path / "run")
     other = ["--placement.llm.devices", "1-2", "--placement.llm.stage", "2", "--microbatches", "2"]
     train_main(arguments(tmp_path, "--steps", "3", *other))
     assert "resuming after step 2" in capsys.readouterr().out
@@ -112,11 +123,11 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path, cap
     assert max(saved) == len(logged)
 
 
-def test_a_refused_resume_leaves_the_settings_of_the_run_as_they_were(tmp_path, capsys):
-    train_main(arguments(tmp_path, "--steps", "1"))
+def test_a_refused_resume_leaves_the_settings_of_the_run_as_they_were(two_steps, tmp_path, capsys):
+    shutil.copytree(two_steps / "run", tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(SystemExit):
-        train_main(arguments(tmp_path, "--steps", "2", "--model.llm.mlp_width", "64"))
+        train_main(arguments(tmp_path, "--steps", "3", "--model.llm.mlp_width", "64"))
     assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
