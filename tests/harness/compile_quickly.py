@@ -19,7 +19,7 @@ KERNELS = (
 
 
 # A program that took this long to compile is worth a file, in seconds.
-WORTH_SHARING = 0.05
+WORTH_SHARING = 0.2
 
 
 def make_kernels_quickly() -> None:
