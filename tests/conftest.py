@@ -12,12 +12,11 @@ import pytest
 from hetjax.cli import train_main
 from hetjax.config.build import build_trainer
 from hetjax.config.run_config import load_config
-from tests.harness.compile_quickly import make_kernels_quickly, share_compiled_programs
+from tests.harness.compile_quickly import make_kernels_quickly
 from tests.harness.digits_run import CONFIG, write_dataset
 from tests.harness.paths import ROOT
 
 make_kernels_quickly()
-share_compiled_programs()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

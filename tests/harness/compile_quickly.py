@@ -1,10 +1,12 @@
-"""How programs compile fast rather than well, for tests of numbers: most of their time is compilation."""
+"""How programs compile fast rather than well, for tests of numbers: most of their time is compilation.
 
-import atexit
+JAX's persistent cache of compiled programs would save more, and is not used: a training step of the omni model that
+jaxlib 0.10.2 reads from it on CPU corrupts the heap ("corrupted double-linked list" at its first dispatch, three runs of
+three).
+"""
+
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 import jaxlib.version
@@ -18,33 +20,9 @@ KERNELS = (
 )
 
 
-# A program that took this long to compile is worth a file, in seconds.
-WORTH_SHARING = 0.2
-
-
 def make_kernels_quickly() -> None:
     """In this process and those it starts. Call before the first computation: XLA reads its flags once."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KERNELS}".strip()
-
-
-def share_compiled_programs() -> None:
-    """Compile equal programs once in all processes of a test run: in a folder of its own, gone at its end.
-
-    Workers and the processes that tests start inherit the folder by the environment.
-    """
-    import jax  # not by processes that need none
-
-    settings = {
-        "jax_persistent_cache_min_compile_time_secs": WORTH_SHARING,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None:
-        folder = tempfile.mkdtemp(prefix="hetjax-tests-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name, value in {"jax_compilation_cache_dir": folder, **settings}.items():
-        os.environ[name.upper()] = str(value)
-        jax.config.update(name, value)
 
 
 @contextlib.contextmanager
