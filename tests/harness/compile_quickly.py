@@ -1,8 +1,7 @@
 """How programs compile fast rather than well, for tests of numbers: most of their time is compilation.
 
 JAX's persistent cache of compiled programs would save more, and is not used: a training step of the omni model that
-jaxlib 0.10.2 reads from it on CPU corrupts the heap ("corrupted double-linked list" at its first dispatch, three runs of
-three).
+jaxlib 0.10.2 reads from it on CPU corrupts the heap ("corrupted double-linked list", in three runs of three).
 """
 
 import contextlib
