@@ -25,13 +25,18 @@ sys.exit(code)
 SHOW = "import os, sys; i = os.environ['JAX_PROCESS_ID']; "
 
 
+def buffered():
+    """The environment without PYTHONUNBUFFERED: a line of process 0 would come in pieces, and those of others stand
+    between them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @contextlib.contextmanager
 def launched(processes, command, *, grace=3.0, logs=""):
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCH, str(processes), str(grace), str(logs), *command],
         cwd=ROOT,
-        # Unbuffered, a line of process 0 comes in pieces, and those of others may stand between them.
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        env=buffered(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -189,7 +194,8 @@ def test_what_stands_behind_the_dashes_is_handed_on_verbatim(tmp_path):
     script = tmp_path / "show.py"
     script.write_text("import sys; print(sys.argv[1:])")
     launcher = [sys.executable, "-m", "hetjax", "launch", "--processes", "2", "--", str(script)]
-    printed = subprocess.run([*launcher, "--config", "a b", "--", "--help"], cwd=ROOT, capture_output=True, text=True)
+    words = [*launcher, "--config", "a b", "--", "--help"]
+    printed = subprocess.run(words, cwd=ROOT, env=buffered(), capture_output=True, text=True)
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.splitlines() == ["['--config', 'a b', '--', '--help']"] * 2
 

@@ -8,6 +8,7 @@ import pytest
 
 from hetjax import Trainer
 from hetjax.meshes import Layout, Placement
+from tests.harness.choices import others_slow
 from tests.harness.count_waits import count_waits
 from tests.harness.parity.problem import make_batch, make_graph, make_optimizer
 
@@ -25,7 +26,7 @@ def make_trainer(layouts, **options) -> Trainer:
     return Trainer(make_graph(), Placement(layouts), optimizer=make_optimizer(), **{"microbatches": 2, **options})
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", others_slow(PLACEMENTS, ["disjoint, fan-in", "overlapping, permuted"]))
 def test_a_step_neither_waits_nor_reads_an_array_on_the_host(placement, monkeypatch):
     trainer = make_trainer(PLACEMENTS[placement], max_grad_norm=1.0)
     state, batch = trainer.init(), make_batch()

@@ -46,7 +46,7 @@ def fixed_siglip2():
     ("case", "layout"),
     [
         (pruned_videos, ALL),
-        (videos_by_tubelet, ALL),
+        pytest.param(videos_by_tubelet, ALL, marks=[pytest.mark.slow, pytest.mark.quick]),
         (videos_by_tubelet, WHOLE_ROWS),
         (packed_siglip2, ALL),
         (fixed_siglip2, ALL),

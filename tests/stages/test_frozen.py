@@ -12,6 +12,7 @@ from hetjax.errors import ConfigError, GraphError
 from hetjax.execution.flops import backward_factor
 from hetjax.meshes import Layout, Placement
 from hetjax.stages.frozen import frozen_paths
+from tests.harness.choices import others_slow
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import make_batch, make_graph
 
@@ -51,7 +52,7 @@ def whole_gradients():
     return whole.loss_and_gradients(whole.init(0), make_batch())[1]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", others_slow(PLACEMENTS, ["three meshes"]))
 def test_a_part_that_trains_gets_the_gradients_of_the_whole_and_the_rest_stays(placement):
     batch, expected = make_batch(), whole_gradients()
     trainer = make_trainer(placement, trained=["vision.projector", "llm.layers"], microbatches=2)

@@ -1,6 +1,7 @@
 """Every table of the tools keeps its numbers whole on a terminal of 80 columns."""
 
 import io
+import itertools
 import re
 
 import pytest
@@ -102,13 +103,18 @@ def test_no_number_is_cut_at_80_columns(name):
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), f"{number} is not in\n{text}"
 
 
-@pytest.mark.parametrize("columns", [60, 80, 200])
-def test_the_tables_of_a_large_boundary_and_of_all_schedules_keep_their_numbers(columns):
+@pytest.fixture(scope="module")
+def large():
+    """A boundary with many device pairs, and every schedule."""
     sides = {"from_": "data=64,fsdp=2@0-127:batch", "to": "data=8,context=2,tensor=8@128-255:batch,seq"}
-    for outcome in (
+    return (
         boundary(shape="65536,4096,1024", **sides),
-        schedules.schedules(stages=[16], microbatches=[128], costs=KindCosts(forward=1234.5)),
-    ):
+        schedules.schedules(stages=[8], microbatches=[32], costs=KindCosts(forward=1234.5)),
+    )
+
+
+def test_the_tables_of_a_large_boundary_and_of_all_schedules_keep_their_numbers(large):
+    for outcome, columns in itertools.product(large, (60, 80, 200)):
         for table in outcome.shown:
             if isinstance(table, NumberTable):
                 text = printed(table, columns)
