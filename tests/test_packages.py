@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.paths import ROOT
-from tests.harness.sources import MODULES
+from tests.harness.sources import MODULES, tree_of
 
 # Folders whose own files are parts of no one package: each file stands for itself.
 ROOTS = {"hetjax", "hetjax.models"}
@@ -16,7 +16,7 @@ ROOTS = {"hetjax", "hetjax.models"}
 
 def imports_of(name: str) -> Iterator[str]:
     """The modules of ours that a module imports, wherever in it."""
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+    for node in ast.walk(tree_of(MODULES[name])):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -73,7 +73,7 @@ def test_every_folder_is_a_package_that_is_installed():
 def test_no_test_file_imports_from_another():
     """What several of them need stands in tests/harness."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         found = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
         found += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         found += [

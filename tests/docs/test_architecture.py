@@ -4,7 +4,7 @@ import ast
 import re
 
 from tests.harness.paths import ROOT
-from tests.harness.sources import MODULES
+from tests.harness.sources import MODULES, tree_of
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -24,7 +24,7 @@ def private_names() -> set[str]:
     """Modules of others that are imported though their name says that they are private."""
     found = set()
     for path in [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             found |= {

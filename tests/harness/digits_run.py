@@ -9,6 +9,11 @@ import numpy as np
 from PIL import Image
 
 CONFIG = "configs/digits.yaml"
+# Its modules on one device, for a run whose layout is not what is tested: its programs compile sooner.
+ONE_DEVICE = [
+    *("--placement.vision.devices", "0", "--placement.vision.data", "1", "--placement.llm.devices", "0"),
+    *("--placement.llm.data", "1", "--placement.llm.tensor", "1", "--microbatches", "1"),
+]
 
 
 def write_dataset(folder: Path, samples: int = 8, *, content: str = "Which?", images: int = 1) -> Path:

@@ -1,5 +1,7 @@
 """The source of the packages, module by module, for tests of how they stand to each other."""
 
+import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,3 +19,9 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 MODULES = dict(sources())
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file, parsed."""
+    return ast.parse(path.read_text())

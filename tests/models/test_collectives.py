@@ -20,6 +20,7 @@ from hetjax.models.parts.rope import rope_table
 from hetjax.models.parts.stack import Stack
 from hetjax.models.parts.vision_block import VisionBlock
 from hetjax.stages.flat_state import flatten_module
+from tests.harness.choices import others_slow
 from tests.harness.compile_quickly import quickly
 from tests.harness.models.layouts import constraint_of, splits_of
 
@@ -30,6 +31,16 @@ VISION = VisionConfig(
     image_size=8, patch_size=4, width=D, layers=3, heads=4, mlp_width=40, projector_width=8, output_width=8
 )
 LAYOUTS = {"tensor2": {"tensor": 2}, "tensor4": {"tensor": 4}, "data2-tensor4": {"data": 2, "tensor": 4}}
+# The decoder in every layout; by default the others in the one of both axes.
+BLOCKS = [
+    pytest.param(
+        *(kind, degrees),
+        id=f"{kind}-{name}",
+        marks=[] if kind == "decoder" or name == "data2-tensor4" else [pytest.mark.slow, pytest.mark.quick],
+    )
+    for kind in ("decoder", "vision", "stack")
+    for name, degrees in LAYOUTS.items()
+]
 ACTIVATION = B * S * D * 4
 TEXTS: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -118,8 +129,7 @@ def counted(text: str, devices: int | None = None) -> Counter:
     return Counter((c.kind, c.result_bytes) for c in collectives(text) if devices in (None, c.group_size))
 
 
-@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("kind", ["decoder", "vision", "stack"])
+@pytest.mark.parametrize(("kind", "degrees"), BLOCKS)
 def test_a_block_has_two_all_reduces_each_way_and_gathers_nothing(kind, degrees):
     layout = Layout(**degrees, sequence_parallel=False)
     forward, backward = compiled(kind, layout)
@@ -131,8 +141,7 @@ def test_a_block_has_two_all_reduces_each_way_and_gathers_nothing(kind, degrees)
     assert {what for what, _ in rest} == ({"all-reduce"} if layout.data > 1 else set())
 
 
-@pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("kind", ["decoder", "vision", "stack"])
+@pytest.mark.parametrize(("kind", "degrees"), BLOCKS)
 def test_with_sequence_parallelism_it_has_two_gathers_and_two_scatters_and_no_all_reduce(kind, degrees):
     layout = Layout(**degrees)
     forward, backward = compiled(kind, layout)
@@ -152,7 +161,7 @@ def test_with_sequence_parallelism_it_has_two_gathers_and_two_scatters_and_no_al
         assert sum(size * count for (_, size), count in rest.items()) == vectors * D * 4
 
 
-@pytest.mark.parametrize("kind", ["decoder", "vision"])
+@pytest.mark.parametrize("kind", others_slow(["decoder", "vision"], ["decoder"]))
 def test_both_forms_move_the_same_bytes_forward(kind):
     both = [compiled(kind, Layout(tensor=4, sequence_parallel=on))[0] for on in (True, False)]
     assert len({bytes_received(text) for text in both}) == 1

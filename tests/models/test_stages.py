@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hetjax.models import LanguageModel, ModelError, VisionEncoder
 from hetjax.models.stages import LayerCosts, balanced_layers, even_layers
+from tests.harness.choices import others_slow
 from tests.harness.models.tiny_models import (
     DECODER,
     VISION,
@@ -93,7 +94,7 @@ def test_the_one_stage_of_one_is_the_whole(name):
         np.testing.assert_array_equal(flat(stage_weights)[path], weight)
 
 
-@pytest.mark.parametrize("name", ["decoder", "vision"])
+@pytest.mark.parametrize("name", others_slow(["decoder", "vision"], ["decoder"]))
 def test_stages_built_in_a_jit_hold_the_weights_of_the_whole(name):
     build = {
         "decoder": lambda: LanguageModel(DECODER, rngs=nnx.Rngs(0)),

@@ -30,8 +30,15 @@ def compiled_trainer(**options) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("frozen", [(), ("llm",)], ids=["all train", "frozen llm"])
+@pytest.mark.parametrize(
+    ("frozen", "compute_dtype"),
+    [
+        pytest.param((), "bfloat16", id="all train-bfloat16"),
+        pytest.param(("llm",), "float32", id="frozen llm-float32"),
+        pytest.param((), "float32", id="all train-float32", marks=[pytest.mark.slow, pytest.mark.quick]),
+        pytest.param(("llm",), "bfloat16", id="frozen llm-bfloat16", marks=[pytest.mark.slow, pytest.mark.quick]),
+    ],
+)
 def test_residuals_contain_no_weight(frozen, compute_dtype):
     trainer = make_trainer(frozen=frozen, compute_dtype=compute_dtype)
     for name, program in compile_some(trainer, make_batch(), programs=LAYOUTS).programs.items():

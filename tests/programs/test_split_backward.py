@@ -13,6 +13,7 @@ from hetjax.meshes import Layout
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.stages.flat_state import flatten_module
+from tests.harness.choices import others_slow
 from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.parity.problem import VISION, make_batch, make_graph
@@ -51,7 +52,7 @@ def backward_of(make, remat="none"):
     return (lambda leaves, cotangent: tree.unflatten(leaves)(cotangent)), (leaves, jnp.float32(1))
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", others_slow(["none", "full", "dots"], ["none", "full"]))
 @pytest.mark.parametrize("make", [language_model, second_vision_stage, plain_chain], ids=lambda make: make.__name__)
 def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(make, remat):
     backward, arguments = backward_of(make, remat)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.harness.digits_run import write_dataset
+from tests.harness.digits_run import ONE_DEVICE, write_dataset
 
 REFUSED = {
     "an unknown setting": (["--optimizer.learningrate", "1"], ["learningrate", "did you mean", "learning_rate"]),
@@ -73,21 +73,22 @@ def test_a_truncated_image_is_skipped_named_and_counted_until_their_share_is_too
     path = write_dataset(tmp_path / "data", samples=20)
     broken = tmp_path / "data" / "5-0.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    code, message = run("--data.max_bad_share", "0.2", data=path)
+    code, message = run("--data.max_bad_share", "0.2", *ONE_DEVICE, data=path)
     assert code is None, message
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
-    code, message = run("--data.max_bad_share", "0.01", "--run_dir", str(tmp_path / "other"), "--steps", "9", data=path)
+    other = ["--run_dir", str(tmp_path / "other"), "--steps", "9", *ONE_DEVICE]
+    code, message = run("--data.max_bad_share", "0.01", *other, data=path)
     assert code == 2
     assert "5-0.png" in message
     assert "max_bad_share" in message
 
 
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
-    code, message = run()
+    code, message = run(*ONE_DEVICE)
     assert code is None, message
     wider = ["--model.llm.mlp_width", "64"]
-    code, message = run(*wider)
+    code, message = run(*wider, *ONE_DEVICE)
     assert code == 2
     assert "mlp" in message
     assert "128" in message
@@ -103,7 +104,7 @@ def test_a_full_disk_while_saving_ends_the_run_with_the_reason(run, tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PyTreeCheckpointHandler, "async_save", full)
-    code, message = run()
+    code, message = run(*ONE_DEVICE)
     assert code == 2
     assert "No space left on device" in message
     assert "step 2" in message
@@ -113,6 +114,6 @@ def test_a_full_disk_while_logging_ends_the_run_with_the_reason(run, tmp_path):
     (tmp_path / "run").mkdir()
     # The log is begun under this name, then renamed: all that is written to it meets a full disk.
     (tmp_path / "run" / "metrics.jsonl.partial").symlink_to("/dev/full")
-    code, message = run()
+    code, message = run(*ONE_DEVICE)
     assert code == 2
     assert "No space left on device" in message

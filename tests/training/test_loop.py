@@ -15,14 +15,10 @@ from hetjax.cli import train_main
 from hetjax.cluster.interrupt import StopRequest
 from hetjax.config.build import decays, learning_rate
 from hetjax.config.run_config import OptimizerConfig
-from tests.harness.digits_run import CONFIG, write_dataset
+from tests.harness.digits_run import CONFIG, ONE_DEVICE, write_dataset
 from tests.harness.paths import ROOT
 
 SMALL = ["--data.batch_size", "8", "--eval.max_new_tokens", "2", "--log_every", "1"]
-ONE_DEVICE = [
-    *("--placement.vision.devices", "0", "--placement.vision.data", "1", "--placement.llm.devices", "0"),
-    *("--placement.llm.data", "1", "--placement.llm.tensor", "1", "--microbatches", "1"),
-]
 
 
 def arguments(tmp_path: Path, *more: str) -> list[str]:

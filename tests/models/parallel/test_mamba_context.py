@@ -56,7 +56,6 @@ QUICK = {
     ("context4", True),
     ("data2-context2-tensor2", True),
     ("data2-context2-tensor2", False),
-    ("data2-tensor2", True),
 }
 CASES = [
     pytest.param(degrees, packed, id=f"{name}-{packed}", marks=[] if (name, packed) in QUICK else pytest.mark.slow)
