@@ -17,10 +17,11 @@ from hetjax.programs.end_of_step import EndOfStep
 from hetjax.programs.forward_backward import ForwardBackward
 from hetjax.programs.update import Update
 from hetjax.schedule import Kind, Schedule
+from hetjax.stages.flat_state import Shapes
 from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import link_transport
 from hetjax.stages.links import Link, learns
-from hetjax.stages.stage import LOSS, Shapes, Stage
+from hetjax.stages.stage import LOSS, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ from hetjax.generation.stage_programs import LENGTHS, TOKENS, Decode, Encode
 from hetjax.graph import ModuleGraph
 from hetjax.models.sampling import Sampling, is_stop
 from hetjax.stages.batch import Batch, input_shapes
+from hetjax.stages.flat_state import Shapes
 from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import link_transport
 from hetjax.stages.links import Link
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from hetjax.compilation.compiled_program import ArrayTree, Program
 from hetjax.models.dims import Dims
 from hetjax.models.mode import inference
 from hetjax.models.sampling import Sampling, choose, is_stop, keys_of_samples
-from hetjax.stages.flat_state import Arrays
+from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.placed_shapes import shardings_of
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
 TOKENS = "tokens"
 """The input port of the first stage for token ids, and the output port of the last stage for chosen tokens."""

@@ -12,9 +12,9 @@ from hetjax.programs.residuals import Residuals
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.programs.split_backward.weight_program import PendingWeights, WeightProgram
 from hetjax.programs.stage_functions import Cotangents, StageFunctions
-from hetjax.stages.flat_state import Arrays
+from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.placed_shapes import shardings_of
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
 
 class ForwardBackward:

@@ -16,8 +16,8 @@ from hetjax.errors import GraphError
 from hetjax.models.remat import remat_in_force, whole
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.programs.residuals import ResidualPlaces, Residuals
-from hetjax.stages.flat_state import Arrays
-from hetjax.stages.stage import LOSS, Shapes, Stage
+from hetjax.stages.flat_state import Arrays, Shapes
+from hetjax.stages.stage import LOSS, Stage
 
 Cotangents = dict[str, tuple[jax.Array, ...]]
 """The gradients that arrive at each output port, one from each link that leaves it there; they are added up."""

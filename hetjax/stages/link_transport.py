@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hetjax.boundary import TwoWayTransport
 from hetjax.errors import GraphError
+from hetjax.stages.flat_state import Shapes
 from hetjax.stages.links import Link
-from hetjax.stages.stage import Shapes, Stage
+from hetjax.stages.stage import Stage
 
 
 def link_transport(
