@@ -27,9 +27,10 @@ def test_importing_hetjax_imports_no_jax(tmp_path):
 
 
 def test_launching_imports_no_jax_nor_numpy(tmp_path):
+    # Each line in one write: two processes share the output.
     code = (
         "import sys; from hetjax.cli import main\n"
-        "main(['launch', '--processes', '2', '--', '-c', 'print(1)'])\n"
+        "main(['launch', '--processes', '2', '--', '-c', 'import os; os.write(1, bytes([49, 10]))'])\n"
         "print({'jax', 'flax', 'optax', 'numpy'} & set(sys.modules))"
     )
     assert run_python(code, tmp_path).splitlines() == ["1", "1", "set()"]
