@@ -12,11 +12,13 @@ import pytest
 from hetjax.cli import train_main
 from hetjax.config.build import build_trainer
 from hetjax.config.run_config import load_config
+from tests.harness.compile_once import compile_equal_programs_once
 from tests.harness.compile_quickly import make_kernels_quickly
 from tests.harness.digits_run import CONFIG, write_dataset
 from tests.harness.paths import ROOT
 
 make_kernels_quickly()
+compile_equal_programs_once()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -101,6 +101,9 @@ def _child(job: str, index: int) -> None:
     module, name, arguments, settings = pickle.loads(Path(job).read_bytes())
     import jax
 
+    from tests.harness.compile_once import compile_equal_programs_once
+
+    compile_equal_programs_once()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings["devices"])
     jax.config.update("jax_enable_x64", settings["x64"])
