@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding
 
+from hetjax.compilation.compile_described import compile_described
 from hetjax.compilation.dispatch_order import in_order
+from hetjax.meshes import is_described
 
 ArrayTree = Any
 """Arrays in a pytree, or shapes in their place."""
@@ -87,8 +89,10 @@ class Program:
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
-        """The executable."""
-        return self.lower().compile()
+        """The executable; of described devices that of an equal program on another mesh, if there is one."""
+        lowered = self.lower()
+        described = is_described(self.mesh.devices.flat[0])
+        return compile_described(lowered, self.mesh) if described else lowered.compile()
 
     @property
     def is_compiled(self) -> bool:
@@ -122,10 +126,16 @@ class Program:
     def outputs(self) -> ArrayTree:
         """Shapes of the results, with the shardings that they were compiled with."""
         return jax.tree.map(
-            lambda aval, sharding: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding),
+            lambda aval, sharding: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=self._on_mesh(sharding)),
             self.traced.out_info,
             self.compiled.output_shardings,
         )
+
+    def _on_mesh(self, sharding: Sharding) -> Sharding:
+        """Return a sharding of the executable, which may be that of another mesh, on this one."""
+        if not isinstance(sharding, NamedSharding) or sharding.mesh == self.mesh:
+            return sharding
+        return NamedSharding(self.mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
     def __call__(self, *arguments: ArrayTree) -> ArrayTree:
         """Dispatch a call; it compiles first where nobody has. Consumes the arguments that are donated."""
