@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from hetjax.compilation.compile_described import compile_described
 from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.memory_use import MemoryUse, memory_use
 from hetjax.meshes import is_described
 
 ArrayTree = Any
 """Arrays in a pytree, or shapes in their place."""
-
-
-class MemoryUse(NamedTuple):
-    """Bytes that one device needs for one call of a program, as its compiler counts them.
-
-    Attributes:
-        arguments: what is passed in.
-        outputs: what is returned, with what reuses the memory of donated arguments.
-        donated: of `outputs`, what lies in the memory of donated arguments.
-        temporary: everything between.
-        code: the executable.
-    """
-
-    arguments: int
-    outputs: int
-    donated: int
-    temporary: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """All of it at once; donated memory counts once."""
-        return self.arguments + self.outputs - self.donated + self.temporary + self.code
 
 
 class Program:
@@ -113,14 +91,7 @@ class Program:
     @property
     def memory(self) -> MemoryUse:
         """Bytes that one device needs for a call."""
-        found = self.compiled.memory_analysis()
-        return MemoryUse(
-            arguments=found.argument_size_in_bytes,
-            outputs=found.output_size_in_bytes,
-            donated=found.alias_size_in_bytes,
-            temporary=found.temp_size_in_bytes,
-            code=found.generated_code_size_in_bytes,
-        )
+        return memory_use(self.compiled)
 
     @property
     def outputs(self) -> ArrayTree:
