@@ -82,8 +82,8 @@ class Trainer:
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
             as ["attention", "mlp"] of hetjax.models: all but those.
-        devices: devices that a placement counts; default `jax.devices()`. For those of `hetjax.target_devices`, which are
-            not there, `trace` and `compile` work, and nothing that runs.
+        devices: devices that a placement counts; default `jax.devices()`. For those of `hetjax.target_devices`, which
+            are not there, `trace` and `compile` work, and nothing that runs.
 
     Attributes:
         placement: the placement on as many devices as there are.

@@ -45,7 +45,7 @@ class _Gpu:
     has_float8: bool
 
 
-_GPUS: Mapping[str, _Gpu] = {
+GPUS: Mapping[str, _Gpu] = {
     "A100": _Gpu(
         name="NVIDIA A100-SXM4-80GB", capability=(8, 0), cores=108, lanes=64, clock=1.41, tensor_clock=1.41,
         shared=167936, shared_by_block=166912, cache=41943040, links=12, bfloat16=256, float64=16, has_float8=False,
@@ -71,7 +71,7 @@ _INT32, _FLOAT8 = (4, 8), (19, 20, 23, 24, 25, 28, 29, 33)
 
 def gpu_text(hardware: Hardware) -> str:
     """Return the text of an A100, H100, H200 or B200, for `topologies.get_topology_desc(target_config=...)`."""
-    gpu = _GPUS[hardware.name]
+    gpu = GPUS[hardware.name]
     major, minor = gpu.capability
     # From 9.0 on kernels use instructions of exactly this capability ("9.0a").
     accelerated, letter = ("feature_extension: ACCELERATED_FEATURES", "a") if major >= 9 else ("", "")
