@@ -12,7 +12,7 @@ import jsonargparse
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
-from hetjax.config.target_options import HELP
+from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 from hetjax.meshes import Layout
@@ -210,7 +210,11 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
         config = take_settings(values, parser)
     except PARSE_ERRORS as error:
         raise ConfigError(
-            explain(str(error), known_settings(parser), help_line="`python train.py --help` lists every setting")
+            explain(
+                str(error),
+                [*known_settings(parser), *TARGET_OPTIONS],
+                help_line="`python train.py --help` lists every setting",
+            )
         ) from None
     values.pop("config")
     return config, parser.dump(values, skip_unset=False)

@@ -36,14 +36,17 @@ class TargetOptions:
     picture: str | None = None
 
 
+TARGET_OPTIONS = tuple(field.name for field in dataclasses.fields(TargetOptions))
+"""The names of the options."""
+
+
 def take_target_options(arguments: Sequence[str]) -> tuple[TargetOptions | None, list[str]]:
     """Return the options among the arguments of train.py, None without --target, and the other arguments.
 
     Raises ConfigError for an option without its value or without --target, and for a file in no folder.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    names = [field.name for field in dataclasses.fields(TargetOptions)]
-    for name in names:
+    for name in TARGET_OPTIONS:
         parser.add_argument(f"--{name}")
     try:
         values, others = parser.parse_known_args(list(arguments))

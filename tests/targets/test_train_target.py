@@ -21,7 +21,7 @@ pytestmark = [
 
 def train(*arguments: str) -> subprocess.CompletedProcess:
     """Run train.py, on no data, where no GPU is needed."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
     command = [sys.executable, "train.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
@@ -80,6 +80,33 @@ def test_bad_input_ends_with_one_message_before_any_work(arguments, words):
     done = train(*DIGITS, *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("error:") == 1 and all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_trainer_compiles_for_a_target_puts_nothing_on_a_device_and_refuses_to_run():
+    script = """
+import hetjax
+devices = hetjax.target_devices("h100:2x8")
+import jax
+from hetjax.config.build import batch_shapes, build_trainer
+from hetjax.config.run_config import load_config
+layout = ["--placement.llm.devices", "8-9", "--placement.llm.data", "1"]
+layers = ["--model.llm.layers", "1", "--model.vision.layers", "1"]
+config, _ = load_config(["--config", "configs/digits.yaml", *layout, *layers])
+trainer = build_trainer(config, devices=devices)
+trainer.compile(batch_shapes(config.data, config.model))
+assert trainer.compiled.programs["llm"].programs["backward"].is_compiled
+boundary = trainer.compiled.boundaries["vision.tokens->llm.image_tokens"].forward
+assert boundary.way == "exchange", boundary.way  # vision and llm lie in two hosts
+assert sum(array.nbytes for array in jax.live_arrays()) < 2**16
+try:
+    trainer.init()
+except hetjax.HetjaxError as error:
+    assert "only described" in str(error)
+else:
+    raise AssertionError("a state on devices that are not there")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["h100x8", "h200x8", "a100x8", "b200x8"])

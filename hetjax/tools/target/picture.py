@@ -25,7 +25,7 @@ def draw_memory(meshes: Sequence[MeshNeed], path: Path, *, title: str) -> None:
     """Write a picture with a panel for each group of devices, the fullest first; the suffix chooses the format."""
     groups = {mesh.group.stages: mesh for mesh in sorted(meshes, key=lambda mesh: -mesh.needed)}
     shown = list(groups.values())[:_MOST_PANELS]
-    figure = Figure(figsize=(13, 1.2 + 2.6 * len(shown)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(13, 1.2 + 3.2 * len(shown)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, mesh in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         _draw_panel(axes, mesh)
@@ -50,7 +50,8 @@ def _draw_panel(axes: Axes, mesh: MeshNeed) -> None:
     axes.set_ylim(0, 1.05 * max(mesh.needed, mesh.capacity) / GIB)
     every = -(-len(moments) // _MOST_LABELS)
     places = range(0, len(moments), every)
-    labels = [f"{moments[place].action} {moments[place].stage}" for place in places]
+    # A transfer's link stands behind a colon.
+    labels = [f"{moments[place].action.partition(':')[0]} {moments[place].stage}" for place in places]
     axes.set_xticks([place + 0.5 for place in places], labels, rotation=60, ha="right", fontsize=6.5, color=_INK)
     axes.set_ylabel("GiB a device", fontsize=9, color=_INK)
     axes.set_title(", ".join(mesh.group.stages), loc="left", fontsize=10, fontweight="bold", color=_INK)
