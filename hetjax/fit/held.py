@@ -45,6 +45,7 @@ class StageBytes:
 
     Attributes:
         persistent: by the names of `PERSISTENT`.
+        reduced: the gradients of the whole batch, from "reduce" to the update.
         batch: inputs of one microbatch that come from the batch.
         residuals: of one microbatch, from its forward to its backward, with arguments that the backward takes again.
         pending: of one microbatch, from BACKWARD_INPUT to BACKWARD_WEIGHT.
@@ -53,6 +54,7 @@ class StageBytes:
     """
 
     persistent: Mapping[str, int]
+    reduced: int = 0
     batch: int = 0
     residuals: int = 0
     pending: int = 0
@@ -197,11 +199,12 @@ class _Walk:
             case Kind.BACKWARD_WEIGHT:
                 self.held[RESIDUALS] -= own.pending
             case Kind.UPDATE:
-                self.held["gradients"] -= own.persistent.get("gradients", 0)
+                self.held["gradients"] -= own.reduced
         if action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT):
             self.left[name] -= 1
             if not self.left[name]:
                 yield from self._call(name, "reduce", "reduce")
+                self.held["gradients"] += own.reduced - own.persistent["gradients"]
                 yield from self._call(name, "end_of_step", "end of step")
 
     def _leave(self, stage: str, link: str, index: int) -> None:

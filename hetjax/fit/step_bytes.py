@@ -34,9 +34,9 @@ def _stage_bytes(step: Step, name: str, compiled: bool) -> StageBytes:
         "optimizer state": bytes_per_device(jax.tree.leaves(update.opt_state)) if update else 0,
         "buffers": bytes_per_device(stage.buffers.values()),
     }
-    batch = bytes_per_device(step.inputs[name].values())
+    batch, reduced = (bytes_per_device(shapes.values()) for shapes in (step.inputs[name], stage.trained))
     if not compiled:
-        return StageBytes(persistent=persistent, batch=batch)
+        return StageBytes(persistent=persistent, reduced=reduced, batch=batch)
     calls: dict[str, CallBytes] = {}
     for label, each in stage_programs(step, name).items():
         # Of a program in several parts, which run one after the other, the largest.
@@ -44,6 +44,7 @@ def _stage_bytes(step: Step, name: str, compiled: bool) -> StageBytes:
         calls[label] = max(calls.get(label, NOTHING), call_bytes(each), key=lambda call: call.total)
     return StageBytes(
         persistent=persistent,
+        reduced=reduced,
         batch=batch,
         residuals=bytes_per_device(jax.tree.leaves(program.backward_shapes[1])) if program.has_backward else 0,
         pending=bytes_per_device(program.pending_shapes) if "backward_input" in program.programs else 0,

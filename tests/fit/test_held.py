@@ -15,7 +15,9 @@ CALLS = {
 
 
 def stage(**changes) -> StageBytes:
-    return StageBytes(**{"persistent": PERSISTENT, "batch": 3, "residuals": 100, "calls": CALLS, **changes})
+    return StageBytes(
+        **{"persistent": PERSISTENT, "reduced": 600, "batch": 3, "residuals": 100, "calls": CALLS, **changes}
+    )
 
 
 def link(**changes) -> LinkBytes:
@@ -60,7 +62,7 @@ def test_nothing_is_left_after_the_last_backward_but_what_lasts():
         for group in groups(schedule, stages).values():
             last = [moment for moment in group.moments if moment.action == "update"][-1]
             assert last.held[RESIDUALS] == 0 and last.held[CROSSING] == 0
-            assert last.held["gradients"] == 2000
+            assert last.held["gradients"] == 600  # those of the whole batch, which the update reads
 
 
 def test_colocated_stages_add_up_on_their_devices():

@@ -6,42 +6,9 @@ import json
 import pytest
 
 from hetjax.fit.advice import verdict
-from hetjax.fit.held import CallBytes, DeviceGroup, Moment
-from hetjax.fit.program_facts import CollectiveUse, LargeArray, ProgramFacts
-from hetjax.fit.report import FitReport, MeshNeed, mesh_needs, reserve_bytes
-from hetjax.meshes import find_hardware
+from hetjax.fit.report import mesh_needs
 from hetjax.schedule import StageGraph, build_schedule
-
-GIB = 2**30
-H100 = find_hardware("H100")
-
-
-def need(part: str, gib: float, *, stage: str = "llm", name: str = "llm", stages=("llm",)) -> MeshNeed:
-    held = {"master weights": 10 * GIB, part: round(gib * GIB)}
-    moments = (
-        Moment(stage=stage, action="F0", held={"master weights": GIB}),
-        Moment(stage=stage, action="B0", held=held),
-    )
-    group = DeviceGroup(stages=stages, devices=(0, 1), moments=moments)
-    return MeshNeed(name=name, group=group, reserve=reserve_bytes(H100), capacity=int(H100.memory_bytes))
-
-
-FACTS = ProgramFacts(
-    name="llm backward",
-    executable=1,
-    call=CallBytes(7, 5),
-    flops_done=20,
-    flops_needed=10,
-    uncounted=0,
-    largest=(LargeArray(8 * GIB, "bf16[1,16,16384,16384]", 2, "broadcast", "layers/attention"),),
-    collectives=(CollectiveUse("all-gather", "bf16", "tensor", True, 4, 400),),
-)
-
-
-def report(*meshes: MeshNeed, failed=None, compiled=("llm",), stages=("llm",)) -> FitReport:
-    return FitReport(
-        meshes=meshes, programs=[FACTS], failed=failed or {}, kept={"llm": 1}, compiled=compiled, stages=stages
-    )
+from tests.harness.fit_reports import GIB, H100, need, report
 
 
 def test_the_peak_is_the_sum_of_its_parts_and_the_reserve():

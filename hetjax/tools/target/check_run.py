@@ -121,7 +121,7 @@ def _compile(tasks: Mapping[str, Callable[[], object]], progress: Console) -> di
             except RuntimeError as error:  # what XLA raises for a program that it cannot compile
                 failed[task] = str(error).strip().partition("\n")[0]
             if not progress.is_terminal:
-                progress.print(f"compiled: {task}", highlight=False)
+                progress.print(f"{'failed' if task in failed else 'compiled'}: {task}", highlight=False)
 
         return compile_it
 
