@@ -25,7 +25,8 @@ def tables(report: FitReport) -> Iterator[RenderableType]:
     alike = _alike(report.programs)
     yield _programs(alike)
     yield _largest(alike)
-    yield _collectives(alike)
+    if any(facts.collectives for _, facts in alike):
+        yield _collectives(alike)
     yield from verdict(report)
 
 
