@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from hetjax.compilation.compiled_program import Program
-from hetjax.compilation.hlo import collectives, largest_arrays, matrix_products, read_program
+from hetjax.compilation.hlo import ProgramText, collectives, largest_arrays, matrix_products, read_program
 from hetjax.execution.flops import backward_factor, forward_flops
 from hetjax.execution.step_programs import Step
 from hetjax.fit.held import CallBytes
@@ -147,7 +147,7 @@ def _facts(name: str, program: Program) -> ProgramFacts:
     )
 
 
-def _collectives(text, axes: dict[str, int]) -> list[CollectiveUse]:
+def _collectives(text: ProgramText, axes: Mapping[str, int]) -> list[CollectiveUse]:
     """Return a program's collectives added up by kind, dtype, axes and overlap."""
     times: dict[tuple[str, str, str, bool], int] = {}
     sizes: dict[tuple[str, str, str, bool], int] = {}

@@ -56,6 +56,7 @@ def test_a_run_that_does_not_fit_exits_with_two_and_names_culprit_and_ways_out()
     assert done.returncode == 2, done.stderr
     report = json.loads(done.stdout)
     assert not report["fits"]
+    assert "does not fit: a device of llm needs" in done.stderr and "ways out: " in done.stderr
     assert set(report["meshes"]) == {"llm"} and not any(name.startswith("vision ") for name in report["programs"])
 
 

@@ -15,6 +15,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.config.target_options import TargetOptions
 from hetjax.errors import ConfigError
 from hetjax.execution.traced_step import TracedStep
+from hetjax.fit.advice import verdict
 from hetjax.fit.held import device_groups
 from hetjax.fit.program_facts import program_facts
 from hetjax.fit.report import FitReport, mesh_needs
@@ -57,9 +58,10 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
         from hetjax.tools.target.picture import draw_memory  # only here: matplotlib takes a while to import
 
         draw_memory(report.meshes, picture, title=f"{config.name} on {target.name}")
-    if options.json != "-":
-        for item in tables(report):
-            results.print(item, highlight=False, soft_wrap=isinstance(item, str), markup=False)
+    # Where stdout is for the JSON alone, what it comes to is still said.
+    shown, console = (verdict(report), progress) if options.json == "-" else (tables(report), results)
+    for item in shown:
+        console.print(item, highlight=False, soft_wrap=isinstance(item, str), markup=False)
     return report
 
 
