@@ -3,9 +3,10 @@
 import jax
 import pytest
 
-from hetjax.fit.held import PERSISTENT
+from hetjax.fit.held import PERSISTENT, TEMPORARIES, device_groups
 from hetjax.fit.step_bytes import link_bytes, stage_bytes
 from hetjax.meshes import Layout
+from hetjax.schedule import Kind
 from hetjax.training.memory import memory_held, memory_lines
 from tests.harness.compiled_trainer import make_trainer
 from tests.harness.parity.problem import make_batch
@@ -68,3 +69,51 @@ def test_the_fullest_device_of_each_group_is_named_with_both_counts(trainer):
         "memory: device 1 (vision, llm) held 9.0 MiB of 1.0 GiB at most",
     ]
     assert all("by its programs' count" in line for line in lines)
+
+
+def alive(device: jax.Device) -> int:
+    """Bytes of all arrays that anybody holds on a device."""
+    shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+    # Arrays may share a buffer under several shardings.
+    return sum(
+        {shard.data.unsafe_buffer_pointer(): shard.data.nbytes for shard in shards if shard.device == device}.values()
+    )
+
+
+def test_the_walk_of_a_schedule_holds_what_is_alive_after_each_action(trainer):
+    assert_walk_is_alive(trainer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layouts", "options"),
+    [
+        pytest.param(("0-1", "2-3"), {"schedule": "gpipe", "microbatches": 4}, id="gpipe"),
+        pytest.param(("0-1", "2-3"), {"schedule": "zero_bubble", "microbatches": 4}, id="in two parts"),
+        pytest.param(("0-1", "0-1"), {"schedule": "colocated"}, id="colocated"),
+    ],
+)
+def test_the_walk_of_other_schedules_holds_what_is_alive_after_each_action(layouts, options):
+    made = make_trainer(*(Layout(devices=devices, data=2) for devices in layouts), **options)
+    made.compile(make_batch())
+    assert_walk_is_alive(made)
+
+
+def assert_walk_is_alive(trainer):
+    step, state, batch = trainer.compiled, trainer.init(0), make_batch()
+    devices = jax.devices()[:4]
+    before = [alive(device) for device in devices]
+    seen = []
+    trainer.step(state, batch, observe=lambda action, _: seen.append((action, [alive(device) for device in devices])))
+    for group in device_groups(step.schedule, stage_bytes(step, step.stages), link_bytes(step)):
+        device = devices.index(next(each for each in devices if each.id == group.devices[0]))
+        moments = [moment for moment in group.moments if moment.action not in ("prepare", "reduce", "end of step")]
+        labels = [(moment.action, moment.stage) for moment in moments]
+        touching = [(action, held[device]) for action, held in seen if (str(action), action.stage) in labels]
+        assert [(str(action), action.stage) for action, _ in touching] == labels
+        lasting = sum(moments[0].held[part] for part in ("master weights", "optimizer state", "buffers"))
+        for (action, held), after in zip(touching, moments[1:], strict=False):
+            if action.kind is not Kind.UPDATE:
+                expected = after.total - after.held[TEMPORARIES] - lasting
+                # Beside it losses and sums of squares, a few numbers.
+                assert 0 <= held - before[device] - expected < 100, action
