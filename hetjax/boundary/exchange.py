@@ -57,6 +57,12 @@ class Exchange:
         self._union = NamedSharding(mesh, PartitionSpec(AXIS))
         self.program = self._make_program(mesh)
 
+    @property
+    def blank_bytes(self) -> dict[int, int]:
+        """Bytes of `blanks` on each device, of all processes."""
+        size = math.prod(self._block) * self.dtype.itemsize
+        return {device.id: size for device in self._devices if device.id not in self._senders}
+
     @functools.cached_property
     def blanks(self) -> dict[int, jax.Array]:
         """Zeros by device id where there is no source tile; to be made before a step, as they come from the host."""

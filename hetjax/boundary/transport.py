@@ -83,6 +83,16 @@ class Transport:
         """Shape, dtype and sharding of the tensor at the destination."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.destination)
 
+    @property
+    def blank_bytes(self) -> dict[int, int]:
+        """Bytes by device id that lie on devices between calls, for where no piece arrives; once compiled."""
+        return {device: size for part in self._parts for device, size in part.blank_bytes.items()}
+
+    @property
+    def _parts(self) -> list[Copies | Exchange]:
+        """What runs the way beside programs of one mesh."""
+        return [part for part in (self.copies, self._exchange) if part is not None]
+
     # ── compilation ──────────────────────────────────────────────────────────────────────────────
 
     def compile(self) -> Transport:
@@ -92,7 +102,7 @@ class Transport:
         """
         self.compile_programs()
         if not is_described(self.destination.mesh.devices.flat[0]):
-            for part in filter(None, (self.copies, self._exchange)):
+            for part in self._parts:
                 _ = part.blanks
         return self
 

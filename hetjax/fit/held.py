@@ -69,6 +69,7 @@ class LinkBytes:
         port: the output that it leaves its source by; links of one port share the array there.
         source, destination: bytes on a device of either end.
         shares: whether the source's array becomes the destination's where it lies, so that it counts once.
+        blanks: what lies on a device of either end all the time, for moving it, by end.
         calls: what moving it takes on a device of either end, by (end, backward).
     """
 
@@ -76,6 +77,7 @@ class LinkBytes:
     source: int
     destination: int
     shares: bool = False
+    blanks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     calls: Mapping[tuple[str, bool], CallBytes] = dataclasses.field(default_factory=dict)
 
 
@@ -161,6 +163,10 @@ class _Walk:
             own = self.stages[name]
             self.held.update(own.persistent)
             self.held[CROSSING] += own.batch * self.schedule.microbatches
+        for edge in self.schedule.graph.edges:
+            blanks = self.links[edge.name].blanks
+            self.held[CROSSING] += blanks.get("source", 0) if edge.source in self.names else 0
+            self.held[CROSSING] += blanks.get("destination", 0) if edge.destination in self.names else 0
         for name in self.names:
             yield from self._call(name, "prepare", "prepare", fresh=False)
         for action in self.schedule.actions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import jax
@@ -64,16 +65,22 @@ def link_bytes(step: Step) -> dict[str, LinkBytes]:
     for name, link in step.links.items():
         boundary = step.boundaries[name]
         transports = {False: boundary.forward, True: boundary.backward}
+        blanks: Counter[int] = Counter()
         calls: dict[tuple[str, bool], CallBytes] = {}
         for backward, transport in transports.items():
             if transport is not None and transport.way is not None:
                 first, last = _ends(transport)
                 start, end = ("destination", "source") if backward else ("source", "destination")
                 calls |= {(start, backward): first, (end, backward): last}
+                blanks.update(transport.blank_bytes)
         found[name] = LinkBytes(
             port=link.source_port,
             source=bytes_per_device([step.programs[link.source].outputs[link.source_port]]),
             destination=bytes_per_device([boundary.arriving]),
+            blanks={
+                end: max(blanks[device.id] for device in step.stages[stage].mesh.devices.flat)
+                for end, stage in (("source", link.source), ("destination", link.destination))
+            },
             shares=boundary.forward.way == "stay",
             calls=calls,
         )

@@ -103,6 +103,15 @@ def test_an_output_that_two_links_carry_is_held_once_until_the_last_has_it():
     assert [moment.held.get(CROSSING, 0) for moment in apart.moments if moment.action.startswith("T0:a")] == [20, 10]
 
 
+def test_blanks_of_a_boundary_lie_on_the_devices_of_their_end_all_step_long():
+    schedule = chain("gpipe", 1)
+    blank = {edge.name: link(blanks={"source": 7, "destination": 11}) for edge in schedule.graph.edges}
+    for stages, more in ((("a",), 7), (("b",), 11)):
+        without, with_blanks = groups(schedule)[stages], groups(schedule, links=blank)[stages]
+        for one, other in zip(without.moments, with_blanks.moments, strict=True):
+            assert other.total == one.total + more
+
+
 def test_a_tensor_that_stays_where_it_is_counts_once_while_it_changes_its_mesh():
     nodes = tuple(StageNode(name=name, module=name, index=0, devices=(0,)) for name in ("a", "b"))
     graph = StageGraph(stages=nodes, edges=(StageEdge(name="a->b", source="a", destination="b"),))

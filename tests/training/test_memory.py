@@ -8,6 +8,7 @@ from hetjax.fit.step_bytes import link_bytes, stage_bytes
 from hetjax.meshes import Layout
 from hetjax.schedule import Kind
 from hetjax.training.memory import memory_held, memory_lines
+from tests.harness.alive import alive
 from tests.harness.compiled_trainer import make_trainer
 from tests.harness.parity.problem import make_batch
 
@@ -71,15 +72,6 @@ def test_the_fullest_device_of_each_group_is_named_with_both_counts(trainer):
     assert all("by its programs' count" in line for line in lines)
 
 
-def alive(device: jax.Device) -> int:
-    """Bytes of all arrays that anybody holds on a device."""
-    shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
-    # Arrays may share a buffer under several shardings.
-    return sum(
-        {shard.data.unsafe_buffer_pointer(): shard.data.nbytes for shard in shards if shard.device == device}.values()
-    )
-
-
 def test_the_walk_of_a_schedule_holds_what_is_alive_after_each_action(trainer):
     assert_walk_is_alive(trainer)
 
@@ -112,6 +104,10 @@ def assert_walk_is_alive(trainer):
         touching = [(action, held[device]) for action, held in seen if (str(action), action.stage) in labels]
         assert [(str(action), action.stage) for action, _ in touching] == labels
         lasting = sum(moments[0].held[part] for part in ("master weights", "optimizer state", "buffers"))
+        # Blanks of boundaries lie there from compilation on.
+        for name, link in link_bytes(step).items():
+            ends = {"source": step.links[name].source, "destination": step.links[name].destination}
+            lasting += sum(link.blanks[end] for end, stage in ends.items() if stage in group.stages)
         for (action, held), after in zip(touching, moments[1:], strict=False):
             if action.kind is not Kind.UPDATE:
                 expected = after.total - after.held[TEMPORARIES] - lasting
