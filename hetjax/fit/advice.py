@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES
+from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES, Moment
 from hetjax.fit.report import FitReport, MeshNeed
 
 GIB = 2**30
@@ -68,6 +68,22 @@ def _culprit(report: FitReport, mesh: MeshNeed) -> list[str]:
             lines.append(
                 f"  the largest array of its programs: {array.array}, {array.bytes / GIB:.1f} GiB, {program}{where}"
             )
+    others = _also_too_large(mesh)
+    if others:
+        lines.append(f"  too much too: {', '.join(others)}")
     module = peak.stage.partition(".")[0]
     lines.append(f"  ways out: {_WAYS_OUT[part].format(module=module)}")
     return lines
+
+
+def _also_too_large(mesh: MeshNeed) -> list[str]:
+    """Return the programs, apart from that of the peak, whose own memory is too much for what else is held then."""
+    free, peak = mesh.capacity - mesh.reserve, mesh.group.peak
+    most: dict[tuple[str, str], Moment] = {}
+    for moment in mesh.group.moments:
+        if moment.total > free >= moment.total - moment.held.get(TEMPORARIES, 0):
+            program = (moment.action.rstrip("0123456789"), moment.stage)
+            most[program] = max(most.get(program, moment), moment, key=lambda each: each.total)
+    most.pop((peak.action.rstrip("0123456789"), peak.stage), None)
+    found = sorted(most.values(), key=lambda moment: -moment.total)
+    return [f"{each.action} of {each.stage} ({(each.total + mesh.reserve) / GIB:.1f} GiB)" for each in found]

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hetjax.fit.advice import verdict
+from hetjax.fit.held import Moment
 from hetjax.fit.report import mesh_needs
 from hetjax.schedule import StageGraph, build_schedule
 from tests.harness.fit_reports import GIB, H100, need, report
@@ -54,6 +55,16 @@ def test_what_does_not_fit_is_told_with_its_culprit_and_the_ways_out(part, words
     text = "\n".join(verdict(report(need(part, 100))))
     for word in ["does not fit", "B0 of llm", f"100.0 GiB of it {part}", "113.5 GiB", "74.5", *words]:
         assert word in text, word
+
+
+def test_other_programs_that_take_too_much_are_told_too():
+    mesh = need("temporaries and new outputs", 100)
+    held = {"master weights": 10 * GIB, "temporaries and new outputs": 70 * GIB}
+    more = [Moment(stage="vision", action=f"F{place}", held=held) for place in range(3)]
+    group = dataclasses.replace(mesh.group, moments=(*mesh.group.moments, *more))
+    text = "\n".join(verdict(report(dataclasses.replace(mesh, group=group))))
+    assert "needs 113.5 GiB" in text and "too much too: F0 of vision (83.5 GiB)\n" in text
+    assert "too much too" not in "\n".join(verdict(report(need("optimizer state", 100))))
 
 
 def test_what_fits_says_how_much_is_left_and_what_was_not_compiled():
