@@ -1,5 +1,6 @@
 """Eight H100s that are not there, to compile for on a machine with the CUDA compiler packages."""
 
+import functools
 import importlib.util
 
 import jax
@@ -31,6 +32,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
+@functools.cache
 def absent_gpus() -> list[jax.Device]:
     """The devices; arrays cannot be put on them."""
     return topologies.get_topology_desc(platform="cuda", topology="1x1x8", target_config=H100).devices

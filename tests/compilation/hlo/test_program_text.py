@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hetjax.compilation.hlo import read_program
+from hetjax.compilation.hlo import Shape, read_program
 from hetjax.compilation.hlo.calls import CallCounts
 from hetjax.compilation.hlo.source_frames import Frame
 
@@ -44,7 +44,13 @@ def test_shapes(written, dims, size):
 
 
 def test_tokens_are_no_arrays():
-    assert one("%a = (token[], f32[2]) after-all(%p)").shapes == ((("f32", (2,))),)
+    assert one("%a = (token[], f32[2]) after-all(%p)").shapes == (Shape("f32", (2,)),)
+
+
+def test_a_copy_to_the_host_makes_nothing_on_the_device():
+    found = one("%c = (bf16[8,4]{1,0:S(5)}, bf16[8,4]{1,0}, u32[]) copy-start(%a)")
+    assert found.results == (Shape("bf16", (8, 4), on_host=True),)
+    assert [shape.on_host for shape in found.shapes] == [True, False, False]
 
 
 def compiled_loop():
