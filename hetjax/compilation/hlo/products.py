@@ -133,11 +133,11 @@ def _flops(program: ProgramText, computation: Computation, instruction: Instruct
             return 2 * operands[0].size * operands[1].dims[-1]
         case "convolution":
             return convolution_flops(instruction.attributes, *operands[:2], instruction.shapes[0])
-    functions = (frame.function for frame in program.frames.stack(instruction.frame))
     return custom_call_flops(
         CustomCall(
             target=instruction.custom_call_target,
-            names=(instruction.op_name, *functions),
+            op_name=instruction.op_name,
+            functions=tuple(frame.function for frame in program.frames.stack(instruction.frame)),
             operands=tuple(operands),
             results=instruction.shapes,
             attributes=instruction.attributes,

@@ -11,7 +11,7 @@ _BITS = re.compile(r"\d+")
 
 
 class Shape(NamedTuple):
-    """An array of one device: dtype as XLA names it ("f32", "bf16", "f8e4m3fn", "pred"), dims, whether its host holds it."""
+    """An array of one device: dtype as XLA names it ("f32", "f8e4m3fn", "pred"), dims, whether its host holds it."""
 
     dtype: str
     dims: tuple[int, ...]

@@ -107,6 +107,20 @@ def test_a_conditional_counts_its_costliest_branch_or_its_cheapest():
     assert (cheapest.flops, cheapest.known) == (0, ())
 
 
+def test_a_computation_that_branches_share_counts_once():
+    text = """
+%product (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+ENTRY %main (i: s32[], x: f32[8,8]) -> f32[8,8] {
+  %i = s32[] parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%i, %x, %x), branch_computations={%product, %product}
+}"""
+    assert matrix_products(read_program(text)).flops == 2 * 8**3
+
+
 def until(count, x, weight):
     return jax.lax.while_loop(lambda c: c[0] < count, lambda c: (c[0] + 1, jnp.tanh(c[1] @ weight)), (0, x))[1]
 
@@ -238,6 +252,12 @@ def test_a_kernel_that_is_not_known_is_named():
     ("name", "width", "flops"),
     [
         ("mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
+        ("causal/mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
+        ("transpose(jvp(mha_backward_causal))", 64, 7 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
+        ("noncausal/mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
+        ("attention_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
+        ("attention_query_gradient", 64, 3 * 2 * 2 * 8 * 256 * 128 * 64),
+        ("transpose(jvp(attention_forward))/attention_key_gradient", 64, 4 * 2 * 2 * 8 * 256 * 128 * 64),
         ("causal_mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
         ("mha_forward", 80, 2 * 2 * 2 * 8 * 256 * 128 * 128),
         ("transpose(jvp(mha_backward))", 64, 7 * 2 * 2 * 8 * 256 * 128 * 64),
@@ -248,7 +268,8 @@ def test_attention_of_triton_works_on_heads_as_wide_as_powers_of_two(name, width
     found = of_lines(
         f"  %q = bf16[2,256,8,{width}]{{3,2,1,0}} parameter(0)",
         f"  %k = bf16[2,128,8,{width}]{{3,2,1,0}} parameter(1)",
-        f"  ROOT %c = bf16[2,256,8,{width}]{{3,2,1,0}} custom-call(%q, %k, %k), "
+        "  %s = s32[2,256]{1,0} parameter(2)",
+        f"  ROOT %c = bf16[2,256,8,{width}]{{3,2,1,0}} custom-call(%s, %q, %k, %k), "
         'custom_call_target="__gpu$xla.gpu.triton", '
         f'metadata={{op_name="jit(f)/jit(mha)/{name}/pallas_call"}}, backend_config={{debug = false}}',
     )
