@@ -13,21 +13,9 @@ from hetjax.compilation.hlo.program_text import Computation, Instruction, Progra
 from hetjax.compilation.hlo.shapes import Shape
 
 # Results of these are other instructions' arrays under a new name or shape, or what is inside of them is listed itself.
-_VIEWS = frozenset(
-    {
-        *(
-            "bitcast",
-            "get-tuple-element",
-            "parameter",
-            "tuple",
-            "while",
-            "conditional",
-            "call",
-            "constant",
-            "after-all",
-        ),
-        *("optimization-barrier", "add-dependency", "domain", "partition-id", "replica-id"),
-    }
+_VIEWS = (
+    *("bitcast", "get-tuple-element", "parameter", "tuple", "while", "conditional", "call", "constant", "after-all"),
+    *("optimization-barrier", "add-dependency", "domain", "partition-id", "replica-id"),
 )
 _IN_PLACE = "dynamic-update-slice"
 

@@ -150,6 +150,37 @@ def test_a_call_that_might_multiply_is_named():
     assert [each.kind for each in found.unknown] == ["lapack_spotrf_ffi"]
 
 
+def test_a_call_that_might_multiply_is_named_in_every_branch():
+    text = """
+%known (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+%unknown (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %c = f32[8,8]{1,0} custom-call(%x), custom_call_target="somebody's"
+}
+ENTRY %main (i: s32[], x: f32[8,8]) -> f32[8,8] {
+  %i = s32[] parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  ROOT %c = f32[8,8]{1,0} conditional(%i, %x, %x), branch_computations={%known, %unknown}
+}"""
+    found = matrix_products(read_program(text))
+    assert (found.flops, [each.kind for each in found.unknown]) == (2 * 8**3, ["somebody's"])
+
+
+def test_conditionals_inside_of_conditionals_choose_for_themselves():
+    def choose(outer, inner, x, weight):
+        one, two = lambda x: x @ weight, lambda x: (x @ weight) @ weight
+        either = lambda x: jax.lax.switch(inner, [one, two], x)  # noqa: E731
+        return jax.lax.switch(outer, [either, lambda x: two(two(x))], x)
+
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    product = 2 * 8 * 16 * 16
+    assert products(choose, index, index, (8, 16), (16, 16)).flops == 4 * product
+    assert products(choose, index, index, (8, 16), (16, 16), branch=min).flops == product
+
+
 GEMM = """backend_config={"operation_queue_id":"0","gemm_backend_config":{"beta":1,"dot_dimension_numbers":{\
 "lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],\
 "rhs_batch_dimensions":[]},"epilogue":"BIAS_RELU"}}"""
