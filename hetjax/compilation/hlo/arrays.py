@@ -10,24 +10,12 @@ from typing import NamedTuple
 from hetjax.compilation.hlo.calls import CallCounts
 from hetjax.compilation.hlo.layers import fused_computation, layer_of, op_name_of
 from hetjax.compilation.hlo.program_text import Computation, Instruction, ProgramText
-from hetjax.compilation.hlo.shapes import Shape, parts_of, shapes_in
+from hetjax.compilation.hlo.shapes import Shape
 
 # Results of these are other instructions' arrays under a new name or shape, or what is inside of them is listed itself.
-_VIEWS = frozenset(
-    {
-        *(
-            "bitcast",
-            "get-tuple-element",
-            "parameter",
-            "tuple",
-            "while",
-            "conditional",
-            "call",
-            "constant",
-            "after-all",
-        ),
-        *("optimization-barrier", "add-dependency", "domain", "partition-id", "replica-id"),
-    }
+_VIEWS = (
+    *("bitcast", "get-tuple-element", "parameter", "tuple", "while", "conditional", "call", "constant", "after-all"),
+    *("optimization-barrier", "add-dependency", "domain", "partition-id", "replica-id"),
 )
 _IN_PLACE = "dynamic-update-slice"
 
@@ -81,8 +69,8 @@ class Parameter:
 def largest_arrays(program: ProgramText, count: int | None = None) -> list[MadeArrays]:
     """Return the `count` largest of the arrays that a program makes in memory, or all, the largest first.
 
-    Results inside of fusions never reach memory and are left out, as are views and the program's arguments. What is
-    updated in place counts where it is updated as well as where it is first made.
+    Results inside of fusions never reach memory and are left out, as are views, arguments and what the host holds.
+    What is updated in place counts where it is updated as well as where it is first made.
     """
     counts = CallCounts(program, loop_bound=1)
     makers: dict[Shape, list[_Maker]] = {}
@@ -150,19 +138,12 @@ def _gathered(program: ProgramText, counts: CallCounts, shape: Shape, makers: li
 
 def _made(program: ProgramText, computation: Computation, instruction: Instruction) -> Iterator[tuple[Shape, int]]:
     """Yield the arrays that an instruction makes, each with the number of slices that it fills one of."""
-    opcode = instruction.opcode
-    if opcode in _VIEWS or opcode.endswith(("-done", "-update")):
+    if instruction.opcode in _VIEWS or instruction.opcode.endswith(("-done", "-update")):
         return
-    shapes = instruction.shapes
-    if opcode == "copy-start":
-        shapes = shapes[:1]
-    elif opcode.endswith("-start") and opcode != "all-reduce-start":
-        # (operands, results, ...): the operands are there already.
-        parts = parts_of(instruction.result)
-        shapes = shapes_in(parts[1]) if len(parts) > 1 else shapes
     slices = _slices(program, computation, instruction)
-    for index, shape in enumerate(shapes):
-        yield shape, slices[index] if index < len(slices) else 1
+    for index, shape in enumerate(instruction.results):
+        if not shape.on_host:
+            yield shape, slices[index] if index < len(slices) else 1
 
 
 def _slices(program: ProgramText, computation: Computation, instruction: Instruction) -> list[int]:

@@ -70,7 +70,8 @@ def calls_of(computation: Computation) -> Iterator[Call]:
             if instruction.opcode == "while":
                 # The condition is asked once more than the body runs.
                 times = iterations if how == "body" or iterations is None else iterations + 1
-            for name in _NAME.findall(names):
+            # A computation that several branches share runs once.
+            for name in dict.fromkeys(_NAME.findall(names)):
                 yield Call(computation.name, instruction, name, how, times)
 
 

@@ -11,8 +11,8 @@ from hetjax.compilation.hlo.calls import CallCounts
 from hetjax.compilation.hlo.device_groups import Group, axes_along, groups_of, pairs_of
 from hetjax.compilation.hlo.layers import layer_of, op_name_of
 from hetjax.compilation.hlo.overlap import overlapping
-from hetjax.compilation.hlo.program_text import Instruction, ProgramText, read_program
-from hetjax.compilation.hlo.shapes import Shape, parts_of, shapes_in
+from hetjax.compilation.hlo.program_text import ProgramText, read_program
+from hetjax.compilation.hlo.shapes import Shape
 
 KINDS = (
     *("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast"),
@@ -120,7 +120,7 @@ def collectives(text: str | ProgramText, *, loop_bound: int | None = None) -> li
             found.append(
                 Collective(
                     kind=kind,
-                    results=_results(instruction),
+                    results=instruction.results,
                     pairs=pairs_of(instruction.attributes) if permute else (),
                     members=() if permute else groups_of(instruction.attributes, devices),
                     times=counts(computation.name),
@@ -134,12 +134,3 @@ def collectives(text: str | ProgramText, *, loop_bound: int | None = None) -> li
 def bytes_received(text: str | ProgramText) -> int:
     """Return the bytes that the devices of a program together receive from others in one call."""
     return sum(collective.bytes_received * collective.times for collective in collectives(text))
-
-
-def _results(instruction: Instruction) -> tuple[Shape, ...]:
-    """An asynchronous start gives (operands, results, and what its backend adds); an all-reduce's only results."""
-    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
-        parts = parts_of(instruction.result)
-        if len(parts) > 1:
-            return shapes_in(parts[1])
-    return instruction.shapes

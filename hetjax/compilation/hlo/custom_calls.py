@@ -18,14 +18,16 @@ class CustomCall(NamedTuple):
 
     Attributes:
         target: the name of what is called; all Pallas kernels of a backend share one.
-        names: names by which a kernel is known, the surest first: its stack of JAX names, then the functions that it
-            was called from, the innermost first.
+        op_name: the stack of JAX names under which it was traced; that of a kernel ends with its own name and
+            "pallas_call".
+        functions: the functions that it was called from, the innermost first.
         operands, results: shapes.
         attributes, backend_config: as written.
     """
 
     target: str
-    names: tuple[str, ...]
+    op_name: str
+    functions: tuple[str, ...]
     operands: tuple[Shape, ...]
     results: tuple[Shape, ...]
     attributes: str
@@ -39,20 +41,23 @@ _SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)
 _MASK = re.compile(r'"mask_type":\s*"(\w+)"')
 _SLIDING = re.compile(r'"sliding_window_length":\s*"?(\d+)')
 _ESTIMATE = re.compile(r'"flops":\s*"?(\d+)')
-_CAUSAL = re.compile(r"causal(?!_?false)")
+_CAUSAL = re.compile(r"\bcausal(\b|_)|_causal\b")
 
 
 def custom_call_flops(call: CustomCall) -> int | None:
     """Return the FLOPs of the matrix products of one call, two for each multiply and add; None where it is unknown.
 
     Attention counts the scores that its kernel computes: half of them with a causal mask, or those of a window, all
-    where segments or lengths in the data decide. Grouped products count all rows that they are given.
+    where segments or lengths in the data decide. Only cuDNN says itself that it is causal; of other kernels a named
+    scope or a name that begins or ends with "causal" does. Grouped products count all rows that they are given.
     """
     for pattern, flops in _TARGETS:
         if pattern.match(call.target):
             return flops(call)
     if _KERNEL_TARGETS.match(call.target):
-        for name in call.names:
+        # A kernel's own name says more than the scopes that it is in, and these more than who called it.
+        *scopes, own, _ = ["", "", *call.op_name.split("/")]
+        for name in (own, "/".join(scopes), *call.functions):
             for pattern, flops in KERNELS:
                 if pattern.search(name):
                     return flops(call)
@@ -92,16 +97,16 @@ def _cudnn_attention(call: CustomCall) -> int:
 
 
 def _attention(products: int) -> Flops:
-    """Attention by a Triton kernel of JAX: queries [..., S, H, K], keys [..., T, H, K].
+    """Attention by a Triton kernel: the first two arrays of four dims are queries [B, S, H, K] and keys [B, T, ., K].
 
     Such a kernel works on heads as wide as the next power of two.
     """
 
     def flops(call: CustomCall) -> int:
-        query, key = call.operands[:2]
+        query, key = [shape for shape in call.operands if len(shape.dims) >= 4][:2]
         *batch, queries, heads, width = query.dims
-        padded = 1 << (width - 1).bit_length()
-        scores = queries * key.dims[-3] // (2 if _CAUSAL.search(call.names[0]) else 1)
+        scores = queries * key.dims[-3] // (2 if _CAUSAL.search(call.op_name) else 1)
+        padded = max(16, 1 << (width - 1).bit_length())
         return products * 2 * math.prod(batch) * heads * scores * padded
 
     return flops
@@ -152,6 +157,10 @@ _TARGETS: tuple[tuple[re.Pattern, Flops], ...] = (
 _KERNEL_TARGETS = re.compile(r"__gpu\$xla\.gpu\.triton$|triton_kernel_call$|mosaic_gpu|tpu_custom_call$")
 
 KERNELS: tuple[tuple[re.Pattern, Flops], ...] = (
+    # hetjax.models.kernels.triton_attention: both gradients compute the scores, and the gradient of the weights.
+    (re.compile(r"attention_forward"), _attention(2)),
+    (re.compile(r"attention_query_gradient"), _attention(3)),
+    (re.compile(r"attention_key_gradient"), _attention(4)),
     # jax.experimental.pallas.ops.gpu.attention: its backward computes the scores once for queries and once for keys.
     (re.compile(r"mha_preprocess_backward"), _none),
     (re.compile(r"mha_backward"), _attention(7)),

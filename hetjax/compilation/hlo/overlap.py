@@ -6,12 +6,10 @@ from hetjax.compilation.hlo.calls import CallCounts
 from hetjax.compilation.hlo.program_text import Computation, Instruction, ProgramText
 
 _SYNCHRONOUS = '"is_sync":true'
-_COMPUTING = frozenset(
-    {
-        *("fusion", "custom-call", "dot", "scaled-dot", "ragged-dot", "convolution", "while", "conditional", "call"),
-        *("reduce", "scatter", "gather", "sort", "transpose", "reduce-window", "select-and-scatter", "fft", "cholesky"),
-        *("triangular-solve", "add", "multiply", "convert", "select"),
-    }
+_COMPUTING = (
+    *("fusion", "custom-call", "dot", "scaled-dot", "ragged-dot", "convolution", "while", "conditional", "call"),
+    *("reduce", "scatter", "gather", "sort", "transpose", "reduce-window", "select-and-scatter", "fft", "cholesky"),
+    *("triangular-solve", "add", "multiply", "convert", "select"),
 )
 
 

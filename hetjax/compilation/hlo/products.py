@@ -80,34 +80,40 @@ def matrix_products(
     """
     found = {name: _multiplying(program, each) for name, each in program.computations.items()}
     own = {name: sum(flops or 0 for _, flops in each) for name, each in found.items()}
-    total = _totals(CallCounts(program, loop_bound=loop_bound), own)
-    times = CallCounts(program, loop_bound=loop_bound, branch=lambda names: (branch(names, key=total),))
-    products = [
-        Product(
-            kind=instruction.custom_call_target or instruction.opcode,
-            op_name=op_name_of(program, program.computations[name], instruction),
-            dtype=_operand_dtype(program.computations[name], instruction),
-            flops=flops,
-            times=times(name),
-        )
-        for name, each in found.items()
-        for instruction, flops in each
-        if flops != 0
-    ]
-    run = [each for each in products if each.times]
-    return Products(
-        known=tuple(each for each in run if each.flops is not None),
-        unknown=tuple(each for each in run if each.flops is None),
-    )
+    every = CallCounts(program, loop_bound=loop_bound)
+    total = _totals(every, own, branch)
+    chosen = CallCounts(program, loop_bound=loop_bound, branch=lambda names: (branch(names, key=total),))
+    known, unknown = [], []
+    for name, each in found.items():
+        for instruction, flops in each:
+            # What is not known cannot make a branch the costliest, so it is named wherever it stands.
+            times = every(name) if flops is None else chosen(name) if flops else 0
+            if times:
+                (unknown if flops is None else known).append(
+                    Product(
+                        kind=instruction.custom_call_target or instruction.opcode,
+                        op_name=op_name_of(program, program.computations[name], instruction),
+                        dtype=_operand_dtype(program.computations[name], instruction),
+                        flops=flops,
+                        times=times,
+                    )
+                )
+    return Products(known=tuple(known), unknown=tuple(unknown))
 
 
-def _totals(counts: CallCounts, own: Mapping[str, int]) -> Callable[[str], int]:
-    """Return the FLOPs of a computation with all that it calls, of conditionals all branches; to compare branches."""
+def _totals(counts: CallCounts, own: Mapping[str, int], branch: Callable[..., int]) -> Callable[[str], int]:
+    """Return the FLOPs of a computation with all that it calls, by which branches are compared."""
 
     @functools.cache
     def total(name: str) -> int:
-        inside = ((call, total(call.callee)) for call in counts.calls.get(name, ()))
-        return own.get(name, 0) + sum(flops * counts.iterations(call) for call, flops in inside if flops)
+        flops, branches = own.get(name, 0), {}
+        for call in counts.calls.get(name, ()):
+            inside = total(call.callee)
+            if call.is_branch:
+                branches.setdefault(call.instruction.name, []).append(inside)
+            elif inside:
+                flops += inside * counts.iterations(call)
+        return flops + sum(branch(each) for each in branches.values())
 
     return total
 
@@ -133,11 +139,11 @@ def _flops(program: ProgramText, computation: Computation, instruction: Instruct
             return 2 * operands[0].size * operands[1].dims[-1]
         case "convolution":
             return convolution_flops(instruction.attributes, *operands[:2], instruction.shapes[0])
-    functions = (frame.function for frame in program.frames.stack(instruction.frame))
     return custom_call_flops(
         CustomCall(
             target=instruction.custom_call_target,
-            names=(instruction.op_name, *functions),
+            op_name=instruction.op_name,
+            functions=tuple(frame.function for frame in program.frames.stack(instruction.frame)),
             operands=tuple(operands),
             results=instruction.shapes,
             attributes=instruction.attributes,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hetjax.compilation.hlo.shapes import Shape, shapes_in
+from hetjax.compilation.hlo.shapes import Shape, parts_of, shapes_in
 from hetjax.compilation.hlo.source_frames import SourceFrames
 
 _HEADING = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
@@ -46,6 +46,16 @@ class Instruction(NamedTuple):
     def shapes(self) -> tuple[Shape, ...]:
         """The arrays of its result."""
         return shapes_in(self.result)
+
+    @property
+    def results(self) -> tuple[Shape, ...]:
+        """The arrays of its result that are not its operands: of an asynchronous start those that its end hands on."""
+        if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
+            # (operands, results, and what the backend adds), but of a copy (result, operand, ...).
+            parts = parts_of(self.result)
+            if len(parts) > 1:
+                return shapes_in(parts[0 if self.opcode == "copy-start" else 1])
+        return self.shapes
 
     @property
     def op_name(self) -> str:

@@ -6,15 +6,16 @@ import math
 import re
 from typing import NamedTuple
 
-_ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,<=]*)\]")
+_ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](\{[^}]*S\(5\))?")
 _BITS = re.compile(r"\d+")
 
 
 class Shape(NamedTuple):
-    """An array on one device: dtype as XLA names it ("f32", "bf16", "f8e4m3fn", "pred") and dims."""
+    """An array of one device: dtype as XLA names it ("f32", "f8e4m3fn", "pred"), dims, whether its host holds it."""
 
     dtype: str
     dims: tuple[int, ...]
+    on_host: bool = False
 
     @property
     def size(self) -> int:
@@ -34,11 +35,11 @@ class Shape(NamedTuple):
 def shapes_in(written: str) -> tuple[Shape, ...]:
     """Return the arrays of a shape or tuple in the order in which they are written; tokens are no arrays.
 
-    A dynamic dim (`<=8`) counts as its bound.
+    A dynamic dim (`<=8`) counts as its bound. Memory space 5 of a layout, `{1,0:S(5)}`, is the host's.
     """
     return tuple(
-        Shape(dtype, tuple(int(size.removeprefix("<=")) for size in dims.split(",") if size))
-        for dtype, dims in _ARRAY.findall(written)
+        Shape(dtype, tuple(int(size.removeprefix("<=")) for size in dims.split(",") if size), bool(on_host))
+        for dtype, dims, on_host in _ARRAY.findall(written)
     )
 
 
