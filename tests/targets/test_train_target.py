@@ -1,6 +1,5 @@
 """`train.py --target`: a small run compiled for GPUs that are not there, in processes of its own."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,15 +7,10 @@ import sys
 
 import pytest
 
+from tests.harness.absent_gpus import needs_compiler
 from tests.harness.paths import ROOT
 
-pytestmark = [
-    pytest.mark.target,
-    pytest.mark.skipif(
-        not any(importlib.util.find_spec(name) for name in ("jax_cuda13_plugin", "jax_cuda12_plugin")),
-        reason="needs the extra `targets`",
-    ),
-]
+pytestmark = [pytest.mark.target, needs_compiler]
 
 
 def train(*arguments: str) -> subprocess.CompletedProcess:
