@@ -45,7 +45,7 @@ class Target:
     @property
     def is_tpu(self) -> bool:
         """Whether it is of TPUs rather than GPUs."""
-        return self.hardware.name.startswith("TPU")
+        return _is_tpu(self.hardware)
 
 
 def parse_target(name: str) -> Target:
@@ -100,19 +100,18 @@ def target_devices(name: str) -> tuple[jax.Device, ...]:
 
 @functools.cache
 def _devices(hardware: Hardware, topology: str) -> tuple[jax.Device, ...]:
-    is_tpu = hardware.name.startswith("TPU")
     _check_package(hardware)
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
     try:
-        if is_tpu:
+        if _is_tpu(hardware):
             # Or libtpu asks the metadata server of a cloud machine what it is.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             return tuple(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
         text = gpu_text(hardware)
         found = topologies.get_topology_desc(platform="cuda", topology=topology, target_config=text)
         return tuple(found.devices)
-    except (NotImplementedError, RuntimeError) as error:  # RuntimeError: also what XLA raises
+    except RuntimeError as error:  # also what XLA raises, and NotImplementedError without a plugin
         raise ConfigError(
             f"the devices of {topology} ({hardware.name}) cannot be described: {error}; ask for a target before JAX is "
             f"first used, and see that the compiler's packages are those of jax {jax.__version__}: {_install(hardware)}"
@@ -121,7 +120,7 @@ def _devices(hardware: Hardware, topology: str) -> tuple[jax.Device, ...]:
 
 def _check_package(hardware: Hardware) -> None:
     """Raise ConfigError where the package with the compiler is missing."""
-    names = ("libtpu",) if hardware.name.startswith("TPU") else ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    names = ("libtpu",) if _is_tpu(hardware) else ("jax_cuda13_plugin", "jax_cuda12_plugin")
     if not any(importlib.util.find_spec(name) for name in names):
         raise ConfigError(
             f"a target of {hardware.name} needs {names[0]}, which is not installed; run {_install(hardware)}"
@@ -129,6 +128,8 @@ def _check_package(hardware: Hardware) -> None:
 
 
 def _install(hardware: Hardware) -> str:
-    if hardware.name.startswith("TPU"):
-        return "`pip install libtpu`"
-    return "`pip install -e '.[targets]'` in hetjax's folder"
+    return "`pip install libtpu`" if _is_tpu(hardware) else "`pip install -e '.[targets]'` in hetjax's folder"
+
+
+def _is_tpu(hardware: Hardware) -> bool:
+    return hardware.name.startswith("TPU")

@@ -26,8 +26,8 @@ def verdict(report: FitReport) -> list[str]:
     missing = [name for name in report.stages if name not in report.compiled]
     if missing:
         lines.append(
-            f"only {', '.join(report.compiled)} was compiled: of {', '.join(missing)} weights, gradients and optimizer "
-            "state count, residuals and temporaries do not"
+            f"compiled: {', '.join(report.compiled) or 'nothing'}; of {', '.join(missing)} weights, gradients and "
+            "optimizer state count, residuals and temporaries do not"
         )
     short = [mesh for mesh in report.meshes if not mesh.fits]
     if not short:
