@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hetjax.boundary import Boundary, BoundaryPlan
+    from hetjax.compilation.targets import target_devices
     from hetjax.errors import HetjaxError
     from hetjax.graph import Edge, ModuleGraph
     from hetjax.stages.batch import rows_needed
@@ -29,6 +30,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "rows_needed",
+    "target_devices",
 ]
 
 # The module that defines each public name; the imports above are the same, for editors and type checkers.
@@ -42,6 +44,7 @@ _DEFINED_IN = {
     "TrainState": "hetjax.state.train_state",
     "Trainer": "hetjax.trainer",
     "rows_needed": "hetjax.stages.batch",
+    "target_devices": "hetjax.compilation.targets",
 }
 
 

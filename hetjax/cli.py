@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from hetjax.error_report import USER_ERROR_CODE, is_user_error, report_error
+
+if TYPE_CHECKING:
+    from hetjax.config.run_config import TrainConfig
+    from hetjax.config.target_options import TargetOptions
 
 # Each command imports its own parts inside of its function: the launcher needs no JAX, and --help or a mistyped
 # setting of train.py no trainer.
@@ -30,13 +36,29 @@ def user_errors() -> Iterator[None]:
 def train_main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of train.py; `arguments` without the name of the program, None for those of the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    from hetjax.config.run_config import load_config
+    from hetjax.config.target_options import take_target_options
 
     with user_errors():
-        config, resolved = load_config(arguments)
+        options, settings = take_target_options(arguments)
+        if options is not None:
+            # Before JAX is imported: what XLA says of the memory it lacks is the report's to say.
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from hetjax.config.run_config import load_config
+
+        config, resolved = load_config(settings)
+        if options is not None:
+            _check_target(config, options)
         from hetjax.training.loop import train
 
         train(config, resolved, console=Console(soft_wrap=True, markup=False, highlight=False))
+
+
+def _check_target(config: TrainConfig, options: TargetOptions) -> NoReturn:
+    """Check a run against a target; exits with 0 where it fits, with 2 where it does not."""
+    from hetjax.tools.target.check_run import check_run
+
+    report = check_run(config, options, results=Console(), progress=Console(stderr=True, soft_wrap=True, markup=False))
+    raise SystemExit(0 if report.fits else USER_ERROR_CODE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from hetjax.execution.trainer_options import (
     make_updates,
 )
 from hetjax.graph import ModuleGraph
-from hetjax.meshes import Placement
+from hetjax.meshes import Placement, is_described
 from hetjax.models.remat import Remat
 from hetjax.schedule import DEFAULT_SCHEDULE, Costs, Report, Schedule, build_schedule, check, needs_costs
 from hetjax.stages.batch import (
@@ -82,7 +82,8 @@ class Trainer:
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
             as ["attention", "mlp"] of hetjax.models: all but those.
-        devices: devices that a placement counts; default `jax.devices()`.
+        devices: devices that a placement counts; default `jax.devices()`. For those of `hetjax.target_devices`, which
+            are not there, `trace` and `compile` work, and nothing that runs.
 
     Attributes:
         placement: the placement on as many devices as there are.
@@ -169,6 +170,7 @@ class Trainer:
         from a checkpoint (`hetjax.checkpoint.warm_start.open_weights`) of any placement. Raises ConfigError where they
         do not fit.
         """
+        self._check_runs()
         check_modules(warm_start or {}, self.graph, "warm_start")
         return initialize(self.graph, self.stages, self.updates, seed, warm_start)
 
@@ -252,6 +254,15 @@ class Trainer:
         """Host copies of these stages' arrays, which are the same in all processes, from those of the local ones."""
         copies = to_every_process(stages, arrays, self.devices, trained=trained)
         return merge_stages(self.graph, stages, copies)
+
+    def _check_runs(self) -> None:
+        """Raise ConfigError where the devices are only described."""
+        if is_described(self.devices[0]):
+            raise ConfigError(
+                f"the trainer is for {len(self.devices)} x {self.devices[0].device_kind}, which are only described "
+                "(hetjax.target_devices): it traces and compiles; give it devices that are there to make a state or a "
+                "step"
+            )
 
     def _ready(self, batch: Batch) -> Executor:
         if self._executor is None:

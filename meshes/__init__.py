@@ -4,6 +4,7 @@ from hetjax.meshes.devices import format_devices, parse_devices
 from hetjax.meshes.errors import PlacementError
 from hetjax.meshes.hardware import Hardware, find_hardware
 from hetjax.meshes.layout import AXES, BATCH_AXES, Layout
+from hetjax.meshes.local_devices import is_described, local_devices
 from hetjax.meshes.placement import Placement, ResolvedPlacement
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "ResolvedPlacement",
     "find_hardware",
     "format_devices",
+    "is_described",
+    "local_devices",
     "parse_devices",
 ]

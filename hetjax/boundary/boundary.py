@@ -13,6 +13,7 @@ from hetjax.boundary.tiling import tiling_of
 from hetjax.boundary.two_way import TwoWayTransport
 from hetjax.boundary.ways import Way
 from hetjax.errors import BoundaryError
+from hetjax.meshes import local_devices
 
 
 class Boundary:
@@ -83,7 +84,7 @@ class Boundary:
 
 
 def _empty(shape: tuple[int, ...], sharding: NamedSharding, dtype: jax.numpy.dtype) -> jax.Array:
-    if sharding.mesh.local_devices:
+    if local_devices(sharding.mesh.devices.flat):
         raise BoundaryError(f"this process has devices of {sharding}, so it must give its shards of the array")
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, [], dtype=dtype)
 

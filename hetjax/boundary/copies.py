@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,6 +58,13 @@ class Copies:
             self.batches.append(CopyBatch(sources, places, [self._devices[device] for _, device in places]))
         pieces, counts = plan.piece_shape, plan.destination_fine.counts
         self._shape = tuple(piece * count for piece, count in zip(pieces, counts, strict=True))
+
+    @property
+    def blank_bytes(self) -> dict[int, int]:
+        """Bytes of `blanks` on each device."""
+        size = math.prod(self._plan.piece_shape) * self._dtype.itemsize
+        counts = Counter(device for slot, device in self._places if (slot, device) not in self._moves)
+        return {device: count * size for device, count in counts.items()}
 
     @functools.cached_property
     def blanks(self) -> dict[Place, jax.Array]:

@@ -24,6 +24,7 @@ from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
 from hetjax.boundary.tiling import Tiling
 from hetjax.compilation.compiled_program import Program
+from hetjax.meshes import local_devices
 
 AXIS = "devices"
 
@@ -48,13 +49,19 @@ class Exchange:
         devices = {device.id: device for mesh in (source, destination.mesh) for device in mesh.devices.flat}
         self._devices = [devices[number] for number in sorted(devices)]
         self._place = {device.id: place for place, device in enumerate(self._devices)}
-        self._own = [device for device in self._devices if device.process_index == jax.process_index()]
+        self._own = local_devices(self._devices)
         self._output = destination
         self._senders, self._receivers = set(plan.source.devices), set(plan.destination.devices)
         self._block = _block_shape(plan.shape, plan.source_fine)
         mesh = Mesh(np.array(self._devices), (AXIS,))
         self._union = NamedSharding(mesh, PartitionSpec(AXIS))
         self.program = self._make_program(mesh)
+
+    @property
+    def blank_bytes(self) -> dict[int, int]:
+        """Bytes of `blanks` on each device, of all processes."""
+        size = math.prod(self._block) * self.dtype.itemsize
+        return {device.id: size for device in self._devices if device.id not in self._senders}
 
     @functools.cached_property
     def blanks(self) -> dict[int, jax.Array]:

@@ -17,6 +17,7 @@ from hetjax.boundary.tiling import tiling_of
 from hetjax.boundary.ways import Way, check_way, default_way
 from hetjax.compilation.compiled_program import Program
 from hetjax.compilation.hlo import bytes_received
+from hetjax.meshes import is_described, local_devices
 
 
 class Transport:
@@ -65,20 +66,43 @@ class Transport:
     @functools.cached_property
     def is_local(self) -> bool:
         """Whether this process has a part in it."""
-        return bool(self.source.mesh.local_devices or self.destination.mesh.local_devices)
+        return bool(self._senders or self._receivers)
+
+    @functools.cached_property
+    def _senders(self) -> frozenset[jax.Device]:
+        """Devices of the source for which this process runs programs."""
+        return frozenset(local_devices(self.source.mesh.devices.flat))
+
+    @functools.cached_property
+    def _receivers(self) -> frozenset[jax.Device]:
+        """The same of the destination."""
+        return frozenset(local_devices(self.destination.mesh.devices.flat))
 
     @property
     def arriving(self) -> jax.ShapeDtypeStruct:
         """Shape, dtype and sharding of the tensor at the destination."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.destination)
 
+    @property
+    def blank_bytes(self) -> dict[int, int]:
+        """Bytes by device id that lie on devices between calls, for where no piece arrives; once compiled."""
+        return {device: size for part in self._parts for device, size in part.blank_bytes.items()}
+
+    @property
+    def _parts(self) -> list[Copies | Exchange]:
+        """What runs the way beside programs of one mesh."""
+        return [part for part in (self.copies, self._exchange) if part is not None]
+
     # ── compilation ──────────────────────────────────────────────────────────────────────────────
 
     def compile(self) -> Transport:
-        """Compile what this process runs of it, and put on the devices what calls need; harmless to call twice."""
+        """Compile what this process runs of it, and put on the devices what calls need; harmless to call twice.
+
+        Nothing is put on a device that is only described.
+        """
         self.compile_programs()
-        for part in (self.copies, self._exchange):
-            if part is not None:
+        if not is_described(self.destination.mesh.devices.flat[0]):
+            for part in self._parts:
                 _ = part.blanks
         return self
 
@@ -113,9 +137,9 @@ class Transport:
 
     def _compile_ends(self, *, whole: bool) -> None:
         ends: dict[str, Program | None] = {}
-        if self.source.mesh.local_devices:
+        if self._senders:
             ends["split"] = split_program(self.plan, self.source, self.dtype, whole=whole)
-        if self.destination.mesh.local_devices:
+        if self._receivers:
             ends["join"] = join_program(self.plan, self.destination, self.dtype, whole=whole)
         self.programs |= {name: program.compile() for name, program in ends.items() if program is not None}
 
@@ -150,14 +174,13 @@ class Transport:
                 return None if arrived is None else self._join(arrived)
             case "device_put":
                 arrived = jax.device_put(self._nothing if x is None else self._split(x)[0], self._fine)
-                return self._join(arrived) if self.destination.mesh.local_devices else None
+                return self._join(arrived) if self._receivers else None
 
     def _stay(self, x: jax.Array | None) -> jax.Array | None:
         """Return the same buffers under the destination's own mesh and axis names."""
         if x is None or self.source == self.destination:
             return x
-        wanted = set(self.destination.mesh.local_devices)
-        shards = [shard.data for shard in x.addressable_shards if shard.device in wanted]
+        shards = [shard.data for shard in x.addressable_shards if shard.device in self._receivers]
         if not shards:
             return None
         return jax.make_array_from_single_device_arrays(x.shape, self.destination, shards)

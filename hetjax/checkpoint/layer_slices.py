@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import tensorstore
 
+from hetjax.meshes import local_devices
 from hetjax.state.shard_bounds import Bounds, devices_by_bounds
 from hetjax.state.whole_array import LayerSlice, LayerSlices, WholeArray
 
@@ -74,7 +75,7 @@ async def _read_slices(folder: Path, name: str, whole: WholeArray) -> dict[str, 
             "open": True,
         }
     )
-    local = [each for each in whole.slices if each.sharding.addressable_devices]
+    local = [each for each in whole.slices if local_devices(each.sharding.device_set)]
     return {each.stage: await _read_slice(store, each, whole.shape, whole.dtype) for each in local}
 
 

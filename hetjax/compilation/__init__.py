@@ -1,1 +1,1 @@
-"""Compilation: one class for a compiled program, the order of dispatch, and reading what a program's text says."""
+"""Compilation: one class for a compiled program, the order of dispatch, what a program's text says, and targets."""

@@ -6,13 +6,14 @@ import concurrent.futures
 import os
 from collections.abc import Callable, Mapping
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
-def compile_all(tasks: Mapping[str, Callable[[], object]], *, progress: bool) -> None:
+def compile_all(tasks: Mapping[str, Callable[[], object]], *, progress: bool, console: Console | None = None) -> None:
     """Run every task; XLA compiles outside Python's lock, so threads truly run in parallel.
 
-    Raises what the first failing task raised.
+    Shows a bar with `progress`, on `console` or else stdout. Raises what the first failing task raised.
     """
     columns = (
         SpinnerColumn(),
@@ -23,7 +24,7 @@ def compile_all(tasks: Mapping[str, Callable[[], object]], *, progress: bool) ->
         TextColumn("{task.fields[last]}"),
     )
     with (
-        Progress(*columns, disable=not progress) as bar,
+        Progress(*columns, disable=not progress, console=console) as bar,
         concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
         shown = bar.add_task("compile", total=len(tasks), last="")

@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, Sharding
 
+from hetjax.compilation.compile_described import compile_described
 from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.memory_use import MemoryUse, memory_use
+from hetjax.meshes import is_described
 
 ArrayTree = Any
 """Arrays in a pytree, or shapes in their place."""
-
-
-class MemoryUse(NamedTuple):
-    """Bytes that one device needs for one call of a program, as its compiler counts them.
-
-    Attributes:
-        arguments: what is passed in.
-        outputs: what is returned, with what reuses the memory of donated arguments.
-        donated: of `outputs`, what lies in the memory of donated arguments.
-        temporary: everything between.
-        code: the executable.
-    """
-
-    arguments: int
-    outputs: int
-    donated: int
-    temporary: int
-    code: int
-
-    @property
-    def total(self) -> int:
-        """All of it at once; donated memory counts once."""
-        return self.arguments + self.outputs - self.donated + self.temporary + self.code
 
 
 class Program:
@@ -87,8 +67,10 @@ class Program:
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
-        """The executable."""
-        return self.lower().compile()
+        """The executable; of described devices that of an equal program on another mesh, if there is one."""
+        lowered = self.lower()
+        described = is_described(self.mesh.devices.flat[0])
+        return compile_described(lowered, self.mesh) if described else lowered.compile()
 
     @property
     def is_compiled(self) -> bool:
@@ -109,23 +91,22 @@ class Program:
     @property
     def memory(self) -> MemoryUse:
         """Bytes that one device needs for a call."""
-        found = self.compiled.memory_analysis()
-        return MemoryUse(
-            arguments=found.argument_size_in_bytes,
-            outputs=found.output_size_in_bytes,
-            donated=found.alias_size_in_bytes,
-            temporary=found.temp_size_in_bytes,
-            code=found.generated_code_size_in_bytes,
-        )
+        return memory_use(self.compiled)
 
     @property
     def outputs(self) -> ArrayTree:
         """Shapes of the results, with the shardings that they were compiled with."""
         return jax.tree.map(
-            lambda aval, sharding: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding),
+            lambda aval, sharding: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=self._on_mesh(sharding)),
             self.traced.out_info,
             self.compiled.output_shardings,
         )
+
+    def _on_mesh(self, sharding: Sharding) -> Sharding:
+        """Return a sharding of the executable, which may be that of another mesh, on this one."""
+        if not isinstance(sharding, NamedSharding) or sharding.mesh == self.mesh:
+            return sharding
+        return NamedSharding(self.mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
     def __call__(self, *arguments: ArrayTree) -> ArrayTree:
         """Dispatch a call; it compiles first where nobody has. Consumes the arguments that are donated."""

@@ -106,10 +106,13 @@ def build_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTran
     )
 
 
-def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> Trainer:
+def build_trainer(
+    config: TrainConfig, schedule_costs: Costs | None = None, devices: Sequence[jax.Device] | None = None
+) -> Trainer:
     """Build the trainer of a run. Raises HetjaxError or PlacementError for what does not fit.
 
-    `schedule_costs` are what the schedule "bubble_fill" chooses its order by; None for an estimate.
+    `schedule_costs` are what the schedule "bubble_fill" chooses its order by; None for an estimate. `devices` are those
+    that the placement counts; None for all there are.
     """
     settings = config.optimizer
     return Trainer(
@@ -126,6 +129,7 @@ def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> T
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
         remat=config.remat,
+        devices=devices,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import jsonargparse
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
+from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 from hetjax.meshes import Layout
@@ -189,17 +191,30 @@ def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentP
     return TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Keeps the lines of what stands below the settings."""
+
+
 def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     """Parse the command line of train.py; returns (the settings, the same resolved as YAML). Raises ConfigError."""
     if not arguments:
         raise ConfigError("no settings given; run e.g. python train.py --config configs/digits.yaml")
-    parser = make_parser(prog="train.py", description="Train a multimodal model, every module on a mesh of its own.")
+    parser = make_parser(
+        prog="train.py",
+        description="Train a multimodal model, every module on a mesh of its own.",
+        epilog=HELP,
+        formatter_class=_Formatter,
+    )
     try:
         values = parser.parse_args(list(arguments))
         config = take_settings(values, parser)
     except PARSE_ERRORS as error:
         raise ConfigError(
-            explain(str(error), known_settings(parser), help_line="`python train.py --help` lists every setting")
+            explain(
+                str(error),
+                [*known_settings(parser), *TARGET_OPTIONS],
+                help_line="`python train.py --help` lists every setting",
+            )
         ) from None
     values.pop("config")
     return config, parser.dump(values, skip_unset=False)

@@ -7,7 +7,7 @@ that all of them dispatch the programs they share in one order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -66,15 +66,16 @@ class Executor:
     def gradients(
         self,
         state: TrainState,
-        inputs: Mapping[StageMicrobatch, Arrays],
+        inputs: dict[StageMicrobatch, Arrays],
         loss_scale: jax.Array | None,
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[StepInFlight, jax.Array | None]:
         """Dispatch all but the updates: (what is left, with gradients and buffers of every stage; loss).
 
-        `inputs` holds each stage's part of each microbatch, `loss_scale` one over the global token count, on the last
-        stage's mesh. A process that does not run the last stage gives None for `loss_scale` and gets None for the loss.
+        `inputs` holds each stage's part of each microbatch, and is emptied; `loss_scale` is one over the global token
+        count, on the last stage's mesh. A process that does not run the last stage gives None for `loss_scale` and gets
+        None for the loss.
         """
         flight = self._begin(state, inputs, loss_scale)
         run: dict[Kind, Callable[[StepInFlight, Action], Dispatched]] = {
@@ -96,12 +97,15 @@ class Executor:
     def train(
         self,
         state: TrainState,
-        inputs: Mapping[StageMicrobatch, Arrays],
+        inputs: dict[StageMicrobatch, Arrays],
         loss_scale: jax.Array | None,
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Dispatch a whole step: (state after it, metrics still on the devices, in every process)."""
+        """Dispatch a whole step: (state after it, metrics still on the devices, in every process).
+
+        Empties `inputs`, as `gradients` does.
+        """
         flight, loss = self.gradients(state, inputs, loss_scale, observe, announce)
         self._end_of_step(state, flight)
         square_sum = self._square_sum(flight)
@@ -125,14 +129,14 @@ class Executor:
         return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(
-        self, state: TrainState, inputs: Mapping[StageMicrobatch, Arrays], loss_scale: jax.Array | None
+        self, state: TrainState, inputs: dict[StageMicrobatch, Arrays], loss_scale: jax.Array | None
     ) -> StepInFlight:
         flight = StepInFlight(
             stages={name: self._begin_stage(name, stage) for name, stage in state.stages.items()},
             links={name: LinkInFlight() for name in self.step.links},
             loss_scale=loss_scale,
         )
-        flight.add_inputs(inputs)
+        flight.take_inputs(inputs)
         return flight
 
     def _begin_stage(self, name: str, stage: StageState) -> StageInFlight:

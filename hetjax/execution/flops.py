@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import jax
@@ -69,15 +69,16 @@ def _no_layout() -> AbstractContextManager[None]:
     return layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none"))
 
 
-def forward_flops(step: Step) -> dict[str, int]:
+def forward_flops(step: Step, stages: Collection[str] | None = None) -> dict[str, int]:
     """Return the FLOPs of each stage's forward for one microbatch, over all devices of its mesh, whatever its layout.
 
-    The keys are stage names.
+    The keys are stage names: `stages`, or all.
     """
     with _no_layout():
         return {
             name: count_flops(stage.call_whole, stage.compute_params, stage.buffers, step.programs[name].inputs)
             for name, stage in step.stages.items()
+            if stages is None or name in stages
         }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping
 
 import jax
 
@@ -75,7 +74,8 @@ class StepInFlight:
         """The gradients of each stage that trains."""
         return {name: stage.gradients for name, stage in self.stages.items() if stage.gradients}
 
-    def add_inputs(self, inputs: Mapping[StageMicrobatch, Arrays]) -> None:
-        """Keep the parts of the batch for the forwards."""
-        for (stage, microbatch), arrays in inputs.items():
+    def take_inputs(self, inputs: dict[StageMicrobatch, Arrays]) -> None:
+        """Keep the parts of the batch for the forwards, and empty `inputs`: else its owner would hold them all step."""
+        while inputs:
+            (stage, microbatch), arrays = inputs.popitem()
             self.stages[stage].inputs[microbatch] = dict(arrays)

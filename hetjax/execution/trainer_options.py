@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
+from hetjax.meshes import local_devices
 from hetjax.models import ModelError
 from hetjax.models.remat import Remat, check_remat
 from hetjax.programs.update import Update
@@ -40,7 +41,7 @@ def check_options(
             floating = False
         if not floating:
             raise ConfigError(f'{name}={dtype!r} is no floating dtype; give e.g. "float32" or "bfloat16"')
-    if jax.process_index() not in {device.process_index for device in devices}:
+    if not local_devices(devices):
         raise ConfigError(
             f"process {jax.process_index()} of {jax.process_count()} has none of the {len(devices)} devices of the "
             "trainer; let it run no trainer, or give devices of every process"

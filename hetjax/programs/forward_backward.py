@@ -92,6 +92,14 @@ class ForwardBackward:
         return self.stage.compute_params, residuals, cotangents
 
     @property
+    def pending_shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of what `backward_weight` takes of one microbatch, weights aside; once compiled, in two parts."""
+        arguments = jax.tree.leaves(self.backward_shapes)
+        weights = len(jax.tree.leaves(self.stage.compute_params))
+        _, crossing = self.programs["backward_input"].outputs
+        return *(arguments[place] for place in self._weight_program.reads if place >= weights), *crossing
+
+    @property
     def _forward_arguments(self) -> tuple[Shapes, Shapes, Shapes]:
         return self.stage.compute_params, self.stage.buffers, self.inputs
 

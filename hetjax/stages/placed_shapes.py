@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Protocol
 
 import jax
@@ -40,6 +42,11 @@ def placed_shapes(
 def shardings_of(shapes: PyTree[jax.ShapeDtypeStruct]) -> PyTree[NamedSharding]:
     """Return the sharding of each shape, in the same tree: dicts by path or port, or an optimizer's state."""
     return jax.tree.map(lambda aval: aval.sharding, shapes)
+
+
+def bytes_per_device(shapes: Iterable[jax.ShapeDtypeStruct]) -> int:
+    """Return the bytes that arrays of these shapes and shardings take on each device."""
+    return sum(math.prod(aval.sharding.shard_shape(aval.shape)) * aval.dtype.itemsize for aval in shapes)
 
 
 def cast_shape(shape: jax.ShapeDtypeStruct, dtype: DTypeLike | None) -> jax.ShapeDtypeStruct:

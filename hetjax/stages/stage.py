@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from hetjax.errors import BatchError, GraphError
-from hetjax.meshes import Layout, PlacementError
+from hetjax.meshes import Layout, PlacementError, local_devices
 from hetjax.models.dims import Dims
 from hetjax.models.errors import LayoutError
 from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
@@ -67,7 +67,7 @@ class Stage:
     @functools.cached_property
     def is_local(self) -> bool:
         """Whether this process has a device of the stage's mesh, and so runs the stage."""
-        return bool(self.mesh.local_devices)
+        return bool(local_devices(self.mesh.devices.flat))
 
     @functools.cached_property
     def trained(self) -> Shapes:

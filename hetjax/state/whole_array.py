@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hetjax.meshes import local_devices
+
 
 class LayerSlice(NamedTuple):
     """The layers start..stop-1 of a stacked array, which a stage holds."""
@@ -80,7 +82,7 @@ class WholeArray:
     @property
     def is_local(self) -> bool:
         """Whether a device of this process holds some of it."""
-        return any(part.sharding.addressable_devices for part in self.parts.values())
+        return any(local_devices(part.sharding.device_set) for part in self.parts.values())
 
     @property
     def is_sliced(self) -> bool:
@@ -139,7 +141,7 @@ class WholeArray:
         found = {}
         for stage, part in self.parts.items():
             own = [shards[device] for device in part.sharding.mesh.devices.flat if device in shards]
-            if part.sharding.addressable_devices:
+            if local_devices(part.sharding.device_set):
                 found[stage] = jax.make_array_from_single_device_arrays(
                     part.shape,
                     part.sharding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hetjax.meshes import format_devices
+from hetjax.stages.placed_shapes import bytes_per_device
 from hetjax.stages.stage import Stage
 from hetjax.trainer import Trainer
 from hetjax.training.metrics import StepMetrics
@@ -86,15 +87,11 @@ def state_bytes_per_device(trainer: Trainer, stage: Stage) -> int:
 
     These are weights, buffers and, where the stage trains, gradients, the cast copy of weights, the optimizer's state.
     """
-    total = _bytes(stage.params.values()) + _bytes(stage.buffers.values())
+    held = [*stage.params.values(), *stage.buffers.values()]
     if stage.trains:
         optimizer = jax.tree.leaves(trainer.updates[stage.name].opt_state)
-        total += _bytes(stage.trained.values()) + _bytes(stage.cast_params.values()) + _bytes(optimizer)
-    return total
-
-
-def _bytes(shapes: Iterable[jax.ShapeDtypeStruct]) -> int:
-    return sum(math.prod(aval.sharding.shard_shape(aval.shape)) * aval.dtype.itemsize for aval in shapes)
+        held += [*stage.trained.values(), *stage.cast_params.values(), *optimizer]
+    return bytes_per_device(held)
 
 
 def format_bytes(count: float) -> str:

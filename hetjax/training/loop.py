@@ -19,6 +19,7 @@ from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
+from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
@@ -101,6 +102,8 @@ def _train(run: Run, stop: AgreedStop) -> None:
         pending, before = train_step(run, batch), pending
         if before is not None:
             run.reporter.report(before)
+        if progress.steps_here == 3:
+            _report_memory(run)
         step = progress.state.step
         if step == config.steps or (config.eval.every and step % config.eval.every == 0):
             _evaluate(run, pending)
@@ -110,6 +113,13 @@ def _train(run: Run, stop: AgreedStop) -> None:
     # Here, not in the loop: a signal may come at any moment of it.
     if pending is not None:
         _save(run, pending)
+
+
+def _report_memory(run: Run) -> None:
+    """Print what the devices held in the first steps of this process, where the backend counts it."""
+    held = memory_held(run.parts.trainer)
+    for line in memory_lines(run.parts.trainer, held) if held else ():
+        run.reporter.message(line)
 
 
 def _batches(run: Run) -> Iterator[HostBatch]:

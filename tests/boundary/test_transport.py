@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from hetjax.boundary import Boundary, Transport
 from hetjax.compilation.hlo import bytes_received, collectives
 from hetjax.errors import BoundaryError
+from tests.harness.alive import alive
 from tests.harness.boundary_cases import assert_shards_equal
 from tests.harness.count_waits import count_waits
 
@@ -188,3 +189,21 @@ def test_one_transport_compiles_once_and_serves_many_arrays():
     for seed in range(2):
         value = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
         np.testing.assert_array_equal(transport(jax.device_put(value, source)), value)
+
+
+@pytest.mark.parametrize(
+    ("way", "shape", "source", "destination"),
+    [
+        # Of shapes that no other test has: blanks of one shape are shared.
+        ("exchange", (36, 20), side(range(2), (2,), P("x")), side(range(2, 5), (3,), P("x"))),
+        ("copies", (25, 7), side([0], (1,), P()), side(range(4, 7), (3,), P())),
+    ],
+)
+def test_blanks_take_what_a_transport_says_on_each_device(way, shape, source, destination):
+    transport = Transport(source, destination, shape, "float32", way=way)
+    transport.compile_programs()
+    before = [alive(device) for device in jax.devices()]
+    transport.compile()
+    made = {device.id: alive(device) - held for device, held in zip(jax.devices(), before, strict=True)}
+    assert {device: size for device, size in made.items() if size} == transport.blank_bytes
+    assert transport.blank_bytes

@@ -15,6 +15,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.execution.flops import model_flops
+from hetjax.fit.program_facts import step_flops
 from hetjax.meshes import find_hardware
 from hetjax.stages.batch import Batch
 from hetjax.state.train_state import TrainState
@@ -79,6 +80,7 @@ def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[
         "tokens": tokens,
         "tokens_per_second": tokens / typical,
         "model_flops": flops,
+        "compiled_flops": step_flops(trainer.compiled),
         "tflops_per_device": per_device / 1e12,
         "share_of_peak": share_of_peak(per_device, devices[0].device_kind),
     }
@@ -110,6 +112,7 @@ def _table(numbers: Mapping[str, Json]) -> NumberTable:
         ("fastest", f"{1000 * numbers['seconds_min']:.1f} ms"),
         ("tokens/s", f"{numbers['tokens_per_second']:,.0f}"),
         ("model FLOPs", f"{numbers['model_flops']:.4g}"),
+        ("FLOPs of the programs", f"{numbers['compiled_flops']:.4g}"),
         ("TFLOP/s per device", f"{numbers['tflops_per_device']:.4g}"),
         ("share of bfloat16 peak", "unknown" if peak is None else f"{peak:.1%}"),
         ("peak memory per device", "unknown" if memory is None else format_bytes(max(memory.values()))),

@@ -25,6 +25,7 @@ def one(line: str):
         (f"ROOT %a = f32[16]{{0}} all-reduce(%p), {LISTED}, to_apply=%add", "all-reduce", 8 * 2 * 48),
         (f"%a = f32[16]{{0}} reduce-scatter(%p), {LISTED}, dimensions={{0}}", "reduce-scatter", 8 * 3 * 64),
         (f"%a = f32[16]{{0}} all-to-all(%p), {LISTED}, dimensions={{0}}", "all-to-all", 8 * 48),
+        (f"%a = f32[16]{{0}} ragged-all-to-all(%p, %q, %r), {LISTED}", "ragged-all-to-all", 8 * 48),
         (f"%a = f32[16]{{0}} collective-broadcast(%p), {LISTED}", "collective-broadcast", 2 * 3 * 64),
         (
             "%a = f32[16]{0} collective-permute(%p), source_target_pairs={{0,1},{1,2},{5,5}}, metadata={}",
@@ -188,3 +189,93 @@ def test_every_branch_of_a_switch_counts():
     run = jax.shard_map(choose, mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x"), check_vma=False)
     text = jax.jit(run).lower(jnp.int32(0), jax.ShapeDtypeStruct((64,), jnp.float32)).compile().as_text()
     assert [found.times for found in collectives(text)] == [1, 1]
+
+
+MESH = {"a": 2, "b": 4}
+ALONG = {
+    "psum over b": ("b",),
+    "psum over both": ("a", "b"),
+    "all_gather over a": ("a",),
+    "all_to_all over b": ("b",),
+    "ppermute along b": ("b",),
+    "ppermute to itself": (),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_axes_of_compiled_programs(name):
+    function, in_spec, out_spec, _ = COMPILED[name]
+    found = collectives(compiled_text(function, in_spec, out_spec, jnp.float32))
+    assert {each.axes(MESH) for each in found} == {ALONG[name]}
+    assert {each.dtypes for each in found} == {("f32",)}
+
+
+def test_axes_where_the_partitioner_chose_the_groups():
+    """It writes them as parts of a mesh of its own."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
+
+    def shape(sizes, *axes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, P(*axes)))
+
+    def mlp(x, up, down):
+        return (jnp.tanh(x @ up) @ down).sum()
+
+    shapes = shape((16, 32), "data"), shape((32, 64), "data", "tensor"), shape((64, 32), "tensor", "data")
+    found = collectives(jax.jit(mlp).lower(*shapes).compile().as_text())
+    sizes = {"data": 2, "tensor": 4}
+    assert {each.axes(sizes) for each in found if each.kind == "all-gather"} == {("data",)}
+    assert ("tensor",) in {each.axes(sizes) for each in found if each.kind == "all-reduce"}
+
+
+def scheduled(between: str, *, synchronous: bool = False) -> bool:
+    """Whether an all-gather overlaps whose start and end have these lines between them."""
+    config = f'backend_config={{"collective_backend_config":{{"is_sync":{str(synchronous).lower()}}}}}'
+    text = f"""
+ENTRY %main (p: f32[4], q: f32[8,8]) -> f32[16] {{
+  %p = f32[4]{{0}} parameter(0)
+  %q = f32[8,8]{{1,0}} parameter(1)
+  %s = (f32[4]{{0}}, f32[16]{{0}}) all-gather-start(%p), {LISTED}, dimensions={{0}}, {config}
+{between}
+  %d = f32[16]{{0}} all-gather-done(%s)
+  %after = f32[8,8]{{1,0}} fusion(%q), kind=kLoop, calls=%c
+  ROOT %r = f32[16]{{0}} copy(%d)
+}}"""
+    return one(text).overlaps
+
+
+def test_what_is_computed_between_start_and_end_overlaps():
+    product = "  %m = f32[8,8]{1,0} dot(%q, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    assert scheduled(product)
+    assert not scheduled(product, synchronous=True)
+    assert not scheduled("  %b = f32[64]{0} bitcast(%q)")
+    assert not scheduled("  %n = s32[] fusion(%i), kind=kLoop, calls=%count")
+    assert not one(f"%a = f32[16]{{0}} all-gather(%p), {LISTED}, dimensions={{0}}").overlaps
+
+
+def test_a_collective_that_an_asynchronous_call_runs_overlaps_from_there_on():
+    text = f"""
+%wrapped (p: f32[4]) -> f32[16] {{
+  %p = f32[4]{{0}} parameter(0)
+  ROOT %a = f32[16]{{0}} all-gather(%p), {LISTED}, dimensions={{0}}
+}}
+ENTRY %main (p: f32[4], q: f32[8,8]) -> f32[16] {{
+  %p = f32[4]{{0}} parameter(0)
+  %q = f32[8,8]{{1,0}} parameter(1)
+  %s = ((f32[4]{{0}}), f32[16]{{0}}, u32[]) async-start(%p), calls=%wrapped
+  %u = ((f32[4]{{0}}), f32[16]{{0}}, u32[]) async-update(%s), calls=%wrapped
+  %m = f32[8,8]{{1,0}} fusion(%q), kind=kLoop, calls=%c
+  ROOT %d = f32[16]{{0}} async-done(%u), calls=%wrapped
+}}"""
+    (found,) = collectives(text)
+    assert (found.overlaps, found.times, found.result_bytes) == (True, 1, 64)
+
+
+def test_a_loop_of_unknown_length_counts_as_the_bound():
+    text = """
+%body (p: f32[16]) -> f32[16] {
+  %a = f32[16]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+ENTRY %main (p: f32[16]) -> f32[16] {
+  %w = f32[16]{0} while(%p), condition=%cond, body=%body
+}"""
+    assert [each.times for each in collectives(text, loop_bound=3)] == [3]

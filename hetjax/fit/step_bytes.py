@@ -1,0 +1,99 @@
+"""The bytes of a compiled step's stages and links, from their shapes and what the compiler says of their programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import jax
+
+from hetjax.boundary import Transport
+from hetjax.compilation.compiled_program import Program
+from hetjax.execution.step_programs import Step
+from hetjax.fit.held import NOTHING, CallBytes, LinkBytes, StageBytes
+from hetjax.stages.placed_shapes import bytes_per_device
+
+
+def stage_bytes(step: Step, compiled: Collection[str]) -> dict[str, StageBytes]:
+    """Return what each stage holds on a device; of one that is not `compiled`, what lasts all step and the batch."""
+    return {name: _stage_bytes(step, name, name in compiled) for name in step.stages}
+
+
+def stage_programs(step: Step, name: str) -> dict[str, Program]:
+    """Return the programs of a stage by their name in it: forward, backward, prepare, reduce, update, end_of_step."""
+    parts = (step.programs[name], step.updates.get(name), step.ends.get(name))
+    return {label: program for part in parts if part is not None for label, program in part.programs.items()}
+
+
+def _stage_bytes(step: Step, name: str, compiled: bool) -> StageBytes:
+    stage, program, update = step.stages[name], step.programs[name], step.updates.get(name)
+    frozen = [aval for path, aval in stage.params.items() if path in stage.frozen]
+    persistent = {
+        "master weights": bytes_per_device(stage.trained.values()),
+        "compute weights": bytes_per_device((*stage.cast_params.values(), *frozen)),
+        "gradients": bytes_per_device(stage.gradients.values()),
+        "optimizer state": bytes_per_device(jax.tree.leaves(update.opt_state)) if update else 0,
+        "buffers": bytes_per_device(stage.buffers.values()),
+    }
+    batch, reduced = (bytes_per_device(shapes.values()) for shapes in (step.inputs[name], stage.trained))
+    if not compiled:
+        return StageBytes(persistent=persistent, reduced=reduced, batch=batch)
+    calls: dict[str, CallBytes] = {}
+    for label, each in stage_programs(step, name).items():
+        # Of a program in several parts, which run one after the other, the largest.
+        label = label.partition(".")[0]
+        calls[label] = max(calls.get(label, NOTHING), call_bytes(each), key=lambda call: call.total)
+    return StageBytes(
+        persistent=persistent,
+        reduced=reduced,
+        batch=batch,
+        residuals=bytes_per_device(jax.tree.leaves(program.backward_shapes[1])) if program.has_backward else 0,
+        pending=bytes_per_device(program.pending_shapes) if "backward_input" in program.programs else 0,
+        calls=calls,
+    )
+
+
+def call_bytes(program: Program) -> CallBytes:
+    """Return what a call of a compiled program takes beside its arguments."""
+    memory = program.memory
+    return CallBytes(memory.temporary, memory.outputs - memory.donated)
+
+
+def link_bytes(step: Step) -> dict[str, LinkBytes]:
+    """Return what the tensor of each link takes; moving it only where its transports are compiled."""
+    found = {}
+    for name, link in step.links.items():
+        boundary = step.boundaries[name]
+        transports = {False: boundary.forward, True: boundary.backward}
+        blanks: Counter[int] = Counter()
+        calls: dict[tuple[str, bool], CallBytes] = {}
+        for backward, transport in transports.items():
+            if transport is not None and transport.way is not None:
+                first, last = _ends(transport)
+                start, end = ("destination", "source") if backward else ("source", "destination")
+                calls |= {(start, backward): first, (end, backward): last}
+                blanks.update(transport.blank_bytes)
+        found[name] = LinkBytes(
+            port=link.source_port,
+            source=bytes_per_device([step.programs[link.source].outputs[link.source_port]]),
+            destination=bytes_per_device([boundary.arriving]),
+            blanks={
+                end: max(blanks[device.id] for device in step.stages[stage].mesh.devices.flat)
+                for end, stage in (("source", link.source), ("destination", link.destination))
+            },
+            shares=boundary.forward.way == "stay",
+            calls=calls,
+        )
+    return found
+
+
+def _ends(transport: Transport) -> tuple[CallBytes, CallBytes]:
+    """Return what a move takes where it begins and where it ends, beside the tensor as it leaves and as it arrives."""
+    calls: Mapping[str, CallBytes] = {name: call_bytes(program) for name, program in transport.programs.items()}
+    split, cross, join = (calls.get(name, NOTHING) for name in ("split", "cross", "join"))
+    # Pieces arrive before they are joined.
+    pieces = (cross.fresh or bytes_per_device([transport.arriving])) if "join" in calls else 0
+    return (
+        CallBytes(split.total + cross.temporary, 0),
+        CallBytes(cross.temporary + join.temporary + pieces, 0),
+    )

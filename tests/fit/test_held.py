@@ -1,0 +1,123 @@
+"""What devices hold action by action, from numbers that are made up."""
+
+import pytest
+
+from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES, CallBytes, LinkBytes, StageBytes, device_groups
+from hetjax.schedule import StageEdge, StageGraph, StageNode, build_schedule, check
+
+PERSISTENT = {"master weights": 1000, "compute weights": 500, "gradients": 2000, "optimizer state": 4000, "buffers": 8}
+CALLS = {
+    "forward": CallBytes(70, 30),
+    "backward": CallBytes(200, 20),
+    "reduce": CallBytes(5, 0),
+    "update": CallBytes(9, 0),
+}
+
+
+def stage(**changes) -> StageBytes:
+    return StageBytes(
+        **{"persistent": PERSISTENT, "reduced": 600, "batch": 3, "residuals": 100, "calls": CALLS, **changes}
+    )
+
+
+def link(**changes) -> LinkBytes:
+    return LinkBytes(**{"port": "x", "source": 10, "destination": 20, **changes})
+
+
+def groups(schedule, stages=None, links=None):
+    stages = stages or {each.name: stage() for each in schedule.graph.stages}
+    links = links or {edge.name: link() for edge in schedule.graph.edges}
+    return {group.stages: group for group in device_groups(schedule, stages, links)}
+
+
+def chain(name, microbatches, stages=("a", "b")):
+    return build_schedule(name, StageGraph.chain(stages), microbatches)
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_residuals_are_held_for_as_many_microbatches_as_the_schedule_keeps_alive(name):
+    schedule = chain(name, 6, ("a", "b", "c"))
+    alive = check(schedule).peak_live
+    for (only,), group in groups(schedule).items():
+        most = max(moment.held.get(RESIDUALS, 0) for moment in group.moments)
+        assert most == 100 * alive[only]
+
+
+def test_a_moment_adds_what_a_program_takes_to_what_lasts_and_what_waits():
+    schedule = chain("gpipe", 2)
+    first = groups(schedule)[("a",)]
+    by_action = {moment.action: moment for moment in first.moments if moment.stage == "a"}
+    assert by_action["F0"].held == {**PERSISTENT, CROSSING: 2 * 3, TEMPORARIES: 100}
+    # The other microbatch's input, the first one's output until it is sent, and its residuals.
+    assert by_action["F1"].held[CROSSING] in (3, 13) and by_action["F1"].held[RESIDUALS] == 100
+    assert first.peak.action == "B0" or first.peak.action == "B1"
+    assert first.peak.total == sum(PERSISTENT.values()) + first.peak.held[RESIDUALS] + first.peak.held[CROSSING] + 220
+
+
+def test_nothing_is_left_after_the_last_backward_but_what_lasts():
+    for name in ("gpipe", "1f1b", "zero_bubble"):
+        schedule = chain(name, 3)
+        calls = {**CALLS, "backward_input": CallBytes(1, 1), "backward_weight": CallBytes(1, 1)}
+        stages = {each.name: stage(pending=50, calls=calls) for each in schedule.graph.stages}
+        for group in groups(schedule, stages).values():
+            last = [moment for moment in group.moments if moment.action == "update"][-1]
+            assert last.held[RESIDUALS] == 0 and last.held[CROSSING] == 0
+            assert last.held["gradients"] == 600  # those of the whole batch, which the update reads
+
+
+def test_colocated_stages_add_up_on_their_devices():
+    nodes = tuple(StageNode(name=name, module=name, index=0, devices=(0, 1)) for name in ("a", "b"))
+    graph = StageGraph(stages=nodes, edges=(StageEdge(name="a->b", source="a", destination="b"),))
+    schedule = build_schedule("colocated", graph, 1)
+    (group,) = groups(schedule).values()
+    assert group.devices == (0, 1)
+    assert group.moments[0].held["master weights"] == 2 * PERSISTENT["master weights"]
+    assert max(moment.held.get(RESIDUALS, 0) for moment in group.moments) == 200
+
+
+def test_devices_are_grouped_by_the_stages_that_they_hold():
+    nodes = (
+        StageNode(name="a", module="a", index=0, devices=(0, 1)),
+        StageNode(name="b", module="b", index=0, devices=(1, 2, 3)),
+    )
+    graph = StageGraph(stages=nodes, edges=(StageEdge(name="a->b", source="a", destination="b"),))
+    found = groups(build_schedule("gpipe", graph, 1))
+    assert {stages: group.devices for stages, group in found.items()} == {
+        ("a",): (0,),
+        ("a", "b"): (1,),
+        ("b",): (2, 3),
+    }
+
+
+def test_an_output_that_two_links_carry_is_held_once_until_the_last_has_it():
+    nodes = tuple(StageNode(name=name, module=name, index=0) for name in ("a", "b", "c"))
+    edges = tuple(
+        StageEdge(name=f"{one}->{other}", source=one, destination=other)
+        for one, other in (("a", "b"), ("a", "c"), ("b", "c"))
+    )
+    schedule = build_schedule("gpipe", StageGraph(stages=nodes, edges=edges), 1)
+    first = groups(schedule)[("a",)]
+    waiting = [moment.held.get(CROSSING, 0) for moment in first.moments if moment.action.startswith("T0:a")]
+    assert waiting == [10, 10]
+    apart = groups(schedule, links={edge.name: link(port=edge.name) for edge in edges})[("a",)]
+    assert [moment.held.get(CROSSING, 0) for moment in apart.moments if moment.action.startswith("T0:a")] == [20, 10]
+
+
+def test_blanks_of_a_boundary_lie_on_the_devices_of_their_end_all_step_long():
+    schedule = chain("gpipe", 1)
+    blank = {edge.name: link(blanks={"source": 7, "destination": 11}) for edge in schedule.graph.edges}
+    for stages, more in ((("a",), 7), (("b",), 11)):
+        without, with_blanks = groups(schedule)[stages], groups(schedule, links=blank)[stages]
+        for one, other in zip(without.moments, with_blanks.moments, strict=True):
+            assert other.total == one.total + more
+
+
+def test_a_tensor_that_stays_where_it_is_counts_once_while_it_changes_its_mesh():
+    nodes = tuple(StageNode(name=name, module=name, index=0, devices=(0,)) for name in ("a", "b"))
+    graph = StageGraph(stages=nodes, edges=(StageEdge(name="a->b", source="a", destination="b"),))
+    schedule = build_schedule("gpipe", graph, 1)
+    taken = {}
+    for shares in (False, True):
+        (group,) = groups(schedule, links={"a->b": link(shares=shares)}).values()
+        taken[shares] = next(moment.held[TEMPORARIES] for moment in group.moments if moment.action == "T0:a->b")
+    assert taken == {False: 20, True: 0}
