@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from hetjax.models.remat import INSEPARABLE
 from hetjax.programs.split_backward.equations import Equation, Equations, PlainEquation, Values, new_number
 from hetjax.programs.split_backward.scan import Carry, Scan, ScanValue
 from hetjax.programs.split_backward.shard_map import ShardMap, ShardValue
@@ -46,7 +47,7 @@ def _add(traced: ClosedJaxpr | Jaxpr, inputs: Sequence[int], equations: list[Equ
         known[variable] = new_number()
         constants[known[variable]] = array
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _GROUPS:
+        if eqn.primitive.name in _GROUPS and eqn.params.get("name") != INSEPARABLE:
             made = _add(eqn.params["jaxpr"], [number(atom) for atom in eqn.invars], equations, constants)
         else:
             made = [new_number() for _ in eqn.outvars]
