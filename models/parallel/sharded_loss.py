@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, SEQUENCE
 from hetjax.models.kernels.token_losses import TokenStatistics, chunks_of, token_gradients, token_statistics
-from hetjax.models.parallel.dim_axes import DimAxes, unique_axes, weight_axes
+from hetjax.models.parallel.dim_axes import DimAxes, gradient_axes, unique_axes, weight_axes
 from hetjax.models.parallel.layout_in_force import Axes, Splits, splits_in_force
 
 # B batch · S sequence · D width · V vocabulary
@@ -99,7 +99,7 @@ def _sharding_of(splits: Splits, x: Array, kernel: Array, vocab_dim: int) -> Hea
         mesh=splits.mesh,
         x=DimAxes(stored=(*map(splits.axes_of, RESIDUAL), ()), used=(*tokens, ())),
         kernel=weight_axes(splits.weight_axes_of, names, used),
-        gradient=weight_axes(splits.gradient_axes_of, names, used),
+        gradient=gradient_axes(splits.gradient_axes_of(names, kernel.shape), used, unique_axes(tokens)),
         tokens=tokens,
         vocab=vocab,
         vocab_dim=vocab_dim,
