@@ -10,13 +10,14 @@ import pytest
 
 from hetjax.execution.flops import count_flops
 from hetjax.meshes import Layout
+from hetjax.models.kernels import token_losses
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.stages.flat_state import flatten_module
 from tests.harness.choices import others_slow
 from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
-from tests.harness.parity.problem import VISION, make_batch, make_graph
+from tests.harness.parity.problem import LLM, VISION, make_batch, make_graph
 
 
 def language_model():
@@ -154,3 +155,20 @@ def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     sums = jax.tree.leaves(program.stage.gradients)
     return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing, sums)
+
+
+def test_chunks_of_logits_do_not_cross(monkeypatch):
+    """The loop over chunks of the loss stays whole: split, its second part would read the gradients of all logits."""
+    monkeypatch.setattr(token_losses, "MOST_LOGITS", 16 * LLM.vocab_size)
+    backward, arguments = backward_of(language_model, "none")
+    parts = split_backward(backward, *arguments)
+    _, crossing = jax.eval_shape(parts.first, *arguments)
+    tokens = math.prod(make_batch()["llm"]["tokens"].shape)
+    assert tokens > 16
+    assert crossing and not [aval.shape for aval in crossing if aval.size == tokens * LLM.vocab_size]
+    of_weights, _ = jax.jit(backward)(*arguments)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
+    _, crossing = jax.jit(parts.first)(*arguments)
+    expected = jax.tree.leaves(of_weights)
+    found = jax.jit(parts.later)(read, crossing, zeros(expected))
+    assert max(jax.tree.map(relative_error, [*found], expected)) < 2e-6
