@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from hetjax.meshes.devices import Devices, parse_devices
 from hetjax.meshes.errors import PlacementError
+from hetjax.meshes.optimizer_axes import COPY_AXES, divided_axes, kept_axes, possible_copies
 
 #: Axes of a stage's mesh, outermost first: `tensor` is innermost, so that its devices are neighbours.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -47,6 +48,9 @@ class Layout:
         fsdp: splits the batch, and weights and optimizer state too.
         zero: what `fsdp` splits, by the stages of ZeRO (Rajbhandari et al. 2020): 3 all weights, each gathered where
             it is used; 1 master weights and optimizer state alone, gathered once a step to compute with.
+        optimizer_copies: how many copies of master weights and optimizer state there are. 1 divides them over all
+            devices that would hold copies of a weight, along `data`, `expert` (but for experts) and `context`; more
+            keep copies along the outermost of these axes whose degrees have that product.
         expert: splits the batch, and the experts of a mixture.
         context: splits the sequence.
         context_attention: how attention sees the keys of other context shards: they travel around a
@@ -66,6 +70,7 @@ class Layout:
     data: int = 1
     fsdp: int = 1
     zero: Zero = 3
+    optimizer_copies: int = 1
     expert: int = 1
     context: int = 1
     context_attention: ContextAttention = "ring"
@@ -107,6 +112,7 @@ class Layout:
                 raise PlacementError(
                     f"module '{module}': rules put dim '{dim}' on axis '{axis}'; the axes are {', '.join(AXES)}"
                 )
+        self._check_copies(module)
         self._check_layers(module)
         for name, forms in (("context_attention", get_args(ContextAttention)), ("zero", get_args(Zero))):
             if getattr(self, name) not in forms:
@@ -115,6 +121,16 @@ class Layout:
         listed = parse_devices(self.devices, module=module)
         if listed is not None:
             self.check_device_count(module, len(listed))
+
+    def _check_copies(self, module: str) -> None:
+        if self._kept_axes is not None:
+            return
+        along = ", ".join(f"{axis}={getattr(self, axis)}" for axis in COPY_AXES if getattr(self, axis) > 1)
+        raise PlacementError(
+            f"module '{module}': optimizer_copies={self.optimizer_copies!r}; copies lie along whole axes, so that with "
+            f"{along or 'data=1'} there can be {', '.join(map(str, possible_copies(self._degrees)))}; for 2 copies "
+            "over data=8 write data=2, fsdp=4, zero=1"
+        )
 
     def _check_layers(self, module: str) -> None:
         if self.layers in ("even", "balanced"):
@@ -146,6 +162,33 @@ class Layout:
         """Return the partition of a weight whose dims carry these names. `name` is for the error message."""
         return self._spec(_WEIGHT_AXES, dims, shape, name)
 
+    def optimizer_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
+        """Return the partition of such a weight's master copy, gradient and optimizer state.
+
+        That of `weight_spec`, divided further over axes along which the weight is copied.
+        """
+        self.weight_spec(dims, shape, name=name)
+        return PartitionSpec(*(axes or None for axes in self.optimizer_axes(dims, shape)))
+
+    def optimizer_axes(self, dims: Sequence[str | None], shape: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+        """Return the axes of each dim of a weight's master copy, gradient and optimizer state."""
+        split = tuple(map(self.weight_axes, dims))
+        spare = tuple(axis for axis in (*COPY_AXES, "fsdp") if getattr(self, axis) > 1 and axis not in self._kept_axes)
+        return divided_axes(split, dims, shape, spare, self._degrees)
+
+    def of_one_shard(self) -> Layout:
+        """Return the layout of one of the `data` shards of the batch, alone."""
+        copies = self.data if "data" in self._kept_axes else 1
+        return dataclasses.replace(self, data=1, optimizer_copies=self.optimizer_copies // copies)
+
+    @property
+    def _degrees(self) -> dict[str, int]:
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def _kept_axes(self) -> tuple[str, ...] | None:
+        return kept_axes(self._degrees, self.optimizer_copies)
+
     def compute_spec(self, dims: Sequence[str | None], shape: Sequence[int], *, name: str) -> PartitionSpec:
         """Return the partition of such a weight in programs; with zero=1 it is not split by `fsdp`."""
         return self._spec(self._compute_table, dims, shape, name)
@@ -158,7 +201,7 @@ class Layout:
         """Return the axes that an activation's dim rides on, those of degree 1 left out."""
         return self._axes(self._activation_table, dim)
 
-    def weight_axes(self, dim: str) -> tuple[str, ...]:
+    def weight_axes(self, dim: str | None) -> tuple[str, ...]:
         """Return the axes that a weight's dim rides on, those of degree 1 left out."""
         return self._axes(_WEIGHT_AXES, dim)
 

@@ -138,9 +138,13 @@ class FusedLanguageModel(nnx.Module):
         """{"loss"} of the last stage, {"hidden"}, and {"balance"} where stages pass it, of others."""
         if not self.cut.last:
             return {"hidden": x, "balance": balance} if self._balances else {"hidden": x}
-        logits = self._logits(x)
+        with scope("head"):
+            x = self.norm(x)
+        tied = self.config.tie_embeddings
+        kernel = self.embedding if tied else self.head.kernel
         with scope("loss"):
-            loss = cross_entropy(logits, order.arrange(labels), order.arrange(loss_weights))
+            arranged = order.arrange(labels), order.arrange(loss_weights)
+            loss = cross_entropy(x, kernel[...], *arranged, vocab_dim=0 if tied else 1)
             if self._balances:
                 loss += jnp.sum(balance * loss_weights.sum(axis=1, dtype=balance.dtype))
         return {"loss": loss}

@@ -26,6 +26,9 @@ POINTS = ("attention", "mamba", "mlp", "convolution")
 PRODUCT = "product"
 """Name of what `hetjax.models.parallel.sharded_linear` makes where a layout splits it: matrix products with weights."""
 
+INSEPARABLE = "inseparable_function"
+"""Name of the functions that `inseparable` returns, by which whoever splits a backward knows them."""
+
 Remat = str | tuple[str, ...]
 """What is kept of a layer: "none" is computed again, "full" all but its input, "dots" all but matrix products with
 weights, or names of points: all but those and the layer's input."""
@@ -84,6 +87,20 @@ def whole(function: Callable[Arguments, Result], remat: Remat) -> Callable[Argum
 def point(x: jax.Array, name: str) -> jax.Array:
     """Name a tensor, so that a setting may keep it."""
     return checkpoint_name(x, name)
+
+
+def inseparable(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return a function whose work stays together where a backward is split in two.
+
+    For a loop that drops what it makes: split, its second part would read all of that from memory.
+    """
+
+    def inseparable_function(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return function(*args, **kwargs)
+
+    # A function jitted inside of another keeps its name, and nothing else of it is changed by that.
+    inseparable_function.__name__ = INSEPARABLE
+    return jax.jit(inseparable_function)
 
 
 def _policy(remat: Remat) -> Callable[..., bool]:

@@ -27,8 +27,8 @@ SCOPES = {
     "convolution": "the convolution module of an audio encoder's layer",
     "projector": "from the width of an encoder to that of the language model",
     "video_pruning": "dropping video tokens that repeat, and their positions in the sequence",
-    "head": "the last norm of a language model, and its logits",
-    "loss": "cross entropy",
+    "head": "the last norm of a language model, and its logits where it generates",
+    "loss": "logits and their cross entropy, in chunks of tokens",
 }
 """By name: what stands in a scope."""
 

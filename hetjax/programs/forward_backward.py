@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 
 from hetjax.compilation.compiled_program import Program
 from hetjax.programs.residuals import Residuals
+from hetjax.programs.split_backward.additions import adding_backward
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.programs.split_backward.weight_program import PendingWeights, WeightProgram
 from hetjax.programs.stage_functions import Cotangents, StageFunctions
@@ -117,12 +118,12 @@ class ForwardBackward:
         return {port: self.inputs[port].sharding for port in self.gradient_inputs}
 
     def _compile_backward(self) -> None:
-        stage, gradients = self.stage, self.stage.gradients
+        stage, gradients, arguments = self.stage, self.stage.gradients, self.backward_shapes
         self.programs["backward"] = Program(
             f"{stage.name} backward",
-            self.functions.backward,
+            adding_backward(self.functions.gradients, arguments, gradients),
             stage.mesh,
-            *self.backward_shapes,
+            *arguments,
             gradients,
             donate=3,
             out_shardings=(shardings_of(gradients), self._carried_shardings),

@@ -153,11 +153,3 @@ class StageFunctions:
                 for port, arriving in {**cotangents, **of_loss}.items()
             }
         )
-
-    def backward(
-        self, params: Arrays, residuals: Residuals, cotangents: Cotangents, gradients: Arrays
-    ) -> tuple[Arrays, Arrays]:
-        """Return (`gradients` with this microbatch's added, the gradient of every input port asked for)."""
-        trained, carried = self.gradients(params, residuals, cotangents)
-        added = {path: gradients[path] + gradient.astype(gradients[path].dtype) for path, gradient in trained.items()}
-        return added, carried

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from hetjax.compilation.compiled_program import Program
+from hetjax.programs.data_shards import AXIS as DATA
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
@@ -71,8 +72,20 @@ class Update:
     def _reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
         """The shards' gradients added up where each keeps its own, and the sum of the squares."""
         if self.stage.gradient_shards > 1:
-            gradients = {path: jnp.sum(gradient, axis=0) for path, gradient in gradients.items()}
+            gradients = {path: self._sum_of_shards(path, gradient) for path, gradient in gradients.items()}
         return gradients, sum_of_squares(gradients, self.norm_dtype)
+
+    def _sum_of_shards(self, path: str, gradient: jax.Array) -> jax.Array:
+        """The sum over the leading dim of shards, scattered to the parts that the optimizer holds."""
+        one, held = (shapes[path].sharding.spec for shapes in (self.stage.gradients, self.stage.trained))
+        scattered = [dim for dim, axes in enumerate(held) if DATA in (axes or ())]
+
+        def add(part: jax.Array) -> jax.Array:
+            if not scattered:
+                return jax.lax.psum(part[0], DATA)
+            return jax.lax.psum_scatter(part[0], DATA, scatter_dimension=scattered[0], tiled=True)
+
+        return jax.shard_map(add, mesh=self.stage.mesh, in_specs=one, out_specs=held, check_vma=False)(gradient)
 
     def _update(
         self, params: Arrays, opt_state: optax.OptState, gradients: Arrays, square_sum: jax.Array

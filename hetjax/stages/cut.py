@@ -51,7 +51,7 @@ def cut_graph(
             trained_params = {path: aval for path, aval in params.items() if path not in frozen_params}
             # A frozen weight needs no master copy: it is kept as it is computed with.
             placed = {
-                **placed_shapes(trained_params, skeleton, layout.weight_spec, mesh, module, param_dtype),
+                **placed_shapes(trained_params, skeleton, layout.optimizer_spec, mesh, module, param_dtype),
                 **placed_shapes(
                     frozen_params, skeleton, layout.compute_spec, mesh, module, compute_dtype or param_dtype
                 ),

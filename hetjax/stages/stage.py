@@ -127,19 +127,21 @@ class Stage:
         """Shapes of the sums of gradients that microbatches add to, with a leading dim where shards keep their own."""
         if self.gradient_shards == 1:
             return self.trained
+        of_shard = self.of_one_shard.layout.optimizer_spec
+        placed = placed_shapes(self.trained, self.skeleton, of_shard, self.mesh, self.module, None)
         return {
             path: jax.ShapeDtypeStruct(
                 (self.gradient_shards, *aval.shape),
                 aval.dtype,
                 sharding=NamedSharding(self.mesh, PartitionSpec("data", *aval.sharding.spec)),
             )
-            for path, aval in self.trained.items()
+            for path, aval in placed.items()
         }
 
     @functools.cached_property
     def of_one_shard(self) -> Stage:
         """The stage for one shard of `data`, which runs on its own samples beside the others on the same mesh."""
-        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, data=1))
+        return dataclasses.replace(self, layout=self.layout.of_one_shard())
 
     def port_sharding(self, port: str, shape: Sequence[int]) -> NamedSharding:
         """Return the sharding of a port's array; its leading dim is the batch unless `port_dims` says otherwise."""
@@ -167,7 +169,7 @@ class Stage:
             mesh=self.mesh,
             axes_of=self.layout.activation_axes,
             weight_axes_of=self.layout.compute_axes,
-            gradient_axes_of=self.layout.weight_axes if self.trains else self.layout.compute_axes,
+            gradient_axes_of=self.layout.optimizer_axes,
             context_attention=self.layout.context_attention,
         )
         return layout_in_force(constraint, splits, device)

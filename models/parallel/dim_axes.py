@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -58,6 +59,18 @@ def weight_axes(axes_of: Callable[[str], Axes], names: Dims, used: tuple[Axes, .
     """Return the axes of a weight with these dims; a dim that it stores whole is handed out in the parts used."""
     stored = tuple(axes_of(name) or axes for name, axes in zip(names, used, strict=True))
     return DimAxes(stored=stored, used=used)
+
+
+def gradient_axes(stored: tuple[Axes, ...], used: tuple[Axes, ...], over: Axes) -> DimAxes:
+    """Return the axes of a gradient, a sum over `over`, scattered as far as can be to the optimizer's parts, `stored`.
+
+    What is split by an axis that the sum does not run over is left to the compiler, which moves nothing for it.
+    """
+    reached = []
+    for all_of, own in zip(stored, used, strict=True):
+        further = all_of[len(own) :] if all_of[: len(own)] == own else ()
+        reached.append((*own, *itertools.takewhile(lambda axis: axis in over, further)))
+    return DimAxes(stored=tuple(reached), used=used)
 
 
 def common_prefix(a: Axes, b: Axes) -> Axes:

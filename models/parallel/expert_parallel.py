@@ -50,7 +50,8 @@ def expert_parallel(
     `capacity` promises that no expert is asked for by more tokens of a sequence. Raises LayoutError where the layout
     in force does not fit.
     """
-    return _mix(expert_sharding(kernels.down.shape[0], activation, capacity), x, experts, weights, kernels)
+    sharding = expert_sharding(kernels.down.shape[0], x.shape[-1], activation, capacity)
+    return _mix(sharding, x, experts, weights, kernels)
 
 
 # ── forward and backward, each one `shard_map` ───────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 from jax.sharding import Mesh, PartitionSpec
@@ -85,8 +86,8 @@ class ExpertSharding:
         return most if self.capacity is None else min(most, self.peers * batch * self.capacity * self.local)
 
 
-def expert_sharding(count: int, activation: Activation, capacity: int | None) -> ExpertSharding:
-    """Return how the layout in force splits `count` experts.
+def expert_sharding(count: int, width: int, activation: Activation, capacity: int | None) -> ExpertSharding:
+    """Return how the layout in force splits `count` experts from and to tokens of a width.
 
     Raises LayoutError where the experts do not divide over devices, or devices with other experts have equal tokens.
     """
@@ -94,10 +95,11 @@ def expert_sharding(count: int, activation: Activation, capacity: int | None) ->
     if splits is None:
         return ExpertSharding(mesh=None, **kind)
     axes = {dim: splits.axes_of(dim) for dim in ("batch", "seq", "experts", "mlp")}
-    embed = splits.gradient_axes_of("embed") if splits.gradient_axes_of else ()
-    # Scattered to the parts of the optimizer where they are parts of a sum over what does not split experts.
+    held = splits.gradient_axes_of(("experts", "embed"), (count, width))[1] if splits.gradient_axes_of else ()
+    # Gradients are sums over what does not split experts, scattered as far as the optimizer's parts are split by that.
     summed = {*axes["batch"], *axes["seq"]} - {*axes["experts"]}
-    sharding = ExpertSharding(mesh=splits.mesh, embed=embed if summed.issuperset(embed) else (), **axes, **kind)
+    embed = tuple(itertools.takewhile(lambda axis: axis in summed, held))
+    sharding = ExpertSharding(mesh=splits.mesh, embed=embed, **axes, **kind)
     names = "*".join(sharding.experts)
     if sharding.count % sharding.peers:
         raise LayoutError(

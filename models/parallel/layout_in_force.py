@@ -10,12 +10,12 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from hetjax.models.dims import Constraint, constraint_in_force
+from hetjax.models.dims import Constraint, Dims, constraint_in_force
 
 Axes = tuple[str, ...]
 """Mesh axes that together split one dim."""
@@ -41,15 +41,16 @@ class Splits:
     Attributes:
         mesh: the mesh that the model runs on.
         axes_of: the axes that an activation's dim rides on, those of degree 1 left out.
-        weight_axes_of, gradient_axes_of: the axes that a dim rides on in the weights that programs are given, and in
-            their gradients; without, the compiler chooses the communication of linear maps.
+        weight_axes_of: the axes that a dim rides on in the weights that programs are given; without, the compiler
+            chooses the communication of linear maps.
+        gradient_axes_of: the axes of each dim of a weight's gradient, from the weight's dims and shape.
         context_attention: how attention over a split sequence sees all keys, "ring" or "all_gather".
     """
 
     mesh: Mesh
     axes_of: Callable[[str], Axes]
     weight_axes_of: Callable[[str], Axes] | None = None
-    gradient_axes_of: Callable[[str], Axes] | None = None
+    gradient_axes_of: Callable[[Dims, Sequence[int]], tuple[Axes, ...]] | None = None
     context_attention: str = "ring"
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, SEQUENCE
-from hetjax.models.parallel.dim_axes import DimAxes, unique_axes, weight_axes
+from hetjax.models.parallel.dim_axes import DimAxes, gradient_axes, unique_axes, weight_axes
 from hetjax.models.parallel.layout_in_force import splits_in_force
 
 # B batch · S sequence · V vocabulary · D width
@@ -56,7 +56,7 @@ def sharded_embedding(table: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Flo
         mesh=splits.mesh,
         vocabulary=table.shape[0],
         table=weight_axes(splits.weight_axes_of, names, used),
-        gradient=weight_axes(splits.gradient_axes_of, names, used),
+        gradient=gradient_axes(splits.gradient_axes_of(names, table.shape), used, unique_axes(of_ids)),
         result=DimAxes(stored=(*map(splits.axes_of, RESIDUAL), used[1]), used=(*of_ids, used[1])),
         ids=PartitionSpec(*(axes or None for axes in of_ids)),
         ids_over=unique_axes(of_ids),

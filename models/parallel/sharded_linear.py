@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import Dims, constrain
-from hetjax.models.parallel.dim_axes import DimAxes, common_prefix, unique_axes, weight_axes
+from hetjax.models.parallel.dim_axes import DimAxes, common_prefix, gradient_axes, unique_axes, weight_axes
 from hetjax.models.parallel.layout_in_force import Axes, Splits, splits_in_force
 from hetjax.models.remat import PRODUCT, point
 
@@ -111,18 +111,18 @@ def _sharding_of(splits: Splits, linears: tuple[LinearMap, ...], given: Dims, wa
     if splits.weight_axes_of is None:
         return None
     ins = linears[0].ins
-    of, of_weight, of_gradient = splits.axes_of, splits.weight_axes_of, splits.gradient_axes_of
+    of, of_weight = splits.axes_of, splits.weight_axes_of
     leading = tuple(common_prefix(of(a), of(b)) for a, b in zip(given, wanted, strict=True))
     split_ins = tuple(map(of, ins))
     x = DimAxes(stored=(*map(of, given), *split_ins), used=(*leading, *split_ins))
-    kernels = []
+    kernels, over = [], unique_axes(leading)
     for linear in linears:
         names, split_outs = (*ins, *linear.outs), tuple(map(of, linear.outs))
         used = (*split_ins, *split_outs)
         kernels.append(
             KernelSharding(
                 kernel=weight_axes(of_weight, names, used),
-                gradient=weight_axes(of_gradient, names, used),
+                gradient=gradient_axes(splits.gradient_axes_of(names, linear.kernel.shape), used, over),
                 result=DimAxes(stored=(*map(of, wanted), *split_outs), used=(*leading, *split_outs)),
             )
         )
@@ -132,7 +132,7 @@ def _sharding_of(splits: Splits, linears: tuple[LinearMap, ...], given: Dims, wa
         leading=len(given),
         x=x,
         kernels=tuple(kernels),
-        leading_over=unique_axes(leading),
+        leading_over=over,
         ins_over=unique_axes(split_ins),
         outs_over=next(iter(outs_over)),
     )

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# B batch · S sequence · V vocabulary
+from hetjax.models.parallel.sharded_loss import token_losses
+
+# B batch · S sequence · D width · V vocabulary
 
 
-@partial(jax.checkpoint, prevent_cse=False)
 def cross_entropy(
-    logits: Float[Array, "B S V"], labels: Int[Array, "B S"], weights: Float[Array, "B S"]
+    x: Float[Array, "B S D"],
+    kernel: Float[Array, "_ _"],
+    labels: Int[Array, "B S"],
+    weights: Float[Array, "B S"],
+    *,
+    vocab_dim: int,
 ) -> Float[Array, ""]:
     """Return the sum over tokens of weight * (logsumexp(logits) - logits[label]), in nats and in float32 at least.
 
-    A label outside the vocabulary is allowed where its weight is 0. The label's logit is picked by
-    comparing an iota instead of by an index, so that a vocabulary sharded over devices stays so. The
-    backward pass keeps the logits in their own dtype, nothing wider.
+    The logits are x times the kernel [D, V] (`vocab_dim` 1) or times a table [V, D], transposed (`vocab_dim` 0). They
+    are made in chunks of tokens, never all at once (`hetjax.models.kernels.token_losses`). `x` is the residual stream
+    after its last norm. A label outside the vocabulary is allowed where its weight is 0.
     """
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(vocabulary == labels[..., None], wide, 0).sum(axis=-1)
-    return jnp.sum(weights.astype(wide.dtype) * (jax.nn.logsumexp(wide, axis=-1) - chosen))
+    losses = token_losses(x, kernel, labels, vocab_dim=vocab_dim)
+    return jnp.sum(weights.astype(losses.dtype) * losses)

@@ -104,6 +104,35 @@ def test_zero_1_splits_master_weights_and_not_those_to_compute_with():
     assert message == "module 'llm': zero=2; choose one of 1, 3"
 
 
+@pytest.mark.parametrize(
+    ("degrees", "dims", "shape", "spec"),
+    [
+        ({"data": 4}, ("embed", "mlp"), (8, 6), P(("data",), None)),
+        ({"data": 2, "context": 2, "tensor": 2}, ("vocab", "embed"), (8, 8), P(("tensor",), ("context", "data"))),
+        ({"fsdp": 2, "expert": 2}, ("layers", "embed", "mlp"), (2, 8, 8), P(None, ("fsdp", "expert"), None)),
+        # Experts have no copies along their own axis.
+        ({"data": 2, "expert": 2}, ("experts", "embed", "mlp"), (8, 8, 8), P(("expert",), ("data",), None)),
+        # As far as the width divides: by context, and not by data too.
+        ({"data": 4, "context": 2}, ("embed", "mlp"), (6, 8), P(("context",), None)),
+        # Without names the largest dim that divides, over fsdp too.
+        ({"data": 2, "fsdp": 2}, (None, None), (6, 8), P(None, ("fsdp", "data"))),
+        ({"data": 2, "fsdp": 2}, ("layers", "width"), (8, 8), P(None, None)),
+        ({"data": 2, "context": 2, "optimizer_copies": 2}, ("embed", "mlp"), (8, 8), P(("context",), None)),
+        ({"data": 2, "context": 2, "optimizer_copies": 4}, ("embed", "mlp"), (8, 8), P(None, None)),
+    ],
+)
+def test_the_optimizer_is_divided_over_axes_along_which_weights_are_copied(degrees, dims, shape, spec):
+    assert Layout(**degrees).optimizer_spec(dims, shape, name="w") == spec
+
+
+def test_a_number_of_copies_that_no_axes_have_is_refused_with_those_that_can_be():
+    message = refusal(Layout(data=4, context=3, optimizer_copies=2, devices="0-11").validate, "llm")
+    assert message == (
+        "module 'llm': optimizer_copies=2; copies lie along whole axes, so that with data=4, context=3 there can be "
+        "1, 3, 4, 12; for 2 copies over data=8 write data=2, fsdp=4, zero=1"
+    )
+
+
 def test_axes_of_degree_one_split_nothing():
     layout = Layout(fsdp=2)
     assert layout.activation_spec(("batch", "seq", "heads"), (2, 3, 5), name="x") == P(("fsdp",), None, None)

@@ -37,7 +37,7 @@ def ones(*shape):
 def test_shapes_that_the_signatures_state_are_taken():
     rows = jnp.zeros((2, 3), int)
     checked(scatter_tokens, ones(2, 5, 4), ones(2, 3, 4), rows)
-    checked(cross_entropy, ones(2, 3, 9), rows, ones(2, 3))
+    checked(cross_entropy, ones(2, 3, 9), ones(11, 9), rows, ones(2, 3), vocab_dim=0)
     checked(attend, ones(2, 3, 4, 6), ones(2, 7, 2, 6), ones(2, 7, 2, 6), rows)
     checked(rotate, ones(2, 3, 4, 6), checked_table(rows))
     config = MoEConfig(count=4, top_k=2, scores="sigmoid", balance_loss=0.1)
@@ -84,16 +84,20 @@ def checked_table(rows):
     return jaxtyped(rope_table, typechecker=beartype)(rows, 6, 100.0)
 
 
+def tied_loss(*args):
+    return jaxtyped(cross_entropy, typechecker=beartype)(*args, vocab_dim=0)
+
+
 @pytest.mark.parametrize(
     ("function", "args"),
     [
         (scatter_tokens, [(2, 5, 4), (2, 3, 5), (2, 3)]),
-        (cross_entropy, [(2, 3, 9), (2, 4), (2, 3)]),
+        (tied_loss, [(2, 3, 9), (11, 9), (2, 4), (2, 3)]),
         (attend, [(2, 3, 4, 6), (2, 7, 2, 6), (2, 8, 2, 6), (2, 3)]),
     ],
 )
 def test_other_shapes_are_refused(function, args):
-    integers = {scatter_tokens: 2, cross_entropy: 1, attend: 3}[function]
+    integers = 3 if function is attend else 2
     arrays = [jnp.zeros(shape, int if i == integers else jnp.float32) for i, shape in enumerate(args)]
     with pytest.raises(TypeCheckError):
         checked(function, *arrays)

@@ -88,16 +88,16 @@ def compile_both(kind: str, layout: Layout) -> tuple[str, str]:
     module, call = make(kind)
     skeleton, params, buffers = flatten_module(module)
 
-    def weight(path):
-        return NamedSharding(mesh, layout.weight_spec(skeleton.dims[path], params[path].shape, name=path))
+    def weight(path, spec_of):
+        return NamedSharding(mesh, spec_of(skeleton.dims[path], params[path].shape, name=path))
 
     def activation(x, dims):
         return NamedSharding(mesh, layout.activation_spec(dims, x.shape, name="x"))
 
     x = jnp.ones((B, S, D))
     x = jax.device_put(x, activation(x, (*RESIDUAL, "embed")))
-    weights = {path: weight(path) for path in params}
-    params = jax.device_put(params, weights)
+    params = jax.device_put(params, {path: weight(path, layout.compute_spec) for path in params})
+    gradients = {path: weight(path, layout.optimizer_spec) for path in params}
 
     def forward(params, x):
         with layout_in_force(constraint_of(layout), splits):
@@ -105,7 +105,7 @@ def compile_both(kind: str, layout: Layout) -> tuple[str, str]:
 
     program = jax.jit(forward, out_shardings=(x.sharding, None)).lower(params, x).compile()
     y, vjp = program(params, x)
-    backward = jax.jit(lambda vjp, y: vjp(y), out_shardings=(weights, x.sharding)).lower(vjp, y).compile()
+    backward = jax.jit(lambda vjp, y: vjp(y), out_shardings=(gradients, x.sharding)).lower(vjp, y).compile()
     return program.as_text(), backward.as_text()
 
 
@@ -136,9 +136,9 @@ def test_a_block_has_two_all_reduces_each_way_and_gathers_nothing(kind, degrees)
     two = Counter({("all-reduce", ACTIVATION // layout.data): 2})
     assert counted(forward) == two
     assert counted(backward, layout.tensor) == two
-    # Over data the gradients of weights are summed.
+    # Over data the gradients of weights are summed, those of matrices in the parts of the optimizer.
     rest = counted(backward) - two
-    assert {what for what, _ in rest} == ({"all-reduce"} if layout.data > 1 else set())
+    assert {what for what, _ in rest} == ({"all-reduce", "reduce-scatter"} if layout.data > 1 else set())
 
 
 @pytest.mark.parametrize(("kind", "degrees"), BLOCKS)
@@ -154,7 +154,7 @@ def test_with_sequence_parallelism_it_has_two_gathers_and_two_scatters_and_no_al
     assert found & moved == moved
     # What is left are gradients, summed: of vectors over all rows, of kernels over data.
     rest = found - moved
-    assert {what for what, _ in rest} == {"all-reduce"}
+    assert {what for what, _ in rest} == {"all-reduce", *(["reduce-scatter"] if layout.data > 1 else [])}
     if layout.data == 1:
         # Two norms; in the encoder each has a bias, and so have the two maps back to the residual stream.
         vectors = 6 if kind == "vision" else 2

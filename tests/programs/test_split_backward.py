@@ -10,13 +10,14 @@ import pytest
 
 from hetjax.execution.flops import count_flops
 from hetjax.meshes import Layout
+from hetjax.models.kernels import token_losses
 from hetjax.models.remat import remat_in_force
 from hetjax.programs.split_backward.halves import split_backward
 from hetjax.stages.flat_state import flatten_module
 from tests.harness.choices import others_slow
 from tests.harness.parity.comparison import make_trainer
 from tests.harness.parity.oracle import relative_error
-from tests.harness.parity.problem import VISION, make_batch, make_graph
+from tests.harness.parity.problem import LLM, VISION, make_batch, make_graph
 
 
 def language_model():
@@ -52,6 +53,11 @@ def backward_of(make, remat="none"):
     return (lambda leaves, cotangent: tree.unflatten(leaves)(cotangent)), (leaves, jnp.float32(1))
 
 
+def zeros(arrays):
+    """Sums of no gradients yet."""
+    return [jnp.zeros_like(array) for array in arrays]
+
+
 @pytest.mark.parametrize("remat", others_slow(["none", "full", "dots"], ["none", "full"]))
 @pytest.mark.parametrize("make", [language_model, second_vision_stage, plain_chain], ids=lambda make: make.__name__)
 def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(make, remat):
@@ -60,18 +66,19 @@ def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(m
     parts = split_backward(backward, *arguments)
     found_inputs, crossing = jax.jit(parts.first)(*arguments)
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
-    found_weights = jax.jit(parts.later)(read, crossing)
     expected = jax.tree.leaves(of_weights)
+    found_weights = jax.jit(parts.later)(read, crossing, zeros(expected))
     errors = jax.tree.map(relative_error, ([*found_weights], found_inputs), (expected, of_inputs))
     assert max(jax.tree.leaves(errors)) < 2e-6
     leaves = jax.tree.leaves(arguments)
     for piece in parts.later_apart:
-        made = jax.jit(piece)([leaves[i] for i in piece.reads], [crossing[i] for i in piece.crossing])
-        errors = jax.tree.map(relative_error, [*made], [expected[place] for place in piece.outputs])
+        want = [expected[place] for place in piece.outputs]
+        made = jax.jit(piece)([leaves[i] for i in piece.reads], [crossing[i] for i in piece.crossing], zeros(want))
+        errors = jax.tree.map(relative_error, [*made], want)
         assert max(errors) < 2e-6
     assert sorted(place for piece in parts.later_apart for place in piece.outputs) == list(range(len(expected)))
     whole, first = count_flops(backward, *arguments), count_flops(parts.first, *arguments)
-    later = count_flops(parts.later, read, crossing)
+    later = count_flops(parts.later, read, crossing, zeros(expected))
     assert first + later == whole
     assert first > 0 and later > 0
 
@@ -98,7 +105,7 @@ def test_gradients_of_inputs_leave_the_products_that_make_gradients_of_weights_t
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     product = 2 * 3 * 8 * 16 * 16
     assert count_flops(parts.first, *arguments) == product
-    assert count_flops(parts.later, read, crossing) == product
+    assert count_flops(parts.later, read, crossing, zeros([layers])) == product
     assert [aval.shape for aval in crossing] == [(3, 8, 16)], "the gradient of what each layer puts out, and no more"
 
 
@@ -116,8 +123,8 @@ def test_a_function_that_cannot_be_taken_apart_goes_to_the_first_part_as_a_whole
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
     of_weights, of_inputs = backward(*arguments)
     np.testing.assert_allclose(found_inputs, of_inputs, rtol=1e-6)
-    np.testing.assert_allclose(parts.later(read, crossing)[0], of_weights, rtol=1e-6)
-    assert count_flops(functools.partial(parts.later), read, crossing) == 0
+    np.testing.assert_allclose(parts.later(read, crossing, zeros([w]))[0], of_weights, rtol=1e-6)
+    assert count_flops(functools.partial(parts.later), read, crossing, zeros([w])) == 0
 
 
 def _both(x, w, d):
@@ -146,4 +153,22 @@ def parts_of_a_stage(degrees: dict[str, int]) -> tuple[int, int]:
     parts = split_backward(program.functions.gradients, *arguments)
     _, crossing = jax.eval_shape(parts.first, *arguments)
     read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
-    return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing)
+    sums = jax.tree.leaves(program.stage.gradients)
+    return count_flops(parts.first, *arguments), count_flops(parts.later, read, crossing, sums)
+
+
+def test_chunks_of_logits_do_not_cross(monkeypatch):
+    """The loop over chunks of the loss stays whole: split, its second part would read the gradients of all logits."""
+    monkeypatch.setattr(token_losses, "MOST_LOGITS", 16 * LLM.vocab_size)
+    backward, arguments = backward_of(language_model, "none")
+    parts = split_backward(backward, *arguments)
+    _, crossing = jax.eval_shape(parts.first, *arguments)
+    tokens = math.prod(make_batch()["llm"]["tokens"].shape)
+    assert tokens > 16
+    assert crossing and not [aval.shape for aval in crossing if aval.size == tokens * LLM.vocab_size]
+    of_weights, _ = jax.jit(backward)(*arguments)
+    read = tuple(jax.tree.leaves(arguments)[i] for i in parts.later.reads)
+    _, crossing = jax.jit(parts.first)(*arguments)
+    expected = jax.tree.leaves(of_weights)
+    found = jax.jit(parts.later)(read, crossing, zeros(expected))
+    assert max(jax.tree.map(relative_error, [*found], expected)) < 2e-6

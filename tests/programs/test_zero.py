@@ -1,4 +1,4 @@
-"""What `fsdp` gathers and scatters, read from the programs that a trainer compiled."""
+"""What `fsdp`, and the optimizer's parts over other axes, gather and scatter, read from what a trainer compiled."""
 
 import dataclasses
 import functools
@@ -77,8 +77,10 @@ def test_zero_3_gathers_each_weight_once_a_layer_and_pass_and_scatters_each_grad
         again = [size for path, size in parts.items() if path not in NOT_GATHERED_AGAIN]
         assert results(backward, "all-gather") == Counter(again)
         assert results(backward, "reduce-scatter") == Counter(size // fsdp for size in parts.values())
-        prepare = compiled(trainer).updates[stage.name].programs["prepare"].text
-        assert not collectives(prepare)
+        # Over data the optimizer has parts of these parts.
+        prepare = results(compiled(trainer).updates[stage.name].programs["prepare"].text, "all-gather")
+        held = Counter(size // fsdp for size in bytes_of_parts(stage, per_layer=False).values())
+        assert prepare == (held if stage.layout.data > 1 else Counter())
 
 
 @pytest.mark.parametrize("degrees", LAYOUTS.values(), ids=LAYOUTS)
@@ -96,17 +98,66 @@ def test_zero_1_gathers_each_weight_once_a_step_and_scatters_each_gradient(degre
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_gradients_of_replicas_are_summed_in_the_parts_that_the_optimizer_holds(zero):
-    """Over data a device sums its own part of each gradient, once a step, not what fsdp has still to scatter."""
+def test_gradients_of_replicas_are_scattered_once_a_step_to_the_parts_that_the_optimizer_holds(zero):
+    """Over data a device sums its own part of each gradient, not what fsdp has still to scatter."""
     trainer = make_trainer(LAYOUTS["data2-fsdp4"], zero)
     for stage in trainer.stages:
         backward = compiled(trainer).programs[stage.name].programs["backward"].text
         assert not [each for each in collectives(backward) if each.group_size == 2]
         reduce = collectives(compiled(trainer).updates[stage.name].programs["reduce"].text)
-        over_data = sum(each.result_bytes for each in reduce if each.kind == "all-reduce" and each.group_size == 2)
         parts = bytes_of_parts(stage, per_layer=False)
+        scattered = Counter(each.result_bytes for each in reduce if each.kind == "reduce-scatter")
+        assert scattered == Counter(size // 4 // 2 for size in parts.values())
         whole = sum(math.prod(aval.shape) * 4 for path, aval in stage.params.items() if path not in parts)
-        assert over_data == sum(parts.values()) // 4 + whole
+        summed = sum(each.result_bytes for each in reduce if each.kind == "all-reduce" and each.group_size == 2)
+        assert summed == whole
+
+
+COPIES = {
+    "data4-tensor2": {"data": 4, "tensor": 2, "sequence_parallel": False},
+    "data2-context2-tensor2": {"data": 2, "context": 2, "tensor": 2},
+    "expert4-context2": {"expert": 4, "context": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        pytest.param(degrees, id=name, marks=[] if name == "data2-context2-tensor2" else [pytest.mark.slow])
+        for name, degrees in COPIES.items()
+    ],
+)
+def test_the_optimizer_is_divided_over_all_copies_with_one_gather_and_one_scatter_a_weight(degrees):
+    trainer = make_trainer(degrees, 3)
+    stage = next(stage for stage in trainer.stages if stage.name == "llm")
+    update, shards = compiled(trainer).updates["llm"], stage.gradient_shards
+    copies = stage.mesh.size // stage.layout.tensor
+    whole = {}  # bytes on one device of a weight that programs compute with, for those that are divided
+    for path, aval in stage.params.items():
+        held, used = (math.prod(s.sharding.shard_shape(s.shape)) * 4 for s in (aval, stage.compute_params[path]))
+        assert used == held * (copies if path.endswith(("kernel", "embedding")) else 1), path
+        if used > held:
+            whole[path] = used
+    assert len(whole) == 9
+    assert results(update.programs["prepare"].text, "all-gather") == Counter(whole.values())
+    scattered = results(update.programs["reduce"].text, "reduce-scatter")
+    assert scattered == (Counter(size // copies for size in whole.values()) if shards > 1 else Counter())
+    assert not collectives(update.programs["update"].text)
+    # What is not added up by shard, backwards scatter over all other axes; no matrix is summed whole.
+    backward = compiled(trainer).programs["llm"].programs["backward"].text
+    layers = {path: size // (stage.params[path].shape[0] if "layers/" in path else 1) for path, size in whole.items()}
+    expected = Counter(size // (copies // shards) for size in layers.values()) if copies > shards else Counter()
+    assert results(backward, "reduce-scatter") & expected == expected
+    assert not {*layers.values()} & {*results(backward, "all-reduce")}
+
+
+def test_copies_of_the_optimizer_stay_along_the_outermost_axes():
+    trainer = make_trainer({"data": 2, "context": 2, "optimizer_copies": 2}, 3)
+    for stage in trainer.stages:
+        specs = [aval.sharding.spec for path, aval in stage.params.items() if path.endswith("kernel")]
+        assert specs and all([entry for entry in spec if entry] == ["context"] for spec in specs)
+        reduce = collectives(compiled(trainer).updates[stage.name].programs["reduce"].text)
+        assert {each.kind for each in reduce} == {"all-reduce"}
 
 
 @pytest.mark.slow

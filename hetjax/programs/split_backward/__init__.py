@@ -9,7 +9,8 @@ How a backward is split:
 3. Two kinds of equation have a body, through which the split goes: `scan` (a loop over layers becomes two loops) and
    `shard_map` (a function of each device becomes two). Any other equation goes to one part whole.
 4. `halves` returns both parts as functions, the second also in pieces that have nothing to do with each other.
-5. `weight_program` compiles the second part with the addition to the gradients of earlier microbatches.
+5. `additions` adds gradients to those of earlier microbatches inside of the loops that make them, split or not.
+6. `weight_program` compiles the second part with these additions.
 """
 
 from hetjax.programs.split_backward.equations import Equations, Values, split

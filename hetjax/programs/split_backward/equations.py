@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import jax
@@ -20,6 +21,11 @@ _numbers = itertools.count()
 def new_number() -> int:
     """Return a number that no value has."""
     return next(_numbers)
+
+
+def scoped(scope: str) -> AbstractContextManager[object]:
+    """Return a block whose operations are traced in a scope, so that compiled texts name it; "" is none."""
+    return jax.named_scope(scope) if scope else nullcontext()
 
 
 class Equation(Protocol):
@@ -52,6 +58,7 @@ class PlainEquation:
         variables: what it reads, each variable once.
         kept: the variables of those results that anything reads.
         reads, makes: the numbers of `variables` and of `kept`.
+        scope: the scopes of the functions that it was taken out of.
     """
 
     equation: JaxprEqn
@@ -59,13 +66,15 @@ class PlainEquation:
     kept: tuple[Var, ...]
     reads: tuple[int, ...]
     makes: tuple[int, ...]
+    scope: str
 
     def run(self, values: Values) -> None:
         """Evaluate it."""
         eqn = self.equation
         names = DebugInfo(eqn.primitive.name, "", ("",) * len(self.variables), ("",) * len(self.kept))
         alone = Jaxpr((), self.variables, self.kept, [eqn], eqn.effects, names)
-        made = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(values[number] for number in self.reads))
+        with scoped(self.scope):
+            made = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(values[number] for number in self.reads))
         values.update(zip(self.makes, made, strict=True))
 
     def trimmed(self, made: set[int]) -> PlainEquation:

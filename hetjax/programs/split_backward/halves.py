@@ -18,6 +18,8 @@ import jax
 
 from hetjax.compilation.compiled_program import ArrayTree
 from hetjax.programs.split_backward import Equations, Values, equations_of, split
+from hetjax.programs.split_backward.additions import add_to
+from hetjax.programs.split_backward.equations import new_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,11 +40,16 @@ class LaterPiece:
     _crossing: tuple[int, ...]
     _outputs: tuple[int, ...]
 
-    def __call__(self, read: Sequence[jax.Array], crossing: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """Return the gradients at `outputs`, from the arguments at `reads` and the values at `crossing`."""
-        values: Values = dict(zip((*self._reads, *self._crossing), (*read, *crossing), strict=True))
-        self._equations.run(values)
-        return tuple(values[number] for number in self._outputs)
+    def __call__(
+        self, read: Sequence[jax.Array], crossing: Sequence[jax.Array], sums: Sequence[jax.Array]
+    ) -> tuple[jax.Array, ...]:
+        """Return sums with the gradients at `outputs` added, from the arguments at `reads` and values at `crossing`."""
+        totals = [new_number() for _ in sums]
+        added = list(zip(self._outputs, totals, (total.ndim for total in sums), strict=True))
+        equations, results = add_to(self._equations, added)
+        values: Values = dict(zip((*self._reads, *self._crossing, *totals), (*read, *crossing, *sums), strict=True))
+        equations.run(values)
+        return tuple(values[number] for number in results)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

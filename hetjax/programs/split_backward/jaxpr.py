@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from hetjax.models.remat import INSEPARABLE
 from hetjax.programs.split_backward.equations import Equation, Equations, PlainEquation, Values, new_number
 from hetjax.programs.split_backward.scan import Carry, Scan, ScanValue
 from hetjax.programs.split_backward.shard_map import ShardMap, ShardValue
@@ -30,8 +31,10 @@ def equations_of(traced: ClosedJaxpr) -> tuple[Equations, tuple[int, ...], tuple
     return Equations(tuple(equations), constants), inputs, tuple(outputs)
 
 
-def _add(traced: ClosedJaxpr | Jaxpr, inputs: Sequence[int], equations: list[Equation], constants: Values) -> list[int]:
-    """Append the equations of a function called with `inputs`; return the numbers of its results."""
+def _add(
+    traced: ClosedJaxpr | Jaxpr, inputs: Sequence[int], equations: list[Equation], constants: Values, scope: str = ""
+) -> list[int]:
+    """Append the equations of a function called with `inputs` in a scope; return the numbers of its results."""
     jaxpr, arrays = _open(traced)
     known = dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -46,23 +49,31 @@ def _add(traced: ClosedJaxpr | Jaxpr, inputs: Sequence[int], equations: list[Equ
         known[variable] = new_number()
         constants[known[variable]] = array
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _GROUPS:
-            made = _add(eqn.params["jaxpr"], [number(atom) for atom in eqn.invars], equations, constants)
+        if eqn.primitive.name in _GROUPS and eqn.params.get("name") != INSEPARABLE:
+            made = _add(
+                eqn.params["jaxpr"],
+                *([number(atom) for atom in eqn.invars], equations, constants, _scope_of(eqn, scope)),
+            )
         else:
             made = [new_number() for _ in eqn.outvars]
             match eqn.primitive.name:
                 case "scan":
-                    equations.append(_scan(eqn, [number(atom) for atom in eqn.invars], made))
+                    equations.append(_scan(eqn, [number(atom) for atom in eqn.invars], made, scope))
                 # Where JAX tracks what varies over the mesh, types inside say so, and a split would have to keep them.
                 case "shard_map" if not eqn.params["check_vma"]:
-                    equations.append(_shard_map(eqn, [number(atom) for atom in eqn.invars], made))
+                    equations.append(_shard_map(eqn, [number(atom) for atom in eqn.invars], made, scope))
                 case _:
-                    equations.append(_plain(eqn, known, made))
+                    equations.append(_plain(eqn, known, made, scope))
         known.update(zip(eqn.outvars, made, strict=True))
     return [number(atom) for atom in jaxpr.outvars]
 
 
-def _plain(eqn: JaxprEqn, known: dict[Var, int], made: Sequence[int]) -> PlainEquation:
+def _scope_of(eqn: JaxprEqn, outer: str) -> str:
+    """Return the scopes that an equation was traced in, as `jax.named_scope` takes them."""
+    return "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
+
+
+def _plain(eqn: JaxprEqn, known: dict[Var, int], made: Sequence[int], scope: str) -> PlainEquation:
     variables = tuple(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, Literal)))
     # A result that nothing reads is bound to a variable that stands for none.
     kept = [i for i, variable in enumerate(eqn.outvars) if type(variable).__name__ != "DropVar"]
@@ -72,10 +83,11 @@ def _plain(eqn: JaxprEqn, known: dict[Var, int], made: Sequence[int]) -> PlainEq
         tuple(eqn.outvars[i] for i in kept),
         tuple(known[variable] for variable in variables),
         tuple(made[i] for i in kept),
+        scope,
     )
 
 
-def _scan(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> Scan:
+def _scan(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int], scope: str) -> Scan:
     body, inputs, outputs = equations_of(eqn.params["jaxpr"])
     fixed, carried = _counts(eqn)
     end = fixed + carried
@@ -89,10 +101,11 @@ def _scan(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> Scan:
         length=eqn.params["length"],
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
+        scope=_scope_of(eqn, scope),
     )
 
 
-def _shard_map(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> ShardMap:
+def _shard_map(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int], scope: str) -> ShardMap:
     body, inputs, outputs = equations_of(eqn.params["jaxpr"])
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     return ShardMap(
@@ -101,6 +114,7 @@ def _shard_map(eqn: JaxprEqn, reads: Sequence[int], makes: Sequence[int]) -> Sha
         outputs=tuple(ShardValue(*value) for value in zip(makes, outputs, eqn.params["out_specs"], strict=True)),
         mesh=mesh,
         axes=tuple(axis for axis in mesh.axis_names if axis in manual),
+        scope=_scope_of(eqn, scope),
     )
 
 

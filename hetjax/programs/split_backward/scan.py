@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from hetjax.programs.split_backward.equations import Equations, Values, new_number, split
+from hetjax.programs.split_backward.equations import Equations, Values, new_number, scoped, split
 
 
 class Carry(NamedTuple):
@@ -49,6 +49,7 @@ class Scan:
         each: arrays that an iteration reads its own part of.
         stacked: what each iteration returns.
         length, reverse, unroll: as for `jax.lax.scan`.
+        scope: the scopes that it was traced in.
     """
 
     body: Equations
@@ -59,6 +60,7 @@ class Scan:
     length: int
     reverse: bool
     unroll: int | bool
+    scope: str
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -84,7 +86,9 @@ class Scan:
 
         start = tuple(values[carry.start] for carry in self.carries)
         each = tuple(values[value.outer] for value in self.each)
-        end, stacked = jax.lax.scan(iterate, start, each, length=self.length, reverse=self.reverse, unroll=self.unroll)
+        options = {"length": self.length, "reverse": self.reverse, "unroll": self.unroll}
+        with scoped(self.scope):
+            end, stacked = jax.lax.scan(iterate, start, each, **options)
         values.update(zip(self.makes, (*end, *stacked), strict=True))
 
     def trimmed(self, made: set[int]) -> Scan:

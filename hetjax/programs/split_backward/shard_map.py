@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from hetjax.programs.split_backward.equations import Equations, Values, new_number, split
+from hetjax.programs.split_backward.equations import Equations, Values, new_number, scoped, split
 
 
 class ShardValue(NamedTuple):
@@ -33,6 +33,7 @@ class ShardMap:
         body: its equations, on the parts of one device.
         inputs, outputs: what goes in and comes out.
         mesh, axes: the devices, and the axes of the mesh that arrays are split over.
+        scope: the scopes that it was traced in.
     """
 
     body: Equations
@@ -40,6 +41,7 @@ class ShardMap:
     outputs: tuple[ShardValue, ...]
     mesh: Mesh | AbstractMesh
     axes: tuple[str, ...]
+    scope: str
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -65,14 +67,16 @@ class ShardMap:
                 inside[value.inner][None] if value.spec is None else inside[value.inner] for value in self.outputs
             )
 
-        made = jax.shard_map(
+        mapped = jax.shard_map(
             part,
             mesh=self.mesh,
             in_specs=tuple(own if value.spec is None else value.spec for value in self.inputs),
             out_specs=tuple(own if value.spec is None else value.spec for value in self.outputs),
             axis_names=frozenset(self.axes),
             check_vma=False,
-        )(*(values[number] for number in self.reads))
+        )
+        with scoped(self.scope):
+            made = mapped(*(values[number] for number in self.reads))
         values.update(zip(self.makes, made, strict=True))
 
     def trimmed(self, made: set[int]) -> ShardMap:

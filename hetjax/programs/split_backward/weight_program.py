@@ -91,10 +91,7 @@ def _adding(piece: LaterPiece) -> Callable[[Sequence[jax.Array], Sequence[jax.Ar
     """Return the function that adds a piece's gradients to those of earlier microbatches."""
 
     def add(read: Sequence[jax.Array], crossing: Sequence[jax.Array], gradients: Arrays) -> Arrays:
-        new = piece(read, crossing)
-        return {
-            path: gradient + made.astype(gradient.dtype)
-            for (path, gradient), made in zip(sorted(gradients.items()), new, strict=True)
-        }
+        paths = sorted(gradients)
+        return dict(zip(paths, piece(read, crossing, [gradients[path] for path in paths]), strict=True))
 
     return add

@@ -15,7 +15,7 @@ def splits_of(layout: Layout) -> Splits:
         mesh=Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES)),
         axes_of=layout.activation_axes,
         weight_axes_of=layout.compute_axes,
-        gradient_axes_of=layout.weight_axes,
+        gradient_axes_of=layout.optimizer_axes,
         context_attention=layout.context_attention,
     )
 

@@ -167,7 +167,7 @@ def test_summaries_of_runs_move_and_no_rows(degrees, packed):
 @pytest.mark.parametrize("sequence_parallel", [True, False])
 def test_heads_on_devices_of_their_own_move_what_the_projections_move(sequence_parallel):
     """As half a block of attention and MLP: one gather and one scatter, or one all-reduce."""
-    layout = Layout(data=2, tensor=2, sequence_parallel=sequence_parallel)
+    layout = Layout(data=2, tensor=2, sequence_parallel=sequence_parallel, optimizer_copies=2)
     splits, length = splits_of(layout), 24
     skeleton, params, buffers = flatten_module(build(dtype=np.float32))
     placed = {

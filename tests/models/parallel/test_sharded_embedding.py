@@ -50,7 +50,7 @@ def test_a_split_table_gives_the_rows_and_gradients_of_a_whole_one(float64, inpu
         got = jax.jit(jax.value_and_grad(objective))(*place(layout, *inputs))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-12)
-    master = layout.weight_spec(("vocab", "embed"), (V, D), name="table")
+    master = layout.optimizer_spec(("vocab", "embed"), (V, D), name="table")
     assert got[1].sharding.is_equivalent_to(NamedSharding(splits_of(layout).mesh, master), 2)
 
 
