@@ -126,6 +126,7 @@ def build_trainer(config: TrainConfig, schedule_costs: Costs | None = None) -> T
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
         remat=config.remat,
+        kernels=config.kernels,
     )
 
 
