@@ -82,6 +82,11 @@ def blocked_backward(
     return tuple(x.astype(dtype) for x in gradients)
 
 
+def is_one_block(queries: int, keys: int) -> bool:
+    """Return whether there are no more scores than those of one block."""
+    return queries * keys <= LONGEST_BLOCK**2
+
+
 def _by_sample(function, visible: Visible, query, key, value, *more):
     """Run a function for each sample: all at once where each is one block, else one after another.
 

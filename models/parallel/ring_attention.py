@@ -115,7 +115,7 @@ def _forward_part(sharding: RingSharding, query, key, value, segments):
             visible = _visible(query_half.shape[1], triangular, query_segments, key_segments)
             tile = query_half, key_half, value_half, visible
             new = sharding.kernel.forward(*tile, running.values.dtype, _half(running, queries))
-            running = jax.tree.map(lambda all, half, queries=queries: _put(all, half, queries), running, new)
+            running = _put(running, new, queries)
     return _merged(running.values).astype(dtype), running.log_sum
 
 
@@ -136,8 +136,7 @@ def _backward_part(sharding: RingSharding, query, key, value, segments, output, 
             before = _half(of_query, queries), *_half(of_held, keys)
             tile = query_half, key_half, value_half, visible
             d_query, *d_held = sharding.kernel.backward(*tile, *of_output, wide, before)
-            of_query = _put(of_query, d_query, queries)
-            of_held = tuple(_put(all, half, keys) for all, half in zip(of_held, d_held, strict=True))
+            of_query, of_held = _put(of_query, d_query, queries), _put(of_held, tuple(d_held), keys)
         collected.add(number, of_held)
     of_key, of_value = collected.own()
     return tuple(_merged(x).astype(dtype) for x, dtype in zip((of_query, of_key, of_value), dtypes, strict=True))
@@ -166,8 +165,10 @@ def _half(tree: Arrays, which: int | Int[Array, ""]) -> Arrays:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, which, axis=1, keepdims=False), tree)
 
 
-def _put(all: Array, half: Array, which: int | Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(all, half, which, axis=1)
+def _put(all: Arrays, half: Arrays, which: int | Int[Array, ""]) -> Arrays:
+    put = lambda all, half: jax.lax.dynamic_update_index_in_dim(all, half, which, axis=1)  # noqa: E731
+    # Behind a barrier: XLA would keep the halves of all tiles, and find each time the latest of them.
+    return jax.lax.optimization_barrier(jax.tree.map(put, all, half))
 
 
 def _visible(length: int, triangular: bool, query_segments, key_segments) -> Visible:

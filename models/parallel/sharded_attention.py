@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.attention_mask import Visible, causal
-from hetjax.models.kernels.blocked_attention import LONGEST_BLOCK
+from hetjax.models.kernels.blocked_attention import is_one_block
 from hetjax.models.kernels.checks import CUDNN_ATTENTION, TRITON_ATTENTION
 from hetjax.models.kernels.flash_attention import BLOCKED, TileKernel, flash_attention
 from hetjax.models.kernels.fused_attention import compute_capability, fused_attention, is_fusable
@@ -71,8 +71,7 @@ def tile_kernel(query: Float[Array, "B S H K"], device: jax.Device) -> TileKerne
 def _fits_in_the_open(query: Array, key: Array, kernel: TileKernel, device: jax.Device) -> bool:
     """Whether the scores may all be there at once: those of one block, or of one query a sample, as in decoding."""
     queries, keys = query.shape[1], key.shape[1]
-    in_one_block = kernel is BLOCKED and queries * keys <= LONGEST_BLOCK**2
-    return queries == 1 or in_one_block or device is NO_DEVICE
+    return queries == 1 or (kernel is BLOCKED and is_one_block(queries, keys)) or device is NO_DEVICE
 
 
 def _fused(query, key, value, positions, segments, *, causal: bool):
