@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hetjax.compilation.compile_all import compile_all
+from hetjax.compilation.kernel_choice import Kernels, replaced_kernels
 from hetjax.errors import ConfigError
 from hetjax.execution.executor import Announcer, Executor, Observer
 from hetjax.execution.flops import estimated_costs
@@ -82,6 +83,8 @@ class Trainer:
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
             as ["attention", "mlp"] of hetjax.models: all but those.
+        kernels: "auto" for the kernels that compute, on a small problem, what plain operations do on the devices;
+            "portable" for plain operations alone.
         devices: devices that a placement counts; default `jax.devices()`. For those of `hetjax.target_devices`, which
             are not there, `trace` and `compile` work, and nothing that runs.
 
@@ -114,6 +117,7 @@ class Trainer:
         param_dtype: DTypeLike = "float32",
         compute_dtype: DTypeLike | None = None,
         remat: Mapping[str, Remat | Sequence[str]] | None = None,
+        kernels: Kernels = "auto",
         devices: Sequence[jax.Device] | None = None,
     ):
         self.devices = tuple(jax.devices() if devices is None else devices)
@@ -135,6 +139,7 @@ class Trainer:
             param_dtype=param_dtype,
             compute_dtype=compute_dtype,
             remat=check_remat_settings(remat or {}, graph),
+            replaced_kernels=replaced_kernels(kernels, self.devices),
         )
         self.links = make_links(graph, self.stages)
         self.schedule: Schedule = build_schedule(

@@ -20,6 +20,7 @@ from hetjax.models.parts.attention import Windows
 from hetjax.models.parts.linear import Linear
 from hetjax.models.parts.position_grid import cropped_positions
 from hetjax.models.parts.projector import Projector
+from hetjax.models.parts.segments import numbered
 from hetjax.models.parts.video_pruning import capacity_for_kept, prune
 from hetjax.models.parts.vision_block import vision_layer_cost, vision_layers
 from hetjax.models.radio_config import RadioConfig
@@ -99,7 +100,8 @@ class RadioEncoder(Encoder):
 
         Beside patches there are prefix tokens and padding, which `places` distinguishes: (row, column, height, width)
         of a patch in the patch grid of its image; -1 - i in place of the row for prefix token i; -1000 for padding.
-        `segments` holds an id of each, the same for all of one image and another for padding; every stage takes it.
+        `segments` holds an id of each, the same for all of one image, which are neighbours, and another for padding;
+        every stage takes it.
         Videos have the same three inputs, with an image's patches for every tubelet; they stand behind those of the
         images, and the ids of the two have nothing to do with each other. Tokens made of prefix tokens or padding are
         finite and mean nothing.
@@ -116,7 +118,8 @@ class RadioEncoder(Encoder):
             video_segments=video_segments, hidden=hidden,
         )  # fmt: skip
         check_inputs(self, [port for port in self.input_ports if port not in self.optional_ports], given)
-        ids = self._segments(segments, video_segments)
+        # Padding lies between images, too: with one id, it would keep attention from skipping what is between.
+        ids = numbered(self._segments(segments, video_segments))
         x = self._embed_all(given) if self.cut.first else hidden
         windows = self._windows(segments, video_segments)
         x, _ = self.layers.scan(lambda block, x, _: (block(x, ids, windows), None), constrain(x, *RESIDUAL, "embed"))

@@ -130,6 +130,7 @@ def build_trainer(
         compute_dtype=config.compute_dtype,
         remat=config.remat,
         devices=devices,
+        kernels=config.kernels,
     )
 
 

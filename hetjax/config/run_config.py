@@ -10,6 +10,7 @@ from typing import Literal
 
 import jsonargparse
 
+from hetjax.compilation.kernel_choice import Kernels
 from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
@@ -109,6 +110,8 @@ class TrainConfig:
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
             (attention, mamba, mlp); none computes nothing again.
+        kernels: auto for the kernels that compute, on a small problem, what plain operations do on the devices;
+            portable for plain operations alone.
         seed: Seed of the initial weights.
         warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
             that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
@@ -137,6 +140,7 @@ class TrainConfig:
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
+    kernels: Kernels = "auto"
     seed: int = 0
     warm_start: str | dict[str, str] | None = None
     checkpoint_every: int = 100

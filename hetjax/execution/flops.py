@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 
@@ -11,7 +10,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hetjax.execution.step_programs import Step
-from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.parallel.layout_in_force import NO_DEVICE, layout_in_force
 from hetjax.schedule import Costs, Kind
 from hetjax.stages.flat_state import Arrays
 
@@ -66,7 +65,7 @@ def _inner(values: Iterable[object]) -> Iterator[Jaxpr | ClosedJaxpr]:
 
 def _no_layout() -> AbstractContextManager[None]:
     """Return a block in which layers run as on one device of no kind: a fused kernel would hide its products."""
-    return layout_in_force(lambda x, dims: x, device=types.SimpleNamespace(platform="none"))
+    return layout_in_force(lambda x, dims: x, device=NO_DEVICE)
 
 
 def forward_flops(step: Step, stages: Collection[str] | None = None) -> dict[str, int]:

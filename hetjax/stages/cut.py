@@ -32,6 +32,7 @@ def cut_graph(
     compute_dtype: DTypeLike | None,
     trained: Collection[str] | None = None,
     remat: Mapping[str, Remat] = MappingProxyType({}),
+    replaced_kernels: frozenset[str] = frozenset(),
 ) -> tuple[Stage, ...]:
     """Return all stages in topological order; `frozen` and `trained` as in `hetjax.stages.frozen.frozen_paths`.
 
@@ -74,6 +75,7 @@ def cut_graph(
                     frozen=frozenset(frozen_params),
                     compute_dtype=compute_dtype,
                     remat=remat.get(module, "none"),
+                    replaced_kernels=replaced_kernels,
                     independent_samples=getattr(part, "independent_samples", False),
                     ends_steps=hasattr(part, "end_of_step"),
                 )

@@ -41,6 +41,7 @@ class Stage:
         frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, a setting of `hetjax.models.remat`.
+        replaced_kernels: the kernels that its programs do without (`hetjax.compilation.kernel_choice`).
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
     """
@@ -61,6 +62,7 @@ class Stage:
     frozen: frozenset[str]
     compute_dtype: DTypeLike | None
     remat: Remat = "none"
+    replaced_kernels: frozenset[str] = frozenset()
     independent_samples: bool = False
     ends_steps: bool = False
 
@@ -164,7 +166,7 @@ class Stage:
 
         device = self.mesh.devices.flat[0]
         if self.mesh.size == 1:
-            return layout_in_force(lambda x, dims: x, device=device)
+            return layout_in_force(lambda x, dims: x, device=device, replaced_kernels=self.replaced_kernels)
         splits = Splits(
             mesh=self.mesh,
             axes_of=self.layout.activation_axes,
@@ -172,7 +174,7 @@ class Stage:
             gradient_axes_of=self.layout.optimizer_axes,
             context_attention=self.layout.context_attention,
         )
-        return layout_in_force(constraint, splits, device)
+        return layout_in_force(constraint, splits, device, self.replaced_kernels)
 
     def call(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays]:
         """Run the part: (outputs by port, buffers after the call). Pure; to be traced.

@@ -7,47 +7,37 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 # B batch · S sequence · H heads · G groups of heads that share a key · K head width
 
 
-def is_fusable(query: Float[Array, "B S H K"], segments: Int[Array, "B S"] | None, device: jax.Device) -> bool:
+def is_fusable(query: Float[Array, "B S H K"], device: jax.Device) -> bool:
     """Return whether the kernel takes these queries, as long as their keys, on devices like this one.
 
-    It wants 16 bits a number, heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on), and an
-    even length with `segments`. Kernels of ROCm are left alone.
+    It wants 16 bits a number, and heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on). Kernels
+    of ROCm are left alone.
     """
-    capability = _compute_capability(device)
+    capability = compute_capability(device)
     width, widest = query.shape[-1], 256 if capability >= (9, 0) else 128
-    return (
-        capability >= (8, 0)
-        and query.dtype in (jnp.bfloat16, jnp.float16)
-        and width % 8 == 0
-        and width <= widest
-        and (segments is None or query.shape[1] % 2 == 0)
-    )
+    return capability >= (8, 0) and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= widest
 
 
 def fused_attention(
     query: Float[Array, "B S H K"],
     key: Float[Array, "B S G K"],
     value: Float[Array, "B S G K"],
-    segments: Int[Array, "B S"] | None,
     *,
     causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """Return softmax(query · key / sqrt(K)) · value in natural order, as `hetjax.models.kernels.attention.attend`."""
-    mask = None
-    if segments is not None:
-        # A masked score becomes so low that its weight is exactly 0. One mask a head: batched over a further dim, the
-        # kernel takes no mask that heads share.
-        same = (segments[:, :, None] == segments[:, None, :])[:, None]
-        mask = jnp.broadcast_to(same, (*same.shape[:1], query.shape[2], *same.shape[2:]))
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+    """Return softmax(query · key / sqrt(K)) · value in natural order, as `hetjax.models.kernels.attention.attend`.
+
+    The kernel knows no segments: they would be a bias of [heads, S, S]. `hetjax.models.kernels.triton_attention` does.
+    """
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def _compute_capability(device: jax.Device) -> tuple[int, ...]:
-    """That of an NVIDIA device, e.g. (9, 0); () for others."""
+def compute_capability(device: jax.Device) -> tuple[int, ...]:
+    """Return that of an NVIDIA device, e.g. (9, 0); () for others."""
     parts = str(getattr(device, "compute_capability", "")).split(".")
     return tuple(map(int, parts)) if device.platform == "gpu" and all(part.isdigit() for part in parts) else ()

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -56,6 +57,10 @@ class Splits:
 
 _splits: contextvars.ContextVar[Splits | None] = contextvars.ContextVar("splits", default=None)
 _device: contextvars.ContextVar[jax.Device | None] = contextvars.ContextVar("device", default=None)
+_replaced: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("replaced", default=frozenset())
+
+NO_DEVICE = types.SimpleNamespace(platform="none")
+"""A device of no kind, for tracing alone: all products are asked for in the open, so that they can be counted."""
 
 
 def splits_in_force() -> Splits | None:
@@ -75,18 +80,28 @@ def device_in_force() -> jax.Device:
     return _device.get() or jax.local_devices()[0]
 
 
+def is_replaced(kernel: str) -> bool:
+    """Return whether a kernel, by its name in `hetjax.models.kernels.checks`, gives way to the portable path."""
+    return kernel in _replaced.get()
+
+
 @contextlib.contextmanager
 def layout_in_force(
-    constraint: Constraint, splits: Splits | None = None, device: jax.Device | None = None
+    constraint: Constraint,
+    splits: Splits | None = None,
+    device: jax.Device | None = None,
+    replaced_kernels: frozenset[str] = frozenset(),
 ) -> Iterator[None]:
     """Apply `constraint(x, dims)` at every `constrain` call traced inside the block; answer `split_of` by `splits`.
 
-    `device` stands for all that the layout covers, which are of one kind.
+    `device` stands for all that the layout covers, which are of one kind. The kernels of `replaced_kernels` are not
+    used.
     """
-    tokens = _splits.set(splits), _device.set(device)
+    tokens = _splits.set(splits), _device.set(device), _replaced.set(replaced_kernels)
     try:
         with constraint_in_force(constraint):
             yield
     finally:
         _splits.reset(tokens[0])
         _device.reset(tokens[1])
+        _replaced.reset(tokens[2])

@@ -6,8 +6,10 @@ move is asked for before the tiles of the round are computed, which hides it. In
 form they are gathered first. Both compute the same tiles in the same order; `hetjax.models.parallel.ring_exchange`
 has the bytes of each.
 
-The backward pass keeps queries, keys, values, the output and a log-sum-exp a query; the scores are
-computed again while keys, values and their gradients travel. No weight and no activation moves else.
+A tile is computed by a kernel that makes no array of scores (`hetjax.models.kernels.flash_attention`) and goes on from
+what the tiles before it gave: by their log-sum-exp, or adding gradients up. The backward pass keeps queries, keys,
+values, the output and the whole log-sum-exp of a query; the scores are computed again while keys, values and their
+gradients travel. No weight and no activation moves else.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from hetjax.models.errors import LayoutError
-from hetjax.models.kernels.online_softmax import OnlineSoftmax, add_tile, empty_softmax, finish, tile_gradients
+from hetjax.models.kernels.attention_mask import Visible, causal
+from hetjax.models.kernels.flash_attention import BLOCKED, TileKernel, projection_of
+from hetjax.models.kernels.partial_attention import nothing_seen
 from hetjax.models.parallel.layout_in_force import Splits
 from hetjax.models.parallel.ring_exchange import CollectedGradients, RingSharding, rounds
 from hetjax.models.parallel.zigzag_order import tiles_of_round
 
-# B batch · S sequence · H heads · G groups of heads that share a key · K head width · R = H/G
+# B batch · S sequence · H heads · G groups of heads that share a key · K head width
 # Inside `shard_map` these are the parts of one device: C halves of L positions make its part of S.
 
 Arrays = TypeVar("Arrays", bound=PyTree[Array])
@@ -41,6 +45,7 @@ def ring_attention(
     segments: Int[Array, "B S"] | None = None,
     *,
     causal: bool,
+    kernel: TileKernel = BLOCKED,
 ) -> Float[Array, "B S H K"]:
     """Compute `hetjax.models.kernels.attention.attend` with the sequence split as `splits` says.
 
@@ -54,6 +59,7 @@ def ring_attention(
         heads=splits.axes_of("heads"),
         causal=causal,
         gather=splits.context_attention == "all_gather",
+        kernel=kernel,
     )
     parts, kv_heads = math.prod(sharding.mesh.shape[axis] for axis in sharding.heads), key.shape[2]
     if kv_heads % parts:
@@ -98,38 +104,39 @@ _attend.defvjp(_forward, _backward)
 
 
 def _forward_part(sharding: RingSharding, query, key, value, segments):
-    """(output [B, S, H, K], log-sum-exp [B, C, G, R, L])."""
+    """(output [B, S, H, K], log-sum-exp [B, C, H, L])."""
+    dtype = query.dtype
     query, key, value, segments, index = _local(sharding, query, key, value, segments)
-    running = jax.vmap(empty_softmax, in_axes=1, out_axes=1)(query)
+    running = jax.vmap(nothing_seen, in_axes=1, out_axes=1)(query)
     for number, held in rounds(sharding, index, (key, value, segments)):
         for queries, keys, triangular in tiles_of_round(index, number, sharding.shards, causal=sharding.causal):
             key_half, value_half, key_segments = _half(held, keys)
             query_half, query_segments = _half((query, segments), queries)
-            seen = _seen(query_half.shape[1], triangular, query_segments, key_segments)
-            new = add_tile(OnlineSoftmax(*_half(running, queries)), query_half, key_half, value_half, seen)
-            running = jax.tree.map(lambda all, half, queries=queries: _put(all, half, queries), running, new)
-    output, log_sum = jax.vmap(finish, in_axes=1, out_axes=1)(running)
-    return _merged(jnp.moveaxis(output, 4, 2)).astype(query.dtype), log_sum
+            visible = _visible(query_half.shape[1], triangular, query_segments, key_segments)
+            tile = query_half, key_half, value_half, visible
+            new = sharding.kernel.forward(*tile, running.values.dtype, _half(running, queries))
+            running = _put(running, new, queries)
+    return _merged(running.values).astype(dtype), running.log_sum
 
 
 def _backward_part(sharding: RingSharding, query, key, value, segments, output, log_sum, gradient):
     """Gradients of query, key and value."""
-    groups, dtypes = key.shape[2], (query.dtype, key.dtype, value.dtype)
-    output, gradient = (_halves(sharding, _grouped(x, groups)) for x in (output, gradient))
+    dtypes, wide = (query.dtype, key.dtype, value.dtype), log_sum.dtype
+    output, gradient = (_halves(sharding, x) for x in (output, gradient))
     query, key, value, segments, index = _local(sharding, query, key, value, segments)
-    wide = log_sum.dtype
-    projection = jnp.einsum("bclgrk,bclgrk->bcgrl", gradient, output, preferred_element_type=wide)
+    projection = jax.vmap(projection_of, in_axes=1, out_axes=1)(gradient, output)
     of_query = jnp.zeros(query.shape, wide)
     collected = CollectedGradients(sharding, index)
     for number, held in rounds(sharding, index, (key, value, segments)):
         of_held = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
         for queries, keys, triangular in tiles_of_round(index, number, sharding.shards, causal=sharding.causal):
             key_half, value_half, key_segments = _half(held, keys)
-            query_half, query_segments, *of_output = _half((query, segments, gradient, log_sum, projection), queries)
-            seen = _seen(query_half.shape[1], triangular, query_segments, key_segments)
-            d_query, *d_held = tile_gradients(query_half, key_half, value_half, seen, *of_output)
-            of_query = _add(of_query, d_query, queries)
-            of_held = tuple(_add(all, half, keys) for all, half in zip(of_held, d_held, strict=True))
+            query_half, query_segments, *of_output = _half((query, segments, log_sum, projection, gradient), queries)
+            visible = _visible(query_half.shape[1], triangular, query_segments, key_segments)
+            before = _half(of_query, queries), *_half(of_held, keys)
+            tile = query_half, key_half, value_half, visible
+            d_query, *d_held = sharding.kernel.backward(*tile, *of_output, wide, before)
+            of_query, of_held = _put(of_query, d_query, queries), _put(of_held, tuple(d_held), keys)
         collected.add(number, of_held)
     of_key, of_value = collected.own()
     return tuple(_merged(x).astype(dtype) for x, dtype in zip((of_query, of_key, of_value), dtypes, strict=True))
@@ -139,14 +146,9 @@ def _backward_part(sharding: RingSharding, query, key, value, segments, output, 
 
 
 def _local(sharding: RingSharding, query, key, value, segments):
-    """(query [B C L G R K], key and value [B C L G K], segments [B C L] or None, this device's place in the ring)."""
-    query = _grouped(query, key.shape[2])
+    """(query [B C L H K], key and value [B C L G K], segments [B C L] or None, this device's place in the ring)."""
     index = jax.lax.axis_index(sharding.seq)
     return *(jax.tree.map(partial(_halves, sharding), x) for x in (query, key, value, segments)), index
-
-
-def _grouped(x: Float[Array, "B S H K"], groups: int) -> Float[Array, "B S G R K"]:
-    return x.reshape(*x.shape[:2], groups, -1, x.shape[-1])
 
 
 def _halves(sharding: RingSharding, x: Array) -> Array:
@@ -155,25 +157,19 @@ def _halves(sharding: RingSharding, x: Array) -> Array:
 
 
 def _merged(x: Array) -> Array:
-    """[B, C, L, G, (R), K] as [B, S, heads, K]."""
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1, x.shape[-1])
+    """[B, C, L, ...] as [B, S, ...]."""
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
 def _half(tree: Arrays, which: int | Int[Array, ""]) -> Arrays:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, which, axis=1, keepdims=False), tree)
 
 
-def _put(all: Array, half: Array, which: int | Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(all, half, which, axis=1)
+def _put(all: Arrays, half: Arrays, which: int | Int[Array, ""]) -> Arrays:
+    put = lambda all, half: jax.lax.dynamic_update_index_in_dim(all, half, which, axis=1)  # noqa: E731
+    # Behind a barrier: XLA would keep the halves of all tiles, and find each time the latest of them.
+    return jax.lax.optimization_barrier(jax.tree.map(put, all, half))
 
 
-def _add(all: Array, half: Array, which: int | Int[Array, ""]) -> Array:
-    return _put(all, _half(all, which) + half, which)
-
-
-def _seen(length: int, triangular: bool, query_segments, key_segments) -> Bool[Array, "#B L L"] | None:
-    seen = jnp.tri(length, dtype=bool)[None] if triangular else None
-    if query_segments is None:
-        return seen
-    same = query_segments[:, :, None] == key_segments[:, None, :]
-    return same if seen is None else same & seen
+def _visible(length: int, triangular: bool, query_segments, key_segments) -> Visible:
+    return Visible(causal(length) if triangular else None, query_segments, key_segments)

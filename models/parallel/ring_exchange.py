@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
+from hetjax.models.kernels.flash_attention import TileKernel
 from hetjax.models.parallel.layout_in_force import Axes
 
 Arrays = TypeVar("Arrays", bound=PyTree[Array])
@@ -33,6 +34,7 @@ class RingSharding:
         batch, seq, heads: the axes that split each dim.
         causal: in zigzag order, a query sees the keys of no later position; else it sees all.
         gather: whether keys and values are gathered first, instead of passed on round by round.
+        kernel: what computes a tile.
     """
 
     mesh: Mesh
@@ -41,6 +43,7 @@ class RingSharding:
     heads: Axes
     causal: bool
     gather: bool
+    kernel: TileKernel
 
     @property
     def shards(self) -> int:
@@ -54,7 +57,7 @@ class RingSharding:
 
     @property
     def of_heads(self) -> PartitionSpec:
-        """The partition of [B, S, H, ...]; of the log-sum-exp too, whose dims are [B, C per device, G, ...]."""
+        """The partition of [B, S, H, ...]; of the log-sum-exp too, whose dims are [B, C per device, H, L]."""
         return PartitionSpec(self.batch or None, self.seq, self.heads or None)
 
 

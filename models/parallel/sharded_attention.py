@@ -1,23 +1,30 @@
 """Attention by the kernel that the layout in force, the dtype and the devices ask for.
 
 Where the layout splits the sequence, keys and values travel between devices (`hetjax.models.parallel.ring_attention`).
-Else each device attends with its own samples and heads: by a fused kernel where it has one that takes them
-(`hetjax.models.kernels.fused_attention`), else, and with every cache, by plain operations
-(`hetjax.models.kernels.attention`).
+Else each device attends with its own samples and heads, without an array of all scores: by cuDNN's kernel where it
+takes them (`hetjax.models.kernels.fused_attention`); with segments or a cache by Triton kernels on NVIDIA devices
+(`hetjax.models.kernels.triton_attention`) and by blocks of plain operations on others
+(`hetjax.models.kernels.blocked_attention`). Where all scores are no more than a block's, and for the one query of a
+decode step, plain operations take them at once (`hetjax.models.kernels.attention`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hetjax.models.kernels.attention import attend
-from hetjax.models.kernels.fused_attention import fused_attention, is_fusable
-from hetjax.models.parallel.layout_in_force import device_in_force, splits_in_force
+from hetjax.models.kernels.attention_mask import Visible, causal
+from hetjax.models.kernels.blocked_attention import is_one_block
+from hetjax.models.kernels.checks import CUDNN_ATTENTION, TRITON_ATTENTION
+from hetjax.models.kernels.flash_attention import BLOCKED, TileKernel, flash_attention
+from hetjax.models.kernels.fused_attention import compute_capability, fused_attention, is_fusable
+from hetjax.models.kernels.triton_attention import TRITON, is_supported
+from hetjax.models.parallel.layout_in_force import NO_DEVICE, device_in_force, is_replaced, splits_in_force
 from hetjax.models.parallel.ring_attention import ring_attention
 from hetjax.models.parallel.zigzag_order import SequenceOrder, check_order, sequence_shards
 
@@ -40,37 +47,63 @@ def sharded_attention(
     """
     if order is not None:
         check_order(order, owner="Attention")
-    if positions is None and sequence_shards() > 1:
-        return ring_attention(splits_in_force(), query, key, value, segments, causal=order is not None)
-    if positions is None and is_fusable(query, segments, device_in_force()):
-        return fused_attention_per_device(query, key, value, segments, causal=order is not None)
+    device = device_in_force()
+    kernel = tile_kernel(query, device)
+    if sequence_shards() > 1:
+        if positions is not None:
+            return attend(query, key, value, positions, segments)
+        return ring_attention(splits_in_force(), query, key, value, segments, causal=order is not None, kernel=kernel)
+    if positions is segments is None and is_fusable(query, device) and not is_replaced(CUDNN_ATTENTION):
+        return _per_device(partial(_fused, causal=order is not None), query, key, value, None, None)
     if order is not None:
-        positions = jnp.asarray(order.positions)[None]
-    return attend(query, key, value, positions, segments)
+        positions = causal(order.length)
+    if _fits_in_the_open(query, key, kernel, device):
+        return attend(query, key, value, positions, segments)
+    return _per_device(partial(_flash, kernel), query, key, value, positions, segments)
 
 
-def fused_attention_per_device(
+def tile_kernel(query: Float[Array, "B S H K"], device: jax.Device) -> TileKernel:
+    """Return what computes attention tile by tile on devices like this one: Triton kernels or plain operations."""
+    supported = is_supported(query.dtype, query.shape[-1], compute_capability(device))
+    return TRITON if supported and not is_replaced(TRITON_ATTENTION) else BLOCKED
+
+
+def _fits_in_the_open(query: Array, key: Array, kernel: TileKernel, device: jax.Device) -> bool:
+    """Whether the scores may all be there at once: those of one block, or of one query a sample, as in decoding."""
+    queries, keys = query.shape[1], key.shape[1]
+    return queries == 1 or (kernel is BLOCKED and is_one_block(queries, keys)) or device is NO_DEVICE
+
+
+def _fused(query, key, value, positions, segments, *, causal: bool):
+    return fused_attention(query, key, value, causal=causal)
+
+
+def _flash(kernel: TileKernel, query, key, value, positions, segments):
+    return flash_attention(kernel, query, key, value, Visible(positions, segments, segments))
+
+
+def _per_device(
+    function: Callable[..., Array],
     query: Float[Array, "B S H K"],
-    key: Float[Array, "B S G K"],
-    value: Float[Array, "B S G K"],
+    key: Float[Array, "B T G K"],
+    value: Float[Array, "B T G K"],
+    positions: Int[Array, "#B S"] | None,
     segments: Int[Array, "B S"] | None,
-    *,
-    causal: bool,
 ) -> Float[Array, "B S H K"]:
-    """Return `fused_attention`, where each device runs the kernel for its own samples and heads.
+    """Run a kernel on each device for its own samples and heads.
 
-    Inside `jax.shard_map`, so that nothing about the kernel is left to the partitioner.
+    Inside `jax.shard_map`, so that nothing about it is left to the partitioner.
     """
-    run = partial(fused_attention, causal=causal)
     splits = splits_in_force()
     if splits is None:
-        return run(query, key, value, segments)
+        return function(query, key, value, positions, segments)
     batch, heads = splits.axes_of("batch") or None, splits.axes_of("heads") or None
     of_heads = PartitionSpec(batch, None, heads)
+    of_positions = PartitionSpec(None if positions is None or positions.shape[0] == 1 else batch)
     return jax.shard_map(
-        run,
+        function,
         mesh=splits.mesh,
-        in_specs=(of_heads, of_heads, of_heads, PartitionSpec(batch)),
+        in_specs=(of_heads, of_heads, of_heads, of_positions, PartitionSpec(batch)),
         out_specs=of_heads,
         check_vma=False,  # as in `hetjax.models.parallel.ring_attention`
-    )(query, key, value, segments)
+    )(query, key, value, positions, segments)

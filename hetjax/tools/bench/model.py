@@ -16,6 +16,7 @@ from rich.progress import track
 from hetjax.errors import ConfigError
 from hetjax.execution.flops import count_flops
 from hetjax.models.components import ComponentConfig, build_component
+from hetjax.models.parallel.layout_in_force import NO_DEVICE, layout_in_force
 from hetjax.models.remat import check_remat, remat_in_force
 from hetjax.stages.flat_state import Arrays, flatten_module
 from hetjax.tools.bench.model_inputs import inputs_of
@@ -74,7 +75,8 @@ def _measure(
 
     given = jax.device_put({name: x.astype(dtype) if _is_floating(x) else x for name, x in inputs.items()})
     cast = functools.partial(jax.tree.map, lambda aval: jax.ShapeDtypeStruct(aval.shape, dtype))
-    forward_flops = count_flops(loss, cast(shapes), buffer_shapes, given)
+    with layout_in_force(lambda x, dims: x, device=NO_DEVICE):
+        forward_flops = count_flops(loss, cast(shapes), buffer_shapes, given)
     with remat_in_force(remat), busy("compiling"):
         step = jax.jit(jax.grad(loss)).lower(cast(shapes), buffer_shapes, given).compile()
     params, buffers = _weights(config, dtype)

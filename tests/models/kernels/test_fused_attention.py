@@ -1,8 +1,7 @@
-"""The fused kernel, as far as a machine without GPUs can show: where it is chosen, and what is lowered for CUDA."""
+"""Kernels for GPUs, as far as a machine without any can show: where each is chosen, and what is lowered for CUDA."""
 
 import dataclasses
 import types
-from functools import partial
 
 import jax
 import jax._src.cudnn.fused_attention_stablehlo as cudnn
@@ -14,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.models.kernels.attention import attend
+from hetjax.models.kernels.checks import CUDNN_ATTENTION, TRITON_ATTENTION
 from hetjax.models.kernels.fused_attention import fused_attention, is_fusable
 from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
-from hetjax.models.parallel.sharded_attention import fused_attention_per_device
+from hetjax.models.parallel.sharded_attention import sharded_attention
 from hetjax.models.parallel.zigzag_order import causal_order
 from hetjax.models.parts.attention import Attention, Cache
 
@@ -46,8 +46,8 @@ def arrays(dtype=jnp.bfloat16, length=S, width=K):
     return [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
 
 
-def fusable(device, dtype=jnp.bfloat16, length=S, width=K, segments=False) -> bool:
-    return is_fusable(arrays(dtype, length, width)[0], np.zeros((B, length), np.int32) if segments else None, device)
+def fusable(device, dtype=jnp.bfloat16, length=S, width=K) -> bool:
+    return is_fusable(arrays(dtype, length, width)[0], device)
 
 
 def test_16_bits_on_devices_that_have_the_kernel_are_fused_and_nothing_else():
@@ -61,7 +61,14 @@ def test_heads_and_lengths_that_the_kernel_does_not_take_are_not_fused():
     assert not fusable(gpu("8.0"), width=256)
     assert not fusable(gpu(), width=12)
     assert fusable(gpu(), length=15)
-    assert not fusable(gpu(), length=15, segments=True)
+
+
+TRITON_KERNELS = ("attention_forward", "attention_query_gradient", "attention_key_gradient")
+
+
+def attention(causal, segments=None):
+    order = causal_order(S) if causal else None
+    return lambda query, key, value: sharded_attention(query, key, value, order=order, segments=segments)
 
 
 def lowered(function, *avals) -> str:
@@ -82,18 +89,20 @@ def test_forward_and_backward_are_lowered_to_the_kernel_and_stay_partitioned(
     def backward(query, key, value):
         segments = jnp.arange(B * S, dtype=jnp.int32).reshape(B, S) // 4 if packed else None
         with layout_in_force(lambda x, dims: x, splits if sharded else None, gpu()):
-            attended, vjp = jax.vjp(
-                partial(fused_attention_per_device, segments=segments, causal=causal), query, key, value
-            )
+            attended, vjp = jax.vjp(attention(causal, segments), query, key, value)
         return vjp(attended)
 
     text = lowered(backward, *avals)
-    calls = [line for line in text.splitlines() if "custom_call @__cudnn" in line]
+    heads = f"{B // 2}x{S}x{H // 2}x{K}" if sharded else f"{B}x{S}x{H}x{K}"
+    calls = [line for line in text.splitlines() if "custom_call @__" in line]
+    assert all(f"tensor<{heads}xbf16>" in call for call in calls)
+    if packed:
+        # cuDNN would take a bias of [heads, S, S].
+        assert [name in call for name, call in zip(TRITON_KERNELS, calls, strict=True)] == [True] * 3
+        return
+    assert all("custom_call @__cudnn" in call for call in calls)
     assert ["Backward" in call for call in calls] == [False, True]
     assert all(("CAUSAL" in call) == causal for call in calls)
-    assert all(("Bias" in call) == packed for call in calls)
-    heads = f"{B // 2}x{S}x{H // 2}x{K}" if sharded else f"{B}x{S}x{H}x{K}"
-    assert all(f"tensor<{heads}xbf16>" in call for call in calls)
 
 
 @pytest.mark.parametrize("form", ["causal", "all", "cache"])
@@ -115,18 +124,31 @@ def test_attention_takes_the_kernel_in_training_and_not_with_a_cache(cudnn_insta
     assert ("CAUSAL" in text) == (form == "causal")
 
 
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_same_call_without_the_kernel_equals_attend(monkeypatch, causal, packed):
+def test_the_same_call_without_the_kernel_equals_attend(monkeypatch, causal):
     """What is asked of the kernel is what `attend` computes: JAX runs the same call by plain operations."""
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: plain(*a, **k))
     random = np.random.default_rng(0)
     query, key, value = (random.normal(size=aval.shape).astype(np.float32) for aval in arrays())
-    segments = np.sort(random.integers(0, 3, (B, S)), axis=1) if packed else None
-    got = fused_attention(query, key, value, segments, causal=causal)
-    want = attend(query, key, value, jnp.arange(S)[None] if causal else None, segments)
+    got = fused_attention(query, key, value, causal=causal)
+    want = attend(query, key, value, jnp.arange(S)[None] if causal else None)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_kernels_that_are_replaced_are_not_lowered(cudnn_installed, packed):
+    segments = jnp.zeros((B, S), jnp.int32) if packed else None
+
+    def calls(*replaced):
+        with layout_in_force(lambda x, dims: x, device=gpu(), replaced_kernels=frozenset(replaced)):
+            text = lowered(lambda *x: attention(True, segments)(*x), *arrays())
+        return "custom_call @__cudnn" in text, "attention_forward" in text
+
+    assert calls() == (not packed, packed)
+    # Without cuDNN's, full sequences take the kernel that takes segments.
+    assert calls(CUDNN_ATTENTION) == (False, True)
+    assert calls(CUDNN_ATTENTION, TRITON_ATTENTION) == (False, False)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -136,10 +158,8 @@ def test_it_is_lowered_for_shards_of_the_batch_that_run_side_by_side(cudnn_insta
     inner = dataclasses.replace(splits, axes_of=lambda dim: () if dim == "batch" else splits.axes_of(dim))
 
     def run(query, key, value, segments):
-        with layout_in_force(lambda x, dims: x, inner):
-            attended, vjp = jax.vjp(
-                partial(fused_attention_per_device, segments=segments, causal=True), query, key, value
-            )
+        with layout_in_force(lambda x, dims: x, inner, gpu()):
+            attended, vjp = jax.vjp(attention(True, segments), query, key, value)
             return attended, vjp(attended)
 
     avals = [jax.ShapeDtypeStruct((2, *aval.shape), aval.dtype) for aval in arrays()]
@@ -147,4 +167,4 @@ def test_it_is_lowered_for_shards_of_the_batch_that_run_side_by_side(cudnn_insta
         segments = jnp.stack([segments] * 2)
     by_shard = jax.vmap(run, in_axes=(0, 0, 0, 0 if packed else None), spmd_axis_name="data")
     text = lowered(by_shard, *avals, segments) if packed else lowered(lambda *x: by_shard(*x, None), *avals)
-    assert "fmha" in text.lower()
+    assert ("attention_forward" if packed else "fmha") in text
