@@ -47,7 +47,7 @@ def expert_parallel(
     kernels: ExpertKernels,
     activation: Activation,
     capacity: int | None = None,
-    margin: float = 1.25,
+    margin: float = 1.2,
 ) -> Float[Array, "B S D"]:
     """Return the sum of weights[.., k] * expert experts[.., k] (x) over k; number E stands for no expert.
 

@@ -53,7 +53,7 @@ class MoEConfig:
     """Coefficient of the sequence-balance loss; 0 for none."""
     capacity_factor: float | None = None
     """Most tokens of one sequence that an expert takes, in shares of S*K/E; the rest is dropped. null drops none."""
-    margin: float = 1.25
+    margin: float = 1.2
     """Room for tokens on a device with experts, in shares of what arrives under an even load; what is more comes in
     further rounds. Changes no number."""
 
