@@ -33,9 +33,9 @@ def _count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(left[dim] for dim in contracted) * math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name.startswith("ragged_dot"):
-            # Tokens of each group by the matrix of that group: every token once.
-            (tokens, contracted), (_, _, columns) = (invar.aval.shape for invar in equation.invars[:2])
-            total += 2 * tokens * contracted * columns
+            # Tokens of each group by the matrix of that group, or by its other tokens: every token once.
+            left, right = (invar.aval.shape for invar in equation.invars[:2])
+            total += 2 * math.prod(left) * right[-1]
         total += _repeats(equation) * sum(_count(inner) for inner in _inner(equation.params.values()))
     return total
 

@@ -1,7 +1,7 @@
 """Compute the experts of one device: tokens sorted by expert, and one grouped matrix product for all of them.
 
 Each token asks for some experts by slots, of which any may be empty. The slots are sorted by expert, so that
-`jax.lax.ragged_dot` multiplies the tokens of each expert with its own weights. A slot's weight multiplies
+grouped products multiply the tokens of each expert with its own weights. A slot's weight multiplies
 the hidden values, ahead of the last product: the results of a token's slots are then summed as they are, and
 the gradient of a weight is found where its expert is. The backward pass keeps the tokens and what the first
 products gave; it is written out, so that weights enter it as they are stored.
@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# R tokens · K slots of a token · M slots that may be filled · E experts of this device
-# D width · F hidden width of an expert
+from hetjax.models.kernels.expert_places import Places, find_places
+from hetjax.models.kernels.grouped_products import GroupedProducts
+
+# R tokens · K slots of a token · M places for slots · E experts of this device
+# D width · F hidden width of an expert, filled up to what products take
 
 Activation = Literal["swiglu", "relu2"]
 
@@ -35,80 +38,74 @@ class ExpertSlots(NamedTuple):
     weights: Float[Array, "R K"]
 
 
-class _Sorted(NamedTuple):
-    """ExpertSlots by expert: the slot at each place, whether it is filled, each slot's place, and slots an expert."""
-
-    slot: Int[Array, " M"]
-    filled: Bool[Array, "M 1"]
-    place: Int[Array, "R K"]
-    sizes: Int[Array, " E"]
-
-
 def grouped_experts(
-    kernels: ExpertKernels, tokens: Float[Array, "R D"], slots: ExpertSlots, activation: Activation, most: int
+    products: GroupedProducts,
+    kernels: ExpertKernels,
+    tokens: Float[Array, "R D"],
+    slots: ExpertSlots,
+    activation: Activation,
 ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "M F"], ...]]:
     """Return (sum over a token's slots of weight * expert(token), what the first products gave).
 
-    At most `most` slots are filled. expert(x) is down(silu(gate(x)) * up(x)) (Shazeer 2020) or down(relu(up(x))²)
-    (So et al. 2021).
+    At most `products.rows` slots are filled. expert(x) is down(silu(gate(x)) * up(x)) (Shazeer 2020) or
+    down(relu(up(x))²) (So et al. 2021).
     """
-    by_expert = _sort(slots, kernels, most)
-    x = tokens[by_expert.slot // slots.experts.shape[1]]
-    first = tuple(_product(x, kernel, by_expert) for kernel in kernels.first)
-    hidden = _hidden(first, _weights(slots, by_expert), by_expert.filled, activation)
-    return _sum_of_slots(_product(hidden, kernels.down, by_expert), by_expert, slots), first
+    places = _places(products, slots)
+    kernels = _filled_up(kernels, products.width_unit)
+    x = tokens[places.slot // slots.experts.shape[1]]
+    # Places that hold no slot say nothing, neither here nor after the last product.
+    first = tuple(products.multiply(x, kernel, places.sizes) for kernel in kernels.first)
+    hidden = _hidden(first, _weights(slots, places), places.filled, activation)
+    return _sum_of_slots(products.multiply(hidden, kernels.down, places.sizes), places), first
 
 
 def grouped_experts_backward(
+    products: GroupedProducts,
     kernels: ExpertKernels,
     tokens: Float[Array, "R D"],
     slots: ExpertSlots,
     first: tuple[Float[Array, "M F"], ...],
     gradient: Float[Array, "R D"],
     activation: Activation,
-    most: int,
 ) -> tuple[ExpertKernels, Float[Array, "R D"], Float[Array, "R K"]]:
     """Return the gradients of kernels, tokens and slot weights of `grouped_experts`, from that of its result."""
-    by_expert = _sort(slots, kernels, most)
-    token = by_expert.slot // slots.experts.shape[1]
+    places, full = _places(products, slots), _filled_up(kernels, products.width_unit)
+    token, sizes = places.slot // slots.experts.shape[1], places.sizes
     hidden, of_hidden = jax.vjp(
-        lambda first, weights: _hidden(first, weights, by_expert.filled, activation), first, _weights(slots, by_expert)
+        lambda first, weights: _hidden(first, weights, places.filled, activation), first, _weights(slots, places)
     )
-    d_hidden, d_down = _product_backward(hidden, kernels.down, by_expert, gradient[token])
+    gradient = jnp.where(places.filled, gradient[token], 0)
+    d_hidden = products.multiply(gradient, full.down, sizes, transposed=True)
     d_first, d_weights = of_hidden(d_hidden)
     x = tokens[token]
-    products = [_product_backward(x, kernel, by_expert, g) for kernel, g in zip(kernels.first, d_first, strict=True)]
-    d_tokens = sum(d_x for d_x, _ in products)
+    d_tokens = sum(
+        products.multiply(d, kernel, sizes, transposed=True) for d, kernel in zip(d_first, full.first, strict=True)
+    )
+    d_kernels = ExpertKernels(
+        tuple(products.kernel_gradient(x, d, sizes) for d in d_first), products.kernel_gradient(hidden, gradient, sizes)
+    )
     return (
-        ExpertKernels(tuple(d_kernel for _, d_kernel in products), d_down),
-        _sum_of_slots(d_tokens, by_expert, slots),
-        jnp.where(_is_filled(slots, by_expert), d_weights[by_expert.place], 0),
+        jax.tree.map(lambda d, kernel: d[:, : kernel.shape[1], : kernel.shape[2]], d_kernels, kernels),
+        _sum_of_slots(d_tokens, places),
+        jnp.where(places.asked, d_weights[places.place], 0),
     )
 
 
-def _sort(slots: ExpertSlots, kernels: ExpertKernels, most: int) -> _Sorted:
-    experts, count = slots.experts.reshape(-1), kernels.down.shape[0]
-    slot = jnp.argsort(experts, stable=True).astype(jnp.int32)
-    place = jnp.zeros_like(slot).at[slot].set(jnp.arange(slot.size, dtype=jnp.int32))
-    slot = slot[:most]
-    bounds = jnp.searchsorted(experts[slot], jnp.arange(count + 1, dtype=experts.dtype)).astype(jnp.int32)
-    place = jnp.minimum(place, most - 1).reshape(slots.experts.shape)
-    return _Sorted(slot, (experts[slot] < count)[:, None], place, jnp.diff(bounds))
+def _places(products: GroupedProducts, slots: ExpertSlots) -> Places:
+    return find_places(slots.experts, products.count, products.places, products.block)
 
 
-def _weights(slots: ExpertSlots, by_expert: _Sorted) -> Float[Array, " M"]:
-    return slots.weights.reshape(-1)[by_expert.slot]
+def _filled_up(kernels: ExpertKernels, unit: int) -> ExpertKernels:
+    """The kernels with a hidden width that `unit` divides; what is added is 0, and so is what comes of it."""
+    more = -kernels.down.shape[1] % unit
+    if not more:
+        return kernels
+    first = tuple(jnp.pad(kernel, ((0, 0), (0, 0), (0, more))) for kernel in kernels.first)
+    return ExpertKernels(first, jnp.pad(kernels.down, ((0, 0), (0, more), (0, 0))))
 
 
-def _product(x: Float[Array, "M _"], kernel: Float[Array, "E _ _"], by_expert: _Sorted) -> Float[Array, "M _"]:
-    # What a backend leaves behind the last expert's tokens is not defined.
-    return jnp.where(by_expert.filled, jax.lax.ragged_dot(x, kernel, by_expert.sizes), 0)
-
-
-def _product_backward(x, kernel, by_expert: _Sorted, gradient):
-    """Gradients of x, which say nothing in places that are not filled, and of the kernel."""
-    gradient = jnp.where(by_expert.filled, gradient, 0)
-    return jax.vjp(lambda x, kernel: jax.lax.ragged_dot(x, kernel, by_expert.sizes), x, kernel)[1](gradient)
+def _weights(slots: ExpertSlots, places: Places) -> Float[Array, " M"]:
+    return slots.weights.reshape(-1)[places.slot]
 
 
 def _hidden(
@@ -117,19 +114,20 @@ def _hidden(
     filled: Bool[Array, "M 1"],
     activation: Activation,
 ) -> Float[Array, "M F"]:
+    # Ahead of the activation, since what a backend leaves in places without a slot need not be finite.
+    first = tuple(jnp.where(filled, values, 0) for values in first)
     if activation == "swiglu":
         gate, up = first
         values = jax.nn.silu(gate) * up
     else:
         values = jnp.square(jax.nn.relu(first[0]))
-    return jnp.where(filled, values.astype(weights.dtype) * weights[:, None], 0).astype(values.dtype)
+    return (values.astype(weights.dtype) * jnp.where(filled, weights[:, None], 0)).astype(values.dtype)
 
 
-def _is_filled(slots: ExpertSlots, by_expert: _Sorted) -> Bool[Array, "R K"]:
-    return slots.experts < by_expert.sizes.shape[0]
-
-
-def _sum_of_slots(values: Float[Array, "M D"], by_expert: _Sorted, slots: ExpertSlots) -> Float[Array, "R D"]:
+def _sum_of_slots(values: Float[Array, "M D"], places: Places) -> Float[Array, "R D"]:
+    """The sum of what stands in the places of a token's slots, slot by slot: no array holds the slots of all tokens."""
     wide = jnp.promote_types(values.dtype, jnp.float32)
-    of_slots = jnp.where(_is_filled(slots, by_expert)[..., None], values[by_expert.place], 0)
-    return of_slots.sum(axis=1, dtype=wide).astype(values.dtype)
+    total = jnp.zeros((places.place.shape[0], values.shape[1]), wide)
+    for place, asked in zip(places.place.T, places.asked.T, strict=True):
+        total += jnp.where(asked[:, None], values[place], 0).astype(wide)
+    return total.astype(values.dtype)

@@ -5,8 +5,11 @@ the devices whose experts they ask for, and gets the results back (`hetjax.model
 D values travel twice in the forward pass and twice in the backward pass. No weight travels. Where "mlp" is split too,
 each device computes a part of every expert's hidden values, and the results are summed once they are back.
 
-Forward and backward are one `shard_map` each; the backward keeps the tokens that the experts got and what their
-first products gave.
+Tokens travel in rounds: the first has room for what usually arrives, further ones take place as long as any device has
+tokens left (`hetjax.models.parallel.token_rounds`).
+
+Forward and backward are one `shard_map` each; the backward keeps the tokens that the experts got in the first round and
+what their first products gave, and sends those of further rounds once more.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from hetjax.models.kernels.grouped_experts import (
     grouped_experts,
     grouped_experts_backward,
 )
+from hetjax.models.parallel.expert_round import Arrived, backward_round, forward_round, recompute_round
 from hetjax.models.parallel.expert_sharding import ExpertSharding, expert_sharding
-from hetjax.models.parallel.token_exchange import Dispatch, Peers, dispatch_tokens, exchange, exchange_used
+from hetjax.models.parallel.token_rounds import plan_itinerary
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
-# On one device: T tokens · N peers · P places for one peer's tokens · R = N·P tokens to compute · M slots of these
 
 
 Function = TypeVar("Function", bound=Callable)
@@ -44,13 +47,18 @@ def expert_parallel(
     kernels: ExpertKernels,
     activation: Activation,
     capacity: int | None = None,
+    margin: float = 1.2,
 ) -> Float[Array, "B S D"]:
     """Return the sum of weights[.., k] * expert experts[.., k] (x) over k; number E stands for no expert.
 
-    `capacity` promises that no expert is asked for by more tokens of a sequence. Raises LayoutError where the layout
-    in force does not fit.
+    `capacity` promises that no expert is asked for by more tokens of a sequence. Buffers hold `margin` times what
+    arrives at a device under an even load. Raises LayoutError where the layout in force does not fit.
     """
+<<<<<<< HEAD
     sharding = expert_sharding(kernels.down.shape[0], x.shape[-1], activation, capacity)
+=======
+    sharding = expert_sharding(kernels.down.shape[0], x.shape[-1], x.dtype, activation, capacity, margin)
+>>>>>>> experts
     return _mix(sharding, x, experts, weights, kernels)
 
 
@@ -69,19 +77,19 @@ def _forward(sharding: ExpertSharding, x, experts, weights, kernels):
         (sharding.tokens, sharding.tokens, sharding.tokens, sharding.kernels(len(kernels.first))),
         (sharding.tokens, _kept_specs(sharding, len(kernels.first))),
     )(x, experts, weights, kernels)
-    # What is not sent is the very input, of which the backward needs no other copy.
-    return y, (kept, experts, kernels, (x, weights) if sharding.peers == 1 else None)
+    # The router keeps x too: it is held once.
+    return y, (kept, experts, weights, x, kernels)
 
 
 def _backward(sharding: ExpertSharding, residuals, gradient):
-    kept, experts, kernels, own = residuals
+    kernels: ExpertKernels = residuals[-1]
     tokens, first, (of_first, of_last) = sharding.tokens, len(kernels.first), sharding.gradients
     dx, d_weights, d_kernels = _on_devices(
         sharding,
         partial(_backward_part, sharding),
-        (_kept_specs(sharding, first), tokens, sharding.kernels(first), None if own is None else tokens, tokens),
+        (_kept_specs(sharding, first), tokens, tokens, tokens, sharding.kernels(first), tokens),
         (tokens, tokens, ExpertKernels((of_first.spec,) * first, of_last.spec)),
-    )(kept, experts, kernels, own, gradient)
+    )(*residuals, gradient)
     return dx, None, d_weights, d_kernels
 
 
@@ -99,47 +107,54 @@ def _on_devices(
 
 def _kept_specs(sharding: ExpertSharding, first: int):
     own = sharding.of_devices
-    return (sharding.first,) * first, None if sharding.peers == 1 else (own, ExpertSlots(own, own))
+    return (sharding.first,) * first, None if sharding.peers == 1 else Arrived(own, ExpertSlots(own, own))
 
 
 def _forward_part(sharding: ExpertSharding, x, experts, weights, kernels: ExpertKernels):
-    """(y [B, S, D], (what the first products gave, (tokens [R, D], slots [R, K]) that arrived or None))."""
+    """(y [B, S, D], what the first round keeps: (first products, what arrived or None))."""
     batch, top_k = x.shape[0], experts.shape[-1]
     tokens, slots = _flat(x), ExpertSlots(_flat(experts), _flat(weights))
     if sharding.peers == 1:
-        most = sharding.most_slots(batch, tokens.shape[0], top_k)
-        y, first = grouped_experts(kernels, tokens, slots, sharding.activation, most)
+        products = sharding.products(sharding.most_slots(batch, tokens.shape[0], top_k))
+        y, first = grouped_experts(products, kernels, tokens, slots, sharding.activation)
         return _sum_of_parts(sharding, y).reshape(x.shape), (first, None)
-    peers, dispatch = _dispatch(sharding, batch, slots.experts)
-    arrived_experts = exchange(_experts_of_peers(sharding, dispatch, slots.experts), peers)
-    arrived_slots = ExpertSlots(_flat(arrived_experts), _flat(exchange(dispatch.pack(slots.weights), peers)))
-    sizes = dispatch.sizes, _arrived_sizes(sharding, arrived_experts)
-    arrived = _flat(exchange_used(dispatch.pack(tokens), peers, *sizes))
-    most = sharding.most_slots(batch, arrived.shape[0], top_k)
-    computed, first = grouped_experts(kernels, arrived, arrived_slots, sharding.activation, most)
-    returned = exchange_used(_by_peer(computed, peers), peers, *sizes[::-1])
-    return _sum_of_parts(sharding, dispatch.unpack(returned)).reshape(x.shape), (first, (arrived, arrived_slots))
+    rounds = sharding.rounds(batch, tokens.shape[0], top_k)
+    plan = plan_itinerary(slots.experts // sharding.local, sharding.neighbours, rounds.room)
+    y, kept = forward_round(sharding, rounds.first, plan, 0, kernels, tokens, slots)
+
+    def further(turn, y):
+        return y + forward_round(sharding, rounds.further, plan, turn, kernels, tokens, slots)[0]
+
+    if rounds.further:
+        y = _further_rounds(plan.rounds, further, y)
+    return _sum_of_parts(sharding, y.astype(x.dtype)).reshape(x.shape), kept
 
 
-def _backward_part(sharding: ExpertSharding, kept, experts, kernels: ExpertKernels, own, gradient):
+def _backward_part(sharding: ExpertSharding, kept, experts, weights, x, kernels: ExpertKernels, gradient):
     """Gradients of x, weights and kernels."""
-    first, arrived = kept
     batch, top_k, shape = gradient.shape[0], experts.shape[-1], gradient.shape
-    gradient, activation = _flat(gradient), sharding.activation
+    tokens, slots, gradient = _flat(x), ExpertSlots(_flat(experts), _flat(weights)), _flat(gradient)
     if sharding.peers == 1:
-        x, weights = own
-        tokens, slots = _flat(x), ExpertSlots(_flat(experts), _flat(weights))
-        most = sharding.most_slots(batch, tokens.shape[0], top_k)
-        d_kernels, dx, d_weights = grouped_experts_backward(kernels, tokens, slots, first, gradient, activation, most)
+        products = sharding.products(sharding.most_slots(batch, tokens.shape[0], top_k))
+        d_kernels, dx, d_weights = grouped_experts_backward(
+            products, kernels, tokens, slots, kept[0], gradient, sharding.activation
+        )
     else:
-        tokens, slots = arrived
-        peers, dispatch = _dispatch(sharding, batch, _flat(experts))
-        sizes = dispatch.sizes, _arrived_sizes(sharding, _by_peer(slots.experts, peers))
-        sent = _flat(exchange_used(dispatch.pack(gradient), peers, *sizes))
-        most = sharding.most_slots(batch, tokens.shape[0], top_k)
-        d_kernels, d_tokens, d_slots = grouped_experts_backward(kernels, tokens, slots, first, sent, activation, most)
-        dx = dispatch.unpack(exchange_used(_by_peer(d_tokens, peers), peers, *sizes[::-1]))
-        d_weights = dispatch.unpack(exchange(_by_peer(d_slots, peers), peers))
+        rounds = sharding.rounds(batch, tokens.shape[0], top_k)
+        plan = plan_itinerary(slots.experts // sharding.local, sharding.neighbours, rounds.room)
+        gradients = backward_round(sharding, rounds.first, plan, 0, kernels, kept, gradient)
+
+        def further(turn, gradients):
+            kept = recompute_round(sharding, rounds.further, plan, turn, kernels, tokens, slots)
+            more = backward_round(sharding, rounds.further, plan, turn, kernels, kept, gradient)
+            return jax.tree.map(lambda total, d: total + d.astype(total.dtype), gradients, more)
+
+        if rounds.further:
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            gradients = _further_rounds(plan.rounds, further, jax.tree.map(lambda d: d.astype(wide), gradients))
+        d_kernels, dx, d_weights = jax.tree.map(
+            lambda d, of: d.astype(of.dtype), gradients, (kernels, tokens, slots.weights)
+        )
     copies = tuple(axis for axis in (*sharding.batch, *sharding.seq) if axis not in sharding.experts)
     of_first, of_last = sharding.gradients
     d_kernels = ExpertKernels(
@@ -149,22 +164,14 @@ def _backward_part(sharding: ExpertSharding, kept, experts, kernels: ExpertKerne
     return dx.reshape(shape), d_weights.reshape(experts.shape), d_kernels
 
 
-def _dispatch(sharding: ExpertSharding, batch: int, experts: Int[Array, "T K"]) -> tuple[Peers, Dispatch]:
-    peers = Peers(axes=sharding.experts, count=sharding.peers, places=sharding.places(batch, experts.shape[0]))
-    owners = experts // sharding.local
-    return peers, dispatch_tokens((owners[..., None] == jnp.arange(sharding.peers)).any(axis=1), peers)
-
-
-def _experts_of_peers(sharding: ExpertSharding, dispatch: Dispatch, experts: Int[Array, "T K"]) -> Int[Array, "N P K"]:
-    """What each place asks for, as the peer numbers its experts: 0..E/N-1, and E/N for those of others and for none."""
-    local, asked = sharding.local, dispatch.pack(experts, sharding.count)
-    numbers = asked - local * jnp.arange(sharding.peers, dtype=experts.dtype)[:, None, None]
-    return jnp.where((numbers >= 0) & (numbers < local), numbers, local)
-
-
-def _arrived_sizes(sharding: ExpertSharding, arrived_experts: Int[Array, "N P K"]) -> Int[Array, " N"]:
-    """Tokens that came from each peer: every one of them asks for an expert of this device."""
-    return (arrived_experts < sharding.local).any(axis=2).sum(axis=1, dtype=jnp.int32)
+def _further_rounds(rounds: Int[Array, ""], further: Callable, so_far: PyTree[Array]) -> PyTree[Array]:
+    """The result after rounds 1, 2, ..., of which there is none where all tokens had room in the first."""
+    with jax.named_scope("further_rounds"):
+        return jax.lax.while_loop(
+            lambda state: state[0] < rounds,
+            lambda state: (state[0] + 1, further(*state)),
+            (jnp.ones((), jnp.int32), so_far),
+        )[1]
 
 
 def _sum_of_parts(sharding: ExpertSharding, x: Array) -> Array:
@@ -173,7 +180,3 @@ def _sum_of_parts(sharding: ExpertSharding, x: Array) -> Array:
 
 def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
-
-
-def _by_peer(x: Float[Array, "R D"], peers: Peers) -> Float[Array, "N P D"]:
-    return x.reshape(peers.count, peers.places, -1)

@@ -6,15 +6,37 @@ import dataclasses
 import itertools
 import math
 
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
+from hetjax.models.kernels.grouped_products import GroupedProducts, Method, choose_method
 from hetjax.models.parallel.dim_axes import DimAxes
-from hetjax.models.parallel.layout_in_force import Axes, splits_in_force
+from hetjax.models.parallel.layout_in_force import Axes, device_in_force, splits_in_force
+from hetjax.models.parallel.token_exchange import Buffers
+from hetjax.models.parallel.token_peers import Peers
+from hetjax.models.parallel.token_rounds import Rooms, rooms
 
 # B batch · S sequence · D width · F hidden width of an expert · E experts · N peers, the devices that share them out
-# P places for the tokens of one peer · M slots that are filled on one device
+# T own tokens · K experts chosen by a token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+    """The static facts of a round: sizes of its buffers, and the products of what fits into them."""
+
+    buffers: Buffers
+    products: GroupedProducts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """The first round and the further ones, if there may be any; and the room that settles which a token is in."""
+
+    room: Rooms
+    first: Round
+    further: Round | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +48,9 @@ class ExpertSharding:
         batch, seq, experts, mlp: the axes that split each dim.
         embed: those that split it in the gradients of kernels, as the optimizer holds them.
         count: number of experts, E, of all devices together.
-        activation, capacity: as `hetjax.models.parallel.expert_parallel` takes them.
+        activation, capacity, margin: as `hetjax.models.parallel.expert_parallel` takes them.
+        method: how products are computed.
+        ragged: whether devices like these exchange as many tokens as there are.
     """
 
     mesh: Mesh | None
@@ -38,6 +62,9 @@ class ExpertSharding:
     count: int
     activation: Activation
     capacity: int | None
+    margin: float
+    method: Method
+    ragged: bool
 
     @property
     def peers(self) -> int:
@@ -76,22 +103,68 @@ class ExpertSharding:
         last = DimAxes(stored=(self.experts, self.mlp, self.embed), used=(self.experts, self.mlp, ()))
         return first, last
 
-    def places(self, batch: int, tokens: int) -> int:
-        """Return the most of so many own tokens, of `batch` sequences, that one peer needs, P: each counts once."""
-        return tokens if self.capacity is None else min(tokens, batch * self.capacity * self.count // self.peers)
+    @property
+    def neighbours(self) -> Peers:
+        """The devices that share out the experts."""
+        return Peers(axes=self.experts, count=self.peers, ragged=self.ragged)
+
+    def products(self, rows: int) -> GroupedProducts:
+        """Return the products of so many slots at most with the experts of one device."""
+        return GroupedProducts(method=self.method, count=self.local, rows=rows)
 
     def most_slots(self, batch: int, tokens: int, top_k: int) -> int:
-        """Return the most slots that so many tokens, of `batch` sequences of each peer, fill on one device, M."""
+        """Return the most slots that so many tokens, of `batch` sequences, fill at one peer."""
         most = tokens * min(top_k, self.local)
-        return most if self.capacity is None else min(most, self.peers * batch * self.capacity * self.local)
+        return most if self.capacity is None else min(most, batch * self.capacity * self.local)
+
+    def rounds(self, batch: int, tokens: int, top_k: int) -> Rounds:
+        """Return the rounds in which so many own tokens, of `batch` sequences, are exchanged with the peers."""
+        # Of each device for each peer, or of all devices for each peer.
+        worst, usual = self.most_slots(batch, tokens, top_k), tokens * top_k / self.peers
+        queues = self.peers if self.ragged else 1
+        room = rooms(
+            usual * queues,
+            worst * queues,
+            min(top_k, self.local),
+            self.margin,
+            devices=1 if self.ragged else self.peers,
+        )
+
+        def sized(slots: int) -> Round:
+            # A token counts once at a peer, whatever it asks for there.
+            at_peer = min(slots, tokens, worst)
+            if self.ragged:
+                buffers = Buffers(
+                    min(tokens * min(top_k, self.peers), self.peers * at_peer), min(slots, self.peers * at_peer)
+                )
+                return Round(buffers=buffers, products=self.products(slots))
+            buffers = Buffers(self.peers * at_peer, self.peers * at_peer)
+            return Round(buffers=buffers, products=self.products(self.peers * slots))
+
+        return Rounds(room=room, first=sized(room.first), further=sized(room.further) if room.further else None)
 
 
+<<<<<<< HEAD
 def expert_sharding(count: int, width: int, activation: Activation, capacity: int | None) -> ExpertSharding:
     """Return how the layout in force splits `count` experts from and to tokens of a width.
+=======
+def expert_sharding(
+    count: int, width: int, dtype: jnp.dtype, activation: Activation, capacity: int | None, margin: float
+) -> ExpertSharding:
+    """Return how the layout in force splits `count` experts of a width and dtype.
+>>>>>>> experts
 
     Raises LayoutError where the experts do not divide over devices, or devices with other experts have equal tokens.
     """
-    splits, kind = splits_in_force(), dict(count=count, activation=activation, capacity=capacity)
+    splits, device = splits_in_force(), device_in_force()
+    kind = dict(
+        count=count,
+        activation=activation,
+        capacity=capacity,
+        margin=margin,
+        method=choose_method(dtype, width, device),
+        ragged=device.platform != "cpu",
+    )
     if splits is None:
         return ExpertSharding(mesh=None, **kind)
     axes = {dim: splits.axes_of(dim) for dim in ("batch", "seq", "experts", "mlp")}

@@ -1,100 +1,111 @@
 """Exchange tokens between devices: each is sent to the devices whose experts it asks for, and the results come back.
 
-A token goes once to each peer that needs it, however many of the peer's experts it asks for. For every peer
-there is capacity for a fixed number of tokens, the places, since shapes are static:
+A token goes once to each peer that needs it, however many of the peer's experts it asks for. A round of the exchange
+takes those whose turn it is (`hetjax.models.parallel.token_rounds`):
 
-    dense     `all_to_all` sends all places, on every backend
-    ragged    `ragged_all_to_all` sends the places in use, into the same places (not on CPU)
+    dense     `all_to_all` sends as many places for each peer, in use or not, on every backend
+    ragged    `ragged_all_to_all` sends what is in use, one peer's tokens behind the other's (not on CPU)
 
-Both give the same result: places that are not in use hold zeros, and are not read.
+Places that are not in use hold zeros.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-# N peers · P places for the tokens of one peer · T own tokens · D width
+from hetjax.models.parallel.token_peers import Peers
+from hetjax.models.parallel.token_rounds import Itinerary
+
+# N peers · P places to send from · R places to receive in · T own tokens · K experts chosen by a token · D width
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Peers:
-    """The devices that share out the experts.
+class Buffers(NamedTuple):
+    """Static sizes of one round: places to send tokens from, P, and to receive tokens in, R. Dense, both are N times
+    those for one peer."""
 
-    Attributes:
-        axes: mesh axes over which they are neighbours.
-        count: how many they are, this one included.
-        places: tokens that one can send to another at most.
-    """
-
-    axes: tuple[str, ...]
-    count: int
-    places: int
+    sent: int
+    received: int
 
 
 class Dispatch(NamedTuple):
-    """Which tokens go to which peer, as one device sees it.
+    """The tokens of one round, as one device sees it.
 
     Attributes:
         token: the own token in each place.
-        used: whether a place holds one; the first places of a peer do.
-        place: each token's place among those of a peer.
-        goes: whether the token is sent to that peer.
+        used: whether a place holds one.
+        place: the place of the token of each slot.
+        goes: whether the token is sent for this slot.
+        sizes: how many tokens go from each peer to each, by (from, to); None where all places are exchanged.
     """
 
-    token: Int[Array, "N P"]
-    used: Bool[Array, "N P"]
-    place: Int[Array, "T N"]
-    goes: Bool[Array, "T N"]
+    token: Int[Array, " P"]
+    used: Bool[Array, " P"]
+    place: Int[Array, "T K"]
+    goes: Bool[Array, "T K"]
+    sizes: Int[Array, "N N"] | None
 
-    @property
-    def sizes(self) -> Int[Array, " N"]:
-        """Number of tokens sent to each peer."""
-        return self.goes.sum(axis=0, dtype=jnp.int32)
+    def pack(self, x: Shaped[Array, "T D"]) -> Shaped[Array, "P D"]:
+        """Return the tokens in their places, and 0 in places that are not used."""
+        return jnp.where(self.used[:, None], x[self.token], jnp.zeros((), x.dtype))
 
-    def pack(self, x: Shaped[Array, "T D"], empty: Shaped[Array, ""] | int = 0) -> Shaped[Array, "N P D"]:
-        """Return the tokens in their places, and `empty` in places that are not used."""
-        return jnp.where(self.used[..., None], x[self.token], jnp.asarray(empty, x.dtype))
-
-    def unpack(self, x: Float[Array, "N P D"]) -> Float[Array, "T D"]:
-        """Return the sum over the peers of what stands in a token's places; the transpose of `pack`."""
+    def unpack(self, x: Float[Array, "P D"]) -> Float[Array, "T D"]:
+        """Return the sum of what stands in a token's places, in float32 at least; the transpose of `pack`."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        of_peers = jnp.where(self.goes[..., None], x[jnp.arange(x.shape[0]), self.place], 0)
-        return of_peers.sum(axis=1, dtype=wide).astype(x.dtype)
+        total = jnp.zeros((self.place.shape[0], x.shape[1]), wide)
+        for place, goes in zip(self.place.T, self.goes.T, strict=True):
+            total += jnp.where(goes[:, None], x[place], 0).astype(wide)
+        return total
 
 
-def dispatch_tokens(goes: Bool[Array, "T N"], peers: Peers) -> Dispatch:
-    """Give each token a place at each peer it goes to, in order; at most `peers.places` tokens go to one."""
-    place = jnp.cumsum(goes, axis=0, dtype=jnp.int32) - 1
-    token = jnp.argsort(~goes, axis=0, stable=True)[: peers.places].T
-    used = jnp.arange(peers.places, dtype=jnp.int32) < goes.sum(axis=0, dtype=jnp.int32)[:, None]
-    return Dispatch(token, used, jnp.clip(place, 0, peers.places - 1), goes)
+def dispatch_tokens(plan: Itinerary, turn: Int[Array, ""] | int, peers: Peers, buffers: Buffers) -> Dispatch:
+    """Give each token whose round it is a place for each peer that it goes to, in order; peers call it together."""
+    goes = plan.goes & (plan.round == turn)
+    sizes = goes.sum(axis=0, dtype=jnp.int32)
+    rank = plan.rank - (plan.goes & (plan.round < turn)).sum(axis=0, dtype=jnp.int32)
+    starts = jnp.cumsum(sizes) - sizes if peers.ragged else jnp.arange(peers.count) * (buffers.sent // peers.count)
+    owner = jnp.minimum(plan.owner, peers.count - 1)
+    goes = plan.leads & (plan.owner < peers.count) & jnp.take_along_axis(goes, owner, axis=1)
+    place = jnp.take_along_axis(rank + starts.astype(jnp.int32), owner, axis=1)
+    number = jnp.broadcast_to(jnp.arange(place.shape[0], dtype=jnp.int32)[:, None], place.shape)
+    targets = jnp.where(goes, place, buffers.sent)
+    return Dispatch(
+        token=jnp.zeros(buffers.sent, jnp.int32).at[targets].set(number, mode="drop"),
+        used=jnp.zeros(buffers.sent, bool).at[targets].set(True, mode="drop"),
+        place=jnp.where(goes, place, 0),
+        goes=goes,
+        sizes=jax.lax.all_gather(sizes, peers.axes) if peers.ragged else None,
+    )
 
 
-def exchange(x: Shaped[Array, "N P D"], peers: Peers) -> Shaped[Array, "N P D"]:
-    """Exchange all places: place p of peer j gets what peer j had in place p for this device. Its own transpose."""
-    return jax.lax.all_to_all(x, peers.axes, 0, 0)
+def send(x: Shaped[Array, "P D"], dispatch: Dispatch, peers: Peers, buffers: Buffers) -> Shaped[Array, "R D"]:
+    """Exchange packed tokens; they arrive in the order of the devices that they come from."""
+    if dispatch.sizes is None:
+        return _exchange(x, peers)
+    return _exchange_used(x, dispatch.sizes, peers, buffers.received)
 
 
-def exchange_used(
-    x: Shaped[Array, "N P D"], peers: Peers, sent: Int[Array, " N"], received: Int[Array, " N"]
-) -> Shaped[Array, "N P D"]:
-    """Exchange places of which only the first `sent[j]` for peer j, and `received[j]` from it, are in use."""
+def send_back(x: Shaped[Array, "R D"], dispatch: Dispatch, peers: Peers, buffers: Buffers) -> Shaped[Array, "P D"]:
+    """Exchange results from the places of tokens that arrived, back to those that they were sent from."""
+    if dispatch.sizes is None:
+        return _exchange(x, peers)
+    return _exchange_used(x, dispatch.sizes.T, peers, buffers.sent)
 
-    def dense(x, sent, received):
-        return exchange(x, peers)
 
-    def ragged(x, sent, received):
-        flat = x.reshape(-1, x.shape[-1])
-        starts = jnp.arange(peers.count, dtype=jnp.int32) * peers.places
-        # All tokens from this device start at the same place of any other device's buffer.
-        targets = jnp.full(peers.count, jax.lax.axis_index(peers.axes) * peers.places, jnp.int32)
-        empty = jnp.zeros_like(flat)
-        arrived = jax.lax.ragged_all_to_all(flat, empty, starts, sent, targets, received, axis_name=peers.axes)
-        return arrived.reshape(x.shape)
+def _exchange(x: Shaped[Array, "P D"], peers: Peers) -> Shaped[Array, "P D"]:
+    """All places: those of peer j get what peer j had in its places for this device. Its own transpose."""
+    by_peer = x.reshape(peers.count, -1, x.shape[-1])
+    return jax.lax.all_to_all(by_peer, peers.axes, 0, 0).reshape(x.shape)
 
-    return jax.lax.platform_dependent(x, sent, received, cpu=dense, default=ragged)
+
+def _exchange_used(x: Shaped[Array, "P D"], sizes: Int[Array, "N N"], peers: Peers, places: int) -> Array:
+    """The places in use: sizes[i, j] of peer i for peer j, on both sides in the order of the other one."""
+    me = jax.lax.axis_index(peers.axes)
+    sent, received = sizes[me], sizes[:, me]
+    starts = jnp.cumsum(sent) - sent
+    targets = (jnp.cumsum(sizes, axis=0) - sizes)[me]
+    empty = jnp.zeros((places, x.shape[-1]), x.dtype)
+    return jax.lax.ragged_all_to_all(x, empty, starts, sent, targets, received, axis_name=peers.axes)

@@ -53,13 +53,16 @@ class MoEConfig:
     """Coefficient of the sequence-balance loss; 0 for none."""
     capacity_factor: float | None = None
     """Most tokens of one sequence that an expert takes, in shares of S*K/E; the rest is dropped. null drops none."""
+    margin: float = 1.2
+    """Room for tokens on a device with experts, in shares of what arrives under an even load; what is more comes in
+    further rounds. Changes no number."""
 
     def __post_init__(self):
         for name, least in (("count", 1), ("top_k", 1), ("shared_width", 0), ("bias_rate", 0), ("balance_loss", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ModelError(f"MoEConfig: {name} = {value} must be {least} or more")
-        check_positive(self, ("factor", "capacity_factor"))
+        check_positive(self, ("factor", "capacity_factor", "margin"))
         if self.top_k > self.count:
             raise ModelError(
                 f"MoEConfig: top_k <= count must hold, but {self.top_k} > {self.count}: a token takes each expert "
@@ -121,7 +124,8 @@ class MoE(nnx.Module):
             experts = within_capacity(experts, self.config.count, capacity, order)
         first = (self.up[...],) if self.gate is None else (self.gate[...], self.up[...])
         kernels = ExpertKernels(first, self.down[...])
-        y = expert_parallel(tokens, experts, routing.weights, kernels, self.config.activation, capacity)
+        config = self.config
+        y = expert_parallel(tokens, experts, routing.weights, kernels, config.activation, capacity, config.margin)
         y = constrain(y, *RESIDUAL, "embed")
         return y if self.shared is None else y + self.shared(x), routing.balance
 

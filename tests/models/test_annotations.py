@@ -10,6 +10,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 from hetjax.models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
 from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.grouped_experts import ExpertKernels, ExpertSlots, grouped_experts
+from hetjax.models.kernels.grouped_products import GroupedProducts
 from hetjax.models.parallel.expert_parallel import expert_parallel
 from hetjax.models.parts.conformer.attention import attend_relatively, shift_distances
 from hetjax.models.parts.loss import cross_entropy
@@ -47,7 +48,8 @@ def test_shapes_that_the_signatures_state_are_taken():
     kernels = ExpertKernels((ones(4, 6, 8), ones(4, 6, 8)), ones(4, 8, 6))
     slots = jnp.zeros((2, 3, 2), int), ones(2, 3, 2)
     checked(expert_parallel, ones(2, 3, 6), *slots, kernels, "swiglu")
-    checked(grouped_experts, kernels, ones(3, 6), ExpertSlots(slots[0][0], slots[1][0]), "swiglu", 6)
+    products = GroupedProducts(method="blocks", count=4, rows=6)
+    checked(grouped_experts, products, kernels, ones(3, 6), ExpertSlots(slots[0][0], slots[1][0]), "swiglu")
     checked(generate, build_decoder(), rows, jnp.ones(2, int), max_new_tokens=2, stop_token=0)
     batch = {key: jnp.asarray(value) for key, value in decoder_batch().items()}
     checked(LanguageModel.__call__, build_decoder(), **batch)
