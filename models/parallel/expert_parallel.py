@@ -54,11 +54,7 @@ def expert_parallel(
     `capacity` promises that no expert is asked for by more tokens of a sequence. Buffers hold `margin` times what
     arrives at a device under an even load. Raises LayoutError where the layout in force does not fit.
     """
-<<<<<<< HEAD
-    sharding = expert_sharding(kernels.down.shape[0], x.shape[-1], activation, capacity)
-=======
     sharding = expert_sharding(kernels.down.shape[0], x.shape[-1], x.dtype, activation, capacity, margin)
->>>>>>> experts
     return _mix(sharding, x, experts, weights, kernels)
 
 

@@ -144,15 +144,10 @@ class ExpertSharding:
         return Rounds(room=room, first=sized(room.first), further=sized(room.further) if room.further else None)
 
 
-<<<<<<< HEAD
-def expert_sharding(count: int, width: int, activation: Activation, capacity: int | None) -> ExpertSharding:
-    """Return how the layout in force splits `count` experts from and to tokens of a width.
-=======
 def expert_sharding(
     count: int, width: int, dtype: jnp.dtype, activation: Activation, capacity: int | None, margin: float
 ) -> ExpertSharding:
-    """Return how the layout in force splits `count` experts of a width and dtype.
->>>>>>> experts
+    """Return how the layout in force splits `count` experts from and to tokens of a width and dtype.
 
     Raises LayoutError where the experts do not divide over devices, or devices with other experts have equal tokens.
     """
