@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from hetjax.compilation.compile_described import compile_described
 from hetjax.compilation.dispatch_order import in_order
+from hetjax.compilation.gpu_options import gpu_options
 from hetjax.compilation.memory_use import MemoryUse, memory_use
 from hetjax.meshes import is_described
 
@@ -31,7 +32,7 @@ class Program:
         arguments: for each argument a pytree of `jax.ShapeDtypeStruct`s with shardings, or values to take them from.
         donate: positions of the arguments whose memory a call reuses.
         out_shardings: shardings of the results, as for `jax.jit`; None leaves them to the compiler.
-        compiler_options: as for `jax.jit`.
+        compiler_options: as for `jax.jit`, beside those of `hetjax.compilation.gpu_options` on GPUs.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Program:
         compiler_options: dict[str, str | int | bool] | None = None,
     ):
         self.name, self.mesh = name, mesh
+        options = {**gpu_options(mesh.devices.flat[0]), **(compiler_options or {})}
         self._jitted = jax.jit(
-            function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=compiler_options
+            function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=options or None
         )
         self._arguments = arguments
         self._run: Callable[..., ArrayTree] | None = None

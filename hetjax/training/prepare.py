@@ -17,6 +17,7 @@ import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.checkpoint.warm_start import differences, open_warm_start
 from hetjax.cluster.job import Job
+from hetjax.compilation.gpu_options import gpu_options
 from hetjax.config.build import (
     batch_shapes,
     build_trainer,
@@ -103,6 +104,8 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     check_batch(trainer.stages, config.data.batch_size, config.microbatches)
     job.agree("schedule", trainer.schedule.digest()[:16])
     console.print(placement_table(trainer))
+    if options := gpu_options(trainer.devices[0]):
+        console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()))
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
     generator = _build_generator(trainer, config.eval, language.tokenizer)
