@@ -13,7 +13,9 @@ than it has.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import jax
@@ -113,7 +115,7 @@ class _Call:
         block = blocks.keys if self.by_keys else blocks.queries
         of_keys = {"key_segments", "key", "value"}
         specs = {name: self._spec(x, name in of_keys) for name, x in self.inputs._asdict().items()}
-        return pl.pallas_call(
+        call = pl.pallas_call(
             partial(kernel, self.shape),
             grid=(pl.cdiv(count, block), parts, self.batch),
             in_specs=[
@@ -126,7 +128,9 @@ class _Call:
             compiler_params=triton.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
             interpret=self.interpret,
             name=name,
-        )(self.inputs, of_queries, None if before is None else tuple(before))
+        )
+        with contextlib.nullcontext() if self.interpret else _on_a_gpu():
+            return call(self.inputs, of_queries, None if before is None else tuple(before))
 
     def _spec(self, x: Array | None, of_keys: bool) -> pl.BlockSpec | None:
         """What a program is given of an array: all positions of its sample and of its head, or heads of its group.
@@ -146,6 +150,19 @@ class _Call:
             return pl.BlockSpec((None, heads, pl.cdiv(x.shape[2], block) * block), lambda i, h, b: (b, head(h), 0))
         length = pl.cdiv(x.shape[1], block) * block
         return pl.BlockSpec((None, length, heads, self.shape.padded_width), lambda i, h, b: (b, 0, head(h), 0))
+
+
+def _on_a_gpu() -> AbstractContextManager[None]:
+    """Name a GPU where programs are made on a machine without one: Triton's lowering of jax 0.12 asks for its kind.
+
+    By that it refuses what old GPUs lack; what runs is compiled for the devices that the program is for. A mesh that
+    is in force names its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.default_backend() == "gpu" or not mesh.empty:
+        return contextlib.nullcontext()
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=gpu))
 
 
 TRITON = TileKernel(partial(_forward, interpret=False), partial(_backward, interpret=False))

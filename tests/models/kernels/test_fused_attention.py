@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.models.kernels.attention import attend
@@ -35,8 +35,12 @@ def cudnn_installed(monkeypatch):
 
 
 @pytest.fixture
-def splits():
-    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+def splits(packed):
+    # Triton's lowering asks for the kind of the devices, cuDNN's for devices.
+    kind = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((2, 2), ("data", "tensor"), (AxisType.Auto,) * 2, abstract_device=kind)
+    if not packed:
+        mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
     axes = {"batch": ("data",), "heads": ("tensor",), "kv_heads": ("tensor",)}
     return Splits(mesh=mesh, axes_of=lambda dim: axes.get(dim, ()))
 
