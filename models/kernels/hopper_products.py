@@ -38,6 +38,8 @@ def can_multiply(dtype: jnp.dtype, device: jax.Device) -> bool:
     return hopper and dtype in (jnp.bfloat16, jnp.float16) and _kernels() is not None
 
 
+# A scope names each kernel in the text of a compiled program, from which products are counted.
+@jax.named_scope("ragged_dot")
 def hopper_product(
     x: Float[Array, "M _"], kernel: Float[Array, "E D F"], sizes: Int[Array, " E"], *, transposed: bool
 ) -> Float[Array, "M _"]:
@@ -56,6 +58,7 @@ def hopper_product(
     )
 
 
+@jax.named_scope("transposed_ragged_dot")
 def hopper_kernel_gradient(
     x: Float[Array, "M D"], gradient: Float[Array, "M F"], sizes: Int[Array, " E"]
 ) -> Float[Array, "E D F"]:

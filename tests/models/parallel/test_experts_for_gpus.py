@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.target, pytest.mark.slow, needs_compiler]
 DEVICES, EXPERTS, TOKENS, CHOSEN, WIDTH, HIDDEN = 8, 32, 2048, 4, 256, 160
 
 
-def compiled(dtype):
+def compiled() -> str:
     """Values and gradients of experts over 8 devices, whose hidden width the kernels do not take as it is."""
     mesh = Mesh(np.array(absent_gpus()), ("expert",))
     axes = {"batch": ("expert",), "experts": ("expert",)}
@@ -31,7 +31,7 @@ def compiled(dtype):
             y, vjp = jax.vjp(lambda *rest: expert_parallel(rest[0], experts, *rest[1:], "relu2"), x, weights, kernels)
             return vjp(y)
 
-    def shape(*dims, dtype=dtype):
+    def shape(*dims, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, P("expert")))
 
     kernels = ExpertKernels((shape(EXPERTS, WIDTH, HIDDEN),), shape(EXPERTS, HIDDEN, WIDTH))
@@ -40,11 +40,11 @@ def compiled(dtype):
     return compiled_for_gpus(step, *arguments, shape(*chosen, dtype=jnp.int32)).as_text()
 
 
-@pytest.mark.parametrize(("dtype", "kernels"), [(jnp.bfloat16, 10), (jnp.float32, 0)], ids=["hopper", "blocks"])
-def test_arrays_hold_what_usually_arrives(dtype, kernels):
-    text = compiled(dtype)
-    # Two products forward and four backward; in further rounds two each way, and once more those that are recomputed.
-    assert len(re.findall(r'custom_call_target="mosaic_gpu', text)) >= kernels
+def test_arrays_hold_what_usually_arrives():
+    text = compiled()
+    # Of the forward the first product alone, since nothing reads what comes back, then four backward; in further rounds
+    # the first one again, and four.
+    assert len(re.findall(r'custom_call_target="mosaic_gpu', text)) == 10
     assert "ragged-all-to-all" in text
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"(?:bf16|f32)\[([\d,]+)\]", text)}
     assert max(map(math.prod, shapes)) <= 1.6 * TOKENS * CHOSEN * WIDTH
