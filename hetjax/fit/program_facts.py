@@ -16,6 +16,9 @@ from hetjax.fit.step_bytes import call_bytes, stage_programs
 LARGEST = 10
 """How many of the largest arrays of a program are reported."""
 
+RARE = "further_rounds"
+"""The named scope of what runs under an uneven load of experts alone, and is not counted."""
+
 
 class LargeArray(NamedTuple):
     """Arrays of one shape that a program makes in a device's memory.
@@ -63,7 +66,7 @@ class ProgramFacts:
         name: the stage's or link's name and the program's in it: "llm.0 forward".
         executable: the same for programs that are alike and were compiled once.
         call: its bytes beside its arguments.
-        flops_done: FLOPs of its products, times trip counts.
+        flops_done: FLOPs of its products, times trip counts, under an even load of experts.
         flops_needed: FLOPs of the products that the module asks for, shared out over the devices of the mesh; of a
             backward, without what is computed again.
         uncounted: custom calls that may multiply, whose FLOPs are not known and not in `flops_done`.
@@ -136,7 +139,7 @@ def _facts(name: str, program: Program) -> ProgramFacts:
         name=name,
         executable=id(program.compiled),
         call=call_bytes(program),
-        flops_done=products.flops,
+        flops_done=sum(each.flops * each.times for each in products.known if RARE not in each.op_name),
         flops_needed=0,
         uncounted=sum(each.times for each in products.unknown),
         largest=tuple(
@@ -152,6 +155,8 @@ def _collectives(text: ProgramText, axes: Mapping[str, int]) -> list[CollectiveU
     times: dict[tuple[str, str, str, bool], int] = {}
     sizes: dict[tuple[str, str, str, bool], int] = {}
     for each in collectives(text, loop_bound=1):
+        if RARE in each.op_name:
+            continue
         key = (each.kind, "+".join(each.dtypes), "+".join(each.axes(axes)), each.overlaps)
         times[key] = times.get(key, 0) + each.times
         sizes[key] = sizes.get(key, 0) + each.times * each.result_bytes

@@ -18,12 +18,15 @@ from jaxtyping import Array, PyTree
 
 from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.attention_mask import Visible, causal
+from hetjax.models.kernels.expert_check import expert_problem
 from hetjax.models.kernels.flash_attention import flash_attention
 from hetjax.models.kernels.fused_attention import compute_capability, fused_attention
+from hetjax.models.kernels.hopper_products import can_multiply
 from hetjax.models.kernels.triton_attention import TRITON
 
 CUDNN_ATTENTION = "cuDNN attention"
 TRITON_ATTENTION = "Triton attention"
+HOPPER_EXPERTS = "Hopper experts"
 
 
 class Problem(NamedTuple):
@@ -108,4 +111,5 @@ KERNELS = (
     KernelCheck(CUDNN_ATTENTION, _is_recent_nvidia, partial(_attention, _cudnn, 128, packed=False)),
     # A width that is filled up to 128, and a length that blocks do not divide.
     KernelCheck(TRITON_ATTENTION, _is_recent_nvidia, partial(_attention, _triton, 80, packed=True)),
+    KernelCheck(HOPPER_EXPERTS, partial(can_multiply, jnp.bfloat16), lambda: Problem(*expert_problem())),
 )

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from hetjax.models.errors import LayoutError
+from hetjax.models.kernels.checks import HOPPER_EXPERTS
 from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
 from hetjax.models.kernels.grouped_products import GroupedProducts, Method, choose_method
 from hetjax.models.parallel.dim_axes import DimAxes
-from hetjax.models.parallel.layout_in_force import Axes, device_in_force, splits_in_force
+from hetjax.models.parallel.layout_in_force import Axes, device_in_force, is_replaced, splits_in_force
 from hetjax.models.parallel.token_exchange import Buffers
 from hetjax.models.parallel.token_peers import Peers
 from hetjax.models.parallel.token_rounds import Rooms, rooms
@@ -152,12 +153,13 @@ def expert_sharding(
     Raises LayoutError where the experts do not divide over devices, or devices with other experts have equal tokens.
     """
     splits, device = splits_in_force(), device_in_force()
+    method = choose_method(dtype, width, device)
     kind = dict(
         count=count,
         activation=activation,
         capacity=capacity,
         margin=margin,
-        method=choose_method(dtype, width, device),
+        method="blocks" if method == "hopper" and is_replaced(HOPPER_EXPERTS) else method,
         ragged=device.platform != "cpu",
     )
     if splits is None:

@@ -101,5 +101,6 @@ def test_generation_takes_running_statistics():
     }
     state = trainer.init().stages["audio"]
     placed = {port: jax.device_put(array, shapes[port].sharding) for port, array in inputs.items()}
-    tokens = Encode(stage, shapes).forward(state.params, state.buffers, placed)["tokens"]
+    weights, _ = trainer.updates["audio"].prepare(state.params)
+    tokens = Encode(stage, shapes).forward(weights, state.buffers, placed)["tokens"]
     assert relative_error(tokens, call(build_parakeet(batch_norm="eval"), **inputs)["tokens"]) < 1e-5

@@ -70,7 +70,12 @@ def _bench_model():
 
 def _step():
     numbers = {"name": "run", "devices": 1024, "device_kind": "cpu", "steps": 10, "seconds": 12.3, "seconds_min": 12.1}
-    speed = {"tokens_per_second": 123456789.0, "model_flops": 1.2345e21, "tflops_per_device": 432.1}
+    speed = {
+        "tokens_per_second": 123456789.0,
+        "model_flops": 1.2345e21,
+        "compiled_flops": 2.3456e21,
+        "tflops_per_device": 432.1,
+    }
     memory = {"share_of_peak": 0.4321, "peak_bytes_per_device": {"0": 77.7 * GIB}}
     return step._table({**numbers, **speed, **memory, "seconds_by_module": {"a_module_with_a_name" * 5: 12345.6}})
 
@@ -88,7 +93,10 @@ TABLES = {
     "bench overhead": (_overhead, ["1024", "123456700.0 ms", "234567800.0 ms", "123.456"]),
     "bench boundary": (_bench_boundary, ["1234567.89", "123456.00"]),
     "bench model": (_bench_model, ["31,577,937,344", "1.234e+10", "1234567.8 ms", "1,234,567", "98.7%"]),
-    "bench step": (_step, ["12300.0 ms", "123,456,789", "1.234e+21", "432.1", "43.2%", "77.7 GiB", "12345600.0 ms"]),
+    "bench step": (
+        _step,
+        ["12300.0 ms", "123,456,789", "1.234e+21", "2.346e+21", "432.1", "43.2%", "77.7 GiB", "12345600.0 ms"],
+    ),
     "bench overlap": (_overlap, ["123400.0 ms", "0.567", "0.568", "0.569", "12345.67 ms"]),
 }
 

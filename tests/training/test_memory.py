@@ -37,7 +37,8 @@ def test_what_lasts_is_what_the_state_holds_on_a_device(trainer):
         )
         kept = [part for part in PERSISTENT if part not in ("compute weights", "gradients")]
         assert sum(found.persistent[part] for part in kept) == on_device
-        assert found.persistent["compute weights"] * 2 == found.persistent["master weights"]
+        # Whole on every device, two bytes each.
+        assert found.persistent["compute weights"] == 2 * sum(array.size for array in held.params.values())
         assert found.calls == {}
 
 

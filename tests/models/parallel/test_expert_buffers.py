@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
+from hetjax.models.kernels.checks import HOPPER_EXPERTS
 from hetjax.models.kernels.grouped_experts import ExpertKernels
 from hetjax.models.parallel.expert_parallel import expert_parallel
+from hetjax.models.parallel.expert_sharding import expert_sharding
 from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 
 DEVICES, EXPERTS, TOKENS, CHOSEN, WIDTH = 32, 128, 2048, 6, 64
@@ -60,3 +62,12 @@ def test_no_array_is_larger_than_three_times_the_chosen_tokens(exchange):
     assert TOKENS * CHOSEN * WIDTH < size <= 1.7 * TOKENS * CHOSEN * WIDTH, largest
     names = {name for name, _ in found}
     assert "while" in names and (exchange == "ragged") == ("ragged_all_to_all" in names)
+
+
+def test_a_kernel_that_was_replaced_gives_way_to_blocks():
+
+    def method(replaced=frozenset()):
+        with layout_in_force(lambda x, dims: x, device=DEVICE["ragged"], replaced_kernels=replaced):
+            return expert_sharding(8, 128, jnp.bfloat16, "relu2", None, 1.2).method
+
+    assert (method(), method({HOPPER_EXPERTS})) == ("hopper", "blocks")
