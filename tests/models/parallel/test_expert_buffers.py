@@ -65,7 +65,6 @@ def test_no_array_is_larger_than_three_times_the_chosen_tokens(exchange):
 
 
 def test_a_kernel_that_was_replaced_gives_way_to_blocks():
-
     def method(replaced=frozenset()):
         with layout_in_force(lambda x, dims: x, device=DEVICE["ragged"], replaced_kernels=replaced):
             return expert_sharding(8, 128, jnp.bfloat16, "relu2", None, 1.2).method
