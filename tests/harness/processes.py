@@ -55,7 +55,7 @@ def run_processes(
     """
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job"
-        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count}
+        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count, "optimize": optimize}
         job.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments, settings)))
         logs = [Path(folder) / f"log-{index}" for index in range(count)]
         children = []
@@ -101,9 +101,10 @@ def _child(job: str, index: int) -> None:
     module, name, arguments, settings = pickle.loads(Path(job).read_bytes())
     import jax
 
-    from tests.harness.compile_once import compile_equal_programs_once
+    if not settings["optimize"]:
+        from tests.harness.compile_once import compile_equal_programs_once
 
-    compile_equal_programs_once()
+        compile_equal_programs_once()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", settings["devices"])
     jax.config.update("jax_enable_x64", settings["x64"])
