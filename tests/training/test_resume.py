@@ -60,11 +60,10 @@ def test_a_killed_run_continues_bit_for_bit(config, tmp_path):
     write = write_shapes if config == "omni_tiny" else write_digits
     data = write(tmp_path / "data")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # The digits run as a user's do.
-    env = environment(quick=config == "omni_tiny")
+    # One of them runs as a user's does, and is killed twice.
+    env = environment(quick=config != "digits")
     subprocess.run(command(whole, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)
-    # The omni model, which takes long to start, is killed once.
-    kills = sorted(random.sample(range(1, STEPS[config] - 1), 1 if config == "omni_tiny" else 2))
+    kills = sorted(random.sample(range(1, STEPS[config] - 1), 2 if config == "digits" else 1))
     for at in kills:
         run_until_killed(command(killed, data, config), killed, at, env)
     subprocess.run(command(killed, data, config), cwd=ROOT, env=env, check=True, timeout=400, stdout=subprocess.DEVNULL)
