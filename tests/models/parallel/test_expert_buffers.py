@@ -6,7 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from hetjax.models.kernels.checks import HOPPER_EXPERTS
 from hetjax.models.kernels.grouped_experts import ExpertKernels
@@ -39,7 +39,7 @@ def is_program(value) -> bool:
 @pytest.mark.parametrize("exchange", DEVICE)
 def test_no_array_is_larger_than_three_times_the_chosen_tokens(exchange):
     """With 32 devices all tokens may ask for one: room for that would be 21 times the tokens that are chosen."""
-    mesh = AbstractMesh((DEVICES,), ("expert",))
+    mesh = AbstractMesh((DEVICES,), ("expert",), axis_types=(AxisType.Auto,))
     axes = {"batch": ("expert",), "experts": ("expert",)}
     splits = Splits(mesh=mesh, axes_of=lambda dim: axes.get(dim, ()))
     shape = lambda *dims, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
