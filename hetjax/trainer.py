@@ -12,10 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hetjax.compilation.compile_all import compile_all
-from hetjax.compilation.kernel_choice import Kernels, replaced_kernels
 from hetjax.errors import ConfigError
 from hetjax.execution.executor import Announcer, Executor, Observer
 from hetjax.execution.flops import estimated_costs
+from hetjax.execution.kernel_choice import Kernels, replaced_kernels
 from hetjax.execution.step_programs import Step, trace_step
 from hetjax.execution.traced_step import TracedStep
 from hetjax.execution.trainer_options import (

@@ -10,12 +10,12 @@ from typing import Literal
 
 import jsonargparse
 
-from hetjax.compilation.kernel_choice import Kernels
 from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
+from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
 from hetjax.models import VisionConfig
 from hetjax.models.components import COMPONENTS

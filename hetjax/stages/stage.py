@@ -41,7 +41,7 @@ class Stage:
         frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, a setting of `hetjax.models.remat`.
-        replaced_kernels: the kernels that its programs do without (`hetjax.compilation.kernel_choice`).
+        replaced_kernels: the kernels that its programs do without (`hetjax.execution.kernel_choice`).
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
     """

@@ -1,7 +1,7 @@
 """Compare each kernel for special devices with the portable path: a small problem, computed both ways on a device.
 
 A kernel that comes to `KERNELS` is compared before the first step of a run on devices that have it, and replaced by
-the portable path where it fails or differs (`hetjax.compilation.kernel_choice`).
+the portable path where it fails or differs (`hetjax.execution.kernel_choice`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hetjax.compilation.kernel_choice import replaced_kernels
 from hetjax.errors import ConfigError
+from hetjax.execution.kernel_choice import replaced_kernels
 from hetjax.models.kernels import checks
 from hetjax.models.kernels.checks import KERNELS, KernelCheck, Problem, difference
 from hetjax.models.kernels.triton_attention import INTERPRETED
