@@ -12,12 +12,19 @@ def local_devices(devices: Iterable[jax.Device]) -> list[jax.Device]:
 
     These are its own; and all of a target (`is_described`), since no other process would compile for those.
     """
-    return [device for device in devices if device.process_index == jax.process_index() or is_described(device)]
+    devices, own = list(devices), jax.process_index()
+    there = {platform: _there(platform) for platform in {device.platform for device in devices}}
+    return [device for device in devices if device.process_index == own or device not in there[device.platform]]
 
 
 def is_described(device: jax.Device) -> bool:
     """Return whether a device is only described (`hetjax.target_devices`): programs are compiled for it, none runs."""
+    return device not in _there(device.platform)
+
+
+def _there(platform: str) -> frozenset[jax.Device]:
+    """The devices of a kind that the job has."""
     try:
-        return device not in jax.devices(device.platform)
-    except RuntimeError:  # the job has no device of this kind
-        return True
+        return frozenset(jax.devices(platform))
+    except RuntimeError:  # it has none
+        return frozenset()

@@ -8,10 +8,11 @@ from typing import Literal, get_args
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hetjax.errors import ConfigError
 from hetjax.models.kernels.checks import KERNELS, KernelCheck, difference
+from hetjax.stages.host_transfer import every_process
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +52,11 @@ def _differs_somewhere(kernel: KernelCheck, devices: Sequence[jax.Device]) -> bo
 
 def _of_any_process(flags: Sequence[bool], devices: Sequence[jax.Device]) -> Sequence[bool]:
     """Whether each flag is set in this process or in any other that has one of the devices."""
-    firsts = {device.process_index: device for device in reversed(devices)}
-    if len(firsts) == 1:
+    copied = every_process(devices)
+    if copied.mesh.size == 1:
         return flags
-    mesh = Mesh(np.array([firsts[process] for process in sorted(firsts)]), ("process",))
-    rows = NamedSharding(mesh, PartitionSpec("process"))
+    rows = NamedSharding(copied.mesh, PartitionSpec(copied.mesh.axis_names))
     mine = np.array([flags])
-    given = jax.make_array_from_callback((len(firsts), len(flags)), rows, lambda index: mine)
-    shared = jax.jit(lambda x: x.any(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))(given)
+    given = jax.make_array_from_callback((copied.mesh.size, len(flags)), rows, lambda index: mine)
+    shared = jax.jit(lambda x: x.any(axis=0), out_shardings=copied)(given)
     return np.asarray(shared.addressable_data(0)).tolist()

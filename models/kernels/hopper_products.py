@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hetjax.models.kernels.fused_attention import compute_capability
+
 # M rows · E groups · D columns of the rows · F columns of the result
 
 TILE = 64
@@ -34,8 +36,7 @@ class _Kernels(NamedTuple):
 
 def can_multiply(dtype: jnp.dtype, device: jax.Device) -> bool:
     """Return whether the kernels take such numbers on devices like this one, and can be imported."""
-    hopper = device.platform == "gpu" and str(getattr(device, "compute_capability", "")) == "9.0"
-    return hopper and dtype in (jnp.bfloat16, jnp.float16) and _kernels() is not None
+    return compute_capability(device) == (9, 0) and dtype in (jnp.bfloat16, jnp.float16) and _kernels() is not None
 
 
 # A scope names each kernel in the text of a compiled program, from which products are counted.
