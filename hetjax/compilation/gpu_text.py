@@ -45,19 +45,18 @@ class _Gpu:
     has_float8: bool
 
 
+_H100 = _Gpu(
+    name="NVIDIA H100 80GB HBM3", capability=(9, 0), cores=132, lanes=128, clock=1.98, tensor_clock=1.8295201,
+    shared=233472, shared_by_block=232448, cache=52428800, links=18, bfloat16=512, float64=32, has_float8=True,
+)  # fmt: skip
+
 GPUS: Mapping[str, _Gpu] = {
     "A100": _Gpu(
         name="NVIDIA A100-SXM4-80GB", capability=(8, 0), cores=108, lanes=64, clock=1.41, tensor_clock=1.41,
         shared=167936, shared_by_block=166912, cache=41943040, links=12, bfloat16=256, float64=16, has_float8=False,
     ),
-    "H100": _Gpu(
-        name="NVIDIA H100 80GB HBM3", capability=(9, 0), cores=132, lanes=128, clock=1.98, tensor_clock=1.8295201,
-        shared=233472, shared_by_block=232448, cache=52428800, links=18, bfloat16=512, float64=32, has_float8=True,
-    ),
-    "H200": _Gpu(
-        name="NVIDIA H200 141GB HBM3e", capability=(9, 0), cores=132, lanes=128, clock=1.98, tensor_clock=1.8295201,
-        shared=233472, shared_by_block=232448, cache=52428800, links=18, bfloat16=512, float64=32, has_float8=True,
-    ),
+    "H100": _H100,
+    "H200": dataclasses.replace(_H100, name="NVIDIA H200 141GB HBM3e"),  # the same but for its memory
     "B200": _Gpu(
         name="NVIDIA B200", capability=(10, 0), cores=148, lanes=128, clock=1.965, tensor_clock=1.8353101,
         shared=233472, shared_by_block=232448, cache=132644864, links=18, bfloat16=1024, float64=16, has_float8=True,

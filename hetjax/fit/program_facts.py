@@ -12,12 +12,10 @@ from hetjax.execution.flops import backward_factor, forward_flops
 from hetjax.execution.step_programs import Step
 from hetjax.fit.held import CallBytes
 from hetjax.fit.step_bytes import call_bytes, stage_programs
+from hetjax.models.parallel.expert_parallel import FURTHER_ROUNDS
 
 LARGEST = 10
 """How many of the largest arrays of a program are reported."""
-
-RARE = "further_rounds"
-"""The named scope of what runs under an uneven load of experts alone, and is not counted."""
 
 
 class LargeArray(NamedTuple):
@@ -139,7 +137,7 @@ def _facts(name: str, program: Program) -> ProgramFacts:
         name=name,
         executable=id(program.compiled),
         call=call_bytes(program),
-        flops_done=sum(each.flops * each.times for each in products.known if RARE not in each.op_name),
+        flops_done=sum(each.flops * each.times for each in products.known if FURTHER_ROUNDS not in each.op_name),
         flops_needed=0,
         uncounted=sum(each.times for each in products.unknown),
         largest=tuple(
@@ -155,7 +153,7 @@ def _collectives(text: ProgramText, axes: Mapping[str, int]) -> list[CollectiveU
     times: dict[tuple[str, str, str, bool], int] = {}
     sizes: dict[tuple[str, str, str, bool], int] = {}
     for each in collectives(text, loop_bound=1):
-        if RARE in each.op_name:
+        if FURTHER_ROUNDS in each.op_name:
             continue
         key = (each.kind, "+".join(each.dtypes), "+".join(each.axes(axes)), each.overlaps)
         times[key] = times.get(key, 0) + each.times

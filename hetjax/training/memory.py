@@ -15,7 +15,7 @@ from hetjax.training.display import format_bytes
 
 def memory_held(trainer: Trainer) -> dict[int, Mapping[str, int]]:
     """Return what the backend counted of each device of this process, by id; empty where it does not count (a CPU)."""
-    counted = {device.id: device.memory_stats() for device in _devices(trainer)}
+    counted = {device.id: device.memory_stats() for device in local_devices(devices_used(trainer))}
     return {device: stats for device, stats in counted.items() if stats}
 
 
@@ -40,7 +40,6 @@ def memory_lines(trainer: Trainer, held: Mapping[int, Mapping[str, int]]) -> Ite
             )
 
 
-def _devices(trainer: Trainer) -> list[jax.Device]:
-    """Return the devices of this process that some stage uses."""
-    used = dict.fromkeys(device for stage in trainer.stages for device in stage.mesh.devices.flat)
-    return local_devices(used)
+def devices_used(trainer: Trainer) -> list[jax.Device]:
+    """Return every device that some stage uses, of all processes."""
+    return list(dict.fromkeys(device for stage in trainer.stages for device in stage.mesh.devices.flat))

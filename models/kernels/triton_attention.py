@@ -165,8 +165,10 @@ def _on_a_gpu() -> AbstractContextManager[None]:
     return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=gpu))
 
 
-TRITON = TileKernel(partial(_forward, interpret=False), partial(_backward, interpret=False))
-"""The kernels, for NVIDIA devices."""
+def triton_kernel(*, interpret: bool = False) -> TileKernel:
+    """Return the kernels, for NVIDIA devices; or interpreted, the same by plain operations, block by block."""
+    return TileKernel(partial(_forward, interpret=interpret), partial(_backward, interpret=interpret))
 
-INTERPRETED = TileKernel(partial(_forward, interpret=True), partial(_backward, interpret=True))
-"""The same arithmetic by plain operations, block by block, for tests on other devices."""
+
+TRITON = triton_kernel()
+"""The kernels, for NVIDIA devices."""

@@ -37,6 +37,9 @@ from hetjax.models.parallel.token_rounds import plan_itinerary
 # B batch · S sequence · D width · F hidden width of an expert · E experts · K experts chosen by a token
 
 
+FURTHER_ROUNDS = "further_rounds"
+"""The named scope of what runs only where more tokens ask for an expert than the first round has room for."""
+
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -162,7 +165,7 @@ def _backward_part(sharding: ExpertSharding, kept, experts, weights, x, kernels:
 
 def _further_rounds(rounds: Int[Array, ""], further: Callable, so_far: PyTree[Array]) -> PyTree[Array]:
     """The result after rounds 1, 2, ..., of which there is none where all tokens had room in the first."""
-    with jax.named_scope("further_rounds"):
+    with jax.named_scope(FURTHER_ROUNDS):
         return jax.lax.while_loop(
             lambda state: state[0] < rounds,
             lambda state: (state[0] + 1, further(*state)),

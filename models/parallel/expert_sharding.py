@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.checks import HOPPER_EXPERTS
 from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
 from hetjax.models.kernels.grouped_products import GroupedProducts, Method, choose_method
-from hetjax.models.parallel.dim_axes import DimAxes
+from hetjax.models.parallel.dim_axes import DimAxes, gradient_axes
 from hetjax.models.parallel.layout_in_force import Axes, device_in_force, is_replaced, splits_in_force
 from hetjax.models.parallel.token_exchange import Buffers
 from hetjax.models.parallel.token_peers import Peers
@@ -167,8 +166,8 @@ def expert_sharding(
     axes = {dim: splits.axes_of(dim) for dim in ("batch", "seq", "experts", "mlp")}
     held = splits.gradient_axes_of(("experts", "embed"), (count, width))[1] if splits.gradient_axes_of else ()
     # Gradients are sums over what does not split experts, scattered as far as the optimizer's parts are split by that.
-    summed = {*axes["batch"], *axes["seq"]} - {*axes["experts"]}
-    embed = tuple(itertools.takewhile(lambda axis: axis in summed, held))
+    summed = tuple({*axes["batch"], *axes["seq"]} - {*axes["experts"]})
+    (embed,) = gradient_axes((held,), ((),), summed).stored
     sharding = ExpertSharding(mesh=splits.mesh, embed=embed, **axes, **kind)
     names = "*".join(sharding.experts)
     if sharding.count % sharding.peers:

@@ -24,6 +24,7 @@ from hetjax.tools.random_batch import random_batch
 from hetjax.tools.tables import NumberTable
 from hetjax.trainer import Trainer
 from hetjax.training.display import format_bytes
+from hetjax.training.memory import devices_used, memory_held
 
 
 def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outcome:
@@ -67,7 +68,7 @@ def _time(trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed:
 
 
 def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Json]:
-    devices = _devices(trainer)
+    devices = devices_used(trainer)
     tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled)
     typical = median(seconds)
     per_device = flops / typical / len(devices)
@@ -92,17 +93,9 @@ def share_of_peak(flops_per_second: float, device_kind: str) -> float | None:
     return flops_per_second / hardware.bfloat16_flops if hardware else None
 
 
-def _devices(trainer: Trainer) -> list[jax.Device]:
-    """Return every device that some module uses."""
-    return list(dict.fromkeys(device for stage in trainer.stages for device in stage.mesh.devices.flat))
-
-
 def _peak_memory(trainer: Trainer) -> dict[str, int] | None:
     """Return the most bytes in use on each device so far, or None where the backend does not count (a CPU)."""
-    counted = {str(device.id): device.memory_stats() for device in _devices(trainer)}
-    if not all(counted.values()):
-        return None
-    return {device: stats["peak_bytes_in_use"] for device, stats in counted.items()}
+    return {str(device): stats["peak_bytes_in_use"] for device, stats in memory_held(trainer).items()} or None
 
 
 def _table(numbers: Mapping[str, Json]) -> NumberTable:

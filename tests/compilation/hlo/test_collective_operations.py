@@ -170,16 +170,18 @@ def test_what_a_loop_sends_counts_as_often_as_it_iterates():
     assert bytes_received(text) == 15 * 4 * 2 * (16 * 4 // 4) * 3
 
 
-def test_a_loop_of_unknown_length_is_refused():
-    text = """
+UNKNOWN_LENGTH = """
 %body (p: f32[16]) -> f32[16] {
   %a = f32[16]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
 }
 ENTRY %main (p: f32[16]) -> f32[16] {
   %w = f32[16]{0} while(%p), condition=%cond, body=%body
 }"""
+
+
+def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="how often the computation or loop with the body body iterates"):
-        bytes_received(text)
+        bytes_received(UNKNOWN_LENGTH)
 
 
 def test_every_branch_of_a_switch_counts():
@@ -271,11 +273,4 @@ ENTRY %main (p: f32[4], q: f32[8,8]) -> f32[16] {{
 
 
 def test_a_loop_of_unknown_length_counts_as_the_bound():
-    text = """
-%body (p: f32[16]) -> f32[16] {
-  %a = f32[16]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
-}
-ENTRY %main (p: f32[16]) -> f32[16] {
-  %w = f32[16]{0} while(%p), condition=%cond, body=%body
-}"""
-    assert [each.times for each in collectives(text, loop_bound=3)] == [3]
+    assert [each.times for each in collectives(UNKNOWN_LENGTH, loop_bound=3)] == [3]

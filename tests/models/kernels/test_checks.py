@@ -11,7 +11,9 @@ from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import replaced_kernels
 from hetjax.models.kernels import checks
 from hetjax.models.kernels.checks import KERNELS, KernelCheck, Problem, difference
-from hetjax.models.kernels.triton_attention import INTERPRETED
+from hetjax.models.kernels.triton_attention import triton_kernel
+
+INTERPRETED = triton_kernel(interpret=True)
 
 X = np.arange(1.0, 5.0, dtype=np.float32)
 

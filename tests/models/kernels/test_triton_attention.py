@@ -11,8 +11,10 @@ from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.attention_mask import Visible
 from hetjax.models.kernels.flash_attention import BLOCKED, flash_attention, projection_of
 from hetjax.models.kernels.partial_attention import nothing_seen
-from hetjax.models.kernels.triton_attention import INTERPRETED, is_supported
+from hetjax.models.kernels.triton_attention import is_supported, triton_kernel
 from tests.harness.models.attention_cases import make, with_gradients
+
+INTERPRETED = triton_kernel(interpret=True)
 
 # Lengths that fill blocks and that do not, more keys than queries; a width that is a power of two and one that is not.
 GRID = list(
