@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from hetjax.cluster.abort_delay import delay_abort
 from hetjax.cluster.exit_codes import end_process
 from hetjax.cluster.messages import Status
 from hetjax.cluster.peers import RESUME
@@ -87,6 +88,7 @@ class Watchdog:
                 watchdog._side = watchdog._open_client(process, processes, timeout, join_timeout, key, store)
             watchdog._thread = threading.Thread(target=watchdog._run, name="hetjax-watchdog", daemon=True)
             watchdog._thread.start()
+            delay_abort()
         return watchdog
 
     def set_position(self, position: tuple[int, ...], doing: str) -> None:
