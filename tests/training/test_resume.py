@@ -17,7 +17,7 @@ from hetjax.data import write_digits, write_shapes
 from tests.harness.compile_quickly import environment
 from tests.harness.paths import ROOT
 
-STEPS = {"digits": 24, "digits_colocated": 24, "omni_tiny": 12}
+STEPS = {"digits": 24, "omni_tiny": 12}
 EXACT = ("step", "epoch", "loss", "grad_norm", "learning_rate", "bad_samples", "eval/accuracy")
 
 
