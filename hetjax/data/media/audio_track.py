@@ -1,0 +1,98 @@
+"""Decode the audio track of a film, or of an audio file that libsndfile does not know, by FFmpeg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Stream
+from jaxtyping import Float32
+
+from hetjax.data.media.ffmpeg import be_strict, check_end, end_of, open_container, refuse_corrupt, start_of
+from hetjax.data.media.limits import MediaLimits
+from hetjax.data.media.resampling import SAMPLE_RATE
+
+# L samples
+
+_GAP = Fraction(1, 10)
+"""Seconds without audio that are filled with silence; less is how exactly some formats keep time."""
+
+
+def read_track(
+    file: BinaryIO, what: str, limits: MediaLimits, *, zero: Fraction | None = None
+) -> Float32[np.ndarray, " L"] | None:
+    """Return the first audio track of an open file, one channel at 16 kHz; None where it has none.
+
+    The samples begin where the clock of the file is at `zero` seconds (None: where the first of its streams begins). A
+    track that begins later has silence ahead, and where it pauses there is silence too.
+
+    Raises:
+        DataError: the track is damaged, truncated or too long; the message opens with `what`.
+    """
+    with open_container(file, what) as container:
+        if not container.streams.audio:
+            return None
+        stream = container.streams.audio[0]
+        be_strict(stream, limits)
+        if container.duration:
+            seconds = container.duration / av.time_base
+            limits.check(what, "audio_seconds", seconds, f"{seconds:.0f} seconds")
+        if zero is None:
+            starts = [start for start in map(start_of, container.streams) if start is not None]
+            zero = min(starts, default=Fraction(0))
+        parts, end = [], 0
+        for start, samples in _runs(container, stream, what, limits):
+            silence = max(round((start - zero) * SAMPLE_RATE) - end, 0)
+            parts += [np.zeros(silence, np.float32), samples]
+            end += silence + len(samples)
+    return np.concatenate(parts) if end else None
+
+
+def _runs(
+    container: InputContainer, stream: Stream, what: str, limits: MediaLimits
+) -> Iterator[tuple[Fraction, Float32[np.ndarray, " _"]]]:
+    """Yield runs of samples without a gap at 16 kHz, and the second at which each begins by the clock of the file."""
+    first = start = None
+    length = Fraction(0)
+    frames: list[av.AudioFrame] = []
+    for frame in _frames(container, stream, what):
+        time = _start_of_frame(frame)
+        if start is None or (time is not None and time - (start + length) > _GAP):
+            if frames:
+                yield start, _at_16_khz(frames)
+            frames, start, length = [], time if time is not None else Fraction(0), Fraction(0)
+            first = start if first is None else first
+        frames.append(frame)
+        length += Fraction(frame.samples, frame.sample_rate)
+        seconds = float(start + length - first)
+        limits.check(what, "audio_seconds", seconds, f"{seconds:.0f} seconds of audio")
+    if frames:
+        yield start, _at_16_khz(frames)
+
+
+def _frames(container: InputContainer, stream: Stream, what: str) -> Iterator[av.AudioFrame]:
+    """Yield the frames of a stream to its end, which must be where the file says."""
+    end = None
+    for packet in container.demux():
+        refuse_corrupt(packet, what)
+        end = end_of(packet, end)
+        if packet.stream_index == stream.index:
+            for frame in packet.decode():
+                refuse_corrupt(frame, what)
+                yield frame
+    check_end(container, end, what)
+
+
+def _start_of_frame(frame: av.AudioFrame) -> Fraction | None:
+    """Return the second at which a frame begins by the clock of its file, or None."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+
+
+def _at_16_khz(frames: list[av.AudioFrame]) -> Float32[np.ndarray, " _"]:
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    parts = [part for frame in [*frames, None] for part in resampler.resample(frame)]
+    return np.concatenate([part.to_ndarray()[0] for part in parts] or [np.zeros(0, np.float32)]).astype(np.float32)
