@@ -31,7 +31,7 @@ def upright_image(image: Image.Image) -> Image.Image:
 
 def upright_frame(
     pixels: UInt8[np.ndarray, "H W 3"], matrix: Int[np.ndarray, "3 3"] | None
-) -> UInt8[np.ndarray, "..."]:
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Return a frame as a display matrix (ISO 14496-12, 6.2.2) shows it, by quarter turns and reflections.
 
     A point at (x, y) is shown at (a x + c y, b x + d y), where the matrix's first rows are (a, b) and (c, d). Turns

@@ -39,6 +39,7 @@ class FramePlan:
         moments: when frames are to be taken.
         zero: when the film begins: its first frame or its audio, whichever is earlier.
         exactness: how exactly the clock counts.
+        gap: the usual time from one frame to the next.
     """
 
     shown: Sequence[Fraction]
@@ -46,11 +47,7 @@ class FramePlan:
     moments: Sequence[Fraction]
     zero: Fraction
     exactness: Fraction
-
-    @property
-    def gap(self) -> Fraction:
-        """Return the usual time from one frame to the next."""
-        return _usual_gap(self.shown)
+    gap: Fraction
 
 
 class TakenFrame(NamedTuple):
@@ -82,7 +79,8 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
         sorted(stamp * stream.time_base for stamp in stamps) if has_times else [i / rate for i in range(len(stamps))]
     )
     longest = max(zip(stamps, durations, strict=True))[1] * stream.time_base if has_times else 0
-    length = shown[-1] - shown[0] + (longest or _usual_gap(shown) or 1 / rate)
+    gap = statistics.median_high([later - time for time, later in itertools.pairwise(shown)] or [1 / rate])
+    length = shown[-1] - shown[0] + (longest or gap)
     limits.check(what, "video_seconds", length, f"{float(length):.0f} seconds")
     exactness = min(stream.time_base, _MILLISECOND)
     moments = sampling.moments(shown[0], shown[-1], length + exactness, len(shown))
@@ -90,7 +88,12 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
     limits.check(what, "video_pixels", pixels, f"{len(moments)} frames (frames.max_frames) of {pixels} pixels in all")
     starts = [start for start in map(start_of, container.streams.audio[:1]) if start is not None] if has_times else []
     return FramePlan(
-        shown=shown, has_times=has_times, moments=moments, zero=min([shown[0], *starts]), exactness=exactness
+        shown=shown,
+        has_times=has_times,
+        moments=moments,
+        zero=min([shown[0], *starts]),
+        exactness=exactness,
+        gap=gap,
     )
 
 
@@ -106,8 +109,8 @@ def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: M
         expected = plan.shown[bisect_right(plan.shown, left.pop(0) + plan.exactness) - 1]
         if expected - time > 2 * plan.gap:  # some codecs have a packet or two without a frame of its own
             raise DataError(
-                f"{what} is damaged or truncated: the frame shown at {float(expected - plan.zero):.2f} seconds cannot be "
-                "decoded; repair or replace the file"
+                f"{what} is damaged or truncated: the frame shown at {float(expected - plan.zero):.2f} seconds cannot "
+                "be decoded; repair or replace the file"
             )
         if not taken or taken[-1].time != time:
             taken.append(TakenFrame(_pixels(frame, stream, taken), time))
@@ -135,10 +138,6 @@ def _picture(container: InputContainer, what: str) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:
             return stream
     raise DataError(f"{what} has no picture; give a file with a video track")
-
-
-def _usual_gap(shown: Sequence[Fraction]) -> Fraction:
-    return statistics.median_high([later - time for time, later in itertools.pairwise(shown)] or [Fraction(0)])
 
 
 def _time(frame: av.VideoFrame, number: int, stream: VideoStream, plan: FramePlan) -> Fraction:
