@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -37,8 +39,13 @@ def film(
     pictures, *, codec="mpeg4", container="mp4", rate=10, times=None, audio=None, audio_from=0.0, **options
 ) -> bytes:
     """The bytes of a film; `times` are milliseconds, `audio_from` the second at which its audio begins."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=options) as out:
+    with tempfile.NamedTemporaryFile() as file:  # no buffer: an index moved to the front is read back by name
+        _write_film(file.name, pictures, codec, container, rate, times, audio, audio_from, options)
+        return Path(file.name).read_bytes()
+
+
+def _write_film(name, pictures, codec, container, rate, times, audio, audio_from, options):
+    with av.open(name, "w", format=container, options=options) as out:
         stream = out.add_stream(codec, rate=rate)
         height, width = pictures[0].shape[:2]
         stream.height, stream.width, stream.thread_count = height, width, 1
@@ -64,6 +71,18 @@ def film(
                 part.pts = first + round(audio_from * 48000)
                 out.mux(track.encode(part))
             out.mux(track.encode())
+
+
+def track(samples, codec, container) -> bytes:
+    """The bytes of audio that FFmpeg encodes, at 48 kHz."""
+    buffer, wave = io.BytesIO(), np.repeat(samples, 3)[None]
+    with av.open(buffer, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=48000, layout="mono")
+        for first in range(0, wave.shape[1], 1024):
+            part = av.AudioFrame.from_ndarray(wave[:, first : first + 1024], format="flt", layout="mono")
+            part.rate, part.time_base, part.pts = 48000, Fraction(1, 48000), first
+            out.mux(stream.encode(part))
+        out.mux(stream.encode())
     return buffer.getvalue()
 
 

@@ -12,9 +12,10 @@ from av.container import InputContainer
 from av.stream import Stream
 from jaxtyping import Float32
 
-from hetjax.data.media.ffmpeg import be_strict, check_end, end_of, open_container, refuse_corrupt, start_of
+from hetjax.data.media.ffmpeg import INEXACT, be_strict, check_end, end_of, open_container, refuse_corrupt, start_of
 from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.resampling import SAMPLE_RATE
+from hetjax.errors import DataError
 
 # L samples
 
@@ -76,15 +77,24 @@ def _runs(
 
 def _frames(container: InputContainer, stream: Stream, what: str) -> Iterator[av.AudioFrame]:
     """Yield the frames of a stream to its end, which must be where the file says."""
-    end = None
+    end = own_end = decoded = None
     for packet in container.demux():
         refuse_corrupt(packet, what)
         end = end_of(packet, end)
-        if packet.stream_index == stream.index:
-            for frame in packet.decode():
-                refuse_corrupt(frame, what)
-                yield frame
+        if packet.stream_index != stream.index:
+            continue
+        own_end = own_end if packet.is_discard else end_of(packet, own_end)
+        for frame in packet.decode():
+            refuse_corrupt(frame, what)
+            start = _start_of_frame(frame)
+            decoded = decoded if start is None else start + Fraction(frame.samples, frame.sample_rate)
+            yield frame
     check_end(container, end, what)
+    if decoded is not None and own_end - decoded > INEXACT:
+        raise DataError(
+            f"{what} is damaged: {float(own_end - decoded):.2f} seconds at the end of its audio track cannot be "
+            "decoded; repair or replace the file"
+        )
 
 
 def _start_of_frame(frame: av.AudioFrame) -> Fraction | None:

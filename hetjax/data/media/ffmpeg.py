@@ -19,12 +19,14 @@ from hetjax.errors import DataError
 # Formats that hold their media themselves. Others are lists of what to open (HLS, DASH, concat) or to connect to (SDP).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,mjpeg,gif,apng,"
-    "ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,amrnb,amrwb,asf,ape,wv,tta,dts,mxf,nut,dv,rm,swf,yuv4mpegpipe,"
+    "ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,amrnb,amrwb,asf,ape,wv,tta,dts,mxf,dv,rm,swf,yuv4mpegpipe,"
     "webp_pipe"
 )
 _CONTAINER_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-_FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf"}
+_FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf", "wv", "tta"}
 """Formats whose header gives the length; for others FFmpeg guesses it."""
+INEXACT = Fraction(1, 4)
+"""Seconds by which the times in a file may contradict each other: encoders and containers round differently."""
 _DECODER_OPTIONS = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
 
@@ -72,14 +74,17 @@ def end_of(packet: Packet, end: Fraction | None) -> Fraction | None:
     return own if end is None else max(own, end)
 
 
-def check_end(container: InputContainer, end: Fraction | None, what: str) -> None:
-    """Raise DataError where the packets of a file `end` earlier than its header says."""
+def check_end(container: InputContainer, end: Fraction | None, what: str, *, last: Fraction = INEXACT) -> None:
+    """Raise DataError where the packets of a file `end` earlier than its header says.
+
+    `last` is how long the last of them may go on beyond what its packet says.
+    """
     if not container.duration or container.format.name not in _FORMATS_WITH_LENGTH:
         return
     start = Fraction(container.start_time or 0, av.time_base)
     promised = start + Fraction(container.duration, av.time_base)
     got = start if end is None else end
-    if promised - got > max(1, (promised - start) / 50):
+    if promised - got > max(last, INEXACT, (promised - start) / 50):
         raise DataError(
             f"{what} is truncated: it should last {float(promised - start):.2f} seconds, and what it has ends after "
             f"{float(got - start):.2f}; repair or replace the file"

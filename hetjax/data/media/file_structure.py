@@ -1,7 +1,7 @@
 """Find files that are truncated or damaged by the lengths and checksums that they hold themselves.
 
 Decoders are made to get something out of any file: most give half of a cut one without a word. What is checked here,
-before anything is decoded: the chunks of RIFF (WAV, AVI, WebP), AIFF, AU, CAF, Wave64, PNG and MP4, the elements of
+before anything is decoded: the chunks of RIFF (WAV, AVI, WebP), AIFF, AU, CAF, Wave64, ASF, PNG and MP4, the elements of
 Matroska and WebM, the pages of Ogg, the frames of MP3 and ADTS, the packets of MPEG and FLV streams. Of other formats
 nothing is known here.
 """
@@ -84,6 +84,7 @@ _CHUNKED = {
     b"FORM": _Layout(12, 4, ">I", False, 2, b"SSND"),
     b"caff": _Layout(8, 4, ">Q", False, 1, b"data"),
     b"riff": _Layout(40, 16, "<Q", True, 8, b"data"),
+    b"\x30\x26\xb2\x75": _Layout(0, 16, "<Q", True, 1, b"\x36\x26\xb2\x75"),
 }
 
 
@@ -99,7 +100,7 @@ def _chunk_damage(file: BinaryIO, size: int, layout: _Layout) -> str | None:
         if is_last and length in _UNKNOWN and wide is None:
             return None
         length = wide if is_last and length == 0xFFFFFFFF and wide is not None else length
-        if not name[:4].isascii() or (layout.counts_head and length < head):
+        if length < head if layout.counts_head else not name.isascii():
             return f"it is damaged at byte {at:,}, where a chunk should begin"
         end = at + length + (0 if layout.counts_head else head)
         if end > size:
@@ -111,6 +112,7 @@ def _chunk_damage(file: BinaryIO, size: int, layout: _Layout) -> str | None:
 
 
 def _au_damage(file: BinaryIO, size: int) -> str | None:
+    file.seek(0)
     offset, length = struct.unpack(">II", file.read(24)[4:12]) if size >= 24 else (24, 0)
     return cut(offset + length, size) if length not in _UNKNOWN and offset + length > size else None
 

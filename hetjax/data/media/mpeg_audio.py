@@ -13,6 +13,8 @@ _KILOBITS = {  # by (version 1, layer)
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_DAMAGED = "it is damaged at byte {:,}, where a frame should begin"
+_ZEROS = 4096  # bytes of padding that are looked at
 _TAGS_BEHIND = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")
 
 
@@ -24,26 +26,22 @@ class _Frame(NamedTuple):
 
 def mpeg_audio_damage(file: BinaryIO, size: int) -> str | None:
     """Return what is wrong with the frames of a file, or None."""
-    file.seek(0)
-    content = file.read()  # compressed audio is small: an hour has about 60 MB
-    at = _behind_id3(content, 0)
-    first = _frame(content, at)
+    at = _behind_id3(file, 0)
+    first = _frame(file, at)
     if first is None:
-        return f"it is damaged at byte {at:,}, where a frame should begin" if at < size else "it has no audio"
-    promised = _promised_frames(content, at, first)
+        return _DAMAGED.format(at) if at < size else "it has no audio"
+    promised = _promised_frames(file, at, first)
     count = 0
     while at < size:
-        frame = _frame(content, at)
+        frame = _frame(file, at)
         if frame is None or frame.kind != first.kind:
-            behind = _behind_id3(content, at)
-            if behind > at:
-                at = behind
-                continue
-            if content.startswith(_TAGS_BEHIND, at) or not content[at:].strip(b"\0"):
-                break
-            if size - at < 4:
-                return "it is truncated in the middle of a frame"
-            return f"it is damaged at byte {at:,}, where a frame should begin"
+            behind = _behind_id3(file, at)
+            if behind == at:
+                if _is_behind_audio(file, at):
+                    break
+                return _DAMAGED.format(at) if size - at >= 4 else "it is truncated in the middle of a frame"
+            at = behind
+            continue
         if not frame.length:
             return None
         at += frame.length
@@ -55,19 +53,30 @@ def mpeg_audio_damage(file: BinaryIO, size: int) -> str | None:
     return None
 
 
-def _behind_id3(content: bytes, at: int) -> int:
+def _read(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
+
+
+def _is_behind_audio(file: BinaryIO, at: int) -> bool:
+    """Return whether a tag, or nothing but zeros, follows."""
+    head = _read(file, at, _ZEROS)
+    return head.startswith(_TAGS_BEHIND) or not head.strip(b"\0")
+
+
+def _behind_id3(file: BinaryIO, at: int) -> int:
     """Return where an ID3v2 tag ends that begins here, or `at`."""
-    while content.startswith(b"ID3", at) and len(content) >= at + 10:
+    while len(head := _read(file, at, 10)) == 10 and head.startswith(b"ID3"):
         length = 0
-        for byte in content[at + 6 : at + 10]:
+        for byte in head[6:]:
             length = length << 7 | byte & 0x7F
-        at += 10 + length + (10 if content[at + 5] & 0x10 else 0)
+        at += 10 + length + (10 if head[5] & 0x10 else 0)
     return at
 
 
-def _frame(content: bytes, at: int) -> _Frame | None:
+def _frame(file: BinaryIO, at: int) -> _Frame | None:
     """Return what a frame's header says, or None where there is none (ISO 11172-3, 2.4.2.3)."""
-    head = content[at : at + 4]
+    head = _read(file, at, 4)
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -86,9 +95,9 @@ def _frame(content: bytes, at: int) -> _Frame | None:
     return _Frame(length if bits else 0, side, (version, layer, rate))
 
 
-def _promised_frames(content: bytes, at: int, first: _Frame) -> int:
+def _promised_frames(file: BinaryIO, at: int, first: _Frame) -> int:
     """Return how many frames the first one says that there are, or 0. Some encoders count it too, some do not."""
-    tag = at + 4 + first.side_information
-    if content[tag : tag + 4] not in (b"Xing", b"Info") or not content[tag + 7 : tag + 8] or not content[tag + 7] & 1:
+    tag = _read(file, at + 4 + first.side_information, 12)
+    if len(tag) < 12 or tag[:4] not in (b"Xing", b"Info") or not tag[7] & 1:
         return 0
-    return int.from_bytes(content[tag + 8 : tag + 12], "big")
+    return int.from_bytes(tag[8:], "big")

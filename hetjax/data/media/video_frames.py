@@ -70,16 +70,18 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
         if packet.stream_index == stream.index and packet.size and not packet.is_discard:
             stamps.append(packet.pts)
             durations.append(packet.duration or 0)
-    check_end(container, end, what)
     if not stamps:
         raise DataError(f"{what} has no frame that can be decoded; repair or replace the file")
-    has_times = None not in stamps
+    count = len(stamps)
+    has_times = any(stamp is not None for stamp in stamps)
+    if has_times:  # those without a time of their own are second fields of frames
+        durations = [each for stamp, each in zip(stamps, durations, strict=True) if stamp is not None]
+        stamps = [stamp for stamp in stamps if stamp is not None]
     rate = stream.average_rate or stream.guessed_rate or Fraction(1)
-    shown = (
-        sorted(stamp * stream.time_base for stamp in stamps) if has_times else [i / rate for i in range(len(stamps))]
-    )
+    shown = sorted(stamp * stream.time_base for stamp in stamps) if has_times else [i / rate for i in range(count)]
     longest = max(zip(stamps, durations, strict=True))[1] * stream.time_base if has_times else 0
     gap = statistics.median_high([later - time for time, later in itertools.pairwise(shown)] or [1 / rate])
+    check_end(container, end, what, last=2 * gap)
     length = shown[-1] - shown[0] + (longest or gap)
     limits.check(what, "video_seconds", length, f"{float(length):.0f} seconds")
     exactness = min(stream.time_base, _MILLISECOND)
@@ -107,7 +109,7 @@ def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: M
 
     def take(frame: av.VideoFrame, time: Fraction) -> None:
         expected = plan.shown[bisect_right(plan.shown, left.pop(0) + plan.exactness) - 1]
-        if expected - time > 2 * plan.gap:  # some codecs have a packet or two without a frame of its own
+        if expected - time > _packets_without_frame(frame, stream) * plan.gap:
             raise DataError(
                 f"{what} is damaged or truncated: the frame shown at {float(expected - plan.zero):.2f} seconds cannot "
                 "be decoded; repair or replace the file"
@@ -138,6 +140,13 @@ def _picture(container: InputContainer, what: str) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:
             return stream
     raise DataError(f"{what} has no picture; give a file with a video track")
+
+
+def _packets_without_frame(frame: av.VideoFrame, stream: VideoStream) -> int:
+    """Return how many packets in a row may have no frame of their own to be shown."""
+    if stream.codec_context.name in ("vp8", "mpeg4"):  # hidden references; empty packets behind two frames in one
+        return 2
+    return int(frame.interlaced_frame)  # two fields, two packets
 
 
 def _time(frame: av.VideoFrame, number: int, stream: VideoStream, plan: FramePlan) -> Fraction:
