@@ -23,7 +23,7 @@ _FORMATS = (
     "webp_pipe"
 )
 _CONTAINER_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
-_FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf", "wv", "tta"}
+_FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "wv", "tta"}
 """Formats whose header gives the length; for others FFmpeg guesses it."""
 INEXACT = Fraction(1, 4)
 """Seconds by which the times in a file may contradict each other: encoders and containers round differently."""

@@ -1,9 +1,9 @@
 """Find files that are truncated or damaged by the lengths and checksums that they hold themselves.
 
-Decoders are made to get something out of any file: most give half of a cut one without a word. What is checked here,
-before anything is decoded: the chunks of RIFF (WAV, AVI, WebP), AIFF, AU, CAF, Wave64, ASF, PNG and MP4, the elements of
-Matroska and WebM, the pages of Ogg, the frames of MP3 and ADTS, the packets of MPEG and FLV streams. Of other formats
-nothing is known here.
+Decoders are made to get something out of any file: most give half of a cut one without a word. Checked here, before
+anything is decoded: the chunks of RIFF (WAV, AVI, WebP), AIFF, AU, CAF, Wave64, ASF, PNG and MP4, the elements of
+Matroska and WebM, the pages of Ogg, the frames of MP3 and ADTS, the packets of MPEG and FLV streams. Nothing is known
+of other formats.
 """
 
 from __future__ import annotations

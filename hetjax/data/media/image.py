@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from hetjax.data.media.file_structure import damage, without_broken_extras
+from hetjax.data.media.jpeg_segments import jpeg_damage
 from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.media_file import Source, named, open_media
 from hetjax.data.media.orientation import upright_image
 from hetjax.errors import DataError
 
+_MOST_BYTES = 16  # of a pixel in a file: four channels of 32 bits
 # What Pillow decodes by itself: of other formats some run programs, such as Ghostscript for EPS.
 _FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO", "ICNS", "PCX",
@@ -30,13 +34,15 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
     """
     what = named("image", source)
     with open_media(source, "image") as file:
-        wrong = damage(file)
-        if wrong:
-            raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
+        limits = limits or MediaLimits()
+        size = file.seek(0, os.SEEK_END)
+        limits.check(what, "image_pixels", size // _MOST_BYTES, f"{size:,} bytes, {_MOST_BYTES} or more a pixel")
+        _refuse(what, damage(file))
         try:
             with Image.open(without_broken_extras(file), formats=_known_formats()) as image:
                 words = f"{image.width} x {image.height} pixels"
-                (limits or MediaLimits()).check(what, "image_pixels", image.width * image.height, words)
+                limits.check(what, "image_pixels", image.width * image.height, words)
+                _refuse(what, jpeg_damage(file) if image.format in ("JPEG", "MPO") else None)
                 image.load()
                 return _rgb(upright_image(image)).copy()
         except DataError:
@@ -48,6 +54,11 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
 def read_image(source: Source, limits: MediaLimits | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return the pixels of an image, as `open_image` reads it. Raises DataError."""
     return np.asarray(open_image(source, limits))
+
+
+def _refuse(what: str, wrong: str | None) -> None:
+    if wrong:
+        raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
 
 
 def _known_formats() -> list[str]:

@@ -14,7 +14,7 @@ _KILOBITS = {  # by (version 1, layer)
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _DAMAGED = "it is damaged at byte {:,}, where a frame should begin"
-_ZEROS = 4096  # bytes of padding that are looked at
+_PADDING = 4096  # zeros behind the last frame; more are what a broken download leaves
 _TAGS_BEHIND = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"3DI")
 
 
@@ -59,9 +59,9 @@ def _read(file: BinaryIO, at: int, length: int) -> bytes:
 
 
 def _is_behind_audio(file: BinaryIO, at: int) -> bool:
-    """Return whether a tag, or nothing but zeros, follows."""
-    head = _read(file, at, _ZEROS)
-    return head.startswith(_TAGS_BEHIND) or not head.strip(b"\0")
+    """Return whether a tag, or some padding, follows."""
+    head = _read(file, at, _PADDING + 1)
+    return head.startswith(_TAGS_BEHIND) or (len(head) <= _PADDING and not head.strip(b"\0"))
 
 
 def _behind_id3(file: BinaryIO, at: int) -> int:

@@ -30,9 +30,9 @@ def heard():
     return (tone(440, 1.0) + np.random.default_rng(0).normal(0, 0.05, 16000)).astype(np.float32)
 
 
-def picture(kind, **options):
+def picture(kind, mode="RGB", **options):
     buffer, small = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    Image.fromarray(small).resize((96, 64)).save(buffer, kind, **options)
+    Image.fromarray(small).resize((96, 64)).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -77,6 +77,8 @@ IMAGES = {
     "a.png": lambda: picture("PNG"),
     "a.jpg": lambda: picture("JPEG"),
     "progressive.jpg": lambda: picture("JPEG", progressive=True),
+    "restarts.jpg": lambda: picture("JPEG", restart_marker_rows=1),
+    "grey.jpg": lambda: picture("JPEG", mode="L"),
     "a.webp": lambda: picture("WEBP"),
     "a.gif": lambda: picture("GIF"),
     "a.bmp": lambda: picture("BMP"),
@@ -138,6 +140,36 @@ def test_a_damaged_file_is_an_error_or_whole(tmp_path, name):
         errors += isinstance(found, DataError)
         assert isinstance(found, DataError) or found == whole, f"damage at {share} gave {found} of {whole}"
     assert errors == 4 or name not in SUMMED
+
+
+@pytest.mark.parametrize("name", [*FILMS, "a.mp3", "no count.mp2", "a.png", "a.jpg", "restarts.jpg", "a.gif"])
+def test_a_download_that_left_zeros_is_an_error_or_whole(tmp_path, name):
+    data = content(name)
+    path, at = tmp_path / name, len(data) // 2
+    path.write_bytes(data)
+    whole, found = amount(path, name), attempt(path, name, data[:at] + bytes(len(data) - at))
+    assert isinstance(found, DataError) or (name in FILMS and found == whole), f"{found} of {whole}"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "restarts.jpg", "grey.jpg"])
+def test_a_jpeg_of_which_a_piece_is_missing_is_an_error(tmp_path, name):
+    """Pillow would paint grey what is not there."""
+    data = content(name)
+    for share in (0.4, 0.5, 0.6, 0.7):
+        at = int(len(data) * share)
+        assert isinstance(attempt(tmp_path / name, name, data[:at] + data[at + len(data) // 4 :]), DataError)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": "4:2:2"}, {"progressive": True},
+                                     {"restart_marker_rows": 1}, {"optimize": True}, {"keep_rgb": True}])  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_every_kind_of_jpeg_is_read(tmp_path, mode, options):
+    path, random = tmp_path / "a.jpg", np.random.default_rng(0)
+    for size in ((1, 1), (7, 9), (64, 33)):
+        Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)).convert(mode).save(path, **options)
+        path.write_bytes(path.read_bytes() + b"what some cameras write behind it")
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("name", ["mpeg4.avi", "mpeg4.mp4", "mpeg2.mpg", "h264.mkv"])
