@@ -46,33 +46,53 @@ def read_track(
             starts = [start for start in map(start_of, container.streams) if start is not None]
             zero = min(starts, default=Fraction(0))
         parts, end = [], 0
-        for start, samples in _runs(container, stream, what, limits):
-            silence = max(round((start - zero) * SAMPLE_RATE) - end, 0)
+        for start, samples in _runs(container, stream, what, limits, zero):
+            silence = max(round(start * SAMPLE_RATE) - end, 0)
             parts += [np.zeros(silence, np.float32), samples]
             end += silence + len(samples)
     return np.concatenate(parts) if end else None
 
 
 def _runs(
-    container: InputContainer, stream: Stream, what: str, limits: MediaLimits
+    container: InputContainer, stream: Stream, what: str, limits: MediaLimits, zero: Fraction
 ) -> Iterator[tuple[Fraction, Float32[np.ndarray, " _"]]]:
-    """Yield runs of samples without a gap at 16 kHz, and the second at which each begins by the clock of the file."""
-    first = start = None
-    length = Fraction(0)
-    frames: list[av.AudioFrame] = []
+    """Yield runs of samples without a gap at 16 kHz, and how many seconds after `zero` each begins."""
+    run = None
     for frame in _frames(container, stream, what):
         time = _start_of_frame(frame)
-        if start is None or (time is not None and time - (start + length) > _GAP):
-            if frames:
-                yield start, _at_16_khz(frames)
-            frames, start, length = [], time if time is not None else Fraction(0), Fraction(0)
-            first = start if first is None else first
-        frames.append(frame)
-        length += Fraction(frame.samples, frame.sample_rate)
-        seconds = float(start + length - first)
-        limits.check(what, "audio_seconds", seconds, f"{seconds:.0f} seconds of audio")
-    if frames:
-        yield start, _at_16_khz(frames)
+        start = time - zero if time is not None else Fraction(0)
+        if run is None or (time is not None and start - run.end > _GAP):
+            if run:
+                yield run.start, run.samples()
+            run = _Run(start)
+        run.add(frame)
+        limits.check(what, "audio_seconds", float(run.end), f"{float(run.end):.0f} seconds of audio")
+    if run:
+        yield run.start, run.samples()
+
+
+class _Run:
+    """Frames behind each other, resampled as they come.
+
+    Attributes:
+        start: second at which they begin.
+        end: second at which they end.
+    """
+
+    def __init__(self, start: Fraction):
+        self.start = self.end = start
+        self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        self._parts: list[np.ndarray] = []
+
+    def add(self, frame: av.AudioFrame | None) -> None:
+        """Append a frame; None ends them."""
+        self._parts += [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
+        self.end += Fraction(frame.samples, frame.sample_rate) if frame else 0
+
+    def samples(self) -> Float32[np.ndarray, " _"]:
+        """Return all samples, one channel at 16 kHz."""
+        self.add(None)
+        return np.concatenate([np.zeros(0, np.float32), *self._parts]).astype(np.float32)
 
 
 def _frames(container: InputContainer, stream: Stream, what: str) -> Iterator[av.AudioFrame]:
@@ -90,7 +110,7 @@ def _frames(container: InputContainer, stream: Stream, what: str) -> Iterator[av
             decoded = decoded if start is None else start + Fraction(frame.samples, frame.sample_rate)
             yield frame
     check_end(container, end, what)
-    if decoded is not None and own_end - decoded > INEXACT:
+    if decoded is not None and own_end is not None and own_end - decoded > INEXACT:
         raise DataError(
             f"{what} is damaged: {float(own_end - decoded):.2f} seconds at the end of its audio track cannot be "
             "decoded; repair or replace the file"
@@ -100,9 +120,3 @@ def _frames(container: InputContainer, stream: Stream, what: str) -> Iterator[av
 def _start_of_frame(frame: av.AudioFrame) -> Fraction | None:
     """Return the second at which a frame begins by the clock of its file, or None."""
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
-
-
-def _at_16_khz(frames: list[av.AudioFrame]) -> Float32[np.ndarray, " _"]:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    parts = [part for frame in [*frames, None] for part in resampler.resample(frame)]
-    return np.concatenate([part.to_ndarray()[0] for part in parts] or [np.zeros(0, np.float32)]).astype(np.float32)

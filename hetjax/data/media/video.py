@@ -58,6 +58,6 @@ def read_video(
         audio = read_track(file, what, limits, zero=plan.zero) if with_audio else None
     return Video(
         frames=np.stack([frame.pixels for frame in taken]),
-        times=tuple(float(frame.time - plan.zero) for frame in taken),
+        times=tuple(float(plan.seconds(frame.time)) for frame in taken),
         audio=audio,
     )

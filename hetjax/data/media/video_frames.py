@@ -31,30 +31,36 @@ _MILLISECOND = Fraction(1, 1000)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FramePlan:
-    """The moments of a film at which frames are taken, in seconds by the clock of the file.
+    """The moments of a film at which frames are taken, in ticks of its clock.
 
     Attributes:
-        shown: when each frame is shown.
-        has_times: whether the file says so; else its frames come at an even rate.
+        tick: seconds.
+        shown: when each frame is shown, ascending.
+        has_times: whether the file says so; else its frames come at an even rate, one a tick.
         moments: when frames are to be taken.
-        zero: when the film begins: its first frame or its audio, whichever is earlier.
         exactness: how exactly the clock counts.
         gap: the usual time from one frame to the next.
+        zero: second of the clock at which the film begins: its first frame or its audio, whichever is earlier.
     """
 
-    shown: Sequence[Fraction]
+    tick: Fraction
+    shown: Sequence[int]
     has_times: bool
     moments: Sequence[Fraction]
-    zero: Fraction
     exactness: Fraction
-    gap: Fraction
+    gap: int
+    zero: Fraction
+
+    def seconds(self, ticks: int) -> Fraction:
+        """Return the second of the film, counted from its beginning."""
+        return ticks * self.tick - self.zero
 
 
 class TakenFrame(NamedTuple):
-    """A frame as it is shown, and the second at which it is, by the clock of the file."""
+    """A frame as it is shown, and the tick at which it is."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
-    time: Fraction
+    time: int
 
 
 def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limits: MediaLimits) -> FramePlan:
@@ -62,40 +68,40 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
     stream = _picture(container, what)
     size = stream.codec_context.width, stream.codec_context.height
     limits.check(what, "image_pixels", size[0] * size[1], f"frames of {size[0]} x {size[1]} pixels")
-    stamps, durations, end = [], [], None
+    stamps, end = [], None
     for packet in container.demux():
         refuse_corrupt(packet, what)
         end = end_of(packet, end)
         # Packets that are discarded are what an edit list hides: they are decoded for what others need of them.
         if packet.stream_index == stream.index and packet.size and not packet.is_discard:
-            stamps.append(packet.pts)
-            durations.append(packet.duration or 0)
+            stamps.append((packet.pts, packet.duration or 0))
     if not stamps:
         raise DataError(f"{what} has no frame that can be decoded; repair or replace the file")
-    count = len(stamps)
-    has_times = any(stamp is not None for stamp in stamps)
-    if has_times:  # those without a time of their own are second fields of frames
-        durations = [each for stamp, each in zip(stamps, durations, strict=True) if stamp is not None]
-        stamps = [stamp for stamp in stamps if stamp is not None]
     rate = stream.average_rate or stream.guessed_rate or Fraction(1)
-    shown = sorted(stamp * stream.time_base for stamp in stamps) if has_times else [i / rate for i in range(count)]
-    longest = max(zip(stamps, durations, strict=True))[1] * stream.time_base if has_times else 0
-    gap = statistics.median_high([later - time for time, later in itertools.pairwise(shown)] or [1 / rate])
-    check_end(container, end, what, last=2 * gap)
-    length = shown[-1] - shown[0] + (longest or gap)
-    limits.check(what, "video_seconds", length, f"{float(length):.0f} seconds")
-    exactness = min(stream.time_base, _MILLISECOND)
-    moments = sampling.moments(shown[0], shown[-1], length + exactness, len(shown))
+    timed = [(stamp, duration) for stamp, duration in stamps if stamp is not None]
+    # Packets without a time among others with one are second fields of frames.
+    tick = stream.time_base if timed else 1 / rate
+    has_times = bool(timed)
+    timed = sorted(timed or [(i, 1) for i in range(len(stamps))])
+    shown = [stamp for stamp, _ in timed]
+    gap = statistics.median_high([later - time for time, later in itertools.pairwise(shown)] or [max(timed[0][1], 1)])
+    check_end(container, end, what, last=2 * gap * tick)
+    length = shown[-1] - shown[0] + (timed[-1][1] or gap)
+    limits.check(what, "video_seconds", float(length * tick), f"{float(length * tick):.0f} seconds")
+    exactness = min(Fraction(1), _MILLISECOND / tick)
+    moments = sampling.moments(shown[0], shown[-1], (length + exactness) * tick, len(shown))
     pixels = size[0] * size[1] * len(moments)
     limits.check(what, "video_pixels", pixels, f"{len(moments)} frames (frames.max_frames) of {pixels} pixels in all")
-    starts = [start for start in map(start_of, container.streams.audio[:1]) if start is not None] if has_times else []
+    audio = container.streams.audio[:1] if has_times else []
+    starts = [start for start in map(start_of, audio) if start is not None]
     return FramePlan(
+        tick=tick,
         shown=shown,
         has_times=has_times,
         moments=moments,
-        zero=min([shown[0], *starts]),
         exactness=exactness,
         gap=gap,
+        zero=min([shown[0] * tick, *starts]),
     )
 
 
@@ -105,13 +111,13 @@ def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: M
     be_strict(stream, limits)
     taken: list[TakenFrame] = []
     left = list(plan.moments)
-    before: tuple[av.VideoFrame, Fraction] | None = None
+    before: tuple[av.VideoFrame, int] | None = None
 
-    def take(frame: av.VideoFrame, time: Fraction) -> None:
+    def take(frame: av.VideoFrame, time: int) -> None:
         expected = plan.shown[bisect_right(plan.shown, left.pop(0) + plan.exactness) - 1]
         if expected - time > _packets_without_frame(frame, stream) * plan.gap:
             raise DataError(
-                f"{what} is damaged or truncated: the frame shown at {float(expected - plan.zero):.2f} seconds cannot "
+                f"{what} is damaged or truncated: the frame shown at {float(plan.seconds(expected)):.2f} seconds cannot "
                 "be decoded; repair or replace the file"
             )
         if not taken or taken[-1].time != time:
@@ -119,7 +125,7 @@ def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: M
 
     for number, frame in enumerate(container.decode(stream)):
         refuse_corrupt(frame, what)
-        time = _time(frame, number, stream, plan)
+        time = _time(frame, number, plan)
         while left and left[0] + plan.exactness < time:
             take(*(before or (frame, time)))
         while left and abs(left[0] - time) <= plan.exactness:
@@ -149,9 +155,9 @@ def _packets_without_frame(frame: av.VideoFrame, stream: VideoStream) -> int:
     return int(frame.interlaced_frame)  # two fields, two packets
 
 
-def _time(frame: av.VideoFrame, number: int, stream: VideoStream, plan: FramePlan) -> Fraction:
+def _time(frame: av.VideoFrame, number: int, plan: FramePlan) -> int:
     if plan.has_times and frame.pts is not None:
-        return frame.pts * (frame.time_base or stream.time_base)
+        return frame.pts
     return plan.shown[min(number, len(plan.shown) - 1)]
 
 

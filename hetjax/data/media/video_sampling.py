@@ -27,14 +27,18 @@ class VideoSampling:
                 f"video sampling: fps {self.fps} and max_frames {self.max_frames}; give a rate above 0 and 1 or more"
             )
 
-    def moments(self, first: Fraction, last: Fraction, length: Fraction, count: int) -> list[Fraction]:
-        """Return the seconds at which to take frames: evenly spread, from the first frame to the last.
+    def moments(self, first: int, last: int, seconds: Fraction, count: int) -> list[Fraction]:
+        """Return the ticks at which to take frames: evenly spread, from the first frame to the last.
 
         Args:
-            first: second at which the first frame is shown.
-            last: second at which the last frame is shown.
-            length: seconds that all of them are shown.
+            first: tick at which the first frame is shown.
+            last: tick at which the last frame is shown.
+            seconds: how long all of them are shown.
             count: number of frames.
         """
-        wanted = max(1, min(math.floor(length * Fraction(self.fps)), self.max_frames, count))
-        return [first + (last - first) * i / (wanted - 1) for i in range(wanted)] if wanted > 1 else [first]
+        wanted = max(1, min(math.floor(seconds * Fraction(self.fps)), self.max_frames, count))
+        return (
+            [first + Fraction((last - first) * i, wanted - 1) for i in range(wanted)]
+            if wanted > 1
+            else [Fraction(first)]
+        )
