@@ -68,15 +68,7 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
     stream = _picture(container, what)
     size = stream.codec_context.width, stream.codec_context.height
     limits.check(what, "image_pixels", size[0] * size[1], f"frames of {size[0]} x {size[1]} pixels")
-    stamps, end = [], None
-    for packet in container.demux():
-        refuse_corrupt(packet, what)
-        end = end_of(packet, end)
-        # Packets that are discarded are what an edit list hides: they are decoded for what others need of them.
-        if packet.stream_index == stream.index and packet.size and not packet.is_discard:
-            stamps.append((packet.pts, packet.duration or 0))
-    if not stamps:
-        raise DataError(f"{what} has no frame that can be decoded; repair or replace the file")
+    stamps, end = _shown_packets(container, stream, what)
     rate = stream.average_rate or stream.guessed_rate or Fraction(1)
     timed = [(stamp, duration) for stamp, duration in stamps if stamp is not None]
     # Packets without a time among others with one are second fields of frames.
@@ -105,6 +97,22 @@ def plan_of(container: InputContainer, sampling: VideoSampling, what: str, limit
     )
 
 
+def _shown_packets(
+    container: InputContainer, stream: VideoStream, what: str
+) -> tuple[list[tuple[int | None, int]], Fraction | None]:
+    """Return (time and duration of each packet that is shown, second at which the last packet of any stream ends)."""
+    stamps, end = [], None
+    for packet in container.demux():
+        refuse_corrupt(packet, what)
+        end = end_of(packet, end)
+        # Packets that are discarded are what an edit list hides: they are decoded for what others need of them.
+        if packet.stream_index == stream.index and packet.size and not packet.is_discard:
+            stamps.append((packet.pts, packet.duration or 0))
+    if not stamps:
+        raise DataError(f"{what} has no frame that can be decoded; repair or replace the file")
+    return stamps, end
+
+
 def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: MediaLimits) -> list[TakenFrame]:
     """Decode a film, and return of each moment the frame that is shown then, each frame once. Raises DataError."""
     stream = _picture(container, what)
@@ -117,8 +125,8 @@ def take_frames(container: InputContainer, plan: FramePlan, what: str, limits: M
         expected = plan.shown[bisect_right(plan.shown, left.pop(0) + plan.exactness) - 1]
         if expected - time > _packets_without_frame(frame, stream) * plan.gap:
             raise DataError(
-                f"{what} is damaged or truncated: the frame shown at {float(plan.seconds(expected)):.2f} seconds cannot "
-                "be decoded; repair or replace the file"
+                f"{what} is damaged or truncated: the frame shown at {float(plan.seconds(expected)):.2f} seconds "
+                "cannot be decoded; repair or replace the file"
             )
         if not taken or taken[-1].time != time:
             taken.append(TakenFrame(_pixels(frame, stream, taken), time))
