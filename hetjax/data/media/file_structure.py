@@ -187,7 +187,7 @@ _SEGMENT, _CLUSTER, _CRC32 = 0x18538067, 0x1F43B675, 0xBF
 
 def _matroska_damage(file: BinaryIO, size: int) -> str | None:
     """Walk the elements of the file, of its segment and of its clusters (RFC 8794, RFC 9559)."""
-    at, ends, was_segment = 0, [size], False
+    at, ends, was_segment, is_length_known = 0, [size], False, False
     while at < size:
         while at >= ends[-1]:
             ends.pop()
@@ -205,9 +205,9 @@ def _matroska_damage(file: BinaryIO, size: int) -> str | None:
             return f"it is damaged at byte {at:,}: an element is longer than what holds it"
         if name in (_SEGMENT, _CLUSTER):
             ends.append(end)
-            at, was_segment = start, True
+            at, was_segment, is_length_known = start, True, length is not None
             continue
-        if name == _CRC32 and length == 4 and not _has_checksum(file, start, ends[-1]):
+        if name == _CRC32 and is_length_known and not _has_checksum(file, start, ends[-1]):
             return f"it is damaged: the checksum at byte {at:,} is wrong"
         at = end
     return None

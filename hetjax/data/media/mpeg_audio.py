@@ -37,7 +37,7 @@ def mpeg_audio_damage(file: BinaryIO, size: int) -> str | None:
         if frame is None or frame.kind != first.kind:
             behind = _behind_id3(file, at)
             if behind == at:
-                if _is_behind_audio(file, at):
+                if 0 < promised <= count or _is_behind_audio(file, at):
                     break
                 return _DAMAGED.format(at) if size - at >= 4 else "it is truncated in the middle of a frame"
             at = behind

@@ -198,7 +198,12 @@ def test_what_no_decoder_needs_may_be_missing(tmp_path):
     wav, mp3 = bytearray(content("16 bit.wav")), content("a.mp3")
     at = wav.index(b"data")
     wav[4:8] = wav[at + 4 : at + 8] = b"\xff" * 4
-    for name, data in {"a.wav": wav, "tag.mp3": mp3 + b"TAG" + bytes(125), "id3.mp3": id3(300) + mp3}.items():
+    for name, data in {
+        "a.wav": wav,
+        "tag.mp3": mp3 + b"TAG" + bytes(125),
+        "id3.mp3": id3(300) + mp3,
+        "text.mp3": mp3 + b"words" * 9,
+    }.items():
         (tmp_path / name).write_bytes(data)
         assert len(read_audio(tmp_path / name)) == 16000
 
