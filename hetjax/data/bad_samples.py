@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import traceback
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from hetjax.data.media import printable
 from hetjax.data.source import Source
 from hetjax.errors import DataError
 
 S = TypeVar("S", covariant=True)
 """A sample as its loader makes it."""
+
+
+_MOST_LETTERS = 1000
+_INLINE = re.compile(r"(data:[\w/+.;=-]{0,80},)([A-Za-z0-9+/=_%-]{32,})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,30 @@ class FilledRow(Generic[S]):
 
     sample: S | None
     skipped: str | None
+
+
+def reason_of(error: Exception, source: Source, index: int) -> str:
+    """Return why a sample cannot be used, as one line that opens with where the sample stands.
+
+    Any exception of a sample is that sample's: a library that decodes damaged files may raise every type of it.
+    """
+    if isinstance(error, DataError):
+        return readable(str(error))
+    try:
+        where = source[index].where
+    except Exception:  # the line itself may be what cannot be read
+        where = f"{source.path}: sample {index}"
+    code = traceback.extract_tb(error.__traceback__)[-1:]
+    at = f" ({Path(code[0].filename).name}, line {code[0].lineno})" if code else ""
+    return readable(f"{where}: the sample cannot be used: {type(error).__name__}: {error or 'no message'}{at}")
+
+
+def readable(text: str) -> str:
+    """Return a message that any log takes: no lone surrogate, no content of a data URI, at most 1,000 letters."""
+    text = _INLINE.sub(lambda found: f"{found[1]}(... {len(found[2])} characters)", printable(text))
+    return (
+        text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} (and {len(text) - _MOST_LETTERS} more letters)"
+    )
 
 
 class SampleLoader(Protocol[S]):

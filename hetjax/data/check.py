@@ -6,10 +6,12 @@ import dataclasses
 
 import numpy as np
 
+from hetjax.data.bad_samples import readable, reason_of
 from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
 from hetjax.data.formats import open_source
 from hetjax.data.loading import Loader
+from hetjax.data.media import check_regular, printable
 from hetjax.data.omni import OmniLoader
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
@@ -22,7 +24,7 @@ _SHOWN = 3  # bad samples that an error spells out
 class DatasetSummary:
     """Counts of a dataset: `samples` samples naming `images` files of media.
 
-    `bad` has "file:line: reason" for each bad line found, those of `missing` files among them.
+    `bad` has "file:line: reason" for each bad line found, those of `missing` (or unreadable) files among them.
     """
 
     samples: int
@@ -50,16 +52,16 @@ def check_dataset(
     for index in range(len(source)):
         try:
             conversation = loader.parse(index)
-        except DataError as error:
-            bad[index] = str(error)
+        except Exception as error:
+            bad[index] = reason_of(error, source, index)
             continue
         images += len(conversation.files)
-        absent = [str(file) for file in conversation.files if not file.is_file()]
-        if absent:
-            missing += absent
-            bad[index] = (
-                f"{conversation.where}: {'image' if processor is None else 'file'} '{absent[0]}' does not exist"
-            )
+        for file in conversation.files:
+            try:
+                check_regular(file, "image" if processor is None else "file")
+            except DataError as error:
+                missing.append(printable(str(file)))
+                bad.setdefault(index, readable(f"{conversation.where}: {error}"))
     allowed = min(int(config.max_bad_share * len(source)), len(source) - 1)
     if len(bad) > allowed:
         raise DataError(
@@ -77,8 +79,8 @@ def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
     for index in tried:
         try:
             loader.load(index)
-        except DataError as error:
-            failed.append(str(error))
+        except Exception as error:
+            failed.append(reason_of(error, loader.source, index))
     if len(failed) == len(tried):
         raise DataError(
             f"dataset '{loader.source.path}': none of the {len(tried)} samples tried can be used. {_shown(failed)}"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from hetjax.data.media import DataUri, located
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
@@ -40,13 +41,13 @@ class Conversation:
     """The messages and image files of one line; `where` ("file:line") opens every error about it."""
 
     messages: tuple[Message, ...]
-    images: tuple[Path, ...]
+    images: tuple[Path | DataUri, ...]
     where: str
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Return all files that the conversation shows."""
-        return self.images
+        return tuple(image for image in self.images if isinstance(image, Path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,10 +91,13 @@ def parse_conversation(line: str | bytes, *, where: str, folder: Path) -> Conver
     if not isinstance(record, dict):
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
     messages = _messages(record.get("messages"), where)
-    images = record.get("images", [])
+    images = record.get("images")
+    images = [] if images is None else images
     if not isinstance(images, list) or not all(isinstance(image, str) and _is_text(image) for image in images):
         raise DataError(f"{where}: 'images' must be a list of file names, not {images!r}")
-    conversation = Conversation(messages=messages, images=tuple(folder / image for image in images), where=where)
+    conversation = Conversation(
+        messages=messages, images=tuple(located(image, folder) for image in images), where=where
+    )
     _check_marks(conversation)
     return conversation
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
 from hetjax.data.media.image import open_image
+from hetjax.data.media.media_file import Source
 
 
-def load_image(path: str | os.PathLike[str], size: int) -> Float32[np.ndarray, "size size 3"]:
+def load_image(source: Source, size: int) -> Float32[np.ndarray, "size size 3"]:
     """Read an image of any size and Pillow mode, as `hetjax.data.media.read_image` does, as RGB in [-1, 1].
 
     The image is stretched to `size` x `size` pixels with bicubic resampling, then normalised with mean 0.5 and
@@ -20,7 +19,7 @@ def load_image(path: str | os.PathLike[str], size: int) -> Float32[np.ndarray, "
     Raises:
         DataError: the file is missing, truncated or no image; the message names it and what is wrong.
     """
-    image = open_image(path).resize((size, size), Image.Resampling.BICUBIC)
+    image = open_image(source).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.float32) / np.float32(127.5) - np.float32(1)
 
 

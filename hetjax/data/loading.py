@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from hetjax.data.bad_samples import BadSample
+from hetjax.data.bad_samples import BadSample, reason_of
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
+from hetjax.data.media import DataUri
 from hetjax.data.source import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
@@ -57,11 +58,11 @@ class Loader:
     prompts: bool = False
 
     def __call__(self, index: int) -> LoadedSample | BadSample:
-        """Load a sample; a defect of the data comes back as a value, since an exception would end the pipeline."""
+        """Load a sample; any exception comes back as a value, since it would end the pipeline."""
         try:
             return self.load(index)
-        except DataError as error:
-            return BadSample(reason=str(error))
+        except Exception as error:
+            return BadSample(reason=reason_of(error, self.source, index))
 
     def shifted(self, index: int, *, turn: int) -> LoadedSample | BadSample:
         """Load a sample with its images moved by up to `max_shift` pixels, at random but fixed by seed and `turn`."""
@@ -137,12 +138,12 @@ class Loader:
         lengths = np.asarray([prompt.length for prompt in prompts], np.int32)
         return Prompts(arrays=arrays, lengths=lengths, answers=[prompt.answer for prompt in prompts])
 
-    def _images(self, paths: Sequence[Path], where: str) -> Float32[np.ndarray, "I H W 3"]:
+    def _images(self, sources: Sequence[Path | DataUri], where: str) -> Float32[np.ndarray, "I H W 3"]:
         size = self.config.image_size
         images = np.zeros((self.config.images_per_sample, size, size, 3), np.float32)
-        for i, path in enumerate(paths):
+        for i, source in enumerate(sources):
             try:
-                images[i] = load_image(path, size)
+                images[i] = load_image(source, size)
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
         return images

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from hetjax.data.bad_samples import BadSample
+from hetjax.data.bad_samples import BadSample, reason_of
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.loading import Prompts
 from hetjax.data.source import Source
-from hetjax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,11 +32,11 @@ class OmniLoader:
     prompts: bool = False
 
     def __call__(self, index: int) -> OmniSample | OmniPrompt | BadSample:
-        """Load a sample; a defect of the data comes back as a value, since an exception would end the pipeline."""
+        """Load a sample; any exception comes back as a value, since it would end the pipeline."""
         try:
             return self.load(index)
-        except DataError as error:
-            return BadSample(reason=str(error))
+        except Exception as error:
+            return BadSample(reason=reason_of(error, self.source, index))
 
     def shifted(self, index: int, *, turn: int) -> OmniSample | OmniPrompt | BadSample:
         """Load a sample; its media are not moved at random."""

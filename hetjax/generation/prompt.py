@@ -116,7 +116,8 @@ def _fixed(model: ModelFolder, prompt: str, files: Files) -> Question:
     per_image = vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
     tokenizer = tokenizer_of(model.data, ModelConfig.of(components), None)
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-    line = json.dumps({"messages": messages, "images": [str(Path(image).absolute()) for image in images]})
+    inline = [image if image.startswith("data:") else str(Path(image).absolute()) for image in images]
+    line = json.dumps({"messages": messages, "images": inline})
     conversation = parse_conversation(line, where="the prompt", folder=Path())
     rendered = render_prompt(conversation, tokenizer, per_image, max(model.data.seq_len, LENGTH_MULTIPLE))
     tokens = np.full(_sequence_length(rendered.length), tokenizer.pad, np.int32)

@@ -59,7 +59,7 @@ def test_modes_that_only_some_files_carry_convert_too(tmp_path, monkeypatch, mod
     path = tmp_path / "image.png"
     white.save(path)
     image = white.convert(mode)
-    monkeypatch.setattr(Image, "open", lambda _: image)
+    monkeypatch.setattr(Image, "open", lambda _, formats: image)
     np.testing.assert_allclose(load_image(path, 4), 1.0, atol=1e-6)
 
 
@@ -133,7 +133,7 @@ def test_missing_empty_foreign_and_folder_are_data_errors_that_say_so(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DataError, match=r"text\.png' is of no known image format"):
         load_image(tmp_path / "text.png", 4)
-    with pytest.raises(DataError, match="cannot be opened: Is a directory"):
+    with pytest.raises(DataError, match="is a folder; give a regular file"):
         load_image(tmp_path, 4)
 
 

@@ -254,12 +254,12 @@ def test_a_missing_dataset_is_a_data_error_before_the_first_batch_is_asked_for(t
         stream(make_config(tmp_path / "absent.jsonl"))
 
 
-def test_a_fault_of_the_program_is_not_taken_for_a_bad_sample(make_dataset, make_config):
+def test_a_fault_of_the_program_ends_the_run_and_is_named(make_dataset, make_config):
     class Broken(type(TOKENIZER)):
         def encode(self, text):
             raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(DataError, match=r"RuntimeError: a bug \(test_pipeline.py, line \d+\)"):
         next(TrainData(make_config(make_dataset(4)), Broken(), PER_IMAGE))
 
 

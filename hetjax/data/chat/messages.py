@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from hetjax.data.media import located
 from hetjax.data.modalities import MODALITIES
 from hetjax.errors import DataError
 
@@ -74,7 +75,8 @@ def parse_line(line: str | bytes, *, where: str, folder: Path) -> Chat:
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
     files = {}
     for kind in MODALITIES:
-        files[kind] = record.get(f"{kind}s", [])
+        files[kind] = record.get(f"{kind}s")
+        files[kind] = [] if files[kind] is None else files[kind]
         if not isinstance(files[kind], list) or not all(isinstance(file, str) for file in files[kind]):
             raise DataError(f"{where}: '{kind}s' must be a list of file names, not {files[kind]!r}")
     chat = parse_messages(record.get("messages"), where=where, files=files)
@@ -161,7 +163,7 @@ def _split(part: Part, turn: Turn, left: Mapping[str, Iterator[object]]) -> list
 
 def _in_folder(turn: Turn, folder: Path) -> Turn:
     parts = tuple(
-        dataclasses.replace(part, value=folder / part.value)
+        dataclasses.replace(part, value=located(part.value, folder))
         if part.kind != "text" and isinstance(part.value, str)
         else part
         for part in turn.parts

@@ -6,43 +6,70 @@ import os
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from hetjax.data.media.file_structure import damage, without_broken_extras
+from hetjax.data.media.jpeg_segments import jpeg_damage
+from hetjax.data.media.limits import MediaLimits
+from hetjax.data.media.media_file import Source, named, open_media
+from hetjax.data.media.orientation import upright_image
 from hetjax.errors import DataError
 
-Path = str | os.PathLike[str]
+_MOST_BYTES = 16  # of a pixel in a file: four channels of 32 bits
+# What Pillow decodes by itself: of other formats some run programs, such as Ghostscript for EPS.
+_FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA", "ICO", "ICNS", "PCX",
+    "SGI", "QOI", "DDS", "PSD",
+)  # fmt: skip
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read an image of any size and Pillow mode as an RGB picture.
+def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image:
+    """Read an image of any size and Pillow mode as an RGB picture, from a path or a data URI.
 
     EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to its full
     range (float grey counts as 0 to 1), and of an animation the first frame is taken.
 
     Raises:
-        DataError: the file is missing, truncated or no image; the message names it and what is wrong.
+        DataError: the file is missing, truncated, too large or no image; the message names it and what is wrong.
     """
-    try:
-        with Image.open(path) as file:
-            return _rgb(ImageOps.exif_transpose(file)).copy()
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly every type when a file is damaged
-        raise DataError(f"image '{path}' {_defect(path, error)}; replace the file or remove its line") from error
+    what = named("image", source)
+    with open_media(source, "image") as file:
+        limits = limits or MediaLimits()
+        size = file.seek(0, os.SEEK_END)
+        limits.check(what, "image_pixels", size // _MOST_BYTES, f"{size:,} bytes, {_MOST_BYTES} or more a pixel")
+        _refuse(what, damage(file))
+        try:
+            with Image.open(without_broken_extras(file), formats=_known_formats()) as image:
+                words = f"{image.width} x {image.height} pixels"
+                limits.check(what, "image_pixels", image.width * image.height, words)
+                _refuse(what, jpeg_damage(file) if image.format in ("JPEG", "MPO") else None)
+                image.load()
+                return _rgb(upright_image(image)).copy()
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly every type when a file is damaged
+            raise DataError(f"{what} {_defect(error)}; replace the file or remove its line") from error
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the pixels of an image file, as `open_image` reads it. Raises DataError."""
-    return np.asarray(open_image(path))
+def read_image(source: Source, limits: MediaLimits | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of an image, as `open_image` reads it. Raises DataError."""
+    return np.asarray(open_image(source, limits))
 
 
-def _defect(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be opened: {error.strerror}"
+def _refuse(what: str, wrong: str | None) -> None:
+    if wrong:
+        raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
+
+
+def _known_formats() -> list[str]:
+    """Return those formats that the installed Pillow has."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _defect(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is of no known image format" if os.path.getsize(path) else "is an empty file"
+        return "is of no known image format"
     return f"cannot be decoded (truncated, damaged or too large): {error or type(error).__name__}"
 
 

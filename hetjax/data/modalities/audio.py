@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from hetjax.data.media import SAMPLE_RATE, read_audio
+from hetjax.data.media import SAMPLE_RATE, is_source, read_audio
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import (
     ArraySpec,
@@ -20,7 +20,6 @@ from hetjax.data.modalities.modality import (
     PromptPart,
     Resource,
 )
-from hetjax.data.modalities.patches import is_path
 from hetjax.data.modalities.prompt_order import audio_items
 from hetjax.errors import ConfigError, DataError
 from hetjax.models.parts.audio_clips import clip_token_positions, split_clips, stack_clips, tokens_of_clip
@@ -87,8 +86,9 @@ class Audio(Modality[AudioClips]):
         )
 
     def read(self, value: object) -> AudioClips:
-        """Read a file, or floats [samples] at 16 kHz, as clips."""
-        return split_audio(read_audio(value) if is_path(value) else _check_samples(value), self._config.clip_samples)
+        """Read a file or data URI, or floats [samples] at 16 kHz, as clips."""
+        samples = read_audio(value, self._config.limits) if is_source(value) else _check_samples(value)
+        return split_audio(samples, self._config.clip_samples)
 
     def prepare(self, media: Sequence[AudioClips], budget: Budget) -> list[PromptPart]:
         """Prepare each audio with the tokens of all its clips behind each other."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, TypeVar, get_args
 
-from hetjax.data.media import SAMPLE_RATE, VideoSampling
+from hetjax.data.media import SAMPLE_RATE, MediaLimits, VideoSampling
 from hetjax.data.modalities.prompt_order import AudioInVideo
 from hetjax.errors import ConfigError
 from hetjax.models.dynamic_resolution import DynamicResolution
@@ -31,6 +31,7 @@ class ProcessorConfig:
         others: Settings of modalities beside image, video and audio, by name, e.g. {depth: {maps: 2}}.
         resolution: How large images and frames become.
         frames: Which frames of a video are taken.
+        limits: The most that one file of media may decode to; a sample with a larger one is bad.
         audio_in_video: Where the audio of a video stands: none (it is not read), after_marker (ahead of the frames),
             after_frames, or interleaved (each clip behind the frames of its time).
         video_prefix: Text ahead of every video, such as "This is a video:\\n".
@@ -51,6 +52,7 @@ class ProcessorConfig:
     others: dict[str, dict[str, Setting]] = dataclasses.field(default_factory=dict)
     resolution: DynamicResolution = dataclasses.field(default_factory=DynamicResolution)
     frames: VideoSampling = dataclasses.field(default_factory=VideoSampling)
+    limits: MediaLimits = dataclasses.field(default_factory=MediaLimits)
     audio_in_video: AudioInVideo = "none"
     video_prefix: str = ""
     context: int | None = None

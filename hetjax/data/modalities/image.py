@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from hetjax.data.media import read_image
+from hetjax.data.media import is_source, read_image
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Budget, EncoderInputs, Medium, Modality, PromptPart, Resource
 from hetjax.data.modalities.patches import (
     VISION,
     check_patches,
     check_pixels,
-    is_path,
     patch_arrays,
     patch_shapes,
     sized_pixels,
@@ -49,8 +48,12 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
         return dataclasses.replace(config, image_rows=amounts["image_rows"])
 
     def read(self, value: object) -> UInt8[np.ndarray, "H W 3"]:
-        """Read the pixels of a file, or given as uint8 [height, width, 3]."""
-        return read_image(value) if is_path(value) else check_pixels(value, 3, "an image", "uint8 [height, width, 3]")
+        """Read the pixels of a file or data URI, or given as uint8 [height, width, 3]."""
+        return (
+            read_image(value, self._config.limits)
+            if is_source(value)
+            else check_pixels(value, 3, "an image", "uint8 [height, width, 3]")
+        )
 
     def prepare(self, media: Sequence[UInt8[np.ndarray, "H W 3"]], budget: Budget) -> list[PromptPart]:
         """Prepare all images of a sample, of the sizes at which they fit into the context together."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
@@ -23,11 +21,6 @@ VISION = Placeholder(
     id_keys=("img_context_token_id", "image_token_id"),
 )
 """The placeholders of the vision encoder's tokens, of images and of videos."""
-
-
-def is_path(value: object) -> bool:
-    """Return whether a medium is given as a path."""
-    return isinstance(value, str | os.PathLike)
 
 
 def check_pixels(value: object, dims: int, what: str, wanted: str) -> UInt8[np.ndarray, "... H W 3"]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from hetjax.data.media import Video as DecodedVideo
-from hetjax.data.media import read_video
+from hetjax.data.media import is_source, read_video
 from hetjax.data.modalities.audio import AudioClips, split_audio
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Budget, EncoderInputs, Medium, Modality, PromptPart, Resource
@@ -23,7 +23,6 @@ from hetjax.data.modalities.patches import (
     VISION,
     check_patches,
     check_pixels,
-    is_path,
     patch_arrays,
     patch_shapes,
     sized_pixels,
@@ -88,15 +87,16 @@ class Video(Modality[FramesAndAudio]):
         return dataclasses.replace(config, video_rows=amounts["video_rows"])
 
     def read(self, value: object) -> FramesAndAudio:
-        """Read a file, a `hetjax.data.media.Video`, or uint8 [F, H, W, 3] shown `frames.fps` frames a second."""
+        """Read a file or data URI, a `hetjax.data.media.Video`, or uint8 [F, H, W, 3] shown at `frames.fps`."""
         config, with_audio = self._config, self._config.audio_in_video != "none"
-        if is_path(value):
-            video = read_video(value, config.frames, with_audio=with_audio)
+        if is_source(value):
+            video = read_video(value, config.frames, with_audio=with_audio, limits=config.limits)
         elif isinstance(value, DecodedVideo):
             video = value
         else:
             pixels = check_pixels(value, 4, "a video", "a Video, or uint8 [frames, height, width, 3]")
-            video = DecodedVideo(frames=pixels, indices=np.arange(len(pixels)), rate=config.frames.fps)
+            times = tuple(i / config.frames.fps for i in range(len(pixels)))
+            video = DecodedVideo(frames=pixels, times=times)
         has_audio = with_audio and video.audio is not None and len(video.audio)
         return FramesAndAudio(video, split_audio(video.audio, config.clip_samples) if has_audio else None)
 

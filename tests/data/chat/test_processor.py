@@ -21,9 +21,7 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, size=(16, 24, 3), dtype=np.uint8)  # 4 x 6 patches: 6 tokens
 SMALL = RNG.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
 AUDIO = RNG.normal(size=16000 // 2).astype(np.float32)  # clips of 0.3 and 0.2 seconds
-VIDEO = Video(
-    frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), indices=np.array([0, 4, 8]), rate=8.0, audio=AUDIO
-)
+VIDEO = Video(frames=RNG.integers(0, 256, size=(3, 20, 20, 3), dtype=np.uint8), times=(0.0, 0.5, 1.0), audio=AUDIO)
 
 
 def user(*parts):
@@ -156,7 +154,7 @@ def test_packed_rows_hold_the_samples_one_behind_the_other(make_processor):
 def test_lengths_after_pruning(make_processor):
     """The rows that are left when the model has dropped video tokens are those that were counted here."""
     processor = make_processor(pruning_rate=0.5, video_rows=2400, seq_len=500)
-    long = Video(frames=np.repeat(VIDEO.frames, 4, axis=0), indices=np.arange(12), rate=2.0)
+    long = Video(frames=np.repeat(VIDEO.frames, 4, axis=0), times=tuple(0.5 * i for i in range(12)))
     samples = [sample(processor, user(long, "x"), training=False), sample(processor, user(IMAGE), training=False)]
     kept = keep_count(6, 4, 0.5)
     assert samples[0].use.before_pruning - samples[0].use.tokens == 24 - kept

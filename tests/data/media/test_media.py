@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from hetjax.data.media import Video, VideoSampling, read_audio, read_image, read_video
+from hetjax.data.media import VideoSampling, read_audio, read_image, read_video
 from hetjax.errors import ConfigError, DataError
 
 
@@ -66,12 +66,11 @@ def test_audio_that_libsndfile_does_not_know_is_decoded_too(tmp_path):
 def test_frames_are_sampled_evenly_with_their_times(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=12, rate=4)
     video = read_video(path, VideoSampling(fps=2))
-    np.testing.assert_array_equal(video.indices, [0, 2, 4, 6, 8, 11])
-    assert video.frames.shape == (6, 32, 48, 3) and video.audio is None and video.rate == 4
-    np.testing.assert_allclose(video.frames.mean(axis=(1, 2, 3)), 20 * video.indices, atol=4)
-    assert video.times == [0.0, 0.5, 1.0, 1.5, 2.0, 2.75]
-    np.testing.assert_array_equal(read_video(path, VideoSampling(max_frames=3)).indices, [0, 5, 11])
-    np.testing.assert_array_equal(read_video(path, VideoSampling(fps=0.1)).indices, [0])
+    assert video.frames.shape == (6, 32, 48, 3) and video.audio is None
+    np.testing.assert_allclose(video.frames.mean(axis=(1, 2, 3)), 20 * np.array([0, 2, 4, 6, 8, 11]), atol=4)
+    assert video.times == (0.0, 0.5, 1.0, 1.5, 2.0, 2.75)
+    assert read_video(path, VideoSampling(max_frames=3)).times == (0.0, 1.25, 2.75)
+    assert read_video(path, VideoSampling(fps=0.1)).times == (0.0,)
 
 
 def test_audio_of_a_video_comes_with_it(tmp_path):
@@ -82,11 +81,6 @@ def test_audio_of_a_video_comes_with_it(tmp_path):
     assert read_video(silent, VideoSampling(), with_audio=True).audio is None
 
 
-def test_a_frame_lasts_whole_milliseconds():
-    video = Video(frames=np.zeros((2, 1, 1, 3), np.uint8), indices=np.array([0, 100]), rate=30000 / 1001)
-    assert video.times == [0.0, 3.3]
-
-
 def test_errors_name_the_file(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video at all")
     (tmp_path / "bad.wav").write_bytes(b"no sound at all")
@@ -94,7 +88,7 @@ def test_errors_name_the_file(tmp_path):
     soundfile.write(tmp_path / "sound.wav", tone(100, 0.1, 16000), 16000)
     soundfile.write(tmp_path / "nan.wav", np.full(10, np.nan, np.float32), 16000, subtype="FLOAT")
     cases = [
-        (read_audio, "none.wav", "cannot be opened: No such file"),
+        (read_audio, "none.wav", "does not exist"),
         (read_audio, "bad.wav", "cannot be decoded"),
         (read_audio, "empty.wav", "holds no audio"),
         (read_audio, "nan.wav", "no finite numbers"),
