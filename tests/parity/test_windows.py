@@ -11,7 +11,6 @@ from hetjax.errors import ConfigError, GraphError
 from hetjax.meshes import Layout as L
 from hetjax.meshes import Placement
 from hetjax.schedule import Kind
-from tests.harness.choices import others_slow
 from tests.harness.parity.comparison import TOLERANCE, assert_equal, largest_errors, make_trainer
 from tests.harness.parity.oracle import relative_error
 from tests.harness.small_modules import CLASSES, IN, Encoder, Head, Middle, Vote
@@ -38,9 +37,17 @@ CASES = {
     "same-devices-one-row": (L(data=8), L(fsdp=2, tensor=2, context=2), "1f1b", {"llm": 16, "vision": 2}),
 }  # fmt: skip
 QUICK = ["parts"]
+EXHAUSTIVE = ["two-windows", "fsdp", "homogeneous", "chunks"]
 
 
-@pytest.mark.parametrize("name", others_slow(CASES, QUICK))
+def cases():
+    """One by default, and all but a few of the others in `.ci/run`."""
+    for name in CASES:
+        marks = [pytest.mark.slow, pytest.mark.quick] if name not in QUICK else []
+        yield pytest.param(name, marks=[*marks, pytest.mark.exhaustive] if name in EXHAUSTIVE else marks)
+
+
+@pytest.mark.parametrize("name", cases())
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_windows_equal_one_device(name, dtype):
     *layouts, schedule, microbatches = CASES[name]

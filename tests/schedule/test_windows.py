@@ -10,6 +10,7 @@ from hetjax.schedule import SCHEDULES, Costs, Kind, StageGraph, StageNode, build
 from hetjax.schedule.actions import backward, forward, transfer
 from hetjax.schedule.draw import draw
 from hetjax.schedule.trace import write_trace
+from tests.harness.paths import ROOT
 
 MICROBATCHES = 8
 
@@ -118,6 +119,20 @@ def test_a_window_of_one_microbatch_changes_nothing(graph, microbatches):
     for name in ("1f1b", "zero_bubble"):
         assert all(graph.lead(stage.name) == graph.depth(stage.name) + 1 for stage in graph.stages)
         assert build_schedule(name, windowed(graph), microbatches) == build_schedule(name, graph, microbatches)
+
+
+def test_the_page_draws_what_a_window_looks_like(make_pipeline):
+    graph = windowed(make_pipeline(2, encoders=["vision"]), vision=2)
+    costs = Costs(backward=1, update=0, of={("vision", Kind.FORWARD): 2, ("vision", Kind.BACKWARD): 2})
+    timeline = simulate(build_schedule("1f1b", graph, 6), costs)
+    rows = {stage.name: [".."] * int(timeline.makespan) for stage in graph.stages}
+    for span in timeline.spans:
+        if span.action.kind in (Kind.FORWARD, Kind.BACKWARD):
+            start, end = int(span.start), int(span.end)
+            rows[span.stage][start:end] = [str(span.action)] * (end - start)
+    page = (ROOT / "docs" / "schedules.md").read_text()
+    for name, row in rows.items():
+        assert f"\n{name:7} {' '.join(row)}\n" in page
 
 
 def test_1f1b_keeps_few_windows_however_many_there_are():
