@@ -19,11 +19,13 @@ from hetjax.execution.kernel_choice import Kernels, replaced_kernels
 from hetjax.execution.step_programs import Step, trace_step
 from hetjax.execution.traced_step import TracedStep
 from hetjax.execution.trainer_options import (
+    Microbatches,
     Optimizers,
     check_modules,
     check_options,
     check_remat_settings,
     make_updates,
+    module_counts,
 )
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement, is_described
@@ -42,6 +44,7 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices, to_every_process
 from hetjax.stages.links import make_links, stage_graph
 from hetjax.stages.stage import LOSS, Stage
+from hetjax.stages.windows import make_windows
 from hetjax.state.initialize import initialize
 from hetjax.state.module_arrays import merge_stages
 from hetjax.state.train_state import TrainState, check_state
@@ -72,7 +75,9 @@ class Trainer:
         schedule: the name of one of `hetjax.schedule.SCHEDULES`, of which `DEFAULT_SCHEDULE` is the default.
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
             estimated from the FLOPs of the programs, once `compile` has the shapes of a batch.
-        microbatches: parts that a batch is split into.
+        microbatches: parts that a batch is split into, for all modules or by module: {"llm": 8, "vision": 2} has the
+            encoder take four of the language model's microbatches at once. A module that is left out has as many as
+            the one that it feeds.
         frozen: modules that do not train, or parts of them by path ("vision.layers"): they get no optimizer state, a
             backward program only where a gradient passes through them, and running statistics of whole modules stay.
         trained: the only modules, or parts of them ("vision.projector"), that train; None for all that is not frozen.
@@ -109,7 +114,7 @@ class Trainer:
         optimizer: Optimizers,
         schedule: str = DEFAULT_SCHEDULE,
         schedule_costs: Costs | None = None,
-        microbatches: int = 1,
+        microbatches: Microbatches = 1,
         frozen: Collection[str] = (),
         trained: Collection[str] | None = None,
         learning_rate_scale: Mapping[str, float] | None = None,
@@ -122,12 +127,12 @@ class Trainer:
     ):
         self.devices = tuple(jax.devices() if devices is None else devices)
         check_options(
-            microbatches=microbatches,
             max_grad_norm=max_grad_norm,
             param_dtype=param_dtype,
             compute_dtype=compute_dtype,
             devices=self.devices,
         )
+        counts = module_counts(microbatches, graph)
         self.graph = graph
         self.placement = placement.resolve(len(self.devices))
         self.stages = cut_graph(
@@ -140,10 +145,11 @@ class Trainer:
             compute_dtype=compute_dtype,
             remat=check_remat_settings(remat or {}, graph),
             replaced_kernels=replaced_kernels(kernels, self.devices),
+            windows=make_windows(graph, counts, self.placement.placement),
         )
         self.links = make_links(graph, self.stages)
         self.schedule: Schedule = build_schedule(
-            schedule, stage_graph(self.stages, self.links), microbatches, schedule_costs
+            schedule, stage_graph(self.stages, self.links), counts[graph.sink], schedule_costs
         )
         self.report: Report = check(self.schedule)
         self._estimates_costs = needs_costs(schedule) and schedule_costs is None
@@ -158,7 +164,7 @@ class Trainer:
 
     @property
     def microbatches(self) -> int:
-        """Parts that a batch is split into."""
+        """Parts that a batch is split into by the module that holds the loss; those of others divide it."""
         return self.schedule.microbatches
 
     @property

@@ -53,6 +53,19 @@ def test_a_layout_that_does_not_fit_is_refused(capsys):
     assert "module 'llm': layout covers data*tensor = 2*3 = 6 devices, but devices='4-7' are 4" in printed
 
 
+@pytest.mark.parametrize(
+    ("microbatches", "said"),
+    [
+        ("{llm: 2, vision: 4}", "module 'vision' has 4 and feeds 'llm', which has 2"),
+        ("{vision: 1}", "has no number for module 'llm', which holds the loss; add one"),
+        ("{llm: 0}", "microbatches of module 'llm'=0; give a whole number, 1 or more"),
+        ("{llm: 2, eye: 1}", "microbatches names module 'eye', which the graph lacks"),
+    ],
+)
+def test_microbatches_that_do_not_fit_are_refused(capsys, microbatches, said):
+    assert said in refused(capsys, "placement", "--config", DIGITS, "--microbatches", microbatches)
+
+
 def test_a_missing_config_is_refused(capsys):
     assert "nowhere.yaml" in refused(capsys, "timeline", "--config", "nowhere.yaml")
 

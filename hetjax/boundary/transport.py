@@ -68,6 +68,11 @@ class Transport:
         """Whether this process has a part in it."""
         return bool(self._senders or self._receivers)
 
+    @property
+    def sends(self) -> bool:
+        """Whether this process has a device of the source."""
+        return bool(self._senders)
+
     @functools.cached_property
     def _senders(self) -> frozenset[jax.Device]:
         """Devices of the source for which this process runs programs."""

@@ -105,7 +105,8 @@ class TrainConfig:
         steps: Training steps.
         eval: How held-out questions are answered.
         schedule: Order of the microbatches' programs.
-        microbatches: Parts that each batch is split into.
+        microbatches: Parts that each batch is split into, for all modules or by module, e.g. {llm: 8, vision: 2}; a
+            module left out has as many as the one that it feeds.
         param_dtype: Dtype of the weights that are trained.
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
@@ -136,7 +137,7 @@ class TrainConfig:
     steps: int
     eval: EvalConfig = EvalConfig()
     schedule: ScheduleName = DEFAULT_SCHEDULE
-    microbatches: int = 1
+    microbatches: int | dict[str, int] = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)

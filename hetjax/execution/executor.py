@@ -60,7 +60,7 @@ class Executor:
     def _takes_part(self, action: Action) -> bool:
         """Return whether this process has a device that the action runs on; updates are decided in `train`."""
         if action.kind is Kind.TRANSFER:
-            return self.step.boundaries[action.edge].is_local
+            return self.step.boundaries[action.edge].way(action.microbatch).is_local
         return action.kind is not Kind.UPDATE and self.step.stages[action.stage].is_local
 
     def gradients(
@@ -157,7 +157,8 @@ class Executor:
         if residuals is not None:
             stage.residuals[action.microbatch] = residuals
         for link in self._links_from[action.stage]:
-            flight.links[link.name].activations[action.microbatch] = outputs[link.source_port]
+            handed_out = self.step.boundaries[link.name].hand_out(outputs[link.source_port], action.microbatch)
+            flight.links[link.name].activations.update(handed_out)
         if action.stage == self.step.sink.name:
             flight.losses.append(outputs[LOSS])
             stage.add_cotangent(action.microbatch, LOSS, flight.loss_scale)
@@ -195,7 +196,7 @@ class Executor:
     def _accumulate(self, stage: StageInFlight, action: Action, gradients: Arrays) -> None:
         """Keep a stage's gradients; after its last microbatch, those of the whole batch."""
         stage.backwards += 1
-        if stage.backwards == self.step.schedule.microbatches:
+        if stage.backwards == self.step.schedule.count(action.stage):
             gradients, stage.square_sum = self.step.updates[action.stage].reduce(gradients)
         stage.gradients = gradients
 
@@ -206,14 +207,19 @@ class Executor:
 
     def _transfer(self, flight: StepInFlight, action: Action) -> jax.Array | None:
         boundary, link = self.step.boundaries[action.edge], self.step.links[action.edge]
-        tensors, microbatch = flight.links[action.edge], action.microbatch
+        tensors, microbatch, way = flight.links[action.edge], action.microbatch, boundary.way(action.microbatch)
         # A process may hold a part of the destination alone, and then has nothing to send.
         if action.backward:
-            moved = boundary.backward(tensors.gradients.pop(microbatch, None))
+            moved = way.backward(tensors.gradients.pop(microbatch, None))
             if moved is not None:
-                flight.stages[link.source].add_cotangent(microbatch, link.source_port, moved)
+                window, place = divmod(microbatch, boundary.ratio)
+                tensors.returned[window][place] = moved
+                gathered = boundary.gather(tensors.returned[window])
+                if gathered is not None:
+                    del tensors.returned[window]
+                    flight.stages[link.source].add_cotangent(window, link.source_port, gathered)
         else:
-            moved = boundary.forward(tensors.activations.pop(microbatch, None))
+            moved = way.forward(tensors.activations.pop(microbatch, None))
             if moved is not None:
                 flight.stages[link.destination].inputs[microbatch][link.destination_port] = moved
         return moved

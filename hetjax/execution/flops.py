@@ -69,9 +69,9 @@ def _no_layout() -> AbstractContextManager[None]:
 
 
 def forward_flops(step: Step, stages: Collection[str] | None = None) -> dict[str, int]:
-    """Return the FLOPs of each stage's forward for one microbatch, over all devices of its mesh, whatever its layout.
+    """Return the FLOPs of each stage's forward for one of its microbatches, over all devices of its mesh.
 
-    The keys are stage names: `stages`, or all.
+    They are the same whatever its layout. The keys are stage names: `stages`, or all.
     """
     with _no_layout():
         return {
@@ -138,5 +138,6 @@ def model_flops(step: Step) -> int:
     computed again in the backward does not count.
     """
     forwards = forward_flops(step)
-    once = sum(flops * (1 + backward_factor(step, name)) for name, flops in forwards.items())
-    return step.schedule.microbatches * once
+    return sum(
+        step.schedule.count(name) * flops * (1 + backward_factor(step, name)) for name, flops in forwards.items()
+    )

@@ -19,7 +19,7 @@ from hetjax.stages.flat_state import Arrays
 
 @dataclasses.dataclass
 class StageInFlight:
-    """The arrays that one stage of this process holds during a step.
+    """The arrays that one stage of this process holds during a step; microbatches are its own.
 
     Attributes:
         compute: weights as the programs take them, all step long.
@@ -51,10 +51,17 @@ class StageInFlight:
 
 @dataclasses.dataclass
 class LinkInFlight:
-    """The tensors of one link by microbatch: activations to be sent on, and gradients to be sent back."""
+    """The tensors of one link.
+
+    Attributes:
+        activations: to be sent on, by microbatch of the destination.
+        gradients: to be sent back, likewise.
+        returned: gradients that wait for others, by microbatch of the source and place in it.
+    """
 
     activations: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
     gradients: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+    returned: dict[int, dict[int, jax.Array]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
 
 
 @dataclasses.dataclass

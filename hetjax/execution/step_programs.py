@@ -19,7 +19,7 @@ from hetjax.programs.update import Update
 from hetjax.schedule import Kind, Schedule
 from hetjax.stages.flat_state import Shapes
 from hetjax.stages.host_transfer import ToEveryProcess
-from hetjax.stages.link_transport import link_transport
+from hetjax.stages.link_transport import LinkTransport
 from hetjax.stages.links import Link, learns
 from hetjax.stages.stage import LOSS, Stage
 
@@ -32,9 +32,9 @@ class Step:
         stages: all stages, in the order of the data.
         links: the links between them.
         schedule: the actions of a step.
-        inputs: shapes of each stage's inputs that come from the batch, for one microbatch.
+        inputs: shapes of each stage's inputs that come from the batch, for one of its microbatches.
         programs: forward and backward of each stage.
-        boundaries: the transports of each link.
+        boundaries: what carries the tensor of each link.
         updates: the optimizer programs of each stage that trains.
         ends: the `end_of_step` of each stage that has one.
         norms: carry the sum of squares of each stage that trains to the last stage, and the total back.
@@ -48,7 +48,7 @@ class Step:
     schedule: Schedule
     inputs: Mapping[str, Shapes]
     programs: Mapping[str, ForwardBackward]
-    boundaries: Mapping[str, TwoWayTransport]
+    boundaries: Mapping[str, LinkTransport]
     updates: Mapping[str, Update]
     ends: Mapping[str, EndOfStep]
     norms: Mapping[str, TwoWayTransport]
@@ -88,7 +88,7 @@ def trace_step(
     """Trace all programs in the order of the data, and list what remains to compile, by name.
 
     Args:
-        inputs: shapes of each stage's inputs that come from the batch, for one microbatch.
+        inputs: shapes of each stage's inputs that come from the batch, for one of its microbatches.
         updates: the optimizer programs of each stage that trains.
         devices: all devices of the trainer; every process that has one gets the metrics.
 
@@ -104,13 +104,15 @@ def trace_step(
             )
     by_name = {stage.name: stage for stage in stages}
     programs: dict[str, ForwardBackward] = {}
-    boundaries: dict[str, TwoWayTransport] = {}
+    boundaries: dict[str, LinkTransport] = {}
+    # Every input from the batch leads with the rows of its stage's window.
+    rows = next(aval.shape[0] // by_name[name].window.size for name, own in inputs.items() for aval in own.values())
     for stage in stages:
         incoming = [link for link in links if link.destination == stage.name]
         taken = dict(inputs[stage.name])
         for link in incoming:
             source, outputs = by_name[link.source], programs[link.source].outputs
-            boundaries[link.name] = link_transport(link, source, outputs, stage, gradient=link.gradient)
+            boundaries[link.name] = LinkTransport(link, source, outputs, stage, rows)
             taken[link.destination_port] = boundaries[link.name].arriving
         programs[stage.name] = ForwardBackward(
             stage,

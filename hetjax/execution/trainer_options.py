@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
@@ -10,7 +11,7 @@ import optax
 from jax.typing import DTypeLike
 
 from hetjax.errors import ConfigError
-from hetjax.graph import ModuleGraph
+from hetjax.graph import ModuleGraph, port_of
 from hetjax.meshes import local_devices
 from hetjax.models import ModelError
 from hetjax.models.remat import Remat, check_remat
@@ -20,18 +21,18 @@ from hetjax.stages.stage import Stage
 Optimizers = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 """One optimizer for all modules, or one for each by name."""
 
+Microbatches = int | Mapping[str, int]
+"""The parts that a batch is split into: for all modules, or by module."""
+
 
 def check_options(
     *,
-    microbatches: int,
     max_grad_norm: float | None,
     param_dtype: DTypeLike,
     compute_dtype: DTypeLike | None,
     devices: Sequence[jax.Device],
 ) -> None:
     """Raise ConfigError for numbers and dtypes that mean nothing, and where this process has none of the devices."""
-    if not isinstance(microbatches, int):
-        raise ConfigError(f"microbatches={microbatches!r}; give a whole number")
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ConfigError(f"max_grad_norm={max_grad_norm}; give a number above 0, or None for no clipping")
     for name, dtype in (("param_dtype", param_dtype), ("compute_dtype", compute_dtype)):
@@ -46,6 +47,36 @@ def check_options(
             f"process {jax.process_index()} of {jax.process_count()} has none of the {len(devices)} devices of the "
             "trainer; let it run no trainer, or give devices of every process"
         )
+
+
+def module_counts(microbatches: Microbatches, graph: ModuleGraph) -> dict[str, int]:
+    """Return how many microbatches each module has; a module left out has as many as the one that it feeds.
+
+    Raises ConfigError for numbers that mean nothing, and where that of a module does not divide those of its readers.
+    """
+    named = microbatches if isinstance(microbatches, Mapping) else {graph.sink: microbatches}
+    check_modules(named, graph, "microbatches")
+    for module, count in named.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            which = f"microbatches of module '{module}'" if isinstance(microbatches, Mapping) else "microbatches"
+            raise ConfigError(f"{which}={count!r}; give a whole number, 1 or more")
+    if graph.sink not in named:
+        raise ConfigError(
+            f"microbatches={dict(named)} has no number for module '{graph.sink}', which holds the loss; add one"
+        )
+    counts: dict[str, int] = {}
+    for module in reversed(graph.order):
+        readers = {port_of(edge.destination).module for edge in graph.outputs(module)}
+        counts[module] = named.get(module, math.gcd(*(counts[reader] for reader in readers)))
+        for reader in sorted(readers):
+            if counts[reader] % counts[module]:
+                raise ConfigError(
+                    f"microbatches: module '{module}' has {counts[module]} and feeds '{reader}', which has "
+                    f"{counts[reader]}; a module takes one or several whole microbatches of those that it feeds at "
+                    f"once, so give '{module}' a number that divides {counts[reader]}, or '{reader}' a multiple of "
+                    f"{counts[module]}"
+                )
+    return counts
 
 
 def check_remat_settings(remat: Mapping[str, Remat | Sequence[str]], graph: ModuleGraph) -> dict[str, Remat]:

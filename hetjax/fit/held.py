@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
-from hetjax.schedule import Kind, Schedule
+from hetjax.schedule import Kind, Schedule, StageEdge
 from hetjax.schedule.actions import Action
 
 PERSISTENT = ("master weights", "compute weights", "gradients", "optimizer state", "buffers")
@@ -46,7 +46,7 @@ class StageBytes:
     Attributes:
         persistent: by the names of `PERSISTENT`.
         reduced: the gradients of the whole batch, from "reduce" to the update.
-        batch: inputs of one microbatch that come from the batch.
+        batch: inputs of one of its microbatches that come from the batch.
         residuals: of one microbatch, from its forward to its backward, with arguments that the backward takes again.
         pending: of one microbatch, from BACKWARD_INPUT to BACKWARD_WEIGHT.
         calls: by the name of a program in its stage: "prepare", "forward", "backward", "backward_input",
@@ -67,7 +67,9 @@ class LinkBytes:
 
     Attributes:
         port: the output that it leaves its source by; links of one port share the array there.
-        source, destination: bytes on a device of either end.
+        source, destination: bytes on a device of either end, of one of that end's microbatches.
+        pieces: where the source's microbatch holds several of the destination's, how many a device has of them.
+        cut, join: what cutting them apart and joining their gradients take, the results included.
         shares: whether the source's array becomes the destination's where it lies, so that it counts once.
         blanks: what lies on a device of either end all the time, for moving it, by end.
         calls: what moving it takes on a device of either end, by (end, backward).
@@ -76,6 +78,9 @@ class LinkBytes:
     port: str
     source: int
     destination: int
+    pieces: int = 1
+    cut: CallBytes = NOTHING
+    join: CallBytes = NOTHING
     shares: bool = False
     blanks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     calls: Mapping[tuple[str, bool], CallBytes] = dataclasses.field(default_factory=dict)
@@ -154,15 +159,15 @@ class _Walk:
     ):
         self.schedule, self.stages, self.links, self.names = schedule, stages, links, names
         self.held: Counter[str] = Counter()
-        # Links of a port that have not been served yet, by port and microbatch.
+        # Links of a port that have not been served yet, by port and microbatch, without those that cut the array.
         self.waiting: Counter[tuple[str, str, int]] = Counter()
-        self.left = {name: schedule.microbatches for name in names}
+        self.left = {name: schedule.count(name) for name in names}
 
     def __iter__(self) -> Iterator[Moment]:
         for name in self.names:
             own = self.stages[name]
             self.held.update(own.persistent)
-            self.held[CROSSING] += own.batch * self.schedule.microbatches
+            self.held[CROSSING] += own.batch * self.schedule.count(name)
         for edge in self.schedule.graph.edges:
             blanks = self.links[edge.name].blanks
             self.held[CROSSING] += blanks.get("source", 0) if edge.source in self.names else 0
@@ -185,7 +190,7 @@ class _Walk:
             yield self._moment(stage, label, call.total if fresh else call.temporary)
 
     def _program(self, action: Action) -> Iterator[Moment]:
-        name, index = action.stage, action.microbatch
+        name = action.stage
         own, graph = self.stages[name], self.schedule.graph
         yield self._moment(name, str(action), own.calls.get(action.kind.value, NOTHING).total)
         match action.kind:
@@ -194,7 +199,7 @@ class _Walk:
                 self.held[CROSSING] -= sum(self.links[edge.name].destination for edge in graph.inputs(name))
                 self.held[RESIDUALS] += own.residuals if graph.stage(name).backward else 0
                 for edge in graph.outputs(name):
-                    self._leave(name, edge.name, index)
+                    yield from self._leave(edge, action)
             case Kind.BACKWARD | Kind.BACKWARD_INPUT:
                 self.held[RESIDUALS] -= own.residuals
                 backwards = [edge for edge in graph.outputs(name) if edge.backward]
@@ -213,11 +218,16 @@ class _Walk:
                 self.held["gradients"] += own.reduced - own.persistent["gradients"]
                 yield from self._call(name, "end_of_step", "end of step")
 
-    def _leave(self, stage: str, link: str, index: int) -> None:
-        """An output has been made, an array for all links of its port."""
-        port = (stage, self.links[link].port, index)
-        self.held[CROSSING] += 0 if self.waiting[port] else self.links[link].source
-        self.waiting[port] += 1
+    def _leave(self, edge: StageEdge, action: Action) -> Iterator[Moment]:
+        """An output has been made, an array for all links of its port, but for those that cut it."""
+        link, port = self.links[edge.name], (action.stage, self.links[edge.name].port, action.microbatch)
+        if self.schedule.graph.ratio(edge) > 1:
+            if link.cut.total:
+                yield self._moment(action.stage, f"{action} cut", link.source + link.cut.total)
+            self.held[CROSSING] += link.source
+        else:
+            self.held[CROSSING] += 0 if self.waiting[port] else link.source
+            self.waiting[port] += 1
 
     def _transfer(self, action: Action) -> Iterator[Moment]:
         edge, link = self.schedule.graph.edge(action.edge), self.links[action.edge]
@@ -227,18 +237,34 @@ class _Walk:
             return
         shares = link.shares and all(ends.values())
         taken = sum(link.calls.get((end, action.backward), NOTHING).total for end in ends if ends[end])
+        ratio = self.schedule.graph.ratio(edge)
+        arriving = self._arriving(action, link, ratio)
         if ends[arrives] and not shares:
-            taken += getattr(link, arrives)
+            taken += arriving
         yield self._moment(action.stage, str(action), taken)
         if ends[arrives]:
-            self.held[CROSSING] += getattr(link, arrives)
+            self.held[CROSSING] += arriving
         if ends[leaves]:
-            self.held[CROSSING] -= self._left(action, link)
+            self.held[CROSSING] -= self._left(action, link, ratio)
+        if action.backward and ends["source"] and (action.microbatch + 1) % ratio == 0 and link.join.total:
+            yield self._moment(action.stage, f"{action} join", link.join.total)
 
-    def _left(self, action: Action, link: LinkBytes) -> int:
+    def _arriving(self, action: Action, link: LinkBytes, ratio: int) -> int:
+        """Bytes that a transfer brings to a device."""
+        if not action.backward:
+            return link.destination
+        return self._of_window(action, link, ratio)
+
+    def _of_window(self, action: Action, link: LinkBytes, ratio: int) -> int:
+        """Bytes of a microbatch of a window at the source; its devices with the last microbatches stand for all."""
+        return link.source // link.pieces if action.microbatch % ratio >= ratio - link.pieces else 0
+
+    def _left(self, action: Action, link: LinkBytes, ratio: int) -> int:
         """Bytes that a transfer leaves free where it began; other links of the port may still need the array."""
         if action.backward:
             return link.destination
+        if ratio > 1:
+            return self._of_window(action, link, ratio)
         port = (action.stage, link.port, action.microbatch)
         self.waiting[port] -= 1
         return 0 if self.waiting[port] else link.source

@@ -103,7 +103,7 @@ def step_flops(step: Step) -> int:
         stage, _, program = facts.name.partition(" ")
         if stage in step.stages:
             each_microbatch = program.startswith(("forward", "backward"))
-            times = step.schedule.microbatches if each_microbatch else 1
+            times = step.schedule.count(stage) if each_microbatch else 1
             total += facts.flops_done * step.stages[stage].mesh.size * times
     return total
 
@@ -114,9 +114,11 @@ def _programs(step: Step, compiled: Collection[str]) -> Iterator[tuple[str, Prog
             if program.is_compiled:
                 yield f"{stage} {label}", program
     for link, boundary in step.boundaries.items():
-        for way, transport in (("forward", boundary.forward), ("backward", boundary.backward)):
-            for part, program in transport.programs.items() if transport is not None else ():
-                yield f"{link} {way} {part}", program
+        for backward, transport in boundary.transports:
+            for part, program in transport.programs.items():
+                yield f"{link} {'backward' if backward else 'forward'} {part}", program
+        for label, program in boundary.cut.programs.items() if boundary.cut is not None else ():
+            yield f"{link} {label}", program
 
 
 def _needed(step: Step, compiled: Collection[str]) -> dict[str, int]:

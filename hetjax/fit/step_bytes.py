@@ -11,6 +11,7 @@ from hetjax.boundary import Transport
 from hetjax.compilation.compiled_program import Program
 from hetjax.execution.step_programs import Step
 from hetjax.fit.held import NOTHING, CallBytes, LinkBytes, StageBytes
+from hetjax.stages.link_transport import LinkTransport
 from hetjax.stages.placed_shapes import bytes_per_device
 
 
@@ -64,14 +65,13 @@ def link_bytes(step: Step) -> dict[str, LinkBytes]:
     found = {}
     for name, link in step.links.items():
         boundary = step.boundaries[name]
-        transports = {False: boundary.forward, True: boundary.backward}
         blanks: Counter[int] = Counter()
         calls: dict[tuple[str, bool], CallBytes] = {}
-        for backward, transport in transports.items():
-            if transport is not None and transport.way is not None:
-                first, last = _ends(transport)
+        for backward, transport in boundary.transports:
+            if transport.way is not None:
                 start, end = ("destination", "source") if backward else ("source", "destination")
-                calls |= {(start, backward): first, (end, backward): last}
+                for at, call in zip((start, end), _ends(transport), strict=True):
+                    calls[at, backward] = max(calls.get((at, backward), NOTHING), call, key=lambda call: call.total)
                 blanks.update(transport.blank_bytes)
         found[name] = LinkBytes(
             port=link.source_port,
@@ -81,10 +81,20 @@ def link_bytes(step: Step) -> dict[str, LinkBytes]:
                 end: max(blanks[device.id] for device in step.stages[stage].mesh.devices.flat)
                 for end, stage in (("source", link.source), ("destination", link.destination))
             },
-            shares=boundary.forward.way == "stay",
+            pieces=boundary.each,
+            cut=_largest(boundary, "cut"),
+            join=_largest(boundary, "join"),
+            shares=all(way.forward.way == "stay" for way in boundary.ways),
             calls=calls,
         )
     return found
+
+
+def _largest(boundary: LinkTransport, kind: str) -> CallBytes:
+    """Return what the largest program that cuts a window, or that joins its gradients, takes."""
+    programs = boundary.cut.programs if boundary.cut is not None else {}
+    calls = [call_bytes(each) for name, each in programs.items() if name.startswith(kind) and each.is_compiled]
+    return max(calls, default=NOTHING, key=lambda call: call.total)
 
 
 def _ends(transport: Transport) -> tuple[CallBytes, CallBytes]:

@@ -21,6 +21,7 @@ from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import link_transport
 from hetjax.stages.links import Link
 from hetjax.stages.stage import Stage
+from hetjax.stages.windows import ONE_MICROBATCH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequ
     """Return the stages as generation runs them.
 
     Those of the language model have no loss inputs, and the sequence in one piece, since a decode step has one token
-    position. Raises GraphError when the language model cannot generate.
+    position. Those of encoders take all prompts at once. Raises GraphError when the language model cannot generate.
     """
     takes = _decode_inputs(graph, links)
     return tuple(
@@ -99,7 +100,7 @@ def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequ
             inputs=tuple(port for port in stage.inputs if port in takes),
         )
         if stage.module == graph.sink
-        else stage
+        else dataclasses.replace(stage, window=ONE_MICROBATCH)
         for stage in stages
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Container, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -37,11 +37,12 @@ Split = Collection[tuple[str, int]]
 class Action:
     """One entry of a schedule: run a program of `stage`, or move the tensor of `edge`, for one microbatch.
 
-    FORWARD and BACKWARD run `stage` on `microbatch`. A backward may be split: BACKWARD_INPUT makes the
-    gradients of the stage's inputs, which others wait for, and BACKWARD_WEIGHT, any time later, those of
-    its weights, which only the update reads. TRANSFER moves the tensor of `edge` away from
-    `stage`: the activation from the edge's source, or with `backward=True` the gradient from the edge's
-    destination back to its source. UPDATE applies the optimizer to `stage`; its `microbatch` is None.
+    FORWARD and BACKWARD run `stage` on `microbatch`, a number of the stage's own, which holds `window` microbatches of
+    the loss. A backward may be split: BACKWARD_INPUT makes the gradients of the stage's inputs, which others wait for,
+    and BACKWARD_WEIGHT, any time later, those of its weights, which only the update reads. TRANSFER moves the tensor of
+    `edge` away from `stage`, for one microbatch of the edge's destination: the activation from the edge's source, or
+    with `backward=True` the gradient from the edge's destination back to its source. UPDATE applies the optimizer to
+    `stage`; its `microbatch` is None.
 
     As text: "F0", "B0", "I0", "W0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "update".
     """
@@ -91,6 +92,12 @@ def update(stage: str) -> Action:
     return Action(Kind.UPDATE, stage)
 
 
+def crossings(graph: StageGraph, edge: StageEdge, microbatch: int) -> range:
+    """Return the microbatches of an edge's destination that lie in one of its source."""
+    ratio = graph.ratio(edge)
+    return range(microbatch * ratio, (microbatch + 1) * ratio)
+
+
 def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = ()) -> tuple[Action, ...]:
     """Return the actions whose results an action reads, where the backwards in `split` are in two parts.
 
@@ -102,30 +109,61 @@ def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = (
             return tuple(transfer(edge, index) for edge in graph.inputs(stage))
         case Kind.BACKWARD | Kind.BACKWARD_INPUT:
             outputs = (edge for edge in graph.outputs(stage) if edge.backward)
-            return (forward(stage, index), *(transfer(edge, index, backward=True) for edge in outputs))
+            crossed = (transfer(edge, i, backward=True) for edge in outputs for i in crossings(graph, edge, index))
+            return (forward(stage, index), *crossed)
         case Kind.BACKWARD_WEIGHT:
             return (backward_input(stage, index),)
         case Kind.TRANSFER:
             if not action.backward:
-                return (forward(stage, index),)
+                return (forward(stage, index // graph.ratio(graph.edge(action.edge))),)
             return ((backward_input if (stage, index) in split else backward)(stage, index),)
         case Kind.UPDATE:
             stages = (node.name for node in graph.stages if node.backward)
             return tuple(
                 (backward_weight if (name, index) in split else backward)(name, index)
                 for name in stages
-                for index in range(microbatches)
+                for index in range(graph.count(name, microbatches))
             )
 
 
-def sends(graph: StageGraph, action: Action) -> tuple[Action, ...]:
-    """Return the transfers of what an action produces: outputs after a forward, input gradients after a backward."""
+def sends(graph: StageGraph, action: Action, done: Container[Action]) -> tuple[Action, ...]:
+    """Return the transfers that go out behind an action: outputs of a forward, input gradients of a backward.
+
+    Of a window's output a microbatch goes out as soon as it is made and the reader has begun the one before, so that
+    no more than one waits at the reader; gradients go back one by one. On an edge that carries them `at_once` all go
+    out behind the forward, and all go back behind the last backward. `done` holds what has been done, with the action.
+    """
+    stage, index = action.stage, action.microbatch
     if action.kind is Kind.FORWARD:
-        return tuple(transfer(edge, action.microbatch) for edge in graph.outputs(action.stage))
+        made = [transfer(edge, i) for edge in graph.outputs(stage) for i in _ready(graph, edge, index, done)]
+        read = [edge for edge in graph.inputs(stage) if graph.ratio(edge) > 1 and not edge.at_once]
+        return (*made, *(transfer(edge, index + 1) for edge in read if _makes(graph, edge, index + 1) in done))
     if action.kind in GIVES_GRADIENT:
-        inputs = (edge for edge in graph.inputs(action.stage) if edge.backward)
-        return tuple(transfer(edge, action.microbatch, backward=True) for edge in inputs)
+        inputs = [edge for edge in graph.inputs(stage) if edge.backward]
+        return tuple(transfer(edge, i, backward=True) for edge in inputs for i in _returned(graph, edge, index, done))
     return ()
+
+
+def _makes(graph: StageGraph, edge: StageEdge, index: int) -> Action:
+    """Return the forward that makes an edge's tensor for a microbatch of its destination."""
+    return forward(edge.source, index // graph.ratio(edge))
+
+
+def _ready(graph: StageGraph, edge: StageEdge, index: int, done: Container[Action]) -> Sequence[int]:
+    """Return which of the destination's microbatches go out behind the source's forward."""
+    made = crossings(graph, edge, index)
+    if len(made) == 1 or edge.at_once:
+        return made
+    return made[:1] if made[0] == 0 or forward(edge.destination, made[0] - 1) in done else ()
+
+
+def _returned(graph: StageGraph, edge: StageEdge, index: int, done: Container[Action]) -> Sequence[int]:
+    """Return which of the destination's microbatches have their gradients go back behind one backward."""
+    if not edge.at_once:
+        return (index,)
+    window = crossings(graph, edge, index // graph.ratio(edge))
+    made = (backward(edge.destination, i) in done or backward_input(edge.destination, i) in done for i in window)
+    return window if all(made) else ()
 
 
 def split_backwards(actions: Sequence[Action]) -> frozenset[tuple[str, int]]:
@@ -146,7 +184,7 @@ def pieces(graph: StageGraph, action: Action) -> tuple[tuple[Hashable, ...], ...
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The actions of one training step over `graph` with `microbatches` microbatches, in dispatch order."""
+    """The actions of one training step over `graph` with `microbatches` microbatches of the loss, in dispatch order."""
 
     name: str
     graph: StageGraph
@@ -157,6 +195,17 @@ class Schedule:
         """Return the programs that a stage runs, in order; transfers are left out."""
         name = self.graph.stage(stage).name
         return tuple(action for action in self.actions if action.stage == name and action.kind is not Kind.TRANSFER)
+
+    def count(self, stage: str) -> int:
+        """Return how many microbatches of its own a stage has."""
+        return self.graph.count(stage, self.microbatches)
+
+    @property
+    def label(self) -> str:
+        """Return name and microbatches in words, e.g. "1f1b, 8 microbatches (vision 2)"."""
+        modules = {stage.module: self.count(stage.name) for stage in self.graph.stages if stage.window > 1}
+        others = f" ({', '.join(f'{module} {count}' for module, count in modules.items())})" if modules else ""
+        return f"{self.name}, {self.microbatches} microbatches{others}"
 
     @cached_property
     def split(self) -> frozenset[tuple[str, int]]:

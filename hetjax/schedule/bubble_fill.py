@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Hashable
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, sends, update
+from hetjax.schedule.actions import Action, Kind, Schedule, needs, sends, update
 from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.colocated import colocated
 from hetjax.schedule.filling import Filling, Order
@@ -87,10 +87,15 @@ def _with_transfers(filling: Filling, order: Order) -> tuple[Action, ...]:
     """The order with every transfer before the first program that starts when its tensor is made, and updates last."""
     actions: list[Action] = []
     pending: list[tuple[float, Action]] = []
+    ended: dict[Action, float] = {}
     for action, start, end in filling.timed(order):
         actions += [sent for ready, sent in pending if ready <= start]
         pending = [(ready, sent) for ready, sent in pending if ready > start]
         actions.append(action)
-        pending += [(end, sent) for sent in sends(filling.graph, action)]
+        ended[action] = end
+        for sent in sends(filling.graph, action, ended):
+            # What a reader's forward lets out was made before it.
+            (maker,) = needs(filling.graph, filling.microbatches, sent)
+            pending.append((end if maker.stage == action.stage else max(start, ended[maker]), sent))
     updates = [update(stage.name) for stage in filling.graph.stages if stage.update]
     return (*actions, *(sent for _, sent in pending), *updates)

@@ -37,11 +37,18 @@ class ScheduleBuilder:
         ignores them.
 
         Raises:
-            ScheduleError: fewer than one microbatch, or a graph or costs that the schedule does not fit.
+            ScheduleError: fewer than one microbatch, a number of them that a stage's window does not divide, or a
+                graph or costs that the schedule does not fit.
         """
         if microbatches < 1:
             raise ScheduleError(f"microbatches={microbatches}: a schedule needs at least 1 microbatch")
         graph = stages if isinstance(stages, StageGraph) else StageGraph.chain(stages)
+        for stage in graph.stages:
+            if microbatches % stage.window:
+                raise ScheduleError(
+                    f"microbatches={microbatches}: stage {stage.name!r} takes {stage.window} of them at once, which "
+                    "does not divide; change one of the two"
+                )
         actions = (
             self.order(graph, microbatches, costs or Costs()) if self.needs_costs else self.order(graph, microbatches)
         )

@@ -22,9 +22,10 @@ class Report:
     """The memory that a legal schedule needs.
 
     `peak_live` counts, for each stage, the microbatches whose forward has run and whose backward (of a
-    split one, the part for the weights) has not; it is 0 for a stage without backward, which keeps nothing.
-    `peak_queued` counts, for each edge, the microbatches (the larger of activations and gradients) sent and
-    not yet read, in the total order. `queue` is the capacity, in microbatches, under which the schedule was
+    split one, the part for the weights) has not; it is 0 for a stage without backward, which keeps nothing. They are
+    microbatches of the stage: windows, where it takes several of the loss's at once.
+    `peak_queued` counts, for each edge, the destination's microbatches (the larger of activations and gradients) sent
+    and not yet read, in the total order. `queue` is the capacity, in microbatches, under which the schedule was
     found free of deadlock.
     """
 
@@ -38,7 +39,8 @@ def check(schedule: Schedule, *, queue: int | None = None) -> Report:
     """Verify that a schedule is complete, in a legal order, and free of deadlock.
 
     `queue` is how many microbatches each edge holds in each direction, sent and not yet read; a sender
-    blocks while its queue is full. By default all microbatches fit.
+    blocks while its queue is full. Gradients wait to be read by the source, so of them it is a number of the source's
+    microbatches. By default all microbatches fit.
 
     Raises:
         ScheduleError: a needed action is missing, listed twice or superfluous; an action comes before
@@ -92,15 +94,16 @@ def _wanted(schedule: Schedule) -> dict[Action, None]:
     parts = {(a.stage, a.microbatch) for a in schedule.actions if a.kind in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)}
     whole = {(a.stage, a.microbatch) for a in schedule.actions if a.kind is Kind.BACKWARD}
     wanted: dict[Action, None] = {}
-    for index in range(schedule.microbatches):
-        for stage in graph.stages:
+    for stage in graph.stages:
+        for index in range(schedule.count(stage.name)):
             wanted[Action(Kind.FORWARD, stage.name, index)] = None
             if not stage.backward:
                 continue
             split = graph.splits(stage.name) and (stage.name, index) in parts - whole
             for kind in (Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT) if split else (Kind.BACKWARD,):
                 wanted[Action(kind, stage.name, index)] = None
-        for edge in graph.edges:
+    for edge in graph.edges:
+        for index in range(schedule.count(edge.destination)):
             wanted[Action(Kind.TRANSFER, edge.source, index, edge=edge.name)] = None
             if edge.backward:
                 wanted[Action(Kind.TRANSFER, edge.destination, index, edge=edge.name, backward=True)] = None
@@ -166,9 +169,12 @@ def _blocked(
 ) -> list[str]:
     """Return why the next action of one device cannot run yet."""
     reasons = execution.lacking(action)
-    if action.kind is Kind.TRANSFER and len(execution.queued(action.edge, action.backward)) >= queue:
+    if action.kind is Kind.TRANSFER:
         what = "gradients" if action.backward else "activations"
-        reasons.append(f"room in the queue of edge {action.edge!r} ({queue} of {queue} {what} unread)")
+        graph, unread = execution.schedule.graph, len(execution.queued(action.edge, action.backward))
+        room = queue * graph.ratio(graph.edge(action.edge)) if action.backward else queue
+        if unread >= room:
+            reasons.append(f"room in the queue of edge {action.edge!r} ({unread} of {room} {what} unread)")
     for other in _together(execution.schedule.graph, action, device):
         if remaining[other][0] != action:
             reasons.append(f"its turn on device {other} behind {_label(remaining[other][0])}")

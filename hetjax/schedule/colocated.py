@@ -43,6 +43,6 @@ def colocated(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
         graph,
         microbatches,
         {stage.name: forwards(stage, microbatches) for stage in encoders},
-        {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in language},
+        {stage.name: alternate(stage, graph.lead(stage.name), microbatches) for stage in language},
         {stage.name: backwards(stage, microbatches) for stage in encoders},
     )

@@ -55,16 +55,17 @@ def draw(
 ) -> None:
     """Write a picture of a timeline to `path`; the suffix chooses the format (.png, .svg, .pdf).
 
-    A box holds its microbatch's number, in its module's hue: light for a forward and deep for a backward; of a
-    backward in two parts, the one for the inputs is darker still and the one for the weights half as deep. A
-    lane that holds several stages of one module has a row for each. An arrow leads from the stage that made a
-    tensor to the one that reads it. Each lane is labelled with its stages, its devices and the share of the step
-    in which they idle. `unit="ms"` shows a timeline in seconds in milliseconds. A long title takes several lines.
+    A box holds its microbatch's number, those of the loss's microbatches where it takes several at once, in its
+    module's hue: light for a forward and deep for a backward; of a backward in two parts, the one for the inputs is
+    darker still and the one for the weights half as deep. A lane that holds several stages of one module has a row for
+    each. An arrow leads from the stage that made a tensor to the one that reads it. Each lane is labelled with its
+    stages, its devices and the share of the step in which they idle. `unit="ms"` shows a timeline in seconds in
+    milliseconds. A long title takes several lines.
     """
     schedule = timeline.schedule
     rows = lanes(timeline)
     scale = 1e3 if unit == "ms" else 1.0
-    name = title or f"{schedule.name}, {schedule.microbatches} microbatches"
+    name = title or schedule.label
     name = textwrap.fill(name, _TITLE_LETTERS, break_on_hyphens=False)
     height = 1.9 + 0.72 * len(rows) + 1.3 * _TITLE_FONT / 72 * name.count("\n")
     figure = Figure(figsize=(13, height), dpi=150, layout="constrained")
@@ -76,11 +77,14 @@ def draw(
     shades = _shades(schedule.graph)
     points = figure.get_figwidth() * 0.85 * 72 / span  # on the page for one unit of time, about
     directions = _draw_arrows(axes, timeline, rows, scale, points)
-    digits = len(str(schedule.microbatches - 1))
+    last = schedule.microbatches - 1
     for lane, row in enumerate(rows):
         for item in filter(row.shows, timeline.spans):
-            module = schedule.graph.stage(item.stage).module
-            _draw_box(axes, item, _band(row, item.stage, lane), shades[module], scale, points, digits)
+            node = schedule.graph.stage(item.stage)
+            longest = len(_numbers(last // node.window, node.window))
+            _draw_box(
+                axes, item, _band(row, item.stage, lane), node.window, shades[node.module], scale, points, longest
+            )
     _dress(axes, timeline, rows, unit)
     axes.set_title(name, loc="left", fontsize=_TITLE_FONT, fontweight="bold", color=_INK, pad=12)
     total = f"makespan {timeline.makespan * scale:.4g} {unit} · idle {timeline.idle_share():.1%}"
@@ -133,10 +137,11 @@ def _draw_box(
     axes: Axes,
     span: Span,
     band: tuple[float, float],
+    window: int,
     shades: dict[Kind, str],
     scale: float,
     points: float,
-    digits: int,
+    longest: int,
 ) -> None:
     start, length = span.start * scale, (span.end - span.start) * scale
     middle, height = band
@@ -155,11 +160,16 @@ def _draw_box(
     )
     axes.add_patch(box)
     size = min(
-        11.0, 24 * height, length * points / (0.8 * digits)
+        11.0, 24 * height, length * points / (0.8 * longest)
     )  # by the longest number, so that boxes of a width look alike
     if span.action.microbatch is not None and size >= 4:  # smaller would not be read
-        centre, label = start + length / 2, str(span.action.microbatch)
+        centre, label = start + length / 2, _numbers(span.action.microbatch, window)
         axes.text(centre, middle, label, ha="center", va="center_baseline", fontsize=size, color=text, zorder=4)
+
+
+def _numbers(microbatch: int, window: int) -> str:
+    """Return the numbers of the loss's microbatches in one of a stage."""
+    return str(microbatch) if window == 1 else f"{microbatch * window}-{(microbatch + 1) * window - 1}"
 
 
 def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: float, points: float) -> set[bool]:

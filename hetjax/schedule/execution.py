@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from hetjax.schedule.actions import ENDS_MICROBATCH, GIVES_GRADIENT, Action, Kind, Schedule
+from hetjax.schedule.actions import ENDS_MICROBATCH, GIVES_GRADIENT, Action, Kind, Schedule, crossings
 
 Queue = tuple[str, bool]  # an edge's name, and whether it is the queue of its gradients
 
@@ -61,14 +61,13 @@ class Execution:
             return [] if made else [f"{letter}{index} of stage {stage!r}"]
         if action.kind is Kind.UPDATE:
             left = {
-                s.name: self.schedule.microbatches - self.backwards[s.name]
+                s.name: self.schedule.count(s.name) - self.backwards[s.name]
                 for s in self.schedule.graph.stages
                 if s.backward
             }
             return [f"{count} more backwards of stage {name!r}" for name, count in left.items() if count]
-        reads = self._reads(action)
-        unsent = [queue for queue in reads if index not in self.queued(*queue)]
-        lacking = [f"{'TB' if backward else 'T'}{index}:{edge}" for edge, backward in unsent]
+        unsent = [(queue, i) for queue, i in self._reads(action) if i not in self.queued(*queue)]
+        lacking = [f"{'TB' if backward else 'T'}{i}:{edge}" for (edge, backward), i in unsent]
         if action.kind in GIVES_GRADIENT and index not in self.live[stage]:
             lacking.insert(0, f"F{index} of stage {stage!r}")
         if action.kind is Kind.BACKWARD_WEIGHT and index not in self.returned[stage]:
@@ -92,10 +91,11 @@ class Execution:
             self.queued(*key).add(index)
             self.peak_queued[key] = max(self.peak_queued[key], len(self.queued(*key)))
             return
-        for edge, backward in self._reads(action):
-            self.queued(edge, backward).remove(index)
+        for queue, i in self._reads(action):
+            self.queued(*queue).remove(i)
         if action.kind is Kind.FORWARD:
-            self.made |= {((edge.name, False), index) for edge in self.schedule.graph.outputs(stage)}
+            graph = self.schedule.graph
+            self.made |= {((e.name, False), i) for e in graph.outputs(stage) for i in crossings(graph, e, index)}
             if self.schedule.graph.stage(stage).backward:
                 self.live[stage].add(index)
                 self.peak_live[stage] = max(self.peak_live[stage], len(self.live[stage]))
@@ -106,10 +106,12 @@ class Execution:
             self.live[stage].remove(index)
             self.backwards[stage] += 1
 
-    def _reads(self, action: Action) -> list[Queue]:
-        """Return the queues that a forward or a backward takes its microbatch from."""
+    def _reads(self, action: Action) -> list[tuple[Queue, int]]:
+        """Return the queues that a forward or a backward takes from, and the microbatches that it takes from each."""
+        graph, index = self.schedule.graph, action.microbatch
         if action.kind is Kind.FORWARD:
-            return [(edge.name, False) for edge in self.schedule.graph.inputs(action.stage)]
+            return [((edge.name, False), index) for edge in graph.inputs(action.stage)]
         if action.kind in GIVES_GRADIENT:
-            return [(edge.name, True) for edge in self.schedule.graph.outputs(action.stage) if edge.backward]
+            outputs = [edge for edge in graph.outputs(action.stage) if edge.backward]
+            return [((edge.name, True), i) for edge in outputs for i in crossings(graph, edge, index)]
         return []

@@ -31,10 +31,10 @@ def gpipe(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
 
 
 def forwards(stage: StageNode, microbatches: int) -> tuple[Action, ...]:
-    """Return the forwards of a stage over all microbatches."""
-    return tuple(forward(stage.name, index) for index in range(microbatches))
+    """Return the forwards of a stage over all its microbatches."""
+    return tuple(forward(stage.name, index) for index in range(microbatches // stage.window))
 
 
 def backwards(stage: StageNode, microbatches: int) -> tuple[Action, ...]:
-    """Return the backwards of a stage over all microbatches; none where the stage has no backward."""
-    return tuple(backward(stage.name, index) for index in range(microbatches) if stage.backward)
+    """Return the backwards of a stage over all its microbatches; none where the stage has no backward."""
+    return tuple(backward(stage.name, index) for index in range(microbatches // stage.window) if stage.backward)

@@ -24,7 +24,8 @@ class StageNode:
     same time. An empty tuple means one device that no other stage has. `backward=False` marks a stage
     that is frozen and has nothing trainable upstream, so it has no backward program; `update=False`
     marks frozen weights. `independent=True` says that no collective runs inside its programs, so that
-    each device can run its *piece* of them whenever it is free.
+    each device can run its *piece* of them whenever it is free. `window` is how many microbatches of the loss
+    a program of the stage takes at once: of m microbatches it has m / window of its own, numbered from 0.
     """
 
     name: str
@@ -34,19 +35,23 @@ class StageNode:
     update: bool = True
     devices: tuple[int, ...] = ()
     independent: bool = False
+    window: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEdge:
-    """One tensor that crosses from stage `source` to stage `destination` in every microbatch.
+    """One tensor that crosses from stage `source` to stage `destination` in every microbatch of the destination.
 
-    `backward` says whether a gradient crosses it in the other direction.
+    `backward` says whether a gradient crosses it in the other direction. `at_once` says that the microbatches of a
+    window cross together, as is best where a transfer keeps both ends busy: the source may be in the middle of a long
+    program when the destination needs the next one.
     """
 
     name: str
     source: str
     destination: str
     backward: bool = True
+    at_once: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,8 @@ class StageGraph:
 
     Raises:
         ScheduleError: duplicate or unknown names, a cycle, stages out of topological order, more than
-            one sink, or flags that contradict each other (a gradient nobody makes or nobody uses).
+            one sink, flags that contradict each other (a gradient nobody makes or nobody uses), or windows that do not
+            divide.
     """
 
     stages: tuple[StageNode, ...]
@@ -65,6 +71,7 @@ class StageGraph:
         _check_names(self)
         _check_order(self)
         _check_gradients(self)
+        _check_windows(self)
 
     @classmethod
     def chain(cls, names: Sequence[str]) -> StageGraph:
@@ -102,6 +109,22 @@ class StageGraph:
     def depth(self, stage: str) -> int:
         """Return the number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
         return self._depths[self.stage(stage).name]
+
+    def count(self, stage: str, microbatches: int) -> int:
+        """Return how many microbatches of its own a stage has, of those of the loss."""
+        return microbatches // self.stage(stage).window
+
+    def ratio(self, edge: StageEdge) -> int:
+        """Return how many microbatches of an edge's destination lie in one of its source."""
+        return self.stage(edge.source).window // self.stage(edge.destination).window
+
+    def lead(self, stage: str) -> int:
+        """Return how many microbatches of its own a stage runs forward before its first backward in 1F1B.
+
+        As many as its readers take before they give that gradient back, and one more, so that they need not wait for
+        the next while the stage runs the backward: depth + 1 without windows.
+        """
+        return self._leads[self.stage(stage).name]
 
     def splits(self, stage: str) -> bool:
         """Return whether a stage's backward has two parts: it trains, and it gives a gradient to an input."""
@@ -142,6 +165,15 @@ class StageGraph:
             outputs = self._outputs[stage.name]
             depths[stage.name] = max((depths[edge.destination] + 1 for edge in outputs), default=0)
         return depths
+
+    @cached_property
+    def _leads(self) -> dict[str, int]:
+        leads: dict[str, int] = {}
+        for stage in reversed(self.stages):
+            ratios = {edge.destination: self.ratio(edge) for edge in self._outputs[stage.name]}
+            taken = (-(-(ratio - 1 + leads[reader]) // ratio) for reader, ratio in ratios.items())
+            leads[stage.name] = 1 + max(taken, default=0)
+        return leads
 
 
 def _check_names(graph: StageGraph) -> None:
@@ -210,3 +242,28 @@ def _check_gradients(graph: StageGraph) -> None:
                 f"stage {stage.name!r} has a backward, but no gradient reaches it, as none of its outputs "
                 f"({', '.join(edge.name for edge in outputs)}) has backward=True; set one, or set backward=False on it"
             )
+
+
+def _check_windows(graph: StageGraph) -> None:
+    of_module: dict[str, StageNode] = {}
+    for stage in graph.stages:
+        if stage.window < 1:
+            raise ScheduleError(f"stage {stage.name!r}: window={stage.window}; give 1 microbatch or more")
+        first = of_module.setdefault(stage.module, stage)
+        if first.window != stage.window:
+            raise ScheduleError(
+                f"stages {first.name!r} and {stage.name!r} of module {stage.module!r} take {first.window} and "
+                f"{stage.window} microbatches at once; give all stages of a module the same window"
+            )
+    for edge in graph.edges:
+        source, destination = graph.stage(edge.source), graph.stage(edge.destination)
+        if source.window % destination.window:
+            raise ScheduleError(
+                f"edge {edge.name!r}: {source.name!r} takes {source.window} microbatches at once and "
+                f"{destination.name!r} {destination.window}; a stage takes a multiple of what its readers take"
+            )
+    if graph.sink.window != 1:
+        raise ScheduleError(
+            f"stage {graph.sink.name!r} holds the loss and has window={graph.sink.window}; microbatches are those of "
+            "the loss, so give it 1"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hetjax.schedule.actions import Kind, forward
+from hetjax.schedule.actions import Kind, crossings, forward
 from hetjax.schedule.filling import Filling, Order
 
 
@@ -41,11 +41,13 @@ def greedy(filling: Filling, *, ahead: int, patience: float) -> Order:
 def _is_far(filling: Filling, place: int, ended: Mapping[int, float], ahead: int) -> bool:
     """Return whether a program is an encoder's forward, more than `ahead` microbatches ahead of one of its readers."""
     action = filling.programs[place].action
-    earlier = action.microbatch - ahead
-    if action.kind is not Kind.FORWARD or earlier < 0 or place < sum(map(len, filling.pipeline)):
+    if action.kind is not Kind.FORWARD or place < sum(map(len, filling.pipeline)):
         return False
-    readers = (edge.destination for edge in filling.graph.outputs(action.stage))
-    return any(filling.places[forward(reader, earlier)] not in ended for reader in readers)
+    for edge in filling.graph.outputs(action.stage):
+        earlier = crossings(filling.graph, edge, action.microbatch)[0] - ahead
+        if earlier >= 0 and filling.places[forward(edge.destination, earlier)] not in ended:
+            return True
+    return False
 
 
 def _choose(filling: Filling, heads: Mapping[int, int], starts: Mapping[int, Sequence[float]], patience: float) -> int:

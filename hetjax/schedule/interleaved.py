@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, backward, forward
+from hetjax.schedule.actions import Action, Kind, backward, crossings, forward
 from hetjax.schedule.builder import schedule_builder
 from hetjax.schedule.gpipe import backwards, forwards
 from hetjax.schedule.graph import StageGraph, StageNode
@@ -77,7 +77,7 @@ def _meshes(graph: StageGraph, own: Sequence[StageNode]) -> list[list[StageNode]
 
 def _single(graph: StageGraph, stage: StageNode, local: LocalOrders, microbatches: int) -> tuple[Action, ...]:
     """Return the order on a stage with its own mesh: before each backward it is one forward ahead of its readers."""
-    ahead = [_ahead(graph, stage, local, index, microbatches) for index in range(microbatches)]
+    ahead = [_ahead(graph, stage, local, index, microbatches) for index in range(microbatches // stage.window)]
     return _merge(forwards(stage, microbatches), backwards(stage, microbatches), ahead)
 
 
@@ -86,10 +86,11 @@ def _chunked(
 ) -> dict[str, tuple[Action, ...]]:
     """Return the orders on all meshes of a module with chunks, by the name of each mesh's first stage."""
     count, chunks = len(meshes), len(meshes[0])
-    turns = _turns(count, microbatches)
+    own = graph.count(meshes[0][0].name, microbatches)
+    turns = _turns(count, own)
     orders = {}
     # The shortest warm-up with which the module is ahead of what reads it.
-    for extra in range(chunks * microbatches + 1):
+    for extra in range(chunks * own + 1):
         for rank, mesh in enumerate(meshes):
             ahead = [(chunk, index) for turn in turns for chunk in mesh for index in turn]
             back = [(chunk, index) for turn in turns for chunk in reversed(mesh) for index in turn]
@@ -126,9 +127,12 @@ def _merge(ahead: Sequence[Action], back: Sequence[Action], before: Sequence[int
 
 def _ahead(graph: StageGraph, stage: StageNode, local: LocalOrders, index: int, microbatches: int) -> int:
     """Return how many forwards a stage has to run before the backward of a microbatch: one more than its readers do."""
-    readers = [edge.destination for edge in graph.outputs(stage.name) if edge.backward]
-    counts = [_forwards_before(local, reader, index) for reader in readers]
-    return min(microbatches, max([index, *counts]) + 1)
+    needed = [index + 1]
+    for edge in graph.outputs(stage.name):
+        if edge.backward:
+            read = _forwards_before(local, edge.destination, crossings(graph, edge, index)[-1])
+            needed.append(-(-read // graph.ratio(edge)) + 1)
+    return min(graph.count(stage.name, microbatches), max(needed))
 
 
 def _leads(graph: StageGraph, stage: StageNode, order: Sequence[Action], local: LocalOrders, microbatches: int) -> bool:
@@ -138,7 +142,7 @@ def _leads(graph: StageGraph, stage: StageNode, order: Sequence[Action], local: 
     own = {stage.name: order}
     return all(
         _forwards_before(own, stage.name, index) >= _ahead(graph, stage, local, index, microbatches)
-        for index in range(microbatches)
+        for index in range(graph.count(stage.name, microbatches))
     )
 
 

@@ -21,6 +21,9 @@ def one_f_one_b(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
         b  .. F0 F1 .. B0 F2 B1 F3 B2 .. B3 ..
         c  .. .. F0 B0 F1 B1 F2 B2 F3 B3 .. ..
 
+    A stage whose microbatches are windows, each of r of its reader's, warms up with 1 + ceil((r - 1 + w) / r) of its
+    own, where the reader warms up with w (`StageGraph.lead`): at most three windows where r >= w.
+
     Peak of live microbatches: min(microbatches, depth + 1), so 1 on the stage of the loss. A stage
     without backward keeps nothing alive, and is dispatched at most depth + 1 microbatches ahead of its
     readers, so that its outputs do not pile up.
@@ -32,16 +35,15 @@ def one_f_one_b(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
     Raises:
         ScheduleError: fewer than one microbatch, or a graph that is not legal.
     """
-    local = {stage.name: alternate(stage, graph.depth(stage.name), microbatches) for stage in graph.stages}
+    local = {stage.name: alternate(stage, graph.lead(stage.name), microbatches) for stage in graph.stages}
     return total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
 
 
-def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, ...]:
-    """Return the order on one stage: min(microbatches, depth + 1) forwards, then backward and forward in turn."""
+def alternate(stage: StageNode, warm_up: int, microbatches: int) -> tuple[Action, ...]:
+    """Return the order on one stage: `warm_up` forwards (all, if it has fewer), then backward and forward in turn."""
     ahead, back = forwards(stage, microbatches), backwards(stage, microbatches)
     if not back:
         return ahead
-    warm_up = min(microbatches, depth + 1)
     order = list(ahead[:warm_up])
     for index, action in enumerate(back):
         order.append(action)
@@ -51,4 +53,4 @@ def alternate(stage: StageNode, depth: int, microbatches: int) -> tuple[Action, 
 
 def forwards_ahead(graph: StageGraph) -> dict[str, int]:
     """Return how many microbatches stages without backward may run ahead of their readers: as if they had one."""
-    return {stage.name: graph.depth(stage.name) + 1 for stage in graph.stages if not stage.backward}
+    return {stage.name: graph.lead(stage.name) for stage in graph.stages if not stage.backward}

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from hetjax.schedule.actions import Kind
+from hetjax.schedule.graph import StageGraph
 from hetjax.schedule.lanes import lanes
 from hetjax.schedule.simulate import Span, Timeline
 
@@ -34,9 +35,9 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
         events.append(_metadata("thread_name", pid, threads[edge], f"transfers {edge}"))
     for span in timeline.spans:
         if span.action.kind is Kind.TRANSFER:
-            events.append(_complete(span, first[span.stage], threads[span.action.edge]))
+            events.append(_complete(graph, span, first[span.stage], threads[span.action.edge]))
         else:
-            events += [_complete(span, pid, 0) for pid, lane in enumerate(found) if lane.shows(span)]
+            events += [_complete(graph, span, pid, 0) for pid, lane in enumerate(found) if lane.shows(span)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1)
     Path(path).write_text(text, encoding="utf-8")
 
@@ -45,11 +46,13 @@ def _metadata(name: str, pid: int, tid: int, value: str) -> TraceEvent:
     return {"ph": "M", "name": name, "pid": pid, "tid": tid, "args": {"name": value}}
 
 
-def _complete(span: Span, pid: int, tid: int) -> TraceEvent:
+def _complete(graph: StageGraph, span: Span, pid: int, tid: int) -> TraceEvent:
     action = span.action
     arguments = {"stage": action.stage, "microbatch": action.microbatch}
     if action.kind is Kind.TRANSFER:
         arguments |= {"edge": action.edge, "direction": "backward" if action.backward else "forward"}
+    elif action.microbatch is not None and graph.stage(action.stage).window > 1:
+        arguments["window"] = graph.stage(action.stage).window
     return {
         "ph": "X",
         "name": str(action) if action.kind is Kind.TRANSFER else f"{action.stage} {action}",

@@ -39,23 +39,23 @@ def zero_bubble(graph: StageGraph, microbatches: int) -> tuple[Action, ...]:
     deepest = max(graph.depth(stage.name) for stage in graph.stages)
     local = {}
     for stage in graph.stages:
-        depth = graph.depth(stage.name)
+        lead = graph.lead(stage.name)
         if graph.splits(stage.name):
-            local[stage.name] = _postpone(stage, depth, deepest - depth, microbatches)
+            late = (deepest - graph.depth(stage.name)) // stage.window
+            local[stage.name] = _postpone(stage, lead, late, microbatches)
         else:
-            local[stage.name] = alternate(stage, depth, microbatches)
+            local[stage.name] = alternate(stage, lead, microbatches)
     return total_order(graph, microbatches, local, ahead=forwards_ahead(graph))
 
 
-def _postpone(stage: StageNode, depth: int, late: int, microbatches: int) -> tuple[Action, ...]:
+def _postpone(stage: StageNode, warm_up: int, late: int, microbatches: int) -> tuple[Action, ...]:
     """Return the order on one stage, with the gradients of weights `late` microbatches behind those of inputs."""
     ahead = forwards(stage, microbatches)
-    warm_up = min(microbatches, depth + 1)
     order = list(ahead[:warm_up])
-    for index in range(microbatches):
+    for index in range(len(ahead)):
         order.append(backward_input(stage.name, index))
         if index >= late:
             order.append(backward_weight(stage.name, index - late))
         order += ahead[warm_up + index : warm_up + index + 1]
-    order += [backward_weight(stage.name, index) for index in range(max(0, microbatches - late), microbatches)]
+    order += [backward_weight(stage.name, index) for index in range(max(0, len(ahead) - late), len(ahead))]
     return tuple(order)

@@ -15,6 +15,7 @@ from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.links import Link
 from hetjax.stages.row_subset import RowSubset
 from hetjax.stages.stage import Stage
+from hetjax.stages.windows import Window
 
 BatchArray: TypeAlias = np.ndarray | jax.Array | RowSubset | jax.ShapeDtypeStruct
 """One input of a batch, leading with the batch dim; a shape where only shapes matter."""
@@ -24,7 +25,7 @@ Batch: TypeAlias = Mapping[str, Mapping[str, BatchArray] | float]
 
 
 class StageMicrobatch(NamedTuple):
-    """One microbatch, by its number in the step, on one stage."""
+    """One microbatch of a stage, by its number in the step."""
 
     stage: str
     microbatch: int
@@ -33,8 +34,9 @@ class StageMicrobatch(NamedTuple):
 def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], microbatches: int) -> dict[str, Shapes]:
     """Return the inputs that each stage takes of one microbatch from the batch: {stage: {port: shape with sharding}}.
 
-    `batch` may hold arrays or shapes. Raises BatchError for a missing or unknown input, for what is no
-    array, for leading dims that differ, and where the batch does not divide.
+    `microbatches` are those of the loss; a stage's own holds as many of them as its window. `batch` may hold arrays or
+    shapes. Raises BatchError for a missing or unknown input, for what is no array, for leading dims that differ, and
+    where the batch does not divide.
     """
     _check_arrays(batch)
     _check_names(batch, stages, links)
@@ -49,7 +51,7 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
     size = check_batch(stages, next(iter(sizes.values())), microbatches)
     return {
         stage.name: {
-            port: _shape(stage, port, array, size)
+            port: _shape(stage, port, array, size * stage.window.size)
             for port, array in module_inputs(batch).get(stage.module, {}).items()
             if port in stage.inputs
         }
@@ -58,7 +60,7 @@ def input_shapes(batch: Batch, stages: Sequence[Stage], links: Sequence[Link], m
 
 
 def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> int:
-    """Return the number of samples in a microbatch.
+    """Return the number of samples in a microbatch of the loss.
 
     Raises BatchError where the batch does not divide into microbatches, or a microbatch over a stage's batch axes.
     """
@@ -69,14 +71,15 @@ def check_batch(stages: Sequence[Stage], batch_size: int, microbatches: int) -> 
         )
     size = batch_size // microbatches
     for stage in stages:
-        degree = stage.layout.batch_degree
-        if size % degree:
+        degree, own = stage.layout.batch_degree, size * stage.window.size
+        if own % degree:
             degrees = "*".join(
                 f"{axis}={getattr(stage.layout, axis)}" for axis in BATCH_AXES if getattr(stage.layout, axis) > 1
             )
             raise BatchError(
-                f"module '{stage.module}': a microbatch of {size} samples (batch {batch_size} / microbatches "
-                f"{microbatches}) is not divisible by {degrees} ({size} % {degree} = {size % degree}); "
+                f"module '{stage.module}': a microbatch of {own} samples (batch {batch_size} / microbatches "
+                f"{microbatches // stage.window.size}) is not divisible by {degrees} ({own} % {degree} = "
+                f"{own % degree}); "
                 "change batch_size, microbatches or the degree"
             )
     return size
@@ -86,7 +89,7 @@ def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> 
     """Return the rows of a global batch that the devices of this process take, ascending: all of them in one process.
 
     Microbatch i of b rows covers the rows i*b to (i+1)*b; a device takes those of each microbatch that the
-    batch dim of its stage's layout gives it. Nothing is asked of other processes.
+    batch dim of its stage's layout gives it, and the stage's window. Nothing is asked of other processes.
 
     Raises:
         BatchError: the batch does not divide (see `check_batch`).
@@ -95,10 +98,11 @@ def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> 
     size = check_batch(local, batch_size, microbatches)
     taken: set[int] = set()
     for stage in local:
-        sharding = stage.activation_sharding(("batch",), (size,))
-        for (rows,) in sharding.addressable_devices_indices_map((size,)).values():
-            taken.update(range(*rows.indices(size)))
-    return tuple(index * size + row for index in range(microbatches) for row in sorted(taken))
+        order = stage.window.rows(size)
+        sharding = stage.activation_sharding(("batch",), order.shape)
+        for (rows,) in sharding.addressable_devices_indices_map(order.shape).values():
+            taken.update(int(first + row) for first in range(0, batch_size, len(order)) for row in order[rows])
+    return tuple(sorted(taken))
 
 
 def place_inputs(
@@ -116,20 +120,24 @@ def place_inputs(
     for stage in stages:
         if not stage.is_local:
             continue
-        for index in range(microbatches):
+        for index in range(microbatches // stage.window.size):
             placed[StageMicrobatch(stage.name, index)] = {
-                port: _place(given[stage.module][port], aval, index * aval.shape[0])
+                port: _place(given[stage.module][port], aval, index, stage.window)
                 for port, aval in shapes[stage.name].items()
             }
     return placed
 
 
-def _place(array: BatchArray, aval: jax.ShapeDtypeStruct, first: int) -> jax.Array:
-    """Place the rows of a global array from `first` on, as many as `aval` has, on devices."""
+def _place(array: BatchArray, aval: jax.ShapeDtypeStruct, microbatch: int, window: Window) -> jax.Array:
+    """Place one microbatch of a stage on devices: rows of a global array, as many as `aval` has and in its order."""
+    order = microbatch * aval.shape[0] + window.rows(aval.shape[0] // window.size)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        rows = index[0].indices(aval.shape[0])
-        return np.asarray(array[(slice(first + rows[0], first + rows[1]), *index[1:])], aval.dtype)
+        rows = order[index[0]]
+        # Rows of a subset are taken by slices; without a window they follow each other.
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        slices = [array[(slice(int(run[0]), int(run[-1]) + 1), *index[1:])] for run in runs]
+        return np.asarray(slices[0] if len(slices) == 1 else np.concatenate(slices), aval.dtype)
 
     return jax.make_array_from_callback(aval.shape, aval.sharding, part)
 
@@ -180,6 +188,7 @@ def _check_arrays(batch: Batch) -> None:
 
 def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int) -> None:
     compiled: dict[str, Shapes] = {}
+    count = {stage.module: microbatches // stage.window.size for stage in stages}
     for stage in stages:
         compiled.setdefault(stage.module, {}).update(shapes[stage.name])
     modules = module_inputs(batch)
@@ -191,7 +200,7 @@ def _check_compiled(batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence
                 f"compiled for {', '.join(known) or '(none)'}; keep inputs fixed"
             )
         for port, aval in known.items():
-            shape = (microbatches * aval.shape[0], *aval.shape[1:])
+            shape = (count[module] * aval.shape[0], *aval.shape[1:])
             if not np.can_cast(given[port].dtype, aval.dtype, "same_kind"):
                 raise BatchError(
                     f"module '{module}': input '{port}' is {given[port].dtype} in this batch, but programs were "

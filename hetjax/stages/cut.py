@@ -20,6 +20,7 @@ from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.frozen import frozen_paths
 from hetjax.stages.placed_shapes import placed_shapes
 from hetjax.stages.stage import Stage
+from hetjax.stages.windows import ONE_MICROBATCH, Window
 
 
 def cut_graph(
@@ -33,8 +34,11 @@ def cut_graph(
     trained: Collection[str] | None = None,
     remat: Mapping[str, Remat] = MappingProxyType({}),
     replaced_kernels: frozenset[str] = frozenset(),
+    windows: Mapping[str, Window] = MappingProxyType({}),
 ) -> tuple[Stage, ...]:
     """Return all stages in topological order; `frozen` and `trained` as in `hetjax.stages.frozen.frozen_paths`.
+
+    `windows` are those of modules that take several microbatches at once.
 
     Raises GraphError, ConfigError and PlacementError.
     """
@@ -78,6 +82,7 @@ def cut_graph(
                     replaced_kernels=replaced_kernels,
                     independent_samples=getattr(part, "independent_samples", False),
                     ends_steps=hasattr(part, "end_of_step"),
+                    window=windows.get(module, ONE_MICROBATCH),
                 )
             )
     return tuple(stages)

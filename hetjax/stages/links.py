@@ -84,6 +84,7 @@ def _link(source: Stage, source_port: str, destination: Stage, destination_port:
 
 def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
     """Return the stages and links in the form that schedules are made for."""
+    by_name = {stage.name: stage for stage in stages}
     return StageGraph(
         stages=tuple(
             StageNode(
@@ -95,11 +96,30 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
                 # The sum of the loss is one over all devices, in every microbatch.
                 independent=stage.independent_devices and any(link.source == stage.name for link in links),
+                window=stage.window.size,
             )
             for stage in stages
         ),
         edges=tuple(
-            StageEdge(name=link.name, source=link.source, destination=link.destination, backward=link.gradient)
+            StageEdge(
+                name=link.name,
+                source=link.source,
+                destination=link.destination,
+                backward=link.gradient,
+                at_once=_cross_together(by_name[link.source], by_name[link.destination]),
+            )
             for link in links
         ),
     )
+
+
+def _cross_together(source: Stage, destination: Stage) -> bool:
+    """Whether the microbatches of a window had better cross together.
+
+    Between processes a transfer is one program of both meshes, so that the destination would wait for whatever the
+    source runs when the next one is needed.
+    """
+    if source.window == destination.window:
+        return False
+    devices = [device for stage in (source, destination) for device in stage.mesh.devices.flat]
+    return len({device.process_index for device in devices}) > 1

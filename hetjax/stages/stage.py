@@ -19,6 +19,7 @@ from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.remat import Remat
 from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, flatten_module
 from hetjax.stages.placed_shapes import cast_shape, placed_shapes
+from hetjax.stages.windows import ONE_MICROBATCH, Window
 
 LOSS = "loss"
 """The port of the module that ends the graph: a sum over tokens."""
@@ -44,6 +45,7 @@ class Stage:
         replaced_kernels: the kernels that its programs do without (`hetjax.execution.kernel_choice`).
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
+        window: the microbatches of the loss that its programs take at once.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stage:
     replaced_kernels: frozenset[str] = frozenset()
     independent_samples: bool = False
     ends_steps: bool = False
+    window: Window = ONE_MICROBATCH
 
     @functools.cached_property
     def is_local(self) -> bool:

@@ -61,7 +61,7 @@ def timeline(
     else:
         from hetjax.schedule.draw import draw  # only here: matplotlib takes a while to import
 
-        title = f"{config.name}: {config.schedule}, {config.microbatches} microbatches"
+        title = f"{config.name}: {schedule.label}"
         draw(found, path, title=title, unit="ms" if measured else "units")
     if trace_path is not None:
         write_trace(found, trace_path)
@@ -90,6 +90,7 @@ def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Json]:
     schedule = found.schedule
     return {
         "schedule": schedule.name,
+        "label": schedule.label,
         "microbatches": schedule.microbatches,
         "unit": unit,
         "makespan": found.makespan,
@@ -99,6 +100,7 @@ def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Json]:
             stage.name: {
                 "devices": list(stage.devices),
                 "idle_share": found.idle_share(stage.name),
+                "microbatches": schedule.count(stage.name),
                 "peak_live_microbatches": report.peak_live[stage.name],
                 **{kind.value: _longest(found, stage.name, kind) for kind in Kind if kind is not Kind.TRANSFER},
             }
@@ -121,7 +123,7 @@ def _table(numbers: Mapping[str, Json]) -> NumberTable:
 
     units = {"seconds": "", "longest forward": " longest forwards"}.get(numbers["unit"], " units")
     total = f"makespan {shown(numbers['makespan'])}{units}"
-    title = f"{numbers['schedule']}, {numbers['microbatches']} microbatches: {total}, idle {numbers['idle_share']:.1%}"
+    title = f"{numbers['label']}: {total}, idle {numbers['idle_share']:.1%}"
     rows = []
     for name, stage in numbers["stages"].items():
         parts = [shown(stage[kind]) for kind in ("backward_input", "backward_weight") if stage[kind] is not None]

@@ -101,9 +101,11 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype), processes=job.processes)
     language = _prepare_language(config, resolved, job, console)
     trainer = build_trainer(config)
-    check_batch(trainer.stages, config.data.batch_size, config.microbatches)
+    check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
     job.agree("schedule", trainer.schedule.digest()[:16])
     console.print(placement_table(trainer))
+    if any(stage.window.size > 1 for stage in trainer.stages):
+        console.print(f"schedule {trainer.schedule.label}")
     if options := gpu_options(trainer.devices[0]):
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()))
     directory = Path(config.directory)
@@ -202,7 +204,7 @@ def _rows_of_process(trainer: Trainer, config: TrainConfig, job: Job) -> tuple[i
         return None
     inputs = batch_shapes(config.data, config.model)
     fed = [stage for stage in trainer.stages if set(stage.inputs) & set(inputs.get(stage.module, ()))]
-    return rows_needed(fed, config.data.batch_size, config.microbatches)
+    return rows_needed(fed, config.data.batch_size, trainer.microbatches)
 
 
 def _fresh_state(trainer: Trainer, config: TrainConfig, console: Console) -> TrainState:

@@ -26,9 +26,10 @@ def make_trainer(layouts, **options) -> Trainer:
     return Trainer(make_graph(), Placement(layouts), optimizer=make_optimizer(), **{"microbatches": 2, **options})
 
 
+@pytest.mark.parametrize("microbatches", [2, pytest.param({"llm": 16, "vision": 2}, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("placement", others_slow(PLACEMENTS, ["disjoint, fan-in", "overlapping, permuted"]))
-def test_a_step_neither_waits_nor_reads_an_array_on_the_host(placement, monkeypatch):
-    trainer = make_trainer(PLACEMENTS[placement], max_grad_norm=1.0)
+def test_a_step_neither_waits_nor_reads_an_array_on_the_host(placement, microbatches, monkeypatch):
+    trainer = make_trainer(PLACEMENTS[placement], max_grad_norm=1.0, microbatches=microbatches)
     state, batch = trainer.init(), make_batch()
     state, _ = trainer.step(state, batch)
     with count_waits(monkeypatch) as waits:

@@ -52,6 +52,8 @@ def test_a_training_step_has_the_flops_of_the_formula_of_palm(make_step):
     )
     step = make_step()
     assert model_flops(step) == llm + vision
+    # Fewer and larger programs, and as many products.
+    assert model_flops(make_step("--microbatches", "{llm: 4, vision: 2}")) == llm + vision
     assert forward_flops(step)["llm"] == llm / 3 / step.schedule.microbatches
 
 

@@ -121,3 +121,28 @@ def test_a_tensor_that_stays_where_it_is_counts_once_while_it_changes_its_mesh()
         (group,) = groups(schedule, links={"a->b": link(shares=shares)}).values()
         taken[shares] = next(moment.held[TEMPORARIES] for moment in group.moments if moment.action == "T0:a->b")
     assert taken == {False: 20, True: 0}
+
+
+@pytest.mark.parametrize("pieces", [4, 1])
+def test_a_window_is_held_in_pieces_until_each_is_sent_and_joined_when_the_last_gradient_is_back(pieces):
+    """A device has a part of every microbatch of the window, or one of them alone: then it is the last to send."""
+    nodes = (StageNode(name="a", module="a", index=0, window=4), StageNode(name="b", module="b", index=0))
+    graph = StageGraph(stages=nodes, edges=(StageEdge(name="a->b", source="a", destination="b"),))
+    schedule = build_schedule("1f1b", graph, 4)
+    takes = {"cut": CallBytes(0, 40), "join": CallBytes(2, 40)} if pieces > 1 else {}
+    found = groups(schedule, links={"a->b": link(source=40, pieces=pieces, **takes)})
+    first = {moment.action: moment.held for moment in found[("a",)].moments if moment.stage == "a"}
+    assert first["F0"][CROSSING] == 3  # the input of the whole window
+    sent = [first[f"T{index}:a->b"][CROSSING] for index in range(4)]
+    # Gradients of the first microbatches are back before the last are sent.
+    assert sent == ([40, 30, 20 + 10, 10 + 20] if pieces > 1 else [40, 40, 40, 40])
+    assert first["B0"][CROSSING] == 40
+    if pieces > 1:
+        # The output beside its pieces; their gradients beside the whole.
+        assert first["F0 cut"][TEMPORARIES] == 40 + 40
+        whole = next(m.held for m in found[("a",)].moments if m.action == "TB3:a->b join")
+        assert (whole[CROSSING], whole[TEMPORARIES]) == (40, 42)
+    second = [moment.held for moment in found[("b",)].moments if moment.action.startswith("F")]
+    # Inputs of microbatches that have not run, and never more than the one that runs of the window.
+    assert [held[CROSSING] for held in second] == [3 * left + 20 for left in (4, 3, 2, 1)]
+    assert all(group.moments[-1].held[CROSSING] == 0 for group in found.values())

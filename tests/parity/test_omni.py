@@ -1,6 +1,7 @@
 """A model with vision, audio and language, each on a mesh of its own with a layout of its own, equals one device."""
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import optax
@@ -52,8 +53,8 @@ def reference(dtype: str, pruning_rate: float, pattern: str):
 
 
 def check(
-    placement: str, dtype: str, *, pruning_rate: float = 0.0, schedule: str = "1f1b", microbatches: int = 2,
-    pattern: str = "MEM*EME",
+    placement: str, dtype: str, *, pruning_rate: float = 0.0, schedule: str = "1f1b",
+    microbatches: int | Mapping[str, int] = 2, pattern: str = "MEM*EME",
 ) -> None:  # fmt: skip
     history = reference(dtype, pruning_rate, pattern)
     trainer = Trainer(
@@ -97,3 +98,17 @@ def test_pruned_videos_equal_one_device(placement, float64):
 @pytest.mark.parametrize(("placement", "schedule"), [("context and stages", "zero_bubble"), ("colocated", "colocated")])
 def test_schedules_equal_one_device(placement, schedule, float64):
     check(placement, "float64", schedule=schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("placement", "microbatches"),
+    [
+        ("three meshes", {"llm": 4, "vision": 1, "audio": 2}),
+        ("context and stages", {"llm": 4, "vision": 2, "audio": 1}),
+    ],
+)
+def test_windows_of_packed_media_equal_one_device(placement, microbatches, float64):
+    """Tokens of unlike numbers a row, and which of them pruning kept, reach the microbatch of their own row."""
+    check(placement, "float64", pruning_rate=0.5, microbatches=microbatches, pattern=SHALLOW)

@@ -59,7 +59,7 @@ def test_suite_fails_when_two_samples_are_swapped_at_the_boundary(dtype):
     trainer = make_trainer(LAYOUTS["disjoint", "more", 1], dtype, "1f1b", 1)
     trainer.compile(make_batch())
     (boundary,) = trainer.compiled.boundaries.values()
-    transport = boundary.forward
+    transport = boundary.ways[0].forward
     swapped = list(transport.plan.moves)
     first, second = (i for i, move in enumerate(swapped) if move.destination_slot == 0 and move.destination in (4, 6))
     swapped[first], swapped[second] = (

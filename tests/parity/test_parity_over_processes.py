@@ -21,6 +21,9 @@ CROSSING = [
     Case("disjoint", "more", 1, "1f1b", 4),
     Case("colocated", "equal", 1, "colocated", 1),
     Case("overlapping", "fewer", 2, "gpipe", 4),
+    # Windows whose microbatches lie on devices of both processes, and on those of one of them.
+    Case("colocated", "equal", 1, "1f1b", {"llm": 8, "vision": 2}),
+    Case("colocated", "more", 2, "colocated", {"llm": 16, "vision": 2}),
 ]
 
 

@@ -72,7 +72,7 @@ def test_a_frozen_encoder_has_no_backward_no_optimizer_state_and_no_gradient_cro
     (boundary,) = step.boundaries.values()
     assert not step.programs["vision"].has_backward
     assert step.programs["llm"].gradient_inputs == ()
-    assert boundary.backward is None
+    assert boundary.ways[0].backward is None
     assert trainer.init().stages["vision"].opt_state is None
     assert {action.kind for action in trainer.schedule.on("vision")} == {Kind.FORWARD}
     assert not any(action.backward for action in trainer.schedule.actions if action.kind is Kind.TRANSFER)
@@ -98,7 +98,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_master_weights_and_grad
     state, batch = trainer.init(), make_batch()
     step = trainer.compiled
     (boundary,) = step.boundaries.values()
-    assert boundary.forward.dtype == jnp.bfloat16
+    assert boundary.ways[0].forward.dtype == jnp.bfloat16
     assert all(aval.dtype == jnp.bfloat16 for aval in step.programs["llm"].stage.compute_params.values())
     loss, gradients = trainer.loss_and_gradients(state, batch)
     assert {g.dtype for g in gradients["llm"].values()} == {np.dtype("float32")}

@@ -95,7 +95,7 @@ def test_no_order_of_a_small_case_takes_less_time(make_shared, share):
     orders = list(every_order(graph, pipeline + encoder, []))
     lengths = []
     for order in orders:
-        actions = [action for program in order for action in (program, *sends(graph, program))]
+        actions = [action for program in order for action in (program, *sends(graph, program, ()))]
         lengths.append(simulate(Schedule(name="mine", graph=graph, microbatches=2, actions=actions), costs).makespan)
     assert len(orders) > 20
     assert simulate(bubble_fill(graph, 2, costs), costs).makespan == min(lengths) < max(lengths)

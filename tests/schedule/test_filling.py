@@ -50,7 +50,7 @@ def test_an_order_is_judged_as_its_schedule_is_simulated(make_filling, seed, ind
     filling = make_filling(3, independent)
     order = random_order(filling, seed)
     programs = [action for action, _, _ in filling.timed(order)]
-    actions = tuple(action for program in programs for action in (program, *sends(filling.graph, program)))
+    actions = tuple(action for program in programs for action in (program, *sends(filling.graph, program, ())))
     timeline = simulate(Schedule(name="mine", graph=filling.graph, microbatches=3, actions=actions), COSTS)
     assert filling.judge(order)[0] == pytest.approx(max(s.end for s in timeline.spans if s.devices))
     for action, start, end in filling.timed(order):

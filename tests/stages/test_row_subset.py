@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from hetjax.stages.batch import input_shapes, rows_needed
 from hetjax.stages.cut import cut_graph
 from hetjax.stages.links import make_links
 from hetjax.stages.row_subset import RowSubset
+from hetjax.stages.windows import ONE_MICROBATCH
 from tests.harness.processes import run_processes
 from tests.harness.small_modules import IN, Encoder, Head
 
@@ -38,10 +40,12 @@ def subset(rows) -> RowSubset:
     return RowSubset(ARRAY[list(rows)], tuple(rows), BATCH)
 
 
-def cut(layouts) -> tuple:
+def cut(layouts, windows=MappingProxyType({})) -> tuple:
     graph = ModuleGraph({"encoder": Encoder, "head": Head}, [Edge("encoder.features", "head.features")])
     placement = Placement(layouts).resolve(len(jax.devices()))
-    stages = cut_graph(graph, placement, devices=jax.devices(), frozen=(), param_dtype="float32", compute_dtype=None)
+    stages = cut_graph(
+        graph, placement, devices=jax.devices(), frozen=(), param_dtype="float32", compute_dtype=None, windows=windows
+    )
     return graph, stages
 
 
@@ -147,6 +151,9 @@ def check_rows_and_data(path: str) -> dict:
         stages = cut(layouts)[1]
         local = [stage for stage in stages if stage.is_local]
         found[name] = (rows_needed(stages, BATCH, MICROBATCHES), addressable_rows(local))
+    windows = {"encoder": ONE_MICROBATCH.joined(4, 4)}
+    layouts = {"encoder": Layout(devices="0-3", data=4), "head": Layout(devices="1,3", data=2)}
+    in_windows = rows_needed(cut(layouts, windows)[1], BATCH, 8)
     config = DataConfig(train=path, seq_len=12, batch_size=BATCH, workers=1, epochs=2, max_bad_share=0.5)
     needed = rows_needed(cut(LAYOUTS["split between the processes"])[1], BATCH, 1)
     tokenizer = load_tokenizer(None)
@@ -158,7 +165,7 @@ def check_rows_and_data(path: str) -> dict:
             for shard in placed.addressable_shards:
                 np.testing.assert_array_equal(shard.data, whole.arrays["llm"][name][shard.index])
         batches += 1
-    return {"rows": found, "batches": batches, "needed": needed}
+    return {"rows": found, "batches": batches, "needed": needed, "in_windows": in_windows}
 
 
 @pytest.mark.timeout(200)
@@ -183,3 +190,5 @@ def test_two_processes_need_exactly_the_rows_of_their_devices_and_load_them_alik
     assert (first["across the border"], second["across the border"]) == (every, (4, 5, 6, 7, 12, 13, 14, 15))
     assert (first["nothing in the second"], second["nothing in the second"]) == (every, ())
     assert [result["needed"] for result in results] == [every[:8], every[8:]]
+    # The first device of the pairs that a window's microbatches of two lie on is in the first process.
+    assert [result["in_windows"] for result in results] == [every[::2], every[1::2]]

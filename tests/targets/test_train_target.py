@@ -90,7 +90,7 @@ config, _ = load_config(["--config", "configs/digits.yaml", *layout, *layers])
 trainer = build_trainer(config, devices=devices)
 trainer.compile(batch_shapes(config.data, config.model))
 assert trainer.compiled.programs["llm"].programs["backward"].is_compiled
-boundary = trainer.compiled.boundaries["vision.tokens->llm.image_tokens"].forward
+boundary = trainer.compiled.boundaries["vision.tokens->llm.image_tokens"].ways[0].forward
 assert boundary.way == "exchange", boundary.way  # vision and llm lie in two hosts
 assert sum(array.nbytes for array in jax.live_arrays()) < 2**16
 try:

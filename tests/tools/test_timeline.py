@@ -29,6 +29,17 @@ def test_the_estimate_gives_the_longest_forward_one_unit_and_backwards_two_forwa
     assert np.asarray(Image.open(tmp_path / "timeline.png")).std() > 10
 
 
+def test_a_module_s_own_microbatches_are_settings_and_figures(make_config, tmp_path):
+    config = make_config("--microbatches", "{llm: 4, vision: 2}")
+    one, window = (timeline(config=each, out=str(tmp_path / "timeline.svg")) for each in (make_config(), config))
+    assert window.numbers["label"] == "1f1b, 4 microbatches (vision 2)"
+    stages = window.numbers["stages"]
+    assert {name: stage["microbatches"] for name, stage in stages.items()} == {"vision": 2, "llm": 4}
+    # Two microbatches in the first run, as large as two of the four.
+    assert stages["vision"]["forward"] == pytest.approx(2 * one.numbers["stages"]["vision"]["forward"])
+    assert "1f1b, 4 microbatches (vision 2): makespan" in window.shown[0].title
+
+
 def test_two_devices_halve_the_length_of_a_program(make_config, tmp_path):
     out = str(tmp_path / "timeline.json")
     two = timeline(config=make_config(), out=out).numbers["stages"]["vision"]["forward"]

@@ -84,6 +84,10 @@ def test_the_walk_of_a_schedule_holds_what_is_alive_after_each_action(trainer):
         pytest.param(("0-1", "2-3"), {"schedule": "gpipe", "microbatches": 4}, id="gpipe"),
         pytest.param(("0-1", "2-3"), {"schedule": "zero_bubble", "microbatches": 4}, id="in two parts"),
         pytest.param(("0-1", "0-1"), {"schedule": "colocated"}, id="colocated"),
+        pytest.param(("0-1", "2-3"), {"microbatches": {"llm": 8, "vision": 2}}, id="windows"),
+        pytest.param(
+            ("0-1", "0-1"), {"schedule": "colocated", "microbatches": {"llm": 4, "vision": 1}}, id="one window"
+        ),
     ],
 )
 def test_the_walk_of_other_schedules_holds_what_is_alive_after_each_action(layouts, options):
@@ -100,7 +104,8 @@ def assert_walk_is_alive(trainer):
     trainer.step(state, batch, observe=lambda action, _: seen.append((action, [alive(device) for device in devices])))
     for group in device_groups(step.schedule, stage_bytes(step, step.stages), link_bytes(step)):
         device = devices.index(next(each for each in devices if each.id == group.devices[0]))
-        moments = [moment for moment in group.moments if moment.action not in ("prepare", "reduce", "end of step")]
+        beside = ("prepare", "reduce", "end of step")
+        moments = [each for each in group.moments if not each.action.endswith((*beside, " cut", " join"))]
         labels = [(moment.action, moment.stage) for moment in moments]
         touching = [(action, held[device]) for action, held in seen if (str(action), action.stage) in labels]
         assert [(str(action), action.stage) for action, _ in touching] == labels

@@ -74,6 +74,7 @@ def schedules(
     microbatches: list[int] = [4, 8, 16],  # noqa: B006
     chunks: int = 2,
     encoder: float = 0.5,
+    window: int = 1,
     costs: KindCosts = KindCosts(),
 ) -> Outcome:
     """Simulate every schedule over numbers of stages and microbatches: nothing is run.
@@ -88,26 +89,29 @@ def schedules(
         stages: Numbers of pipeline stages, a case each, e.g. [2,4,8].
         microbatches: Numbers of microbatches, a case each, e.g. [4,8,16].
         chunks: Stages that a mesh holds with interleaved_1f1b.
-        encoder: Cost of an encoder's piece of a program, in the cost of a stage's program of that kind.
+        encoder: Cost of an encoder's piece of a microbatch, in the cost of a stage's program of that kind.
+        window: Microbatches that the encoder takes at once.
         costs: What the programs and transfers of a stage take.
     """
-    _check(stages, microbatches, chunks, encoder)
+    _check(stages, microbatches, chunks, encoder, window)
     with busy("simulating"):
         pairs = list(itertools.product(stages, microbatches))
         alone = [_alone(p, m, chunks, costs) for p, m in pairs]
-        encoded = [_with_encoder(p, m, encoder, costs) for p, m in pairs]
+        encoded = [_with_encoder(p, m, encoder, window, costs) for p, m in pairs]
     numbers = {
         "chunks": chunks,
         "encoder": encoder,
+        "window": window,
         "alone": [_numbers(case, closed_forms=True) for case in alone],
         "with_encoder": [_numbers(case, closed_forms=False) for case in encoded],
     }
+    at_once = f", {window} microbatches at once" if window > 1 else ""
     shown = (
         _table(
             f"a language model alone; {chunks} chunks a mesh with {interleaved_1f1b.name}", alone, closed_forms=True
         ),
         _table(
-            f"with an encoder on all devices, whose pieces cost {encoder:g} times a stage's programs",
+            f"with an encoder on all devices, whose pieces cost {encoder:g} times a stage's programs{at_once}",
             encoded,
             closed_forms=False,
         ),
@@ -116,10 +120,11 @@ def schedules(
     return Outcome(numbers=numbers, shown=shown)
 
 
-def _check(stages: list[int], microbatches: list[int], chunks: int, encoder: float) -> None:
-    if not stages or not microbatches or min(*stages, *microbatches, chunks) < 1:
+def _check(stages: list[int], microbatches: list[int], chunks: int, encoder: float, window: int) -> None:
+    if not stages or not microbatches or min(*stages, *microbatches, chunks, window) < 1:
         raise ConfigError(
-            f"stages is {stages}, microbatches {microbatches} and chunks {chunks}; give numbers of 1 or more"
+            f"stages is {stages}, microbatches {microbatches}, chunks {chunks} and window {window}; give numbers of 1 "
+            "or more"
         )
     if encoder < 0:
         raise ConfigError(f"encoder is {encoder}; give a factor of 0 or more")
@@ -142,27 +147,29 @@ def _alone(stages: int, microbatches: int, chunks: int, given: KindCosts) -> Cas
     return Case(stages=stages, microbatches=microbatches, schedules=found)
 
 
-def _with_encoder(stages: int, microbatches: int, share: float, given: KindCosts) -> Case:
+def _with_encoder(stages: int, microbatches: int, share: float, window: int, given: KindCosts) -> Case:
     """Return one case of an encoder on the devices of all stages."""
-    graph = pipeline(stages, encoder=True)
+    graph = pipeline(stages, encoder=True, window=window)
     pieces = scaled(given, share).costs()
-    programs = (kind for kind in Kind if kind is not Kind.TRANSFER)
-    costs = dataclasses.replace(given.costs(), of={("vision", kind): getattr(pieces, kind.value) for kind in programs})
+    times = {kind: 1 if kind is Kind.UPDATE else window for kind in Kind if kind is not Kind.TRANSFER}
+    of = {("vision", kind): count * getattr(pieces, kind.value) for kind, count in times.items()}
+    costs = dataclasses.replace(given.costs(), of=of)
     reference = simulate(one_f_one_b(graph, microbatches), costs).makespan
     found = {builder.name: _judge(builder(graph, microbatches, costs), costs, reference) for builder in WITH_ENCODER}
     return Case(stages=stages, microbatches=microbatches, schedules=found)
 
 
-def pipeline(stages: int, *, chunks: int = 1, encoder: bool = False) -> StageGraph:
+def pipeline(stages: int, *, chunks: int = 1, encoder: bool = False, window: int = 1) -> StageGraph:
     """Return the graph of a language model of stages llm.0, llm.1, ..., with one device a mesh.
 
-    With `encoder` an independent encoder stands on all devices before it.
+    With `encoder` an independent encoder stands on all devices before it, which takes `window` microbatches at once.
     """
     names = [f"llm.{index}" for index in range(stages * chunks)]
     nodes = [StageNode(name=n, module="llm", index=i, devices=(i % stages,)) for i, n in enumerate(names)]
     if encoder:
         everywhere = tuple(range(stages))
-        nodes.insert(0, StageNode(name="vision", module="vision", index=0, devices=everywhere, independent=True))
+        vision = StageNode(name="vision", module="vision", index=0, devices=everywhere, independent=True, window=window)
+        nodes.insert(0, vision)
         names.insert(0, "vision")
     edges = (StageEdge(name=f"{a}->{b}", source=a, destination=b) for a, b in itertools.pairwise(names))
     return StageGraph(stages=tuple(nodes), edges=tuple(edges))
@@ -201,7 +208,7 @@ def peak_live(schedule: Schedule) -> int:
         stage = graph.stage(action.stage)
         mesh = (stage.module, graph.occupies(stage.name))
         if stage.backward:
-            live[mesh] += (action.kind is Kind.FORWARD) - (action.kind in ENDS_MICROBATCH)
+            live[mesh] += stage.window * ((action.kind is Kind.FORWARD) - (action.kind in ENDS_MICROBATCH))
             peak = max(peak, live[mesh])
     return peak
 

@@ -42,7 +42,7 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
     check_holds(target, config.placement)
     use_devices(None, (config.param_dtype, config.compute_dtype))
     trainer = build_trainer(config, devices=target_devices(target.name))
-    check_batch(trainer.stages, config.data.batch_size, config.microbatches)
+    check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
     chosen = _chosen(options.only, [(stage.name, stage.module) for stage in trainer.stages])
     for warning in slow_tensor(target, trainer.placement):
         progress.print(f"warning: {warning}")

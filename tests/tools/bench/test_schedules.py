@@ -38,6 +38,16 @@ def test_an_encoder_on_all_devices_is_best_off_in_the_bubbles(found):
         assert idle["bubble_fill"] < 0.95 * min(idle["1f1b"], idle["colocated"])
 
 
+def test_an_encoder_that_takes_all_microbatches_at_once_is_colocated_in_every_schedule():
+    """Its forward, the language model's pipeline, its backward: nothing else is left to choose."""
+    (case,) = schedules(stages=[4], microbatches=[8], window=8).numbers["with_encoder"]
+    rows = case["schedules"].values()
+    assert len({row["makespan"] for row in rows}) == 1
+    assert {row["peak_live_microbatches"] for row in rows} == {8}
+    with pytest.raises(ScheduleError, match="microbatches=8: stage 'vision' takes 3 of them at once"):
+        schedules(stages=[4], microbatches=[8], window=3)
+
+
 def test_a_mesh_counts_the_microbatches_of_all_its_chunks():
     schedule = interleaved_1f1b(pipeline(4, chunks=2), 8)
     assert peak_live(schedule) == 2 * 3 + 4 + 1  # the warm-up of the first mesh

@@ -10,7 +10,7 @@ from tests.harness.compiled_trainer import compiled_step, make_trainer
 def test_modules_on_one_device_send_nothing_but_what_crosses():
     step = compiled_step(Layout(devices="0"), Layout(devices="1"))
     (boundary,) = step.boundaries.values()
-    tokens = boundary.forward.plan.bytes_moved
+    tokens = boundary.ways[0].forward.plan.bytes_moved
     assert tokens > 0
     assert bytes_of_step(step) == {"vision": 0, "llm": 0, "boundaries": 2 * 2 * tokens}
 
