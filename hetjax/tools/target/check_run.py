@@ -39,18 +39,7 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
     """
     target = parse_target(options.target)
     picture = None if options.picture is None else output_path(options.picture)
-    check_holds(target, config.placement)
-    use_devices(None, (config.param_dtype, config.compute_dtype))
-    trainer = build_trainer(config, devices=target_devices(target.name))
-    check_batch(trainer.stages, config.data.batch_size, config.microbatches)
-    chosen = _chosen(options.only, [(stage.name, stage.module) for stage in trainer.stages])
-    for warning in slow_tensor(target, trainer.placement):
-        progress.print(f"warning: {warning}")
-    traced = trainer.trace(batch_shapes(config.data, config.model))
-    failed = _compile(_tasks(traced, chosen), progress)
-    incomplete = {task.partition(" ")[0] for task in failed}
-    compiled = [name for name in chosen if name not in incomplete]
-    report = fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed)
+    report = compile_run(config, target, only=options.only, progress=progress)
     if options.json is not None:
         text = json.dumps(report.numbers(), indent=1)
         print(text, flush=True) if options.json == "-" else Path(options.json).write_text(text + "\n")
@@ -63,6 +52,25 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
     for item in shown:
         console.print(item, highlight=False, soft_wrap=isinstance(item, str), markup=False)
     return report
+
+
+def compile_run(config: TrainConfig, target: Target, *, only: str | None = None, progress: Console) -> FitReport:
+    """Compile a run's programs for a target, or those of one module or stage, and return the report.
+
+    Raises as `check_run`.
+    """
+    check_holds(target, config.placement)
+    use_devices(None, (config.param_dtype, config.compute_dtype))
+    trainer = build_trainer(config, devices=target_devices(target.name))
+    check_batch(trainer.stages, config.data.batch_size, config.microbatches)
+    chosen = _chosen(only, [(stage.name, stage.module) for stage in trainer.stages])
+    for warning in slow_tensor(target, trainer.placement):
+        progress.print(f"warning: {warning}")
+    traced = trainer.trace(batch_shapes(config.data, config.model))
+    failed = _compile(_tasks(traced, chosen), progress)
+    incomplete = {task.partition(" ")[0] for task in failed}
+    compiled = [name for name in chosen if name not in incomplete]
+    return fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed)
 
 
 def fit_report(
