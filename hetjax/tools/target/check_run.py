@@ -14,6 +14,7 @@ from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.config.target_options import TargetOptions
 from hetjax.errors import ConfigError
+from hetjax.execution.step_programs import Step
 from hetjax.execution.traced_step import TracedStep
 from hetjax.fit.advice import verdict
 from hetjax.fit.held import device_groups
@@ -113,11 +114,18 @@ def _chosen(only: str | None, stages: list[tuple[str, str]]) -> list[str]:
 
 def _tasks(traced: TracedStep, chosen: Collection[str]) -> dict[str, Callable[[], object]]:
     """Return what is to be compiled: all, or what stages and the links between some of them need."""
-    step = traced.step
-    if len(chosen) == len(step.stages):
-        return traced.tasks
-    links = [name for name, link in step.links.items() if link.source in chosen and link.destination in chosen]
-    return {task: run for task, run in traced.tasks.items() if task.partition(" ")[0] in {*chosen, *links}}
+    step, tasks = traced.step, traced.tasks
+    if len(chosen) < len(step.stages):
+        links = [name for name, link in step.links.items() if link.source in chosen and link.destination in chosen]
+        tasks = {task: run for task, run in tasks.items() if task.partition(" ")[0] in {*chosen, *links}}
+    # A stage's backward waits for its forward: what takes longest begins first, and the rest runs beside it.
+    return dict(sorted(tasks.items(), key=lambda task: -_weights(step, task[0])))
+
+
+def _weights(step: Step, task: str) -> int:
+    """Return the weights of the stage whose forward and backward a task compiles, each a stack at most; 0 of others."""
+    name, _, programs = task.partition(" ")
+    return len(step.stages[name].params) if programs == "forward and backward" else 0
 
 
 def _compile(tasks: Mapping[str, Callable[[], object]], progress: Console) -> dict[str, str]:
