@@ -35,6 +35,6 @@ def test_result_has_the_dtype_of_the_text():
     assert scatter_tokens(TEXT.astype(np.float16), TOKENS.astype(np.float32), POSITIONS).dtype == np.float16
 
 
-def test_where_the_text_has_no_gradient_the_backward_keeps_nothing_of_its_size():
+def test_where_the_text_has_no_gradient_the_backward_keeps_nothing_of_its_size(float64):
     _, vjp = jax.vjp(lambda tokens: scatter_tokens(TEXT, tokens, POSITIONS), TOKENS)
     assert all(np.size(kept) <= POSITIONS.size for kept in jax.tree.leaves(vjp))
