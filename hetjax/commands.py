@@ -56,6 +56,7 @@ TOOLS = {
     "model": Tool("hetjax.tools.model", "model"),
     "placement": Tool("hetjax.tools.placement", "placement"),
     "boundary": Tool("hetjax.tools.boundary", "boundary"),
+    "fit": Tool("hetjax.tools.target.fit", "fit"),
     "convert": Tool("hetjax.tools.convert", "convert"),
     "generate": Tool("hetjax.tools.generate", "generate"),
     "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),

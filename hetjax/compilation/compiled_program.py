@@ -33,6 +33,7 @@ class Program:
         donate: positions of the arguments whose memory a call reuses.
         out_shardings: shardings of the results, as for `jax.jit`; None leaves them to the compiler.
         compiler_options: as for `jax.jit`, beside those of `hetjax.compilation.gpu_options` on GPUs.
+        nested_loops: whether loops over layers have such loops in them.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Program:
         donate: int | tuple[int, ...] = (),
         out_shardings: ArrayTree = None,
         compiler_options: dict[str, str | int | bool] | None = None,
+        nested_loops: bool = False,
     ):
         self.name, self.mesh = name, mesh
-        options = {**gpu_options(mesh.devices.flat[0]), **(compiler_options or {})}
+        options = {**gpu_options(mesh.devices.flat[0], nested_loops=nested_loops), **(compiler_options or {})}
         self._jitted = jax.jit(
             function, donate_argnums=donate, out_shardings=out_shardings, compiler_options=options or None
         )

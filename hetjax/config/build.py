@@ -20,6 +20,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models import VisionConfig
 from hetjax.models.components import build_component
+from hetjax.models.parts.groups import groups_around
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
 
@@ -89,9 +90,8 @@ def decays(path: str, dims: int) -> bool:
 
     Stacks lead with a dim of layers, and those of a pattern (`hetjax.models.parts.pattern`) with one for each group.
     """
-    *places, name = path.split("/")
-    stacked = max(1, sum(place.startswith("group") for place in places)) if path.startswith("layers/") else 0
-    return name not in ("scale", "bias") and dims - stacked > 1
+    stacked = max(1, groups_around(path)) if path.startswith("layers/") else 0
+    return path.rpartition("/")[2] not in ("scale", "bias") and dims - stacked > 1
 
 
 def build_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -55,6 +55,7 @@ class ForwardBackward:
             stage.mesh,
             *self._forward_arguments,
             out_shardings=(shardings_of(self.outputs), shardings_of(stage.buffers), None),
+            nested_loops=stage.nests_layers,
         )
         forward.trace()
         self.programs["forward"] = forward
@@ -127,6 +128,7 @@ class ForwardBackward:
             gradients,
             donate=3,
             out_shardings=(shardings_of(gradients), self._carried_shardings),
+            nested_loops=stage.nests_layers,
         ).compile()
 
     def _compile_split(self) -> None:
@@ -138,6 +140,7 @@ class ForwardBackward:
             stage.mesh,
             *arguments,
             out_shardings=(self._carried_shardings, None),
+            nested_loops=stage.nests_layers,
         ).compile()
         _, crossing = first.outputs
         self.programs["backward_input"] = first

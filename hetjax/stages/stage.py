@@ -16,6 +16,7 @@ from hetjax.meshes import Layout, PlacementError, local_devices
 from hetjax.models.dims import Dims
 from hetjax.models.errors import LayoutError
 from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
+from hetjax.models.parts.groups import groups_around
 from hetjax.models.remat import Remat
 from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, flatten_module
 from hetjax.stages.placed_shapes import cast_shape, placed_shapes
@@ -78,6 +79,11 @@ class Stage:
     def trained(self) -> Shapes:
         """The `params` that are updated."""
         return {path: aval for path, aval in self.params.items() if path not in self.frozen}
+
+    @property
+    def nests_layers(self) -> bool:
+        """Whether its loops over layers have such loops in them, as those of a pattern of layers may."""
+        return any(groups_around(path) > 1 for path in self.params)
 
     @property
     def trains(self) -> bool:

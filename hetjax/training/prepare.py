@@ -107,7 +107,9 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     if any(stage.window.size > 1 for stage in trainer.stages):
         console.print(f"schedule {trainer.schedule.label}")
     if options := gpu_options(trainer.devices[0]):
-        console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()))
+        nested = dict.fromkeys(stage.module for stage in trainer.stages if stage.nests_layers)
+        aside = f"; not for the layers of {', '.join(nested)}" if nested else ""
+        console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
     generator = _build_generator(trainer, config.eval, language.tokenizer)

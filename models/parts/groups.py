@@ -114,6 +114,11 @@ def layer_places(pattern: str) -> tuple[Place, ...]:
     return tuple(_places(find_groups(pattern), "", ()))
 
 
+def groups_around(path: str) -> int:
+    """Return how many groups a weight lies in, by its path "layers/group0/group1/...": loops inside of each other."""
+    return sum(place.startswith("group") for place in path.split("/"))
+
+
 def _places(items: tuple[Single | Group, ...], path: str, index: tuple[int, ...]) -> Iterator[Place]:
     for item in items:
         if isinstance(item, Single):

@@ -22,6 +22,32 @@ def scatter_tokens(
     length, count = text.shape[1], tokens.shape[1]
     inside = (positions >= 0) & (positions < length)
     places = jnp.where(inside, positions, length + jnp.arange(count, dtype=jnp.int32))
+    return _fill(text, tokens.astype(text.dtype), places)
+
+
+@jax.custom_vjp
+def _fill(
+    text: Float[Array, "B S D"], tokens: Float[Array, "B N D"], places: Int[Array, "B N"]
+) -> Float[Array, "B S D"]:
+    """The text with its positions `places` overwritten, each named once; S or more is none.
+
+    Its gradient is written out: where the text has none, its table being frozen, JAX would make an array of zeros in
+    the forward and keep it for the backward, on every device that of the whole batch.
+    """
     # One scatter a sample keeps the batch dim free of indices, so that it stays sharded.
-    fill = jax.vmap(lambda text, new, place: text.at[place].set(new, mode="drop", unique_indices=True))
-    return fill(text, tokens.astype(text.dtype), places)
+    return jax.vmap(lambda text, new, place: text.at[place].set(new, mode="drop", unique_indices=True))(
+        text, tokens, places
+    )
+
+
+def _forward(text, tokens, places):
+    return _fill(text, tokens, places), places
+
+
+def _backward(places, gradient):
+    take = jax.vmap(lambda gradient, place: gradient.at[place].get(mode="fill", fill_value=0, unique_indices=True))
+    of_tokens = take(gradient, places)
+    return _fill(gradient, jnp.zeros_like(of_tokens), places), of_tokens, None
+
+
+_fill.defvjp(_forward, _backward)

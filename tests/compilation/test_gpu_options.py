@@ -16,6 +16,7 @@ def test_one_option_that_this_compiler_knows_is_set_on_gpus_alone():
     # An option that the compiler lacks would be refused.
     assert jax.jit(lambda: 3, compiler_options=options)() == 3
     assert gpu_options(jax.devices()[0], {}) == {}
+    assert gpu_options(GPU, {}, nested_loops=True) == {}
 
 
 @pytest.mark.parametrize("name", ["xla_gpu_pipeline_all_gather=default", "xla_gpu_enable_pipelined_all_gather=false"])

@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec as P
 from hetjax import Edge, ModuleGraph
 from hetjax.errors import BatchError, ConfigError, GraphError
 from hetjax.meshes import Layout, Placement, PlacementError
-from hetjax.models import LanguageModel, ModelError
+from hetjax.models import LanguageModel, ModelError, NemotronH
 from hetjax.models.dims import constrain
 from hetjax.stages.batch import check_batch
 from hetjax.stages.cut import cut_graph, cut_module
 from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.links import make_links, stage_graph
+from tests.harness.models.tiny_hybrid import HYBRID
 from tests.harness.parity.problem import LLM
 from tests.harness.parity.problem import make_graph as make_parity_graph
 from tests.harness.small_modules import IN, WIDTH, Encoder, Head, Middle, Noisy, Tower, Vote
@@ -313,3 +314,10 @@ def test_shardings_of_all_weights_are_on_the_mesh_of_their_stage():
         for aval in (*stage.params.values(), *stage.buffers.values()):
             assert isinstance(aval.sharding, NamedSharding)
             assert aval.sharding.mesh == stage.mesh
+
+
+@pytest.mark.parametrize(("pattern", "nests"), [("MM*MM*", True), ("M*M*", False)])
+def test_a_stage_nests_layers_where_a_group_of_a_pattern_has_groups_in_it(pattern, nests):
+    graph = ModuleGraph({"llm": lambda rngs: NemotronH(dataclasses.replace(HYBRID, pattern=pattern), rngs=rngs)}, [])
+    (stage,) = cut(graph, {"llm": Layout(devices="0")})
+    assert stage.nests_layers == nests

@@ -69,6 +69,7 @@ class WeightProgram:
                 {path: gradients[path] for path in paths},
                 donate=2,
                 out_shardings={path: gradients[path].sharding for path in paths},
+                nested_loops=stage.nests_layers,
             )
 
     def compile(self) -> WeightProgram:

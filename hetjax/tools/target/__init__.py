@@ -1,1 +1,1 @@
-"""`train.py --target`: a run checked against devices that are not there, in tables, JSON and a picture."""
+"""Runs checked against devices that are not there: `train.py --target`, and `hetjax fit` for several."""

@@ -14,6 +14,7 @@ from hetjax.config.build import batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.config.target_options import TargetOptions
 from hetjax.errors import ConfigError
+from hetjax.execution.step_programs import Step
 from hetjax.execution.traced_step import TracedStep
 from hetjax.fit.advice import verdict
 from hetjax.fit.held import device_groups
@@ -39,18 +40,7 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
     """
     target = parse_target(options.target)
     picture = None if options.picture is None else output_path(options.picture)
-    check_holds(target, config.placement)
-    use_devices(None, (config.param_dtype, config.compute_dtype))
-    trainer = build_trainer(config, devices=target_devices(target.name))
-    check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
-    chosen = _chosen(options.only, [(stage.name, stage.module) for stage in trainer.stages])
-    for warning in slow_tensor(target, trainer.placement):
-        progress.print(f"warning: {warning}")
-    traced = trainer.trace(batch_shapes(config.data, config.model))
-    failed = _compile(_tasks(traced, chosen), progress)
-    incomplete = {task.partition(" ")[0] for task in failed}
-    compiled = [name for name in chosen if name not in incomplete]
-    report = fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed)
+    report = compile_run(config, target, only=options.only, progress=progress)
     if options.json is not None:
         text = json.dumps(report.numbers(), indent=1)
         print(text, flush=True) if options.json == "-" else Path(options.json).write_text(text + "\n")
@@ -63,6 +53,25 @@ def check_run(config: TrainConfig, options: TargetOptions, *, results: Console, 
     for item in shown:
         console.print(item, highlight=False, soft_wrap=isinstance(item, str), markup=False)
     return report
+
+
+def compile_run(config: TrainConfig, target: Target, *, only: str | None = None, progress: Console) -> FitReport:
+    """Compile a run's programs for a target, or those of one module or stage, and return the report.
+
+    Raises as `check_run`.
+    """
+    check_holds(target, config.placement)
+    use_devices(None, (config.param_dtype, config.compute_dtype))
+    trainer = build_trainer(config, devices=target_devices(target.name))
+    check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
+    chosen = _chosen(only, [(stage.name, stage.module) for stage in trainer.stages])
+    for warning in slow_tensor(target, trainer.placement):
+        progress.print(f"warning: {warning}")
+    traced = trainer.trace(batch_shapes(config.data, config.model))
+    failed = _compile(_tasks(traced, chosen), progress)
+    incomplete = {task.partition(" ")[0] for task in failed}
+    compiled = [name for name in chosen if name not in incomplete]
+    return fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed)
 
 
 def fit_report(
@@ -105,11 +114,18 @@ def _chosen(only: str | None, stages: list[tuple[str, str]]) -> list[str]:
 
 def _tasks(traced: TracedStep, chosen: Collection[str]) -> dict[str, Callable[[], object]]:
     """Return what is to be compiled: all, or what stages and the links between some of them need."""
-    step = traced.step
-    if len(chosen) == len(step.stages):
-        return traced.tasks
-    links = [name for name, link in step.links.items() if link.source in chosen and link.destination in chosen]
-    return {task: run for task, run in traced.tasks.items() if task.partition(" ")[0] in {*chosen, *links}}
+    step, tasks = traced.step, traced.tasks
+    if len(chosen) < len(step.stages):
+        links = [name for name, link in step.links.items() if link.source in chosen and link.destination in chosen]
+        tasks = {task: run for task, run in tasks.items() if task.partition(" ")[0] in {*chosen, *links}}
+    # A stage's backward waits for its forward: what takes longest begins first, and the rest runs beside it.
+    return dict(sorted(tasks.items(), key=lambda task: -_weights(step, task[0])))
+
+
+def _weights(step: Step, task: str) -> int:
+    """Return the weights of the stage whose forward and backward a task compiles, each a stack at most; 0 of others."""
+    name, _, programs = task.partition(" ")
+    return len(step.stages[name].params) if programs == "forward and backward" else 0
 
 
 def _compile(tasks: Mapping[str, Callable[[], object]], progress: Console) -> dict[str, str]:

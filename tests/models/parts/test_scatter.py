@@ -33,3 +33,8 @@ def test_gradient_goes_to_the_rows_in_the_result_and_to_no_other(float64):
 
 def test_result_has_the_dtype_of_the_text():
     assert scatter_tokens(TEXT.astype(np.float16), TOKENS.astype(np.float32), POSITIONS).dtype == np.float16
+
+
+def test_where_the_text_has_no_gradient_the_backward_keeps_nothing_of_its_size(float64):
+    _, vjp = jax.vjp(lambda tokens: scatter_tokens(TEXT, tokens, POSITIONS), TOKENS)
+    assert all(np.size(kept) <= POSITIONS.size for kept in jax.tree.leaves(vjp))
