@@ -96,20 +96,27 @@ def _cudnn_attention(call: CustomCall) -> int:
     return 2 * batch * heads * scores * products
 
 
-def _attention(products: int) -> Flops:
+def _attention(products: int, padded: Callable[[int], int]) -> Flops:
     """Attention by a Triton kernel: the first two arrays of four dims are queries [B, S, H, K] and keys [B, T, ., K].
 
-    Such a kernel works on heads as wide as the next power of two.
+    Such a kernel works on heads of a `padded` width.
     """
 
     def flops(call: CustomCall) -> int:
         query, key = [shape for shape in call.operands if len(shape.dims) >= 4][:2]
         *batch, queries, heads, width = query.dims
         scores = queries * key.dims[-3] // (2 if _CAUSAL.search(call.op_name) else 1)
-        padded = max(16, 1 << (width - 1).bit_length())
-        return products * 2 * math.prod(batch) * heads * scores * padded
+        return products * 2 * math.prod(batch) * heads * scores * padded(width)
 
     return flops
+
+
+def _multiple_of_16(width: int) -> int:
+    return -(-width // 16) * 16
+
+
+def _power_of_two(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def _ragged_dot(call: CustomCall) -> int:
@@ -158,13 +165,13 @@ _KERNEL_TARGETS = re.compile(r"__gpu\$xla\.gpu\.triton$|triton_kernel_call$|mosa
 
 KERNELS: tuple[tuple[re.Pattern, Flops], ...] = (
     # hetjax.models.kernels.triton_attention: both gradients compute the scores, and the gradient of the weights.
-    (re.compile(r"attention_forward"), _attention(2)),
-    (re.compile(r"attention_query_gradient"), _attention(3)),
-    (re.compile(r"attention_key_gradient"), _attention(4)),
+    (re.compile(r"attention_forward"), _attention(2, _multiple_of_16)),
+    (re.compile(r"attention_query_gradient"), _attention(3, _multiple_of_16)),
+    (re.compile(r"attention_key_gradient"), _attention(4, _multiple_of_16)),
     # jax.experimental.pallas.ops.gpu.attention: its backward computes the scores once for queries and once for keys.
     (re.compile(r"mha_preprocess_backward"), _none),
-    (re.compile(r"mha_backward"), _attention(7)),
-    (re.compile(r"mha_forward"), _attention(2)),
+    (re.compile(r"mha_backward"), _attention(7, _power_of_two)),
+    (re.compile(r"mha_forward"), _attention(2, _power_of_two)),
     # jax.experimental.pallas.ops.gpu.{ragged_dot_mgpu, transposed_ragged_dot_mgpu}
     (re.compile(r"transposed_ragged_dot"), _transposed_ragged_dot),
     (re.compile(r"ragged_dot"), _ragged_dot),
