@@ -45,6 +45,16 @@ def is_supported(dtype: jax.typing.DTypeLike, width: int, capability: tuple[int,
     return capability >= (8, 0) and dtype in (jnp.bfloat16, jnp.float16) and width <= 256
 
 
+def forward_blocks(width: int) -> Blocks:
+    """Return the blocks of the forward for heads of a width."""
+    return Blocks(64, 32, 4, 2) if width > 128 else Blocks(128, 64, 4 if width <= 64 else 8, 2)
+
+
+def backward_blocks(width: int) -> Blocks:
+    """Return the blocks of both gradients for heads of a width."""
+    return Blocks(32, 32, 4, 2) if width > 128 else Blocks(64, 64, 4 if width <= 64 else 8, 2)
+
+
 def _forward(
     query: Float[Array, "B S H K"],
     key: Float[Array, "B T G K"],
@@ -56,9 +66,7 @@ def _forward(
     interpret: bool,
 ) -> PartialAttention:
     batch, queries, heads, width = query.shape
-    wide = width > 128
-    blocks = Blocks(64, 32, 4, 2) if wide else Blocks(128, 64, 4 if width <= 64 else 8, 2)
-    call = _Call(query, key, value, visible, blocks, by_keys=False, interpret=interpret)
+    call = _Call(query, key, value, visible, forward_blocks(width), by_keys=False, interpret=interpret)
     shapes = jax.ShapeDtypeStruct(query.shape, dtype), jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)
     return PartialAttention(*call(forward_kernel, "attention_forward", (), before, shapes))
 
@@ -76,7 +84,7 @@ def _backward(
     *,
     interpret: bool,
 ) -> Gradients:
-    blocks = Blocks(32, 32, 4, 2) if query.shape[-1] > 128 else Blocks(64, 64, 4 if query.shape[-1] <= 64 else 8, 2)
+    blocks = backward_blocks(query.shape[-1])
     like = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)  # noqa: E731
     of_queries = gradient, log_sum, projection
     inputs = query, key, value, visible, blocks
