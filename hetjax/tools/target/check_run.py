@@ -95,6 +95,7 @@ def fit_report(
         kept=traced.report.peak_live,
         compiled=compiled,
         stages=tuple(step.stages),
+        packings=packings,
     )
 
 
