@@ -8,7 +8,7 @@ without a copy for each head.
 The backward does seven products a tile, three for queries and four for keys, where five would do if both shared the
 gradient of the scores. Programs could pass it on by atomic additions, whose order is not the same twice, or through
 memory: 4 bytes a score in bfloat16, written and read, for 4 K FLOPs saved. At the 3.35 TB/s of an H100, and 400 TFLOP/s
-taken for such kernels, those are 1.2 ps against 0.8 ps at K = 80 and 1.3 ps at 128: nothing is won, and memory is taken.
+taken for such kernels, those are 1.2 ps against 0.8 ps at K = 80 and 1.3 ps at 128: nothing is won, but memory taken.
 
 `jax.experimental.pallas` is experimental: this file and `hetjax.models.kernels.triton_kernels` alone use its Triton
 lowering. JAX's own kernel (`jax.experimental.pallas.ops.gpu.attention`) visits all blocks, wants as many heads of keys
