@@ -20,6 +20,8 @@ SCOPES = {
     "norm": "a norm, wherever it stands",
     "rope": "the table of rotary positions, and rotations by it",
     "attention": "projections, attention and the projection back; relative attention of audio too",
+    "causal": "attention in which a query sees no later key; its kernels count by it",
+    "packed": "attention in which segments divide a row; its kernels count by it",
     "mamba": "a Mamba-2 mixer, from its projections to the one back",
     "mlp": "a network of two layers; that of a shared expert stands inside of experts",
     "experts": "a mixture of experts: its router, the exchange of tokens, and the experts",

@@ -20,6 +20,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models import VisionConfig
 from hetjax.models.components import build_component
+from hetjax.models.kernels.attention_scores import Packing
 from hetjax.models.parts.groups import groups_around
 from hetjax.schedule import Costs
 from hetjax.trainer import Trainer
@@ -144,6 +145,12 @@ def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
     shapes["llm"]["loss_weights"] = jax.ShapeDtypeStruct(rows, jnp.float32)
     return shapes
+
+
+def assumed_packings(data: DataConfig, model: ModelConfig) -> dict[str, Packing]:
+    """Return by module the segments that are assumed where data alone tell them: the largest that settings allow."""
+    capacity = row_capacity(data, model)
+    return {} if capacity is None else capacity.packings
 
 
 def prompt_shapes(data: DataConfig, model: ModelConfig, samples: int) -> BatchShapes:

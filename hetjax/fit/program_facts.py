@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from hetjax.compilation.compiled_program import Program
 from hetjax.compilation.hlo import ProgramText, collectives, largest_arrays, matrix_products, read_program
-from hetjax.execution.flops import backward_factor, forward_flops
+from hetjax.execution.flops import NO_PACKINGS, Packings, backward_factor, forward_flops
 from hetjax.execution.step_programs import Step
 from hetjax.fit.held import CallBytes
 from hetjax.fit.step_bytes import call_bytes, stage_programs
+from hetjax.models.kernels.attention_scores import Packing
 from hetjax.models.parallel.expert_parallel import FURTHER_ROUNDS
 
 LARGEST = 10
@@ -82,24 +83,28 @@ class ProgramFacts:
     collectives: tuple[CollectiveUse, ...]
 
 
-def program_facts(step: Step, compiled: Collection[str]) -> list[ProgramFacts]:
-    """Return the facts of all compiled programs of these stages, and of the links between them."""
-    needed = _needed(step, compiled)
+def program_facts(step: Step, compiled: Collection[str], packings: Packings = NO_PACKINGS) -> list[ProgramFacts]:
+    """Return the facts of all compiled programs of these stages, and of the links between them.
+
+    `packings` are the segments that are assumed in counts of products.
+    """
+    needed = _needed(step, compiled, packings)
     read: dict[int, ProgramFacts] = {}
     facts = []
     for name, program in _programs(step, compiled):
         executable = id(program.compiled)
         if executable not in read:
-            read[executable] = _facts(name, program)
+            stage = step.stages.get(name.partition(" ")[0])
+            read[executable] = _facts(name, program, packings.get(stage.module, ()) if stage else ())
         alike = read[executable]
         facts.append(dataclasses.replace(alike, name=name, flops_needed=needed.get(name, 0)))
     return facts
 
 
-def step_flops(step: Step) -> int:
+def step_flops(step: Step, packings: Packings = NO_PACKINGS) -> int:
     """Return the FLOPs that all devices do in one step of compiled programs: products done, not those needed."""
     total = 0
-    for facts in program_facts(step, step.stages):
+    for facts in program_facts(step, step.stages, packings):
         stage, _, program = facts.name.partition(" ")
         if stage in step.stages:
             each_microbatch = program.startswith(("forward", "backward"))
@@ -121,20 +126,20 @@ def _programs(step: Step, compiled: Collection[str]) -> Iterator[tuple[str, Prog
             yield f"{link} {label}", program
 
 
-def _needed(step: Step, compiled: Collection[str]) -> dict[str, int]:
+def _needed(step: Step, compiled: Collection[str], packings: Packings) -> dict[str, int]:
     """Return the FLOPs that the forward and backward programs of stages need on each device."""
     needed = {}
-    for stage, forward in forward_flops(step, compiled).items():
-        devices, factor = step.stages[stage].mesh.size, backward_factor(step, stage)
+    for stage, forward in forward_flops(step, compiled, packings).items():
+        devices, factor = step.stages[stage].mesh.size, backward_factor(step, stage, packings)
         both = {"forward": 1, "backward": factor, "backward_input": 1, "backward_weight": max(0, factor - 1)}
         needed |= {f"{stage} {part}": round(times * forward / devices) for part, times in both.items()}
     return needed
 
 
-def _facts(name: str, program: Program) -> ProgramFacts:
+def _facts(name: str, program: Program, packing: Packing) -> ProgramFacts:
     text = read_program(program.text)
     # A loop whose length the text does not say counts once.
-    products = matrix_products(text, loop_bound=1)
+    products = matrix_products(text, loop_bound=1, packing=packing)
     return ProgramFacts(
         name=name,
         executable=id(program.compiled),

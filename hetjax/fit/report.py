@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from hetjax.execution.flops import Packings
 from hetjax.fit.held import CROSSING, PERSISTENT, RESIDUALS, TEMPORARIES, DeviceGroup
 from hetjax.fit.program_facts import ProgramFacts
 from hetjax.meshes import Hardware
@@ -71,6 +72,7 @@ class FitReport:
         kept: the most microbatches alive on each stage.
         compiled: the stages whose programs were compiled; of others only what lasts all step is counted.
         stages: all stages.
+        packings: the segments that are assumed in counts of products, by module.
     """
 
     meshes: Sequence[MeshNeed]
@@ -79,6 +81,7 @@ class FitReport:
     kept: Mapping[str, int]
     compiled: Sequence[str]
     stages: Sequence[str]
+    packings: Packings = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:

@@ -8,20 +8,34 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from hetjax.models.kernels.attention_scores import Packing
 from hetjax.stages.batch import Batch
 
 # B batch · S fused sequence · N image tokens a sample
 
 
-def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vocab_size: int, seed: int = 0) -> Batch:
+def random_batch(
+    shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]],
+    *,
+    vocab_size: int,
+    seed: int = 0,
+    packings: Mapping[str, Packing] | None = None,
+) -> Batch:
     """Return arrays of these shapes, as `hetjax.config.build.batch_shapes` gives them: {module: {input: array}}.
 
     Images, patches and audio are standard normal; tokens and labels are ids below `vocab_size`; every position counts
     in the loss and belongs to one document; image tokens take the first N positions of each sequence and audio tokens
-    the next ones (positions past its end are dropped, as padding is). Patches are those of one square image, or of
-    a video whose tubelets are squares; clips have their full length.
+    the next ones (positions past its end are dropped, as padding is). Patches are those of images and tubelets as
+    large as `packings` say, by module, or of one image and a video of up to four tubelets, all squares; clips have
+    their full length.
     """
     random = np.random.default_rng(seed)
+
+    def longest(module: str, port: str, rows: int) -> int:
+        packing = (packings or {}).get(module)
+        if packing:
+            return packing[-1 if port.startswith("video_") else 0].longest
+        return _tubelet(port, rows)
 
     def fill(module: str, port: str, aval: jax.ShapeDtypeStruct) -> np.ndarray:
         counted = np.arange(math.prod(aval.shape[1:2]), dtype=np.int32)
@@ -33,9 +47,9 @@ def random_batch(shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]], *, vo
             case "loss_weights":
                 return np.ones(aval.shape, aval.dtype)
             case "segments" | "video_segments":
-                return np.broadcast_to(counted // _tubelet(port, len(counted)), aval.shape)
+                return np.broadcast_to(counted // longest(module, port, len(counted)), aval.shape)
             case "places" | "video_places":
-                rows = _tubelet(port.replace("places", "segments"), len(counted))
+                rows = longest(module, port, len(counted))
                 return np.broadcast_to(_places(rows, counted), aval.shape)
             case "lengths":
                 samples = shapes[module]["waveforms"].shape[-1]
@@ -55,7 +69,7 @@ def _tokens_ahead(inputs: Mapping[str, jax.ShapeDtypeStruct], port: str) -> int:
 
 def _tubelet(port: str, rows: int) -> int:
     """Return the patches of an image, which are all, or of a tubelet: a video has four where its patches allow it."""
-    return rows // 4 if port == "video_segments" and rows % 16 == 0 else rows
+    return rows // 4 if port.startswith("video_") and rows % 16 == 0 else rows
 
 
 def _places(rows: int, counted: np.ndarray) -> np.ndarray:

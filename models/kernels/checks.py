@@ -109,7 +109,7 @@ def _is_recent_nvidia(device: jax.Device) -> bool:
 
 KERNELS = (
     KernelCheck(CUDNN_ATTENTION, _is_recent_nvidia, partial(_attention, _cudnn, 128, packed=False)),
-    # A width that is filled up to 128, and a length that blocks do not divide.
+    # A width that is no power of two, and a length that blocks do not divide.
     KernelCheck(TRITON_ATTENTION, _is_recent_nvidia, partial(_attention, _triton, 80, packed=True)),
     KernelCheck(HOPPER_EXPERTS, partial(can_multiply, jnp.bfloat16), lambda: Problem(*expert_problem())),
 )

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from hetjax.models.errors import LayoutError
 from hetjax.models.kernels.attention_mask import Visible, causal
+from hetjax.models.kernels.attention_scores import attention_scopes
 from hetjax.models.kernels.flash_attention import BLOCKED, TileKernel, projection_of
 from hetjax.models.kernels.partial_attention import nothing_seen
 from hetjax.models.parallel.layout_in_force import Splits
@@ -114,7 +115,8 @@ def _forward_part(sharding: RingSharding, query, key, value, segments):
             query_half, query_segments = _half((query, segments), queries)
             visible = _visible(query_half.shape[1], triangular, query_segments, key_segments)
             tile = query_half, key_half, value_half, visible
-            new = sharding.kernel.forward(*tile, running.values.dtype, _half(running, queries))
+            with attention_scopes(causal=triangular, packed=segments is not None):
+                new = sharding.kernel.forward(*tile, running.values.dtype, _half(running, queries))
             running = _put(running, new, queries)
     return _merged(running.values).astype(dtype), running.log_sum
 
@@ -135,7 +137,8 @@ def _backward_part(sharding: RingSharding, query, key, value, segments, output, 
             visible = _visible(query_half.shape[1], triangular, query_segments, key_segments)
             before = _half(of_query, queries), *_half(of_held, keys)
             tile = query_half, key_half, value_half, visible
-            d_query, *d_held = sharding.kernel.backward(*tile, *of_output, wide, before)
+            with attention_scopes(causal=triangular, packed=segments is not None):
+                d_query, *d_held = sharding.kernel.backward(*tile, *of_output, wide, before)
             of_query, of_held = _put(of_query, d_query, queries), _put(of_held, tuple(d_held), keys)
         collected.add(number, of_held)
     of_key, of_value = collected.own()

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.attention_mask import Visible, causal
+from hetjax.models.kernels.attention_scores import attention_scopes
 from hetjax.models.kernels.blocked_attention import is_one_block
 from hetjax.models.kernels.checks import CUDNN_ATTENTION, TRITON_ATTENTION
 from hetjax.models.kernels.flash_attention import BLOCKED, TileKernel, flash_attention
@@ -57,9 +58,13 @@ def sharded_attention(
         return _per_device(partial(_fused, causal=order is not None), query, key, value, None, None)
     if order is not None:
         positions = causal(order.length)
-    if _fits_in_the_open(query, key, kernel, device):
-        return attend(query, key, value, positions, segments)
-    return _per_device(partial(_flash, kernel), query, key, value, positions, segments)
+    with attention_scopes(causal=order is not None, packed=segments is not None):
+        if device is NO_DEVICE:
+            # As one equation, so that whoever counts its products finds queries and keys.
+            return jax.jit(attend)(query, key, value, positions, segments)
+        if _fits_in_the_open(query, key, kernel):
+            return attend(query, key, value, positions, segments)
+        return _per_device(partial(_flash, kernel), query, key, value, positions, segments)
 
 
 def tile_kernel(query: Float[Array, "B S H K"], device: jax.Device) -> TileKernel:
@@ -68,10 +73,10 @@ def tile_kernel(query: Float[Array, "B S H K"], device: jax.Device) -> TileKerne
     return TRITON if supported and not is_replaced(TRITON_ATTENTION) else BLOCKED
 
 
-def _fits_in_the_open(query: Array, key: Array, kernel: TileKernel, device: jax.Device) -> bool:
+def _fits_in_the_open(query: Array, key: Array, kernel: TileKernel) -> bool:
     """Whether the scores may all be there at once: those of one block, or of one query a sample, as in decoding."""
     queries, keys = query.shape[1], key.shape[1]
-    return queries == 1 or (kernel is BLOCKED and is_one_block(queries, keys)) or device is NO_DEVICE
+    return queries == 1 or (kernel is BLOCKED and is_one_block(queries, keys))
 
 
 def _fused(query, key, value, positions, segments, *, causal: bool):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,8 +9,11 @@ from hetjax.config.build import batch_shapes
 from hetjax.execution.flops import backward_factor, count_flops, forward_flops, model_flops
 from hetjax.meshes import Layout
 from hetjax.models.dims import RESIDUAL, SEQUENCE
-from hetjax.models.parallel.layout_in_force import layout_in_force
+from hetjax.models.kernels.attention_scores import Packed
+from hetjax.models.parallel.layout_in_force import NO_DEVICE, layout_in_force
+from hetjax.models.parallel.sharded_attention import sharded_attention
 from hetjax.models.parallel.sharded_linear import sharded_linear
+from hetjax.models.parallel.zigzag_order import causal_order
 from hetjax.models.parts.linear import Linear
 from tests.harness.models.layouts import constraint_of, splits_of
 
@@ -38,14 +43,15 @@ def test_a_rematerialized_function_inside_a_jit_is_counted():
 
 
 def test_a_training_step_has_the_flops_of_the_formula_of_palm(make_step):
-    """T * (6 N + 12 L H K S), where N are the weights that a token is multiplied with."""
+    """T * (6 N + 12 L H K S), where N are the weights that a token is multiplied with and S the keys that it sees."""
 
-    def formula(tokens, weights, layers, heads, width, length):
-        return tokens * (6 * weights + 12 * layers * heads * width * length)
+    def formula(tokens, weights, layers, heads, width, keys):
+        return tokens * (6 * weights + 12 * layers * heads * width * keys)
 
     samples, images, patches, rows = 8, 2, 4, 12
     block = 2 * 24 * 24 + 2 * 24 * 12 + 3 * 24 * 48
-    llm = formula(samples * rows, 3 * block + 24 * 40, 3, 4, 6, rows)
+    # A token sees itself and those before it: half of the sequence and half of itself.
+    llm = formula(samples * rows, 3 * block + 24 * 40, 3, 4, 6, (rows + 1) / 2)
     patch_and_projector = 48 * 16 + 16 * 32 + 32 * 24
     vision = formula(
         samples * images * patches, 2 * (4 * 16 * 16 + 2 * 16 * 32) + patch_and_projector, 2, 2, 8, patches
@@ -71,6 +77,32 @@ def test_a_split_map_counts_on_all_devices_that_share_it_and_once_on_those_that_
             return sharded_linear(x, linear, given=RESIDUAL, wanted=SEQUENCE)
 
     assert count_flops(run, x) == 2 * 4 * 8 * 8 * 16
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_attention_counts_the_scores_of_the_segments_that_are_assumed(gradient):
+    shape, ids = jax.ShapeDtypeStruct((3, 60, 4, 8), jnp.float32), jax.ShapeDtypeStruct((3, 60), jnp.int32)
+
+    def attend(*arguments, causal):
+        order = causal_order(60) if causal else None
+        with layout_in_force(lambda x, dims: x, device=NO_DEVICE):
+            return sharded_attention(*arguments[:3], segments=arguments[3], order=order)
+
+    def run(query, key, value, ids, causal):
+        if not gradient:
+            return attend(query, key, value, ids, causal=causal)
+        return jax.grad(lambda *qkv: attend(*qkv, ids, causal=causal).sum(), (0, 1, 2))(query, key, value)
+
+    # Of a gradient what the forward asks for, the scores once more, and two products for each.
+    product, products = 2 * 3 * 4 * 8, 7 if gradient else 2
+    for packing, causal, scores in (
+        ((), False, 60 * 60),
+        ((), True, 60 * 61 // 2),
+        ((Packed(60, 20),), False, 3 * 20 * 20),
+        ((Packed(40, 40), Packed(20, 10)), True, 40 * 41 // 2 + 2 * (10 * 11 // 2)),
+    ):
+        counted = count_flops(partial(run, causal=causal), shape, shape, shape, ids, packing=packing)
+        assert counted == product * products * scores
 
 
 def test_a_frozen_encoder_costs_only_its_forward(make_step):

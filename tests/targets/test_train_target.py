@@ -37,8 +37,9 @@ def test_a_run_that_fits_reports_what_it_needs_and_reads_no_data(tmp_path):
         assert min(parts) > 0 and mesh["peak_bytes"] > sum(parts)
         assert mesh["capacity_bytes"] == 80_000_000_000
     forward = report["programs"]["llm forward"]
-    # What one device multiplies is what the module asks for, shared out.
-    assert forward["flops_done"] == pytest.approx(forward["flops_needed"], rel=0.02)
+    # What one device multiplies is what the module asks for, shared out, and the scores of attention behind each token,
+    # which are few enough that plain operations compute them all.
+    assert 1 <= forward["flops_done"] / forward["flops_needed"] <= 1.07
     assert forward["temporary_bytes"] > 0 and len(forward["largest"]) == 10
     assert {each["axes"] for each in forward["collectives"]} >= {"tensor"}
 

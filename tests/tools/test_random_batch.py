@@ -1,6 +1,6 @@
 import numpy as np
 
-from hetjax.config.build import batch_shapes
+from hetjax.config.build import assumed_packings, batch_shapes
 from hetjax.config.run_config import load_config
 from hetjax.tools.random_batch import random_batch
 from tests.harness.paths import ROOT
@@ -26,10 +26,15 @@ def test_image_tokens_of_a_sample_take_rows_of_their_own(make_config):
         assert len(set(row)) == len(row)
 
 
-def test_a_run_with_a_processor_gets_media_that_there_could_be():
+def test_a_run_with_a_processor_gets_media_that_there_could_be_as_large_as_its_settings_allow():
     config, _ = load_config(["--config", str(ROOT / "configs/omni_tiny.yaml"), "--microbatches", "1"])
-    shapes = batch_shapes(config.data, config.model)
-    batch = random_batch(shapes, vocab_size=288)
+    shapes, packings = batch_shapes(config.data, config.model), assumed_packings(config.data, config.model)
+    batch = random_batch(shapes, vocab_size=288, packings=packings)
+    resolution, prefix = config.data.processor.resolution, config.model.components["vision"].prefix_rows
+    rows = batch["vision"]["segments"].shape[1]
+    (images, _) = packings["vision"]
+    assert images == (rows, min(rows, prefix + resolution.max_patches))
+    assert np.bincount(batch["vision"]["segments"][0]).max() == images.longest
     for module, inputs in shapes.items():
         for port, aval in inputs.items():
             assert (batch[module][port].shape, batch[module][port].dtype) == (aval.shape, aval.dtype)

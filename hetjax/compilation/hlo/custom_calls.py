@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from hetjax.compilation.hlo.convolution import convolution_flops
 from hetjax.compilation.hlo.shapes import Shape
+from hetjax.models.kernels.attention_scores import Packing, Seen, score_count, seen_in
+from hetjax.models.kernels.triton_attention import backward_blocks, forward_blocks
 
 # B batch · H heads · S queries · T keys · K head width · E experts · M rows · N columns
 
@@ -23,6 +25,7 @@ class CustomCall(NamedTuple):
         functions: the functions that it was called from, the innermost first.
         operands, results: shapes.
         attributes, backend_config: as written.
+        packing: the segments that are assumed where they divide the rows of attention.
     """
 
     target: str
@@ -32,6 +35,7 @@ class CustomCall(NamedTuple):
     results: tuple[Shape, ...]
     attributes: str
     backend_config: str
+    packing: Packing = ()
 
 
 Flops = Callable[[CustomCall], int]
@@ -41,15 +45,16 @@ _SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)
 _MASK = re.compile(r'"mask_type":\s*"(\w+)"')
 _SLIDING = re.compile(r'"sliding_window_length":\s*"?(\d+)')
 _ESTIMATE = re.compile(r'"flops":\s*"?(\d+)')
-_CAUSAL = re.compile(r"\bcausal(\b|_)|_causal\b")
+_BLOCKS_128 = (128, 128)
 
 
 def custom_call_flops(call: CustomCall) -> int | None:
     """Return the FLOPs of the matrix products of one call, two for each multiply and add; None where it is unknown.
 
-    Attention counts the scores that its kernel computes: half of them with a causal mask, or those of a window, all
-    where segments or lengths in the data decide. Only cuDNN says itself that it is causal; of other kernels a named
-    scope or a name that begins or ends with "causal" does. Grouped products count all rows that they are given.
+    Attention counts the scores of the blocks that its kernel visits (`hetjax.models.kernels.attention_scores`): with a
+    causal mask those up to the diagonal, with segments those of the assumed ones, else all. cuDNN says itself that it
+    is causal, and its blocks are taken to be 128 x 128; of other kernels named scopes say it. Grouped products count
+    all rows that they are given.
     """
     for pattern, flops in _TARGETS:
         if pattern.match(call.target):
@@ -85,31 +90,42 @@ def _convolution(call: CustomCall) -> int:
 def _cudnn_attention(call: CustomCall) -> int:
     """Forward two products; backward the scores again, and two products for the gradient of each (Dao et al. 2022)."""
     batch, heads, queries, keys = _numbers(_SCORES, call)
-    scores = queries * keys
     mask, window = _MASK.search(call.backend_config), _SLIDING.search(call.backend_config)
-    if mask and "CAUSAL" in mask[1]:
-        scores //= 2
-        if window and 0 < int(window[1]) < keys:
-            scores = min(scores, queries * int(window[1]))
+    causal = bool(mask and "CAUSAL" in mask[1])
+    scores = score_count(Seen(causal, packed=False), queries, keys, blocks=_BLOCKS_128)
+    if causal and window and 0 < int(window[1]) < keys:
+        scores = min(scores, queries * int(window[1]))
     width, value_width = call.operands[0].dims[-1], call.operands[2].dims[-1]
     products = 3 * width + 2 * value_width if "Backward" in call.target else width + value_width
     return 2 * batch * heads * scores * products
 
 
-def _attention(products: int) -> Flops:
+def _attention(
+    products: int, padded: Callable[[int], int], blocks: Callable[[int], tuple[int, ...]], *, skips: bool = True
+) -> Flops:
     """Attention by a Triton kernel: the first two arrays of four dims are queries [B, S, H, K] and keys [B, T, ., K].
 
-    Such a kernel works on heads as wide as the next power of two.
+    Such a kernel works on heads of a `padded` width in `blocks` of queries and keys, and `skips` those between which no
+    segment is shared, or visits them all.
     """
 
     def flops(call: CustomCall) -> int:
         query, key = [shape for shape in call.operands if len(shape.dims) >= 4][:2]
         *batch, queries, heads, width = query.dims
-        scores = queries * key.dims[-3] // (2 if _CAUSAL.search(call.op_name) else 1)
-        padded = max(16, 1 << (width - 1).bit_length())
-        return products * 2 * math.prod(batch) * heads * scores * padded
+        seen = seen_in(call.op_name)
+        seen = seen if skips else seen._replace(packed=False)
+        scores = score_count(seen, queries, key.dims[-3], call.packing, blocks(width)[:2])
+        return products * 2 * math.prod(batch) * heads * scores * padded(width)
 
     return flops
+
+
+def _multiple_of_16(width: int) -> int:
+    return -(-width // 16) * 16
+
+
+def _power_of_two(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def _ragged_dot(call: CustomCall) -> int:
@@ -158,13 +174,13 @@ _KERNEL_TARGETS = re.compile(r"__gpu\$xla\.gpu\.triton$|triton_kernel_call$|mosa
 
 KERNELS: tuple[tuple[re.Pattern, Flops], ...] = (
     # hetjax.models.kernels.triton_attention: both gradients compute the scores, and the gradient of the weights.
-    (re.compile(r"attention_forward"), _attention(2)),
-    (re.compile(r"attention_query_gradient"), _attention(3)),
-    (re.compile(r"attention_key_gradient"), _attention(4)),
+    (re.compile(r"attention_forward"), _attention(2, _multiple_of_16, forward_blocks)),
+    (re.compile(r"attention_query_gradient"), _attention(3, _multiple_of_16, backward_blocks)),
+    (re.compile(r"attention_key_gradient"), _attention(4, _multiple_of_16, backward_blocks)),
     # jax.experimental.pallas.ops.gpu.attention: its backward computes the scores once for queries and once for keys.
     (re.compile(r"mha_preprocess_backward"), _none),
-    (re.compile(r"mha_backward"), _attention(7)),
-    (re.compile(r"mha_forward"), _attention(2)),
+    (re.compile(r"mha_backward"), _attention(7, _power_of_two, lambda width: _BLOCKS_128, skips=False)),
+    (re.compile(r"mha_forward"), _attention(2, _power_of_two, lambda width: _BLOCKS_128, skips=False)),
     # jax.experimental.pallas.ops.gpu.{ragged_dot_mgpu, transposed_ragged_dot_mgpu}
     (re.compile(r"transposed_ragged_dot"), _transposed_ragged_dot),
     (re.compile(r"ragged_dot"), _ragged_dot),

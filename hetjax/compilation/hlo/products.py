@@ -13,6 +13,7 @@ from hetjax.compilation.hlo.convolution import convolution_flops
 from hetjax.compilation.hlo.custom_calls import CustomCall, custom_call_flops
 from hetjax.compilation.hlo.layers import layer_of, op_name_of
 from hetjax.compilation.hlo.program_text import Computation, Instruction, ProgramText
+from hetjax.models.kernels.attention_scores import Packing
 
 _CONTRACTED = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
 _MULTIPLYING = ("dot", "scaled-dot", "ragged-dot", "convolution", "custom-call")
@@ -65,6 +66,7 @@ def matrix_products(
     *,
     loop_bound: int | None = None,
     branch: Callable[..., str] = max,
+    packing: Packing = (),
 ) -> Products:
     """Return the matrix products that a device does in one call.
 
@@ -75,10 +77,11 @@ def matrix_products(
         program: the compiled program.
         loop_bound: iterations of loops whose length the text does not say.
         branch: `max` counts the costliest branch of every conditional, `min` the cheapest.
+        packing: the segments that are assumed where they divide the rows of attention; without, rows of one each.
 
     Raises ValueError for a loop with products whose length the text does not say, without a `loop_bound`.
     """
-    found = {name: _multiplying(program, each) for name, each in program.computations.items()}
+    found = {name: _multiplying(program, each, packing) for name, each in program.computations.items()}
     own = {name: sum(flops or 0 for _, flops in each) for name, each in found.items()}
     every = CallCounts(program, loop_bound=loop_bound)
     total = _totals(every, own, branch)
@@ -118,16 +121,18 @@ def _totals(counts: CallCounts, own: Mapping[str, int], branch: Callable[..., in
     return total
 
 
-def _multiplying(program: ProgramText, computation: Computation) -> list[tuple[Instruction, int | None]]:
+def _multiplying(
+    program: ProgramText, computation: Computation, packing: Packing
+) -> list[tuple[Instruction, int | None]]:
     """Return the instructions that may multiply, each with the FLOPs of one execution or None."""
     return [
-        (instruction, _flops(program, computation, instruction))
+        (instruction, _flops(program, computation, instruction, packing))
         for instruction in computation.instructions
         if instruction.opcode in _MULTIPLYING
     ]
 
 
-def _flops(program: ProgramText, computation: Computation, instruction: Instruction) -> int | None:
+def _flops(program: ProgramText, computation: Computation, instruction: Instruction, packing: Packing) -> int | None:
     operands = [each.shapes[0] for each in computation.operands(instruction) if each.shapes]
     match instruction.opcode:
         case "dot" | "scaled-dot":
@@ -148,6 +153,7 @@ def _flops(program: ProgramText, computation: Computation, instruction: Instruct
             results=instruction.shapes,
             attributes=instruction.attributes,
             backend_config=instruction.backend_config,
+            packing=packing,
         )
     )
 

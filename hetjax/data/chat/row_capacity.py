@@ -9,6 +9,7 @@ from hetjax.data.chat.sample import OmniSample, RowUse
 from hetjax.data.modalities import MODALITIES, Modality, Placeholder
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
+from hetjax.models.kernels.attention_scores import Packed, Packing
 
 UNLIMITED = 1 << 24
 """Amount of each resource while it is still open how much a prompt takes; no array is that long."""
@@ -53,6 +54,22 @@ class RowCapacity:
         for modality in self.modalities.values():
             if self.takes(modality):
                 found.setdefault(modality.placeholder, []).append(modality)
+        return found
+
+    @property
+    def packings(self) -> dict[str, Packing]:
+        """Return by encoder module the segments of a row that is full of the largest media, as far as they are known.
+
+        That is the most work that the settings may ask of attention.
+        """
+        found: dict[str, Packing] = {}
+        for placeholder, modalities in self.encoders.items():
+            if all(each.longest is not None for each in modalities):
+                rows = [self.most.media[each.resources[0].name] for each in modalities]
+                found[placeholder.module] = tuple(
+                    Packed(positions, min(positions, each.longest))
+                    for positions, each in zip(rows, modalities, strict=True)
+                )
         return found
 
     def takes(self, modality: Modality) -> bool:

@@ -39,6 +39,8 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
         check_patches(config, "image_rows", self._patches)
         self.capacity = {"image_rows": config.image_rows}
         self.tokens = config.image_rows // config.resolution.merge**2
+        if self._patches is not None:
+            self.longest = self._patches.prefix_rows + config.resolution.max_patches
 
     @classmethod
     def sized(

@@ -134,6 +134,8 @@ class Modality(abc.ABC, Generic[Raw]):
         capacity: amount of each of `resources` in a row.
         tokens: tokens that its encoder makes for a row, padding included.
         dropped: tokens that the model takes out of a row, where it prunes.
+        longest: the most of the first resource that an encoder's attention sees as one; None where a medium is no
+            segment of a row.
 
     Args:
         config: the settings.
@@ -150,6 +152,7 @@ class Modality(abc.ABC, Generic[Raw]):
     capacity: Mapping[str, int]
     tokens: int
     dropped: int = 0
+    longest: int | None = None
 
     @abc.abstractmethod
     def __init__(self, config: ProcessorConfig, encoder: object | None):

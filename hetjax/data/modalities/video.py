@@ -58,6 +58,9 @@ class Video(Modality[FramesAndAudio]):
         self._pruning_rate: float = getattr(encoder, "video_pruning_rate", 0.0)
         check_patches(config, "video_rows", self._patches)
         self.tokens = config.video_rows // config.resolution.merge**2
+        if self._patches is not None:
+            of_frames = self._patches.prefix_rows + config.resolution.video_patches
+            self.longest = self._patches.rows_per_image or of_frames
         kept = capacity_for_kept(self.tokens, self._pruning_rate) if self._pruning_rate else self.tokens
         self.capacity = {"video_rows": config.video_rows, "kept": kept}
         self.dropped = self.tokens - kept

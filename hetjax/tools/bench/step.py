@@ -10,11 +10,11 @@ from statistics import median
 import jax
 from rich.progress import track
 
-from hetjax.config.build import batch_shapes, build_trainer, use_devices
+from hetjax.config.build import assumed_packings, batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import ConfigError
 from hetjax.execution.action_timer import ActionTimer
-from hetjax.execution.flops import model_flops
+from hetjax.execution.flops import Packings, model_flops
 from hetjax.fit.program_facts import step_flops
 from hetjax.meshes import find_hardware
 from hetjax.stages.batch import Batch
@@ -38,11 +38,13 @@ def step(*, config: TrainConfig, timed_steps: int = 10, warmup: int = 3) -> Outc
         raise ConfigError(f"timed_steps is {timed_steps} and warmup {warmup}; give 1 or more of each")
     use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype))
     trainer = build_trainer(config)
-    batch = random_batch(batch_shapes(config.data, config.model), vocab_size=config.model.components["llm"].vocab_size)
+    packings = assumed_packings(config.data, config.model)
+    shapes, vocab_size = batch_shapes(config.data, config.model), config.model.components["llm"].vocab_size
+    batch = random_batch(shapes, vocab_size=vocab_size, packings=packings)
     with busy("compiling"):
         trainer.compile(batch)
     state, seconds = _time(trainer, trainer.init(config.seed), batch, warmup, timed_steps)
-    numbers = {"name": config.name, **_speed(trainer, config, seconds)}
+    numbers = {"name": config.name, **_speed(trainer, config, packings, seconds)}
     numbers["peak_bytes_per_device"] = _peak_memory(trainer)
     timer = ActionTimer().start(state)
     trainer.step(state, batch, observe=timer)
@@ -67,9 +69,9 @@ def _time(trainer: Trainer, state: TrainState, batch: Batch, warmup: int, timed:
     return state, [end - start for start, end in itertools.pairwise(ends)]
 
 
-def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[str, Json]:
+def _speed(trainer: Trainer, config: TrainConfig, packings: Packings, seconds: list[float]) -> dict[str, Json]:
     devices = devices_used(trainer)
-    tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled)
+    tokens, flops = config.data.batch_size * config.data.seq_len, model_flops(trainer.compiled, packings)
     typical = median(seconds)
     per_device = flops / typical / len(devices)
     return {
@@ -81,7 +83,7 @@ def _speed(trainer: Trainer, config: TrainConfig, seconds: list[float]) -> dict[
         "tokens": tokens,
         "tokens_per_second": tokens / typical,
         "model_flops": flops,
-        "compiled_flops": step_flops(trainer.compiled),
+        "compiled_flops": step_flops(trainer.compiled, packings),
         "tflops_per_device": per_device / 1e12,
         "share_of_peak": share_of_peak(per_device, devices[0].device_kind),
     }

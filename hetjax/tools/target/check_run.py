@@ -10,10 +10,11 @@ from rich.console import Console
 
 from hetjax.compilation.compile_all import compile_all
 from hetjax.compilation.targets import Target, parse_target, target_devices
-from hetjax.config.build import batch_shapes, build_trainer, use_devices
+from hetjax.config.build import assumed_packings, batch_shapes, build_trainer, use_devices
 from hetjax.config.run_config import TrainConfig
 from hetjax.config.target_options import TargetOptions
 from hetjax.errors import ConfigError
+from hetjax.execution.flops import NO_PACKINGS, Packings
 from hetjax.execution.step_programs import Step
 from hetjax.execution.traced_step import TracedStep
 from hetjax.fit.advice import verdict
@@ -71,7 +72,8 @@ def compile_run(config: TrainConfig, target: Target, *, only: str | None = None,
     failed = _compile(_tasks(traced, chosen), progress)
     incomplete = {task.partition(" ")[0] for task in failed}
     compiled = [name for name in chosen if name not in incomplete]
-    return fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed)
+    packings = assumed_packings(config.data, config.model)
+    return fit_report(traced, target, chosen=chosen, compiled=compiled, failed=failed, packings=packings)
 
 
 def fit_report(
@@ -81,6 +83,7 @@ def fit_report(
     chosen: Collection[str],
     compiled: Collection[str],
     failed: Mapping[str, str],
+    packings: Packings = NO_PACKINGS,
 ) -> FitReport:
     """Return the report on a step whose programs are compiled for a target.
 
@@ -90,16 +93,18 @@ def fit_report(
         chosen: the stages that the report is about.
         compiled: those of them whose programs compiled.
         failed: why others did not, by task.
+        packings: the segments that are assumed in counts of products.
     """
     step = traced.step
     groups = device_groups(step.schedule, stage_bytes(step, compiled), link_bytes(step))
     return FitReport(
         meshes=mesh_needs(step.schedule, groups, target.hardware, chosen),
-        programs=program_facts(step, compiled),
+        programs=program_facts(step, compiled, packings),
         failed=failed,
         kept=traced.report.peak_live,
         compiled=compiled,
         stages=tuple(step.stages),
+        packings=packings,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
+from hetjax.execution.flops import Packings
 from hetjax.fit.advice import verdict
 from hetjax.fit.held import PARTS
 from hetjax.fit.program_facts import LARGEST, ProgramFacts
@@ -24,6 +25,7 @@ def tables(report: FitReport) -> Iterator[RenderableType]:
     yield f"kept alive at once, in microbatches: {_kept(report)}"
     alike = _alike(report.programs)
     yield _programs(alike)
+    yield from _assumed(report.packings)
     yield _largest(alike)
     if any(facts.collectives for _, facts in alike):
         yield _collectives(alike)
@@ -56,6 +58,12 @@ def _memory(report: FitReport) -> NumberTable:
 def _heading(mesh: MeshNeed) -> str:
     devices = format_devices([int(device) for device in mesh.group.devices])
     return f"{', '.join(mesh.group.stages)} ({devices})"
+
+
+def _assumed(packings: Packings) -> Iterator[str]:
+    for module, packing in packings.items():
+        parts = " and ".join(f"{part.longest:,} of {part.positions:,} positions" for part in packing)
+        yield f"products of {module} are counted for segments of attention as long as the settings allow: {parts}"
 
 
 def _kept(report: FitReport) -> str:

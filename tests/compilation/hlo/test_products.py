@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax.compilation.hlo import matrix_products, read_program
+from hetjax.models.kernels.attention_scores import Packed
 
 
 def products(function, *shapes, **options):
@@ -19,9 +20,10 @@ def products(function, *shapes, **options):
     return matrix_products(read_program(jax.jit(function).lower(*arguments).compile().as_text()), **options)
 
 
-def of_lines(*lines: str):
+def of_lines(*lines: str, **options):
     """What the text of an entry computation with these lines says."""
-    return matrix_products(read_program("\n".join(["ENTRY %main (p: f32[]) -> f32[] {", *lines, "}"])))
+    text = "\n".join(["ENTRY %main (p: f32[]) -> f32[] {", *lines, "}"])
+    return matrix_products(read_program(text), **options)
 
 
 def layers(x, weights):
@@ -223,8 +225,9 @@ SCORES = 2 * 16 * 1024 * 512
     [
         ("NO_MASK", 0, SCORES),
         ("PADDING", 0, SCORES),
-        ("CAUSAL", 0, SCORES // 2),
-        ("PADDING_CAUSAL", 0, SCORES // 2),
+        # 26 of 8 x 4 blocks of 128 x 128 lie on the diagonal or below.
+        ("CAUSAL", 0, SCORES * 26 // 32),
+        ("PADDING_CAUSAL", 0, SCORES * 26 // 32),
         ("CAUSAL", 128, 2 * 16 * 1024 * 128),
     ],
 )
@@ -280,31 +283,39 @@ def test_a_kernel_that_is_not_known_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "flops"),
+    ("name", "width", "products", "scores"),
     [
-        ("mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("causal/mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
-        ("transpose(jvp(mha_backward_causal))", 64, 7 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
-        ("noncausal/mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("attention_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("attention_query_gradient", 64, 3 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("transpose(jvp(attention_forward))/attention_key_gradient", 64, 4 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("causal_mha_forward", 64, 2 * 2 * 2 * 8 * 256 * 128 * 64 // 2),
-        ("mha_forward", 80, 2 * 2 * 2 * 8 * 256 * 128 * 128),
-        ("transpose(jvp(mha_backward))", 64, 7 * 2 * 2 * 8 * 256 * 128 * 64),
-        ("mha_preprocess_backward", 64, 0),
+        # Blocks of 128 x 128, of heads filled up to a power of two.
+        ("mha_forward", 64, 2 * 64, 256 * 256),
+        ("causal/mha_forward", 64, 2 * 64, 3 * 128 * 128),
+        ("transpose(jvp(mha_backward_causal))", 64, 7 * 64, 3 * 128 * 128),
+        ("noncausal/mha_forward", 64, 2 * 64, 256 * 256),
+        ("causal_mha_forward", 64, 2 * 64, 3 * 128 * 128),
+        ("packed/mha_forward", 64, 2 * 64, 256 * 256),
+        ("mha_forward", 80, 2 * 128, 256 * 256),
+        ("transpose(jvp(mha_backward))", 64, 7 * 64, 256 * 256),
+        ("mha_preprocess_backward", 64, 0, 0),
+        # Blocks of 128 x 64 forward and 64 x 64 backward, of heads filled up to a multiple of 16.
+        ("attention_forward", 64, 2 * 64, 256 * 256),
+        ("attention_forward", 72, 2 * 80, 256 * 256),
+        ("attention_query_gradient", 80, 3 * 80, 256 * 256),
+        ("transpose(jvp(attention_forward))/attention_key_gradient", 64, 4 * 64, 256 * 256),
+        ("causal/attention_forward", 64, 2 * 64, 6 * 128 * 64),
+        ("transpose(jvp(causal))/attention_query_gradient", 64, 3 * 64, 10 * 64 * 64),
+        ("packed/attention_forward", 64, 2 * 64, 2 * 128 * 128),
+        ("causal/packed/attention_key_gradient", 64, 4 * 64, 2 * 3 * 64 * 64),
     ],
 )
-def test_attention_of_triton_works_on_heads_as_wide_as_powers_of_two(name, width, flops):
-    found = of_lines(
+def test_attention_of_triton_counts_the_blocks_and_channels_that_its_kernels_work_on(name, width, products, scores):
+    lines = (
         f"  %q = bf16[2,256,8,{width}]{{3,2,1,0}} parameter(0)",
-        f"  %k = bf16[2,128,8,{width}]{{3,2,1,0}} parameter(1)",
-        "  %s = s32[2,256]{1,0} parameter(2)",
-        f"  ROOT %c = bf16[2,256,8,{width}]{{3,2,1,0}} custom-call(%s, %q, %k, %k), "
+        "  %s = s32[2,256]{1,0} parameter(1)",
+        f"  ROOT %c = bf16[2,256,8,{width}]{{3,2,1,0}} custom-call(%s, %q, %q, %q), "
         'custom_call_target="__gpu$xla.gpu.triton", '
         f'metadata={{op_name="jit(f)/jit(mha)/{name}/pallas_call"}}, backend_config={{debug = false}}',
     )
-    assert (found.flops, found.unknown) == (flops, ())
+    found = of_lines(*lines, packing=(Packed(256, 128),))
+    assert (found.flops, found.unknown) == (2 * 2 * 8 * scores * products, ())
 
 
 def test_a_kernel_of_a_tpu_says_its_flops():

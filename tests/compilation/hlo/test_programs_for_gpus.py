@@ -87,7 +87,8 @@ def test_convolutions_of_cudnn_and_their_gradients():
 def test_attention_of_cudnn_forward_and_backward(causal):
     attend = partial(jax.nn.dot_product_attention, implementation="cudnn", is_causal=causal)
     arguments = on_one(B, S, H, K), on_one(B, S, G, K), on_one(B, S, G, K)
-    product = 2 * B * H * S * S * K // (2 if causal else 1)
+    # Of 4 x 4 blocks of 128 x 128 the 10 up to the diagonal.
+    product = 2 * B * H * S * S * K * (10 if causal else 16) // 16
     assert matrix_products(program(attend, *arguments)).flops == 2 * product
     gradient = jax.grad(lambda *args: attend(*args).astype(jnp.float32).sum(), (0, 1, 2))
     found = matrix_products(program(gradient, *arguments))
