@@ -20,19 +20,22 @@ out=${OUT:-gpu_check}
 mkdir -p "$out"
 configs=configs/bench steps=(--warmup 3 --timed_steps 10)
 model=(--batch 2 --tokens 4096)
+patience=1
 if [ -n "${GPU_CHECK_SMALL:-}" ]; then
     export JAX_PLATFORMS=cpu
     configs=configs/bench/small steps=(--warmup 1 --timed_steps 2)
     model=(--tokens 32 --clip_seconds 1 --dtype float32 --timed 1 --remat none)
+    patience=5
 fi
 # JAX takes three quarters of a GPU's memory unless it is told more.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 PYTHONUNBUFFERED=1
 
 parts=()
 
-# part NAME SECONDS FILE COMMAND...: run a command within so many seconds; its stdout goes to a file, or is shown for "-".
+# part NAME SECONDS FILE COMMAND...: run a command within so many seconds (more on the machines of tiny models); its stdout
+# goes to a file, or is shown for "-".
 part() {
-    local name=$1 limit=$2 file=$3 start=$SECONDS status=0
+    local name=$1 limit=$(($2 * patience)) file=$3 start=$SECONDS status=0
     shift 3
     printf '\n== %s\n' "$name"
     if [ "$file" = - ]; then
@@ -56,7 +59,7 @@ sys.exit(not all(any(map(importlib.util.find_spec, names.split("|"))) for names 
 reports=
 if has 'jax_cuda13_plugin|jax_cuda12_plugin'; then
     for name in omni vlm; do
-        JAX_PLATFORMS=cpu timeout 300 "$python" train.py --config "$configs/$name.yaml" --target h200x1 \
+        JAX_PLATFORMS=cpu timeout $((200 * patience)) "$python" train.py --config "$configs/$name.yaml" --target h200x1 \
             --json "$out/$name.target.json" >/dev/null 2>&1 || true
     done &
     reports=$!
@@ -64,11 +67,11 @@ fi
 
 part "kernels against plain operations" 120 - "$python" -m pytest tests/gpu -m gpu -n 0 -p no:cacheprovider -rs
 for name in omni vlm; do
-    part "step of $name" 100 "$name.step.json" "$python" -m hetjax bench step --config "$configs/$name.yaml" \
+    part "step of $name" 95 "$name.step.json" "$python" -m hetjax bench step --config "$configs/$name.yaml" \
         "${steps[@]}" --json
 done
 for name in omni vlm; do
-    part "components of $name" 50 "$name.model.json" "$python" -m hetjax bench model --model "$configs/$name.yaml" \
+    part "components of $name" 45 "$name.model.json" "$python" -m hetjax bench model --model "$configs/$name.yaml" \
         "${model[@]}" --json
 done
 if has torch transformers; then
