@@ -64,7 +64,7 @@ def array_limits(stage: Stage, inputs: Shapes) -> ArrayLimits:
     shards = [_on_device(weight) for weight in weights]
     given = [_on_device(each) for each in inputs.values() if jnp.issubdtype(each.dtype, jnp.floating)] if named else []
     widest = [each.bytes for each in (*named, *given)]
-    lengths = frozenset(_lengths(named))
+    lengths = frozenset(_lengths(stage, named))
     shapes = [shape for each in (*shards, *named) for shape in (each.shape, each.on_device)]
     # Scores of words, a chunk of tokens at a time.
     shapes += [(length, words) for length in lengths for words in _vocabulary(stage) if length != words]
@@ -113,13 +113,14 @@ def _degree(stage: Stage, dim: str | None) -> int:
     return math.prod(stage.mesh.shape[axis] for axis in stage.layout.activation_axes(dim or ""))
 
 
-def _lengths(named: Iterable[_Placed]) -> Iterator[int]:
-    """Yield lengths of sequences; of a split one also that of each of the two parts that a device holds of it."""
+def _lengths(stage: Stage, named: Iterable[_Placed]) -> Iterator[int]:
+    """Yield lengths of sequences; where `context` splits them also those of the two parts that a device holds."""
+    parts = (1, 2) if _degree(stage, "seq") > 1 else (1,)
     for activation in named:
         for dim, whole, part in zip(activation.dims, activation.shape, activation.on_device, strict=True):
             if dim in _SEQUENCES:
-                halves = (part // 2,) if part < whole else ()
-                yield from (length for length in (whole, part, *halves) if length > LONGEST_BLOCK)
+                lengths = (whole, *(part // count for count in parts))
+                yield from (length for length in lengths if length > LONGEST_BLOCK)
 
 
 def _vocabulary(stage: Stage) -> set[int]:
