@@ -5,11 +5,11 @@ which mesh axis each name rides on: weights carry their names as metadata (`name
 `constrain`, which does nothing until a layout is put in force (`hetjax.models.parallel.layout_in_force`).
 
 Weight dims:      layers · embed · heads · kv_heads · head_dim · mlp · vocab · experts · patch · state · width
-Activation dims:  batch · seq · residual_seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts
+Activation dims:  batch · seq · residual_seq · embed · heads · kv_heads · head_dim · mlp · vocab · experts · chosen
 
 `width` is that of vectors: norm scales and biases as wide as the residual stream, and learned positions. `residual_seq`
 is the sequence between attentions and MLPs, where positions have nothing to do with each other; it may be split further
-than `seq`, the sequence inside of both.
+than `seq`, the sequence inside of both. `chosen` are the experts that a token goes to.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SEQUENCE: Dims = ("batch", "seq")
 """The leading dims of an activation inside attention and MLP."""
 RESIDUAL: Dims = ("batch", "residual_seq")
 """The leading dims of the residual stream, between attentions and MLPs."""
+CHOSEN = "chosen"
+"""The dim of the experts that each token is sent to."""
 
 Constraint = Callable[[jax.Array, Dims], jax.Array]
 """(array, its dims) -> the array, sharded."""

@@ -23,6 +23,12 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_configure(config):
+    """Tests of a GPU, asked for by their mark, run where JAX finds one; a CPU stays at hand beside it."""
+    if config.getoption("markexpr") == "gpu":
+        jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more than cores: while some tests wait for processes that they started, others compute."""
@@ -44,10 +50,11 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compile fast rather than well: numbers are checked here, not speed. Slow tests are optimized as a user's run is,
-    but for those marked quick; the kernels are made quickly in all of them (`tests.harness.compile_quickly`).
+    but for those marked quick, and so are those for GPUs; the kernels are made quickly in all of them
+    (`tests.harness.compile_quickly`).
 
     A hook rather than a fixture: fixtures of a whole module compile before those of its first test."""
-    quick = "slow" not in item.keywords or "quick" in item.keywords
+    quick = "quick" in item.keywords or not any(mark in item.keywords for mark in ("slow", "gpu", "target"))
     jax.config.update("jax_disable_most_optimizations", quick)
 
 

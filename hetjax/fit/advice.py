@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES, Moment
+from hetjax.fit.program_facts import OversizedArray
 from hetjax.fit.report import FitReport, MeshNeed
 
 GIB = 2**30
+_MOST_OVERSIZED = 5
 _WAYS_OUT = {
     "master weights": "divide them by a higher fsdp (or tensor, expert, stage), or freeze what need not train",
     "compute weights": "divide them by a higher tensor, expert or stage, or by fsdp",
@@ -23,6 +25,7 @@ _WAYS_OUT = {
 def verdict(report: FitReport) -> list[str]:
     """Return what a report comes to, in lines: that it fits and how well, or each culprit and what helps."""
     lines = [f"{task} does not compile: {why}" for task, why in report.failed.items()]
+    lines += _oversized(report)
     missing = [name for name in report.stages if name not in report.compiled]
     if missing:
         lines.append(
@@ -44,6 +47,22 @@ def verdict(report: FitReport) -> list[str]:
         if mesh.group.stages not in told:
             told.add(mesh.group.stages)
             lines += _culprit(report, mesh)
+    return lines
+
+
+def _oversized(report: FitReport) -> list[str]:
+    """Return a line for each array that no program should make, each shape in a layer once; the largest first."""
+    found: dict[tuple[str, str], tuple[OversizedArray, str]] = {}
+    for facts in report.programs:
+        for each in facts.oversized:
+            found.setdefault((each.array, each.layer), (each, facts.name))
+    lines = []
+    for array, program in sorted(found.values(), key=lambda each: -each[0].bytes)[:_MOST_OVERSIZED]:
+        where = f", in {array.layer}" if array.layer else ""
+        what = f"{array.array}, {array.bytes / GIB:.1f} GiB{where}"
+        lines.append(f"warning: {program} makes {what}, larger than it should be: {array.rule}")
+    if len(found) > len(lines):
+        lines.append(f"warning: {len(found) - len(lines)} further arrays are larger than they should be")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from hetjax.compilation.compiled_program import Program
 from hetjax.compilation.hlo import ProgramText, collectives, largest_arrays, matrix_products, read_program
 from hetjax.execution.flops import NO_PACKINGS, Packings, backward_factor, forward_flops
 from hetjax.execution.step_programs import Step
+from hetjax.fit.array_rule import ArrayLimits, array_limits, joined
 from hetjax.fit.held import CallBytes
 from hetjax.fit.step_bytes import call_bytes, stage_programs
 from hetjax.models.kernels.attention_scores import Packing
@@ -35,6 +37,22 @@ class LargeArray(NamedTuple):
     times: int
     made_by: str
     layer: str
+
+
+class OversizedArray(NamedTuple):
+    """Arrays of one shape that no program should make (`hetjax.fit.array_rule`).
+
+    Attributes:
+        bytes: of one of them.
+        array: dtype and dims.
+        layer: the named scopes that it comes from; empty where it has none.
+        rule: what it breaks.
+    """
+
+    bytes: int
+    array: str
+    layer: str
+    rule: str
 
 
 class CollectiveUse(NamedTuple):
@@ -70,6 +88,7 @@ class ProgramFacts:
             backward, without what is computed again.
         uncounted: custom calls that may multiply, whose FLOPs are not known and not in `flops_done`.
         largest: its largest arrays, the largest first.
+        oversized: those that no program should make, the largest first.
         collectives: what it sends, the most bytes first.
     """
 
@@ -80,6 +99,7 @@ class ProgramFacts:
     flops_needed: int
     uncounted: int
     largest: tuple[LargeArray, ...]
+    oversized: tuple[OversizedArray, ...]
     collectives: tuple[CollectiveUse, ...]
 
 
@@ -89,13 +109,15 @@ def program_facts(step: Step, compiled: Collection[str], packings: Packings = NO
     `packings` are the segments that are assumed in counts of products.
     """
     needed = _needed(step, compiled, packings)
+    limits = _Limits(step)
     read: dict[int, ProgramFacts] = {}
     facts = []
     for name, program in _programs(step, compiled):
         executable = id(program.compiled)
         if executable not in read:
             stage = step.stages.get(name.partition(" ")[0])
-            read[executable] = _facts(name, program, packings.get(stage.module, ()) if stage else ())
+            packing = packings.get(stage.module, ()) if stage else ()
+            read[executable] = _facts(name, program, packing, limits.of(name))
         alike = read[executable]
         facts.append(dataclasses.replace(alike, name=name, flops_needed=needed.get(name, 0)))
     return facts
@@ -136,8 +158,24 @@ def _needed(step: Step, compiled: Collection[str], packings: Packings) -> dict[s
     return needed
 
 
-def _facts(name: str, program: Program, packing: Packing) -> ProgramFacts:
+class _Limits:
+    """How large the arrays of each program may be."""
+
+    def __init__(self, step: Step):
+        self._step = step
+        self._of_stage = functools.cache(lambda name: array_limits(step.stages[name], step.programs[name].inputs))
+
+    def of(self, program: str) -> ArrayLimits:
+        """Return those of a program, by the name of its stage or link and its own."""
+        owner = program.partition(" ")[0]
+        link = self._step.links.get(owner)
+        ends = (owner,) if link is None else (link.source, link.destination)
+        return joined([self._of_stage(name) for name in ends])
+
+
+def _facts(name: str, program: Program, packing: Packing, limits: ArrayLimits) -> ProgramFacts:
     text = read_program(program.text)
+    arrays = largest_arrays(text)
     # A loop whose length the text does not say counts once.
     products = matrix_products(text, loop_bound=1, packing=packing)
     return ProgramFacts(
@@ -149,7 +187,10 @@ def _facts(name: str, program: Program, packing: Packing) -> ProgramFacts:
         uncounted=sum(each.times for each in products.unknown),
         largest=tuple(
             LargeArray(each.bytes, str(each.shape), each.times, each.made_by[0][0], each.layer)
-            for each in largest_arrays(text, LARGEST)
+            for each in arrays[:LARGEST]
+        ),
+        oversized=tuple(
+            OversizedArray(each.bytes, str(each.shape), each.layer, rule) for each, rule in limits.broken_by(arrays)
         ),
         collectives=tuple(_collectives(text, dict(program.mesh.shape))),
     )

@@ -104,6 +104,7 @@ class FitReport:
                     "flops_needed": facts.flops_needed,
                     "temporary_bytes": facts.call.temporary,
                     "largest": [each._asdict() for each in facts.largest],
+                    "oversized": [each._asdict() for each in facts.oversized],
                     "collectives": [each._asdict() for each in facts.collectives],
                 }
                 for facts in self.programs

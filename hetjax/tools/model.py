@@ -11,6 +11,7 @@ from typing import TypeAlias
 from flax import nnx
 from rich.tree import Tree
 
+from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.components import ComponentConfig, build_component
 from hetjax.models.huggingface.families import find_family
@@ -25,7 +26,8 @@ def model(name: str, *, depth: int = 3) -> Outcome:
     """Show the components of a model with their parameters.
 
     Args:
-        name: A model by name, such as nemotron_3_nano_omni, or the folder of a Hugging Face checkpoint.
+        name: A model by name, such as nemotron_3_nano_omni, the folder of a Hugging Face checkpoint, or the YAML file
+            of a run.
         depth: Levels of parts that are shown below a component; 0 for none.
     """
     if depth < 0:
@@ -47,13 +49,15 @@ def model(name: str, *, depth: int = 3) -> Outcome:
 
 
 def components_of(name: str) -> Mapping[str, ComponentConfig]:
-    """Return the config of each module of a model by name, or of a checkpoint's folder.
+    """Return the config of each module of a model by name, of a checkpoint's folder, or of a run's YAML file.
 
-    Raises ModelError for a name that no model has, and ConfigError for a folder that cannot be read.
+    Raises ModelError for a name that no model has, and ConfigError for a folder or file that cannot be read.
     """
     folder = Path(name)
     if name in PRESETS or not folder.exists():
         return find_preset(name)
+    if folder.suffix in (".yaml", ".yml"):
+        return load_config(["--config", name])[0].model.components
     try:
         hf = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

@@ -15,12 +15,13 @@ from jaxtyping import Array, Float
 def is_fusable(query: Float[Array, "B S H K"], device: jax.Device) -> bool:
     """Return whether the kernel takes these queries, as long as their keys, on devices like this one.
 
-    It wants 16 bits a number, and heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on). Kernels
-    of ROCm are left alone.
+    It wants 16 bits a number, and heads of a multiple of 8 up to 128 wide (256 from compute capability 9.0 on). JAX
+    refuses its backward for odd lengths, as if there were a bias. Kernels of ROCm are left alone.
     """
     capability = compute_capability(device)
-    width, widest = query.shape[-1], 256 if capability >= (9, 0) else 128
-    return capability >= (8, 0) and query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= widest
+    length, width, widest = query.shape[1], query.shape[-1], 256 if capability >= (9, 0) else 128
+    taken = width % 8 == 0 and width <= widest and length % 2 == 0
+    return capability >= (8, 0) and query.dtype in (jnp.bfloat16, jnp.float16) and taken
 
 
 def fused_attention(

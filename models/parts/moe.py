@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.checks import check_positive
-from hetjax.models.dims import RESIDUAL, SEQUENCE, constrain, named
+from hetjax.models.dims import CHOSEN, RESIDUAL, SEQUENCE, constrain, named
 from hetjax.models.errors import ModelError
 from hetjax.models.kernels.grouped_experts import Activation, ExpertKernels
 from hetjax.models.parallel.expert_parallel import expert_parallel
@@ -125,7 +125,8 @@ class MoE(nnx.Module):
         first = (self.up[...],) if self.gate is None else (self.gate[...], self.up[...])
         kernels = ExpertKernels(first, self.down[...])
         config = self.config
-        y = expert_parallel(tokens, experts, routing.weights, kernels, config.activation, capacity, config.margin)
+        weights = constrain(routing.weights, *SEQUENCE, CHOSEN)
+        y = expert_parallel(tokens, experts, weights, kernels, config.activation, capacity, config.margin)
         y = constrain(y, *RESIDUAL, "embed")
         return y if self.shared is None else y + self.shared(x), routing.balance
 

@@ -27,7 +27,7 @@ def test_the_json_has_the_documented_form():
     keys = {"peak_bytes", "persistent_bytes", "residual_bytes", "temporary_bytes", "capacity_bytes"}
     assert set(numbers["meshes"]["llm"]) == keys
     program = numbers["programs"]["llm backward"]
-    assert set(program) == {"flops_done", "flops_needed", "temporary_bytes", "largest", "collectives"}
+    assert set(program) == {"flops_done", "flops_needed", "temporary_bytes", "largest", "oversized", "collectives"}
     assert program["temporary_bytes"] == 7 and program["largest"][0]["layer"] == "layers/attention"
 
 

@@ -15,6 +15,7 @@ FACTS = ProgramFacts(
     flops_done=20,
     flops_needed=10,
     uncounted=0,
+    oversized=(),
     largest=(LargeArray(8 * GIB, "bf16[1,16,16384,16384]", 2, "broadcast", "layers/attention"),),
     collectives=(CollectiveUse("all-gather", "bf16", "tensor", True, 4, 400),),
 )

@@ -6,6 +6,7 @@ import pytest
 
 from hetjax.cli import main
 from hetjax.models.presets import PRESETS
+from tests.harness.paths import ROOT
 
 
 def numbers(capsys, *arguments: str) -> dict:
@@ -31,6 +32,13 @@ def test_the_parts_of_every_model_add_up(capsys, name):
     for component in found["components"].values():
         assert sum(component["parts"].values()) == component["parameters"]
     assert sum(component["parameters"] for component in found["components"].values()) == found["parameters"]
+
+
+def test_the_model_of_a_run_by_its_file(capsys):
+    """The language model has the parameters of Llama 3.2 3B."""
+    found = numbers(capsys, "model", str(ROOT / "configs" / "bench" / "vlm.yaml"), "--depth", "0")
+    counts = {name: component["parameters"] for name, component in found["components"].items()}
+    assert counts["llm"] == 3_212_749_824 and 1.0e9 < counts["vision"] < 1.05e9
 
 
 def test_deeper_parts_add_up_to_those_above(capsys):

@@ -3,7 +3,7 @@
 `program_text` takes a text apart, `calls` counts how often each part runs; the other files each read one thing.
 """
 
-from hetjax.compilation.hlo.arrays import MadeArrays, Parameter, largest_arrays, oversized, parameters
+from hetjax.compilation.hlo.arrays import MadeArrays, largest_arrays, oversized
 from hetjax.compilation.hlo.collective_operations import Collective, bytes_received, collectives
 from hetjax.compilation.hlo.products import Product, Products, matrix_products
 from hetjax.compilation.hlo.program_text import ProgramText, read_program
@@ -12,7 +12,6 @@ from hetjax.compilation.hlo.shapes import Shape
 __all__ = [
     "Collective",
     "MadeArrays",
-    "Parameter",
     "Product",
     "Products",
     "ProgramText",
@@ -22,6 +21,5 @@ __all__ = [
     "largest_arrays",
     "matrix_products",
     "oversized",
-    "parameters",
     "read_program",
 ]

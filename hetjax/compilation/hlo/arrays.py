@@ -45,6 +45,11 @@ class MadeArrays:
         return self.shape.bytes
 
     @property
+    def is_workspace(self) -> bool:
+        """Whether it is scratch memory of a fixed size that a library asks for."""
+        return self.shape.dtype in ("s8", "u8") and len(self.shape.dims) == 1 and self.made_by[0][0].startswith("__cu")
+
+    @property
     def layer(self) -> str:
         """The named scopes in which most of them are made, as far as they have any."""
         return next(filter(None, map(layer_of, self.op_names)), "")
@@ -56,14 +61,6 @@ class _Maker(NamedTuple):
     computation: Computation
     instruction: Instruction
     slices: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """An argument of a program: its name as JAX gives it, `params['mlp/up/kernel']`, and its part on one device."""
-
-    name: str
-    shape: Shape
 
 
 def largest_arrays(program: ProgramText, count: int | None = None) -> list[MadeArrays]:
@@ -83,19 +80,13 @@ def largest_arrays(program: ProgramText, count: int | None = None) -> list[MadeA
     return [_gathered(program, counts, shape, makers[shape]) for shape in largest]
 
 
-def parameters(program: ProgramText) -> list[Parameter]:
-    """Return the arrays among a program's arguments, in their order."""
-    found = [each for each in program.computations[program.entry].instructions if each.opcode == "parameter"]
-    return [Parameter(each.op_name or each.name, shape) for each in found for shape in each.shapes]
-
-
 def oversized(
     arrays: Iterable[MadeArrays],
     *,
     weight_bytes: int,
     activation_bytes: int,
     sequence_lengths: Collection[int],
-    weights: Iterable[Shape] = (),
+    known: Iterable[Shape] = (),
 ) -> list[tuple[MadeArrays, str]]:
     """Return the arrays that no program should make, each with the reason.
 
@@ -107,19 +98,23 @@ def oversized(
         arrays: as `largest_arrays` returns them.
         weight_bytes, activation_bytes: of these two.
         sequence_lengths: lengths of sequences, whole and as a device holds them.
-        weights: shards of the weights; arrays whose dims are all dims of one of them are not taken for scores, though
-            a width may equal a sequence's length.
+        known: shapes of weights and activations. An array is not taken for scores, though a width may equal a
+            sequence's length, where all its dims are dims of one of them, or its two unlike lengths are.
     """
     limit = 4 * max(weight_bytes, activation_bytes)
-    of_weights = [collections.Counter(weight.dims) for weight in weights]
+    all_known = [collections.Counter(shape.dims) for shape in known]
     found = []
     for array in arrays:
+        if array.is_workspace:
+            continue
         dims = collections.Counter(dim for dim in array.shape.dims if dim != 1)
         lengths = [dim for dim in array.shape.dims if dim in sequence_lengths]
+        # One that is a width somewhere may be that here, whatever batch it comes with; a square must be small, too.
+        pattern = dims if len(set(lengths)) == 1 else collections.Counter(lengths)
         if array.bytes > limit * array.slices:
             part = f" in {array.slices} parts" if array.slices > 1 else ""
             found.append((array, f"{array.bytes} bytes{part}, where {limit} is the most"))
-        elif len(lengths) > 1 and not any(dims <= weight for weight in of_weights):
+        elif len(lengths) > 1 and not any(pattern <= one for one in all_known):
             found.append((array, f"two dims of a sequence's length: {lengths[0]} and {lengths[1]}"))
     return found
 

@@ -39,7 +39,7 @@ def bench_model(
     """Time the forward and backward of each component of a model, alone on one device, on random data.
 
     Args:
-        model: A model by name, or the folder of a Hugging Face checkpoint.
+        model: A model by name, the folder of a Hugging Face checkpoint, or the YAML file of a run.
         batch: Samples of a batch.
         tokens: Length of the language model's sequences, and tokens that a vision encoder makes of a sample.
         clip_seconds: Length of the clip that an audio encoder gets of a sample.

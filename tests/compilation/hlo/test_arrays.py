@@ -1,10 +1,12 @@
 """The arrays that programs make in memory, read from programs compiled here and from lines as XLA writes them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from hetjax.compilation.hlo import MadeArrays, Shape, largest_arrays, oversized, parameters, read_program
+from hetjax.compilation.hlo import MadeArrays, Shape, largest_arrays, oversized, read_program
 
 TEXT = """
 %fused (p: f32[8,64,64]) -> bf16[8,64] {
@@ -65,14 +67,6 @@ def test_only_so_many_as_asked_for():
     assert [str(each.shape) for each in largest_arrays(read_program(TEXT), 2)] == ["bf16[6,8,64]", "bf16[16,64]"]
 
 
-def test_arguments_by_their_names():
-    found = parameters(read_program(TEXT))
-    assert [(each.name, str(each.shape), each.shape.bytes) for each in found] == [
-        ("params['mlp/up']", "f32[8,64,64]", 8 * 64 * 64 * 4),
-        ("x", "bf16[2,64]", 2 * 64 * 2),
-    ]
-
-
 def test_scores_of_plain_attention_are_the_largest_array_of_its_program():
     def attend(query, key, value):
         with jax.named_scope("attention"):
@@ -84,7 +78,6 @@ def test_scores_of_plain_attention_are_the_largest_array_of_its_program():
     largest = largest_arrays(program, 1)[0]
     assert sorted(largest.shape.dims) == [1, 2, 96, 96] or sorted(largest.shape.dims) == [2, 96, 96]
     assert (largest.shape.dtype, largest.bytes, largest.layer) == ("f32", 2 * 96 * 96 * 4, "attention")
-    assert {each.name for each in parameters(program)} == {"query", "key", "value"}
 
 
 def made(*dims: int, slices: int = 1) -> MadeArrays:
@@ -112,6 +105,21 @@ def test_arrays_that_are_larger_than_they_should_be(array, reason):
 def test_a_weight_as_wide_as_a_sequence_is_long_is_not_taken_for_scores():
     limits = {"weight_bytes": 6 * 48 * 48 * 2, "activation_bytes": 0, "sequence_lengths": {48}}
     weights = [Shape("bf16", (6, 48, 48))]
-    assert oversized([made(1, 48, 48)], **limits, weights=weights) == []
-    assert len(oversized([made(5, 48, 48)], **limits, weights=weights)) == 1
+    assert oversized([made(1, 48, 48)], **limits, known=weights) == []
+    assert len(oversized([made(5, 48, 48)], **limits, known=weights)) == 1
     assert len(oversized([made(1, 48, 48)], **limits)) == 1
+
+
+def test_a_width_that_is_a_length_elsewhere_is_none_beside_another_length():
+    limits = {"weight_bytes": 2**20, "activation_bytes": 0, "sequence_lengths": {48, 24}}
+    assert oversized([made(3, 24, 48)], **limits, known=[Shape("bf16", (2, 48, 24))]) == []
+    assert len(oversized([made(3, 48, 48)], **limits, known=[Shape("bf16", (2, 48, 24))])) == 1
+
+
+def test_workspaces_of_libraries_have_a_size_of_their_own():
+    limits = {"weight_bytes": 100, "activation_bytes": 100, "sequence_lengths": ()}
+    workspace = MadeArrays(
+        shape=Shape("s8", (4096,)), made_by=(("__cublas$lt$matmul", 1),), op_names=(), times=1, slices=1
+    )
+    assert oversized([workspace], **limits) == []
+    assert len(oversized([dataclasses.replace(workspace, made_by=(("broadcast", 1),))], **limits)) == 1

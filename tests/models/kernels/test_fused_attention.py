@@ -64,7 +64,7 @@ def test_heads_and_lengths_that_the_kernel_does_not_take_are_not_fused():
     assert fusable(gpu(), width=256)
     assert not fusable(gpu("8.0"), width=256)
     assert not fusable(gpu(), width=12)
-    assert fusable(gpu(), length=15)
+    assert fusable(gpu(), length=18) and not fusable(gpu(), length=15)
 
 
 TRITON_KERNELS = ("attention_forward", "attention_query_gradient", "attention_key_gradient")
