@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from hetjax.config.model_config import ModelConfig
@@ -98,23 +99,34 @@ def _tokenizer(path: str | None) -> OmniTokenizer:
     if path is None:
         return load_omni_tokenizer(None)
     folder = _folder(path)
-    found, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    found = _json(folder / "config.json")
     ids = {
         placeholder.name: found[key]
         for placeholder in placeholders()
         for key in placeholder.id_keys
         if isinstance(found.get(key), int)
     }
-    stops = generation.get("eos_token_id")
-    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
+    return load_omni_tokenizer(path, ids=ids, stop_ids=_stop_ids(folder, found))
+
+
+def _stop_ids(folder: Path, config: Mapping[str, object]) -> list[int]:
+    """Return the ids that end an answer, of the first file that says any: generation_config.json, config.json."""
+    generation = _json(folder / "generation_config.json")
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]  # text_config, llm_config, ...
+    for place in (generation, *parts):
+        stops = place.get("eos_token_id")
+        stops = stops if isinstance(stops, list) else [stops]
+        found = [stop for stop in stops if isinstance(stop, int) and not isinstance(stop, bool)]
+        if found:
+            return found
+    return []
 
 
 def _template(data: DataConfig) -> ChatTemplate:
     named = data.processor.chat_template
-    if named is None and data.tokenizer is not None:
-        return load_template(_folder(data.tokenizer))
-    return load_template(named)
+    if named is not None:
+        return load_template(named, required=True)
+    return load_template(None if data.tokenizer is None else _folder(data.tokenizer))
 
 
 def _folder(path: str) -> Path:

@@ -68,11 +68,12 @@ def test_ids_follow_the_prompt_order(make_processor, tokenizer):
 
 def test_answers_and_their_ends_are_trained(make_processor, tokenizer):
     made = sample(make_processor(), user("a"), answer("bcd"), user("e"), answer("f"))
-    assert tokenizer.decode(made.ids[made.said]) == "bcdf"
-    assert made.ids[made.said].tolist().count(tokenizer.eos) == 2
+    said = made.weights == 1
+    assert tokenizer.decode(made.ids[said]) == "bcdf"
+    assert made.ids[said].tolist().count(tokenizer.eos) == 2
     arrays = make_arrays(make_processor(), [[made]], training=True)["llm"]
     trained = arrays["loss_weights"][0] == 1
-    assert arrays["labels"][0][trained].tolist() == made.ids[made.said].tolist()
+    assert arrays["labels"][0][trained].tolist() == made.ids[said].tolist()
     assert np.all(arrays["tokens"][0][1:][trained[:-1]] == arrays["labels"][0][:-1][trained[:-1]])
 
 
