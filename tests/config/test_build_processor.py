@@ -80,7 +80,13 @@ def test_what_ends_an_answer_may_stand_in_config_json_alone(tmp_path, files, sto
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     processor = make_processor(*parts_of("--data.tokenizer", str(tmp_path)))
-    assert processor.tokenizer.stop_ids[: len(stops)] == stops
+    assert processor.tokenizer.stop_ids == tuple(dict.fromkeys((*stops, 11)))  # and <|im_end|>, by the template
+
+
+def test_the_built_in_template_is_not_taken_for_a_tokenizer_without_its_marks(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(load_omni_tokenizer(None)._model.to_str().replace("<|im_", "<|in_"))
+    with pytest.raises(ConfigError, match=r"no chat template beside .* lacks <\|im_start\|> and <\|im_end\|>"):
+        make_processor(*parts_of("--data.tokenizer", str(tmp_path)))
 
 
 def test_a_template_that_is_named_is_read_or_refused(tmp_path):

@@ -68,6 +68,16 @@ def render_chat(
     )
 
 
+def end_mark(template: ChatTemplate, **options: object) -> str:
+    """Return what a template writes behind an answer; nothing where that cannot be seen."""
+    for in_parts in (False, True):
+        try:
+            return _frame_of(template, options, in_parts)().end
+        except DataError:
+            continue
+    return ""
+
+
 def _plainest(
     chat: Chat, literal: LiteralTexts, render: Callable[[TemplateInput], MarkedText]
 ) -> tuple[MarkedText, bool]:

@@ -15,10 +15,10 @@ IGNORED_IN_SILENCE = frozenset({"tool_call_id", "id", "name"})
 
 
 def check_sample_keys(record: Iterable[str], known: Collection[str], where: str, ignore: Collection[str]) -> None:
-    """Raise DataError for a key of a sample that nothing reads, with the one that is likely meant."""
+    """Raise DataError for a key of a sample or a message that nothing reads, with the one that is likely meant."""
     for key in record:
         if key not in known and key not in ignore:
-            raise DataError(f"{where}: nothing reads the key '{key}' of the sample; {_advice(key, known)}")
+            raise DataError(f"{where}: nothing reads the key '{key}'; {_advice(key, known)}")
 
 
 def check_message_keys(others: Iterable[str], number: int, template: str) -> None:

@@ -59,7 +59,7 @@ class OmniTokenizer:
         model.post_processor = None
         self._model = model
         found = {name: model.token_to_id(text) for name, text in placeholder_texts().items()}
-        given = dict(ids or {})
+        given = self._given = dict(ids or {})
         self.placeholders = {
             name: given.get(name) if token is None else token
             for name, token in found.items()
@@ -80,6 +80,11 @@ class OmniTokenizer:
         atomic = {entry.content for entry in added.values()}
         texts = placeholder_texts()
         self._unspelled = [texts[name] for name in self.placeholders if texts[name] not in atomic]
+
+    def stopping_at(self, more: Iterable[int]) -> OmniTokenizer:
+        """Return the tokenizer with further ids that end an answer."""
+        stops = dict.fromkeys((*self.stop_ids, *more))
+        return OmniTokenizer(self._model, ids=self._given, stop_ids=stops, pad=self.pad)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; the text of a special token is that token."""

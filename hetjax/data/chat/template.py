@@ -29,6 +29,9 @@ DEFAULT_TEMPLATE = (
 )
 """For a checkpoint without a template: ChatML, with Nemotron's start of an answer where `enable_thinking` is given."""
 
+BUILT_IN_MARKS = ("<|im_start|>", "<|im_end|>")
+"""The special tokens that DEFAULT_TEMPLATE writes."""
+
 Messages = Sequence[Mapping[str, object]]
 
 

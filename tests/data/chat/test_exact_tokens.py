@@ -3,7 +3,6 @@ models, tokenizers of all kinds, and random conversations."""
 
 import datetime
 import json
-import random
 
 import jinja2.ext
 import numpy as np
@@ -13,10 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hetjax.data.chat import ChatTemplate, OmniTokenizer, parse_line
 from hetjax.data.chat.chat_rendering import render_chat
-from tests.harness.chat.conversations import CASES, SPECIALS
+from tests.harness.chat.conversations import CASES, SPECIALS, conversations
 from tests.harness.chat.tokenizers_of_kinds import KINDS, tokenizer_json
-
-CONVERSATIONS = 6
 
 
 def render_plainly(source, record, *, asks=False):
@@ -28,11 +25,6 @@ def render_plainly(source, record, *, asks=False):
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     given = {"messages": record["messages"], "tools": record.get("tools"), "documents": None}
     return environment.from_string(source).render(**given, **SPECIALS, add_generation_prompt=asks)
-
-
-def conversations(case, count=CONVERSATIONS):
-    rng = random.Random(case.name)
-    return [case.conversation(rng) for _ in range(count)]
 
 
 def rendered(case, template, record, *, training=True, specials=()):
@@ -58,7 +50,7 @@ def test_ids_are_those_of_the_whole_text(name, kind):
     case, theirs = CASES[name], tokenizers.Tokenizer.from_str(tokenizer_json(kind))
     tokenizer = OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
     template = ChatTemplate(case.source, specials=SPECIALS)
-    for record in conversations(case):
+    for record in conversations(case, 6):
         made = rendered(case, template, record, specials=tokenizer.specials)
         encoded = tokenizer.encode_whole(made.text, made.literal)
         whole = theirs.encode(render_plainly(case.source, record), add_special_tokens=False)

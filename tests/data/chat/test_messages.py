@@ -54,10 +54,10 @@ def test_the_question_and_its_answer():
         ),
         (
             {"messages": [{"role": "user", "content": "<image>"}], "image": "a"},
-            "reads the key 'image' .*'images' is likely",
+            "reads the key 'image'; 'images' is likely",
         ),
         ({"messages": [{"role": "user", "content": "x"}], "Video": []}, "'videos' is likely meant.*data.ignore_keys"),
-        ({"conversations": []}, "reads the key 'conversations' .*known keys are messages, tools, images"),
+        ({"conversations": []}, "reads the key 'conversations'; known keys are messages, tools, images"),
         ({"messages": [{"role": "user", "content": None}]}, "message 0: 'content' must be a text"),
         ({"messages": [{"role": "user", "content": "a\ud83d"}]}, r"half of a surrogate pair, \\ud83d"),
         ({"messages": [{"role": "user", "content": "x", "name": "\udc00"}]}, "message 0: a text has half of a"),

@@ -206,3 +206,9 @@ CASES = {
         _of("mistral_small_3_1", _mistral, tools=2, content_beside_calls=False),
     ]
 }
+
+
+def conversations(case: Case, count: int) -> list[dict]:
+    """Random conversations, the same in every run."""
+    rng = random.Random(case.name)
+    return [case.conversation(rng) for _ in range(count)]

@@ -1,5 +1,6 @@
 """Small tokenizers of the kinds that released models have."""
 
+import json
 from functools import cache
 
 import tokenizers
@@ -62,8 +63,6 @@ def _sentence_piece(kind: str) -> tokenizers.Tokenizer:
 
 
 def _merges(model: tokenizers.Tokenizer) -> list:
-    import json
-
     return json.loads(model.to_str())["model"]["merges"]
 
 

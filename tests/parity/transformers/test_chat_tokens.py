@@ -7,8 +7,7 @@ import tokenizers
 
 from hetjax.data.chat import ChatTemplate, OmniTokenizer, parse_line
 from hetjax.data.chat.chat_rendering import render_chat
-from tests.data.chat.test_exact_tokens import conversations
-from tests.harness.chat.conversations import CASES, SPECIALS
+from tests.harness.chat.conversations import CASES, SPECIALS, TEMPLATES, conversations
 from tests.harness.chat.tokenizers_of_kinds import KINDS, tokenizer_json
 
 transformers = pytest.importorskip("transformers")
@@ -38,8 +37,6 @@ def test_ids_of_conversations(name, kind):
 
 def test_what_generation_blocks_say():
     """The mask of a template with blocks, which counts what they hold."""
-    from tests.harness.chat.conversations import TEMPLATES
-
     source = (TEMPLATES / "qwen3_training.jinja").read_text(encoding="utf-8")
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json("byte_bpe")), **SPECIALS
