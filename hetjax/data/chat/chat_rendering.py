@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from hetjax.data.chat.counted import Frame, Span, counted_spans, find_frame
 from hetjax.data.chat.marks import MarkedText, Place
@@ -35,6 +36,13 @@ class RenderedChat:
     literal: tuple[tuple[int, int], ...]
 
 
+class _Whole(NamedTuple):
+    """A rendered chat of which nothing was left out, and where it shows something of which message."""
+
+    marked: MarkedText
+    shown: list[Place]
+
+
 def render_chat(
     chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: object
 ) -> RenderedChat:
@@ -54,10 +62,13 @@ def render_chat(
     try:
         for number, turn in enumerate(chat.turns):
             check_message_keys(turn.others, number, template.source)
-        marked, in_parts = _plainest(chat, literal, render)
+        found, in_parts = _plainest(chat, literal, render)
+        marked = found.marked
         counted: Sequence[Span] = ()
         if training:
-            counted = counted_spans(chat, marked, template.marks_answers, _frame_of(template, options, in_parts))
+            counted = counted_spans(
+                chat, marked, found.shown, template.marks_answers, _frame_of(template, options, in_parts)
+            )
     except DataError as error:
         raise DataError(f"{chat.where}: {error}") from error
     return RenderedChat(
@@ -78,9 +89,7 @@ def end_mark(template: ChatTemplate, **options: object) -> str:
     return ""
 
 
-def _plainest(
-    chat: Chat, literal: LiteralTexts, render: Callable[[TemplateInput], MarkedText]
-) -> tuple[MarkedText, bool]:
+def _plainest(chat: Chat, literal: LiteralTexts, render: Callable[[TemplateInput], MarkedText]) -> tuple[_Whole, bool]:
     """Return the text of the first way of giving the chat to the template that it takes and shows whole.
 
     The second of the pair is whether contents were lists of parts.
@@ -89,23 +98,23 @@ def _plainest(
     """
     problems = []
     for as_parts in (False, True):  # some templates take texts, some lists of parts
-        found: MarkedText | None = None
+        found: _Whole | None = None
         for repaired in (False, True):
             try:
                 made = _whole(chat, input_of(chat, literal, as_parts=as_parts, repaired=repaired), render)
             except DataError as error:
                 problems.append(error)
                 continue
-            if found is None or flaws(chat, made.text) < flaws(chat, found.text):
+            if found is None or flaws(chat, made.marked.text) < flaws(chat, found.marked.text):
                 found = made
-            if not flaws(chat, found.text):
+            if not flaws(chat, found.marked.text):
                 break
         if found is not None:
             return found, as_parts
     raise problems[0]
 
 
-def _whole(chat: Chat, given: TemplateInput, render: Callable[[TemplateInput], MarkedText]) -> MarkedText:
+def _whole(chat: Chat, given: TemplateInput, render: Callable[[TemplateInput], MarkedText]) -> _Whole:
     """Return what the template makes of a chat. Raises DataError where it leaves out some of it."""
     marked, wanted = render(given), list(range(len(chat.media)))
     shown = [place.number for place in marked.media]
@@ -114,8 +123,7 @@ def _whole(chat: Chat, given: TemplateInput, render: Callable[[TemplateInput], M
             f"the chat template shows {len(shown)} of {len(wanted)} images, videos and audios; give template "
             "options that keep all of them, in order, or another template"
         )
-    check_shown(given, marked, render)
-    return marked
+    return _Whole(marked, check_shown(given, marked, render))
 
 
 def _frame_of(template: ChatTemplate, options: dict[str, object], in_parts: bool) -> Callable[[], Frame]:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hetjax.data.chat.marks import MarkedText, Segment
+from hetjax.data.chat.marks import MarkedText, Place, Segment
 from hetjax.data.chat.messages import Chat
 from hetjax.data.chat.special_tokens import THOUGHTS
 from hetjax.data.chat.template import Frame
@@ -53,8 +53,12 @@ def _asks(render: RenderMessages) -> str:
     return asked.text[len(turns) :] if asked.text.startswith(turns) else asked.text[asked.looped :]
 
 
-def counted_spans(chat: Chat, rendered: MarkedText, marks_answers: bool, frame: Callable[[], Frame]) -> list[Span]:
+def counted_spans(
+    chat: Chat, rendered: MarkedText, shown: Sequence[Place], marks_answers: bool, frame: Callable[[], Frame]
+) -> list[Span]:
     """Return what the loss counts of a rendered chat, in the order of the text.
+
+    `shown` says where the text shows something of which message.
 
     Raises DataError where nothing of an assistant's turn can be counted, or no turn counts.
     """
@@ -65,6 +69,12 @@ def counted_spans(chat: Chat, rendered: MarkedText, marks_answers: bool, frame: 
         found = _in_blocks(chat, rendered, turns)
     else:
         found = [_span(rendered, turn, chat.turns[turn].weight, frame()) for turn in turns]
+    for position, number in shown:
+        if number not in turns and any(span.start <= position < span.stop for span in found):
+            raise DataError(
+                f"{'the tools' if number < 0 else f'message {number}'}: the chat template writes it within the turn of "
+                f"an assistant, who does not say it; {_ADVICE}"
+            )
     counted = [span for span in found if span.weight]
     if not counted:
         raise DataError("all assistant messages have weight 0, so there is nothing to learn; remove the line")

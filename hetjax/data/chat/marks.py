@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hetjax.errors import DataError
@@ -57,7 +58,7 @@ class MarkedText(NamedTuple):
         said: what `generation` blocks said, and for which message (-1 for none).
         media: where media stand.
         literal: where a special token's text stands that stays text.
-        fields: numbers of the fields that the text shows.
+        fields: where each field that the text shows stands, by its number.
         looped: where the last loop over messages ends.
     """
 
@@ -66,7 +67,7 @@ class MarkedText(NamedTuple):
     said: tuple[Segment, ...]
     media: tuple[Place, ...]
     literal: tuple[int, ...]
-    fields: frozenset[int]
+    fields: Mapping[int, int]
     looped: int
 
 
@@ -77,7 +78,7 @@ def read_marks(rendered: str) -> MarkedText:
     said: list[Segment] = []
     media: list[Place] = []
     literal: list[int] = []
-    fields: set[int] = set()
+    fields: dict[int, int] = {}
     loops: list[int | None] = []  # the message of each loop that is open, the innermost last
     position = last = looped = 0
     said_from: int | None = None
@@ -103,7 +104,7 @@ def read_marks(rendered: str) -> MarkedText:
         if mark == MEDIUM:
             media.append(Place(position, int(number)))
         elif mark == FIELD:
-            fields.add(int(number))
+            fields.setdefault(int(number), position)
         elif mark == LITERAL:
             literal.append(position)
         elif mark == LOOP_START:
@@ -118,6 +119,4 @@ def read_marks(rendered: str) -> MarkedText:
             said.append(Segment(turn(), said_from, position))
             said_from = None
     add(rendered[last:])
-    return MarkedText(
-        "".join(pieces), tuple(segments), tuple(said), tuple(media), tuple(literal), frozenset(fields), looped
-    )
+    return MarkedText("".join(pieces), tuple(segments), tuple(said), tuple(media), tuple(literal), fields, looped)

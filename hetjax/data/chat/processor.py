@@ -23,10 +23,19 @@ from hetjax.errors import DataError
 
 
 class ProcessedChat(NamedTuple):
-    """A chat as a text and as the sample that is made of it."""
+    """A chat as a text and as the sample that is made of it.
+
+    Attributes:
+        text: the text, with placeholders.
+        sample: what is made of it.
+        raw: its media as they were read.
+        parts: its media as they stand in the prompt.
+    """
 
     text: ExpandedText
     sample: OmniSample
+    raw: Sequence[object]
+    parts: Sequence[PromptPart]
 
 
 class Processor:
@@ -82,11 +91,12 @@ class Processor:
         raw = [self._read(part, chat.where) for part in chat.media]
         texts, nothing = placeholder_texts(), [()] * len(raw)
         taken = len(self._encode(expand(rendered, nothing, texts)).ids) if raw else 0
-        parts = self._prepare(chat, raw, taken)
-        text = expand(rendered, [parts[number].items for number in range(len(raw))], texts)
-        sample = self._sample(chat, text, [parts[number] for number in range(len(raw))])
+        prepared = self._prepare(chat, raw, taken)
+        parts = [prepared[number] for number in range(len(raw))]
+        text = expand(rendered, [part.items for part in parts], texts)
+        sample = self._sample(chat, text, parts)
         self.capacity.check(sample.use, chat.where)
-        return ProcessedChat(text, sample)
+        return ProcessedChat(text, sample, raw, parts)
 
     def _encode(self, text: ExpandedText) -> EncodedText:
         return self.tokenizer.encode_whole(text.text, text.literal)

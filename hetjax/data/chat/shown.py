@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
-from hetjax.data.chat.marks import FIELD, MarkedText
+from hetjax.data.chat.marks import FIELD, MarkedText, Place
 from hetjax.data.chat.message_keys import REASONING_KEYS
 from hetjax.data.chat.template_messages import TemplateInput, functions_of, map_texts
 from hetjax.errors import DataError
@@ -29,11 +29,13 @@ class Field(NamedTuple):
     name: str
 
 
-def check_shown(given: TemplateInput, rendered: MarkedText, render: Render) -> None:
-    """Raise DataError for a field that the template leaves out.
+def check_shown(given: TemplateInput, rendered: MarkedText, render: Render) -> list[Place]:
+    """Return where the text shows fields, each with the number of its message, as far as that can be seen.
 
     Reasoning of an earlier turn may be left out where the template shows it as long as the turn is the last one: then
     it is left out of what the model is given at that point, too.
+
+    Raises DataError for a field that the template leaves out.
     """
     marked, fields = _marked(given, _ALL)
     shown = _fields_shown(marked, rendered, render, fields)
@@ -45,9 +47,12 @@ def check_shown(given: TemplateInput, rendered: MarkedText, render: Render) -> N
             f"{owner}: the chat template does not show its {field.name}; give a template that does "
             "(processor.chat_template), options by which this one does (processor.template_options), or remove it"
         )
+    return [Place(position, fields[number].turn) for number, position in shown.items() if position is not None]
 
 
-def _fields_shown(marked: TemplateInput, rendered: MarkedText, render: Render, fields: list[Field]) -> Container[int]:
+def _fields_shown(
+    marked: TemplateInput, rendered: MarkedText, render: Render, fields: list[Field]
+) -> Mapping[int, int | None]:
     try:
         found = render(marked)
     except DataError:
@@ -55,7 +60,7 @@ def _fields_shown(marked: TemplateInput, rendered: MarkedText, render: Render, f
     if found is not None and found.text == rendered.text:
         return found.fields
     # A mark has changed the course of the template; which one, they say one by one.
-    return [number for number in range(len(fields)) if _is_shown(marked, rendered, render, number)]
+    return {number: None for number in range(len(fields)) if _is_shown(marked, rendered, render, number)}
 
 
 def _is_shown(marked: TemplateInput, rendered: MarkedText, render: Render, number: int) -> bool:

@@ -123,6 +123,16 @@ def test_what_a_template_does_not_show_is_named(name, messages, keys, lost):
         render(name, *messages, **keys)
 
 
+def test_what_another_says_within_an_assistants_turn_is_not_counted():
+    ahead = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'assistant' %}<a>{{ m.content or '' }}"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{{ messages[loop.index].content }}{% endif %}|"
+        "{% elif m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="f:1: message 2: the chat template writes it within the turn of an assistant"):
+        render(ahead, ASK, answer(None, tool_calls=[CALL]), {"role": "tool", "content": "sunny"})
+
+
 def test_a_key_of_a_message_that_the_template_does_not_read_is_named():
     with pytest.raises(DataError, match=r"f:1: message 1: .* key 'reasoning_contents'; 'reasoning_content' is likely"):
         render("qwen3", ASK, answer(reasoning_contents="hm"))

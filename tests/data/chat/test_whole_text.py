@@ -69,14 +69,14 @@ def test_placeholders_of_media_are_in_the_whole_text(name, kind):
     processor = Processor(config, tokenizer, template_of(name), seq_len=2000, encoders=encoders())
     parts = [{"type": "text", "text": "See "}, {"type": "image", "image": IMAGE}, {"type": "text", "text": " <image>?"}]
     talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]
-    text, sample = processor.process(parse_messages(talk), training=True)
+    text, sample, *_ = processor.process(parse_messages(talk), training=True)
     assert "See <img>" + "<image>" * 6 + "</img> <image>?" in text.text
     (medium,) = sample.media["image"]
     want = np.flatnonzero(sample.ids == tokenizer.placeholders["image"])
     np.testing.assert_array_equal(medium.positions, want)
     assert len(want) == 6  # the one that the user spells is text
     without = [{**talk[0], "content": [*parts[:2], {"type": "text", "text": "?"}]}, talk[1]]
-    text, sample = processor.process(parse_messages(without), training=True)
+    text, sample, *_ = processor.process(parse_messages(without), training=True)
     theirs = tokenizers.Tokenizer.from_str(tokenizer_json(kind))
     assert sample.ids.tolist() == theirs.encode(text.text, add_special_tokens=False).ids
     said = "".join(text.text[span.start : span.stop] for span in text.counted)
