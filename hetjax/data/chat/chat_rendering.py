@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from hetjax.data.chat.counted import Frame, Span, counted_spans, find_frame
+from hetjax.data.chat.counted import Span, counted_spans, find_frame
 from hetjax.data.chat.marks import MarkedText, Place
 from hetjax.data.chat.message_keys import check_message_keys
 from hetjax.data.chat.messages import Chat
 from hetjax.data.chat.shown import check_shown
-from hetjax.data.chat.template import ChatTemplate
+from hetjax.data.chat.template import ChatTemplate, Frame, RefusedError
 from hetjax.data.chat.template_messages import LiteralTexts, TemplateInput, flaws, input_of
 from hetjax.errors import DataError
 
@@ -111,7 +111,8 @@ def _plainest(chat: Chat, literal: LiteralTexts, render: Callable[[TemplateInput
                 break
         if found is not None:
             return found, as_parts
-    raise problems[0]
+    # What is wrong with the repaired texts says more than that the template does not take them unrepaired.
+    raise next((each for each in problems[:2] if not isinstance(each, RefusedError)), problems[0])
 
 
 def _whole(chat: Chat, given: TemplateInput, render: Callable[[TemplateInput], MarkedText]) -> _Whole:

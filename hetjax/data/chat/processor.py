@@ -90,7 +90,7 @@ class Processor:
         )
         raw = [self._read(part, chat.where) for part in chat.media]
         texts, nothing = placeholder_texts(), [()] * len(raw)
-        taken = len(self._encode(expand(rendered, nothing, texts)).ids) if raw else 0
+        taken = len(self._encode(expand(rendered, nothing, texts), chat.where).ids) if raw else 0
         prepared = self._prepare(chat, raw, taken)
         parts = [prepared[number] for number in range(len(raw))]
         text = expand(rendered, [part.items for part in parts], texts)
@@ -98,8 +98,11 @@ class Processor:
         self.capacity.check(sample.use, chat.where)
         return ProcessedChat(text, sample, raw, parts)
 
-    def _encode(self, text: ExpandedText) -> EncodedText:
-        return self.tokenizer.encode_whole(text.text, text.literal)
+    def _encode(self, text: ExpandedText, where: str) -> EncodedText:
+        try:
+            return self.tokenizer.encode_whole(text.text, text.literal)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def _read(self, part: Part, where: str) -> object:
         """Read a medium by its modality."""
@@ -128,7 +131,7 @@ class Processor:
 
     def _sample(self, chat: Chat, text: ExpandedText, parts: Sequence[PromptPart]) -> OmniSample:
         """Return the sample of a text, and give each array of the media the positions of its own placeholders."""
-        encoded = self._encode(text)
+        encoded = self._encode(text, chat.where)
         media: dict[str, list[PlacedMedium]] = {name: [] for name in self.capacity.modalities}
         use = dict.fromkeys(self.capacity.most.media, 0)
         for number, part in enumerate(parts):

@@ -94,9 +94,12 @@ class OmniTokenizer:
         """Return the ids of a rendered chat as a whole, and the characters that each stands for.
 
         The texts of special tokens and of placeholders are these tokens, but for those that `literal` spans.
+
+        Raises:
+            DataError: the tokenizer does not take the text.
         """
         if not literal and not any(each in text for each in self._unspelled):
-            return EncodedText.of(self._model.encode(text, add_special_tokens=False))
+            return EncodedText.of(text, self._model)
         return self._aliased.encode(text, literal)
 
     @functools.cached_property

@@ -47,6 +47,10 @@ class Frame(NamedTuple):
     end: str
 
 
+class RefusedError(DataError):
+    """The template does not take these messages at all."""
+
+
 class ChatTemplate:
     """A chat template, compiled.
 
@@ -86,7 +90,7 @@ class ChatTemplate:
         """Return the text of a chat; `options` are what the template may ask for (tools, enable_thinking).
 
         Raises:
-            DataError: the template refuses the messages.
+            RefusedError: the template refuses the messages.
         """
         return self.render_marked(messages, add_generation_prompt=add_generation_prompt, **options).text
 
@@ -105,9 +109,9 @@ class ChatTemplate:
                 messages=messages, add_generation_prompt=add_generation_prompt, **given, **{TURN_FUNCTION: turn_mark}
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise DataError(f"the chat template refuses the messages: {error}") from error
+            raise RefusedError(f"the chat template refuses the messages: {error}") from error
         except RecursionError as error:
-            raise DataError("the chat template refuses the messages: it calls itself too often") from error
+            raise RefusedError("the chat template refuses the messages: it calls itself too often") from error
         return read_marks(text)
 
 

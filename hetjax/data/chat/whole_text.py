@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 from tokenizers import AddedToken
 
 from hetjax.data.chat.marks import ALIAS
+from hetjax.errors import DataError
 
 _FIRST = 0x100000  # of the last plane of Unicode, which is for private use
 
@@ -28,8 +29,12 @@ class EncodedText:
     stops: Int64[np.ndarray, " L"]
 
     @staticmethod
-    def of(encoding: tokenizers.Encoding) -> EncodedText:
-        """Return what `tokenizers` made of a text."""
+    def of(text: str, model: tokenizers.Tokenizer) -> EncodedText:
+        """Return what a tokenizer makes of a text. Raises DataError where it cannot."""
+        try:
+            encoding = model.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises a bare Exception, e.g. for a letter that it does not know
+            raise DataError(f"the tokenizer does not take the text: {error}") from error
         offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
         return EncodedText(ids=np.asarray(encoding.ids, np.int64), starts=offsets[:, 0], stops=offsets[:, 1])
 
@@ -96,7 +101,7 @@ class AliasedTokenizer:
                 origin.extend([start, stop - 1])
             position = stop
         origin.append(len(text))
-        encoded = EncodedText.of(self._model.encode("".join(pieces), add_special_tokens=False))
+        encoded = EncodedText.of("".join(pieces), self._model)
         places = np.asarray(origin, np.int64)
         widths = encoded.stops > encoded.starts
         stops = np.where(widths, places[np.maximum(encoded.stops - 1, 0)] + 1, places[encoded.starts])

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import tokenizers
 
 from hetjax.data.chat import (
+    ChatTemplate,
+    OmniTokenizer,
     Processor,
     ProcessorConfig,
     make_arrays,
@@ -220,3 +223,13 @@ def test_settings_that_do_not_fit_are_refused(make_processor, tokenizer):
         Processor(config, tokenizer, processor.template, seq_len=9, encoders={})
     with pytest.raises(ConfigError, match="patch_size 16 and merge 2"):
         Processor(config, tokenizer, processor.template, seq_len=9, encoders=encoders())
+
+
+def test_a_text_that_the_tokenizer_does_not_take_is_that_samples_error():
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)]))  # without a token for what it does not know
+    model.add_special_tokens(["</s>"])
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    processor = Processor(ProcessorConfig(), OmniTokenizer(model), template, seq_len=9, encoders={})
+    assert sample(processor, user("aa"), training=False).ids.tolist() == [0, 0]
+    with pytest.raises(DataError, match="here: the tokenizer does not take the text"):
+        sample(processor, user("b"), training=False)
