@@ -36,7 +36,7 @@ def rendered(case, template, record, *, training=True, specials=()):
 def test_the_loss_counts_what_an_assistant_contributes_and_nothing_else(name):
     case = CASES[name]
     template = ChatTemplate(case.source, specials=SPECIALS)
-    for record in conversations(case, 25):
+    for record in conversations(case, 15):
         made = rendered(case, template, record)
         assert made.text == render_plainly(case.source, record)
         messages = record["messages"]
@@ -50,7 +50,7 @@ def test_ids_are_those_of_the_whole_text(name, kind):
     case, theirs = CASES[name], tokenizers.Tokenizer.from_str(tokenizer_json(kind))
     tokenizer = OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
     template = ChatTemplate(case.source, specials=SPECIALS)
-    for record in conversations(case, 6):
+    for record in conversations(case, 4):
         made = rendered(case, template, record, specials=tokenizer.specials)
         encoded = tokenizer.encode_whole(made.text, made.literal)
         whole = theirs.encode(render_plainly(case.source, record), add_special_tokens=False)
