@@ -104,22 +104,23 @@ def input_of(chat: Chat, literal: LiteralTexts, *, as_parts: bool, repaired: boo
         content: object = [{"type": "text", "text": text} for text in texts] if as_parts else "".join(texts)
         if not turn.has_content and not repaired:
             content = None
-        messages.append({**_others(turn, literal, repaired), "role": turn.role, "content": content})
+        messages.append(_message(turn, content, literal, repaired))
     tools = (
         None if chat.tools is None else [map_texts(tool, lambda text: literal.mark(text, "")) for tool in chat.tools]
     )
     return TemplateInput(messages, tools)
 
 
-def _others(turn: Turn, literal: LiteralTexts, repaired: bool) -> Message:
+def _message(turn: Turn, content: object, literal: LiteralTexts, repaired: bool) -> Message:
     others: Message = map_texts(turn.others, lambda text: literal.mark(text, turn.role))
     for function in functions_of(others):
         if repaired and isinstance(function.get("arguments"), str):
             function["arguments"] = _parsed(function["arguments"])
+    message: Message = {"role": turn.role, "content": content, **others}
     reasoning = next((others[key] for key in REASONING_KEYS if key in others), None)
     if reasoning is None:
-        return others
-    return {"thinking": reasoning, **others, "reasoning_content": reasoning}  # as transformers hands it on
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}  # as transformers hands it on
 
 
 def _parsed(arguments: str) -> object:

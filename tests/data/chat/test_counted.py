@@ -139,3 +139,12 @@ def test_a_key_of_a_message_that_the_template_does_not_read_is_named():
     reads = ChatTemplate("{% for m in messages %}{{ m.mood }}{{ m.content }}|{% endfor %}")
     assert "glad" in render(reads, {**ASK, "mood": "glad"}, answer()).text
     assert render("qwen3", {**ASK, "mood": None}, answer(refusal=None)).text
+
+
+def test_a_template_gets_the_keys_of_a_message_in_their_order():
+    prints = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m | tojson }}|{% endfor %}")
+    made = render(prints, ASK, answer(reasoning_content="hm"), training=False)
+    assert made.text == (
+        '<user>{"role": "user", "content": "What?"}|'
+        '<assistant>{"thinking": "hm", "role": "assistant", "content": "Yes.", "reasoning_content": "hm"}|'
+    )
