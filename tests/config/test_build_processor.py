@@ -63,7 +63,7 @@ def test_files_beside_the_tokenizer_say_what_ends_an_answer_and_how_a_chat_reads
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     processor = make_processor(*parts_of("--data.tokenizer", str(tmp_path / "tokenizer.json")))
     assert processor.tokenizer.stop_ids == (2, 11)
-    assert processor.template.render([{"role": "user", "content": "x"}], add_generation_prompt=True) == "x"
+    assert processor.template.render([{"role": "user", "content": "x"}], add_generation_prompt=True).text == "x"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_built_in_template_is_not_taken_for_a_tokenizer_without_its_marks(tm
 def test_a_template_that_is_named_is_read_or_refused(tmp_path):
     (tmp_path / "mine.jinja").write_text("mine")
     processor = make_processor(*parts_of("--data.processor.chat_template", str(tmp_path / "mine.jinja")))
-    assert processor.template.render([], add_generation_prompt=True) == "mine"
+    assert processor.template.render([], add_generation_prompt=True).text == "mine"
     for path, message in ((tmp_path, "has no chat template"), (tmp_path / "absent", "does not exist")):
         with pytest.raises(DataError, match=message):
             make_processor(*parts_of("--data.processor.chat_template", str(path)))

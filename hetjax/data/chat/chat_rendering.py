@@ -57,7 +57,7 @@ def render_chat(
 
     def render(given: TemplateInput, asks: bool = not training) -> MarkedText:
         tools = {} if given.tools is None else {"tools": given.tools}
-        return template.render_marked(given.messages, add_generation_prompt=asks, **{**options, **tools})
+        return template.render(given.messages, add_generation_prompt=asks, **{**options, **tools})
 
     try:
         for number, turn in enumerate(chat.turns):
@@ -139,6 +139,6 @@ def _frame_of(template: ChatTemplate, options: dict[str, object], in_parts: bool
     def render(messages: Sequence[dict[str, object]], asks: bool) -> MarkedText:
         if in_parts:
             messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-        return template.render_marked(messages, add_generation_prompt=asks, **options)
+        return template.render(messages, add_generation_prompt=asks, **options)
 
     return find

@@ -86,16 +86,14 @@ class ChatTemplate:
         """Return the template for a chat with these tools, or with None."""
         return self if tools is None or self._for_tools is None else self._for_tools
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool, **options: object) -> str:
-        """Return the text of a chat; `options` are what the template may ask for (tools, enable_thinking).
+    def render(self, messages: Messages, *, add_generation_prompt: bool, **options: object) -> MarkedText:
+        """Return the text of a chat, with what was written for which message.
+
+        `options` are what the template may ask for (tools, enable_thinking).
 
         Raises:
             RefusedError: the template refuses the messages.
         """
-        return self.render_marked(messages, add_generation_prompt=add_generation_prompt, **options).text
-
-    def render_marked(self, messages: Messages, *, add_generation_prompt: bool, **options: object) -> MarkedText:
-        """Return the text of a chat, with what was written for which message. Raises as `render`."""
         messages = list(messages)
         numbers = {id(message): number for number, message in enumerate(messages)}
 

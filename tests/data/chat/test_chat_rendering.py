@@ -117,18 +117,18 @@ def test_nothing_to_learn_is_refused(tokenizer):
 
 
 def test_templates_of_a_checkpoint(tmp_path):
-    assert load_template(tmp_path).render([{"role": "user", "content": "x"}], add_generation_prompt=False)
+    assert load_template(tmp_path).render([{"role": "user", "content": "x"}], add_generation_prompt=False).text
     config = {
         "chat_template": "{{ bos_token }}{{ tools | tojson }}",
         "bos_token": {"content": "<s>"},
         "eos_token": None,
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load_template(tmp_path).render([], add_generation_prompt=False, tools=["é"]) == '<s>["é"]'
+    assert load_template(tmp_path).render([], add_generation_prompt=False, tools=["é"]).text == '<s>["é"]'
     (tmp_path / "chat_template.jinja").write_text(
         "{{ strftime_now('%Y') }}{% for i in [1, 2] %}{% break %}{% endfor %}"
     )
-    assert load_template(tmp_path).render([], add_generation_prompt=False).startswith("2")
+    assert load_template(tmp_path).render([], add_generation_prompt=False).text.startswith("2")
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(DataError, match="malformed"):
         load_template(tmp_path)

@@ -11,7 +11,7 @@ TALK = [{"role": "user", "content": "x"}]
 
 
 def shown(path, **options):
-    return load_template(path).render(TALK, add_generation_prompt=False, **options)
+    return load_template(path).render(TALK, add_generation_prompt=False, **options).text
 
 
 def test_a_file_is_a_template(tmp_path):
@@ -42,8 +42,8 @@ def test_a_list_without_default_is_refused(tmp_path):
     named.append({"name": "default", "template": "without"})
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     template = load_template(tmp_path)
-    assert template.render(TALK, add_generation_prompt=False) == "without"
-    assert template.for_chat([{}]).render(TALK, add_generation_prompt=False) == "with tools"
+    assert template.render(TALK, add_generation_prompt=False).text == "without"
+    assert template.for_chat([{}]).render(TALK, add_generation_prompt=False).text == "with tools"
 
 
 def test_special_tokens_of_a_file_of_their_own(tmp_path):
