@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -62,14 +62,15 @@ def _check_target(config: TrainConfig, options: TargetOptions) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line of hetjax: print a tool's tables, or with --json one JSON object on the last line."""
+    """Run the command line of hetjax: print a tool's tables, or with --json what it found as JSON."""
     arguments = sys.argv[1:] if arguments is None else arguments
     from hetjax.commands import run_tool
 
     with user_errors():
         outcome, as_json = run_tool(arguments)
     if as_json:
-        print(json.dumps(outcome.numbers), flush=True)
+        for each in [outcome.numbers] if isinstance(outcome.numbers, Mapping) else outcome.numbers:
+            print(json.dumps(each), flush=True)
         return
     console = Console()
     for item in outcome.shown:

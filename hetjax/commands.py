@@ -59,6 +59,7 @@ TOOLS = {
     "fit": Tool("hetjax.tools.target.fit", "fit"),
     "convert": Tool("hetjax.tools.convert", "convert"),
     "generate": Tool("hetjax.tools.generate", "generate"),
+    "data inspect": Tool("hetjax.tools.inspect_data", "inspect_data"),
     "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),
     "demo-data shapes": Tool("hetjax.tools.demo_data", "shapes"),
     "bench overhead": Tool("hetjax.tools.bench.overhead", "overhead"),
@@ -69,7 +70,11 @@ TOOLS = {
     "bench schedules": Tool("hetjax.tools.bench.schedules", "schedules"),
     "bench model": Tool("hetjax.tools.bench.model", "bench_model"),
 }
-GROUPS = {"demo-data": "Make data to try the trainer on.", "bench": "Measure speed on this machine."}
+GROUPS = {
+    "data": "Look at the data of a run.",
+    "demo-data": "Make data to try the trainer on.",
+    "bench": "Measure speed on this machine.",
+}
 # Parameters of a tool that are no options.
 NO_OPTIONS = {"config", "command"}
 
@@ -168,7 +173,7 @@ def _tool_parser(name: str, function: ToolFunction) -> jsonargparse.ArgumentPars
         parser.add_argument(f"--{key}", nargs="+", type=str, default=None, help=_help_of(function, key))
     skipped = NO_OPTIONS.union(keywords, several)
     parser.add_function_arguments(function, skip=skipped, as_group=False, as_positional=bool(words))
-    parser.add_argument("--json", action="store_true", help="print one JSON object, on the last line, and no table")
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line, and no table")
     if settings:
         from hetjax.config.run_config import add_settings
 

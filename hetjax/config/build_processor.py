@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from hetjax.config.model_config import ModelConfig
 from hetjax.data import DataConfig, Tokenizer, load_tokenizer
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, RowCapacity, load_omni_tokenizer, load_template
+from hetjax.data.chat import (
+    ChatTemplate,
+    OmniTokenizer,
+    Processor,
+    RowCapacity,
+    end_mark,
+    load_omni_tokenizer,
+    load_template,
+)
+from hetjax.data.chat.template import BUILT_IN_MARKS, DEFAULT_TEMPLATE
 from hetjax.data.modalities import placeholders
 from hetjax.errors import ConfigError, DataError
 from hetjax.models import VisionConfig
@@ -31,15 +41,23 @@ def make_processor(data: DataConfig, model: ModelConfig) -> Processor | None:
     """Return the processor of a run, with its tokenizer and chat template; None where the run has none.
 
     Beside a tokenizer.json, a config.json says which ids stand for encoder tokens that have no text, and a
-    generation_config.json which ids end an answer. The template is that of `processor.chat_template`, else that of the
-    tokenizer's folder, else the built-in one.
+    generation_config.json or config.json which ids end an answer, beside the end mark of the template. The template is
+    that of `processor.chat_template`, else of the tokenizer's folder, else the built-in one.
 
     Raises ConfigError where the parts do not fit together, DataError where a file cannot be read.
     """
     if row_capacity(data, model) is None:
         return None
+    tokenizer, template = _tokenizer(data.tokenizer), _template(data)
+    _check_built_in_template(template, tokenizer, data.tokenizer)
+    end = end_mark(template, **data.processor.template_options)
+    learned = [token for token in tokenizer.encode(end) if token in tokenizer.special_ids][:1]
     return Processor(
-        data.processor, _tokenizer(data.tokenizer), _template(data), seq_len=data.seq_len, encoders=model.components
+        data.processor,
+        tokenizer.stopping_at(learned),  # what ends an answer in training ends it where one is generated
+        template,
+        seq_len=data.seq_len,
+        encoders=model.components,
     )
 
 
@@ -57,6 +75,16 @@ def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | No
             f"tokens; set it to {need} or more"
         )
     return tokenizer
+
+
+def _check_built_in_template(template: ChatTemplate, tokenizer: OmniTokenizer, path: str | None) -> None:
+    """Raise ConfigError where the built-in template is taken for want of another, but the tokenizer lacks its marks."""
+    lacking = [mark for mark in BUILT_IN_MARKS if mark not in tokenizer.specials]
+    if template.source == DEFAULT_TEMPLATE and lacking:
+        raise ConfigError(
+            f"there is no chat template beside the tokenizer '{path}', and it lacks {' and '.join(lacking)}, which the "
+            "built-in template writes; give data.processor.chat_template, a .jinja file or a folder that has one"
+        )
 
 
 def _check_none_is_needed(model: ModelConfig) -> None:
@@ -98,23 +126,34 @@ def _tokenizer(path: str | None) -> OmniTokenizer:
     if path is None:
         return load_omni_tokenizer(None)
     folder = _folder(path)
-    found, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    found = _json(folder / "config.json")
     ids = {
         placeholder.name: found[key]
         for placeholder in placeholders()
         for key in placeholder.id_keys
         if isinstance(found.get(key), int)
     }
-    stops = generation.get("eos_token_id")
-    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    return load_omni_tokenizer(path, ids=ids, stop_ids=stops)
+    return load_omni_tokenizer(path, ids=ids, stop_ids=_stop_ids(folder, found))
+
+
+def _stop_ids(folder: Path, config: Mapping[str, object]) -> list[int]:
+    """Return the ids that end an answer, of the first file that says any: generation_config.json, config.json."""
+    generation = _json(folder / "generation_config.json")
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]  # text_config, llm_config, ...
+    for place in (generation, *parts):
+        stops = place.get("eos_token_id")
+        stops = stops if isinstance(stops, list) else [stops]
+        found = [stop for stop in stops if isinstance(stop, int) and not isinstance(stop, bool)]
+        if found:
+            return found
+    return []
 
 
 def _template(data: DataConfig) -> ChatTemplate:
     named = data.processor.chat_template
-    if named is None and data.tokenizer is not None:
-        return load_template(_folder(data.tokenizer))
-    return load_template(named)
+    if named is not None:
+        return load_template(named, required=True)
+    return load_template(None if data.tokenizer is None else _folder(data.tokenizer))
 
 
 def _folder(path: str) -> Path:

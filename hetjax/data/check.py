@@ -44,7 +44,7 @@ def check_dataset(
     """
     source = open_source(path)
     if processor is not None:
-        loader = OmniLoader(source=source, processor=processor)
+        loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
     else:
         loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
     images, missing = 0, []

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from hetjax.data.chat.message_keys import check_sample_keys
 from hetjax.data.media import DataUri, located
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
@@ -78,8 +80,8 @@ class Prompt:
     answer: str
 
 
-def parse_conversation(line: str | bytes, *, where: str, folder: Path) -> Conversation:
-    """Read one JSONL line; keys other than "messages" and "images" are left to other programs.
+def parse_conversation(line: str | bytes, *, where: str, folder: Path, ignore: Collection[str] = ()) -> Conversation:
+    """Read one JSONL line; keys of `ignore` are left out, any other than "messages" and "images" is an error.
 
     Raises:
         DataError: not such an object, or the number of marks and images differ; the message opens with `where`.
@@ -90,9 +92,9 @@ def parse_conversation(line: str | bytes, *, where: str, folder: Path) -> Conver
         raise DataError(f"{where}: not a line of JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
-    messages = _messages(record.get("messages"), where)
-    images = record.get("images")
-    images = [] if images is None else images
+    check_sample_keys(record, ("messages", "images"), where, ignore)
+    messages = _messages(record.get("messages"), where, ignore)
+    images = [] if "images" in ignore or record.get("images") is None else record["images"]
     if not isinstance(images, list) or not all(isinstance(image, str) and _is_text(image) for image in images):
         raise DataError(f"{where}: 'images' must be a list of file names, not {images!r}")
     conversation = Conversation(
@@ -169,7 +171,7 @@ def _fuse(
     return tokens, is_answer, positions
 
 
-def _messages(value: object, where: str) -> tuple[Message, ...]:
+def _messages(value: object, where: str, ignore: Collection[str]) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: 'messages' must be a list of at least one message, not {value!r}")
     messages = []
@@ -177,6 +179,8 @@ def _messages(value: object, where: str) -> tuple[Message, ...]:
         role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
         if role not in ROLES:
             raise DataError(f"{where}: message {i} must be an object whose 'role' is one of {', '.join(ROLES)}")
+        given = [key for key in item if item[key] is not None and item[key] != []]
+        check_sample_keys(given, ("role", "content"), f"{where}: message {i}", ignore)
         if not isinstance(content, str) or not _is_text(content):
             raise DataError(f"{where}: the 'content' of message {i} must be text, not {content!r}")
         messages.append(Message(role=role, content=content))

@@ -63,7 +63,7 @@ def eval_batches(
         raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a JSONL file")
     source = open_source(config.eval)
     if processor is not None:
-        loader = OmniLoader(source=source, processor=processor, prompts=True)
+        loader = OmniLoader(source=source, processor=processor, prompts=True, ignore_keys=config.ignore_keys)
     else:
         loader = Loader(
             source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image, prompts=True

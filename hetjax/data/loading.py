@@ -81,7 +81,9 @@ class Loader:
             DataError: malformed, or more images than `images_per_sample`.
         """
         line = self.source[index]
-        conversation = parse_conversation(line.text, where=line.where, folder=self.source.folder)
+        conversation = parse_conversation(
+            line.text, where=line.where, folder=self.source.folder, ignore=self.config.ignore_keys
+        )
         most = self.config.images_per_sample
         if conversation.images and self.tokens_per_image == 0:
             raise DataError(

@@ -25,11 +25,15 @@ class OmniPrompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OmniLoader:
-    """Loads samples by index, for training or (`prompts`) for evaluation; see `hetjax.data.loading.Loader`."""
+    """Loads samples by index, for training or (`prompts`) for evaluation; see `hetjax.data.loading.Loader`.
+
+    Keys of samples and messages that are in `ignore_keys` are left out.
+    """
 
     source: Source
     processor: Processor
     prompts: bool = False
+    ignore_keys: tuple[str, ...] = ()
 
     def __call__(self, index: int) -> OmniSample | OmniPrompt | BadSample:
         """Load a sample; any exception comes back as a value, since it would end the pipeline."""
@@ -45,7 +49,7 @@ class OmniLoader:
     def parse(self, index: int) -> Chat:
         """Return the conversation at `index`, without opening its files. Raises DataError."""
         line = self.source[index]
-        return parse_line(line.text, where=line.where, folder=self.source.folder)
+        return parse_line(line.text, where=line.where, folder=self.source.folder, ignore=self.ignore_keys)
 
     def load(self, index: int) -> OmniSample | OmniPrompt:
         """Return the sample at `index`. Raises DataError, whose message opens with "file:line: "."""

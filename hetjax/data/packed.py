@@ -53,7 +53,7 @@ class PackedData(Iterator[HostBatch]):
         self._total = stream_length(config, len(source))
         self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
-        self._loader = OmniLoader(source=source, processor=processor)
+        self._loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
         self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
         self._order = sample_order(config, len(source))
         self._seen = 0  # samples taken from the stream into the pool

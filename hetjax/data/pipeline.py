@@ -106,7 +106,7 @@ class TrainData(Iterator[HostBatch]):
         self._seen = 0  # samples of the whole stream, in batches given out
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         if processor is not None:
-            self._loader = OmniLoader(source=source, processor=processor)
+            self._loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
         else:
             self._loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
         self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)

@@ -38,12 +38,22 @@ class ModelFolder:
         data: How prompts are made; its files are those of training, or none.
         source: The weights.
         param_dtype: Dtype that the model computes in.
+        positions: Tokens that a prompt and its answer may have together, or None where the folder does not say.
     """
 
     components: dict[str, ComponentConfig]
     data: DataConfig
     source: WeightSource
     param_dtype: str
+    positions: int | None = None
+
+    def check_length(self, prompt: int, answer: int) -> None:
+        """Raise ConfigError where a prompt and an answer of so many tokens have more than the model has positions."""
+        if self.positions is not None and prompt + answer > self.positions:
+            raise ConfigError(
+                f"the prompt has {prompt} tokens and the answer may have {answer} (max_new_tokens), together more than "
+                f"the {self.positions} positions that the model has (max_position_embeddings); shorten one of them"
+            )
 
 
 def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
@@ -101,7 +111,18 @@ def _from_hugging_face(
         train="", tokenizer=str(folder), seq_len=LONGEST, batch_size=1, processor=_processor(components, folder, hf)
     )
     param_dtype = "bfloat16" if narrow else "float32"
-    return ModelFolder(components=components, data=data, source=source, param_dtype=param_dtype)
+    return ModelFolder(
+        components=components, data=data, source=source, param_dtype=param_dtype, positions=_positions(hf)
+    )
+
+
+def _positions(hf: Mapping[str, Json]) -> int | None:
+    """Return the positions of the language model that a config.json says, at its root or in text_config, llm_config."""
+    for place in (hf, *(value for value in hf.values() if isinstance(value, dict) and "vocab_size" in value)):
+        found = place.get("max_position_embeddings")
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
 
 
 def _processor(components: Mapping[str, ComponentConfig], folder: Path, hf: Mapping[str, Json]) -> ProcessorConfig:

@@ -65,6 +65,7 @@ def generate(
     if model.param_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     question = ask(model, prompt, {"image": image or [], "video": video or [], "audio": audio or [], **files})
+    model.check_length(int(question.lengths[0]), max_new_tokens)
     unknown = sorted(set(placement) - set(model.components))
     if unknown:
         raise ConfigError(f"--placement names {unknown[0]}; the model consists of {', '.join(model.components)}")

@@ -19,11 +19,11 @@ class Outcome:
     """The result of a tool.
 
     Attributes:
-        numbers: what `--json` prints.
+        numbers: what `--json` prints: one object, or several, each on a line.
         shown: what is printed without it, one after another.
     """
 
-    numbers: Mapping[str, Json]
+    numbers: Mapping[str, Json] | Sequence[Mapping[str, Json]]
     shown: tuple[RenderableType, ...]
 
 

@@ -8,7 +8,7 @@ from hetjax.config.build import batch_shapes, prompt_shapes
 from hetjax.config.build_processor import make_processor, row_capacity, tokenizer_of
 from hetjax.config.run_config import load_config
 from hetjax.data.chat import load_omni_tokenizer
-from hetjax.errors import ConfigError
+from hetjax.errors import ConfigError, DataError
 from tests.harness.paths import ROOT
 
 CONFIG = ROOT / "configs/omni_tiny.yaml"
@@ -63,4 +63,36 @@ def test_files_beside_the_tokenizer_say_what_ends_an_answer_and_how_a_chat_reads
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     processor = make_processor(*parts_of("--data.tokenizer", str(tmp_path / "tokenizer.json")))
     assert processor.tokenizer.stop_ids == (2, 11)
-    assert processor.template.render([{"role": "user", "content": "x"}], add_generation_prompt=True) == "x"
+    assert processor.template.render([{"role": "user", "content": "x"}], add_generation_prompt=True).text == "x"
+
+
+@pytest.mark.parametrize(
+    "files, stops",
+    [
+        ({"config.json": {"eos_token_id": 2}}, (2,)),
+        ({"config.json": {"text_config": {"eos_token_id": [2, 11]}}, "generation_config.json": {}}, (2, 11)),
+        ({"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": 1}}, (1,)),
+        ({"config.json": {"eos_token_id": None}}, (11,)),  # the first end that the tokenizer knows
+    ],
+)
+def test_what_ends_an_answer_may_stand_in_config_json_alone(tmp_path, files, stops):
+    load_omni_tokenizer(None)._model.save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    processor = make_processor(*parts_of("--data.tokenizer", str(tmp_path)))
+    assert processor.tokenizer.stop_ids == tuple(dict.fromkeys((*stops, 11)))  # and <|im_end|>, by the template
+
+
+def test_the_built_in_template_is_not_taken_for_a_tokenizer_without_its_marks(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(load_omni_tokenizer(None)._model.to_str().replace("<|im_", "<|in_"))
+    with pytest.raises(ConfigError, match=r"no chat template beside .* lacks <\|im_start\|> and <\|im_end\|>"):
+        make_processor(*parts_of("--data.tokenizer", str(tmp_path)))
+
+
+def test_a_template_that_is_named_is_read_or_refused(tmp_path):
+    (tmp_path / "mine.jinja").write_text("mine")
+    processor = make_processor(*parts_of("--data.processor.chat_template", str(tmp_path / "mine.jinja")))
+    assert processor.template.render([], add_generation_prompt=True).text == "mine"
+    for path, message in ((tmp_path, "has no chat template"), (tmp_path / "absent", "does not exist")):
+        with pytest.raises(DataError, match=message):
+            make_processor(*parts_of("--data.processor.chat_template", str(path)))

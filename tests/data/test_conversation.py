@@ -138,6 +138,11 @@ def test_a_prompt_leaves_capacity_for_its_answer():
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "'content' of message 0"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no assistant message"),
         ('{"messages": [{"role": "assistant", "content": "x"}], "images": "a.png"}', "'images'"),
+        ('{"messages": [{"role": "assistant", "content": "x"}], "image": "a.png"}', "'images' is likely meant"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}',
+            "message 0: nothing reads the key 'weight'",
+        ),
         ('{"messages": [{"role": "assistant", "content": "x"}], "images": [1]}', "'images'"),
     ],
 )
@@ -146,3 +151,11 @@ def test_a_malformed_line_is_a_data_error_that_opens_with_its_place(line, reason
         parse_conversation(line, where="d.jsonl:7", folder=Path("d"))
     assert str(error.value).startswith("d.jsonl:7: ")
     assert reason in str(error.value)
+
+
+def test_keys_to_be_ignored_and_null_lists_are_left_out():
+    line = (
+        '{"messages": [{"role": "assistant", "content": "x", "mood": 1, "tool_calls": null}], "images": null, "id": 7}'
+    )
+    conversation = parse_conversation(line, where="d:1", folder=Path("d"), ignore=("mood", "id"))
+    assert conversation.images == () and conversation.messages[0].content == "x"

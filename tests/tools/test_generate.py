@@ -99,8 +99,8 @@ def test_a_model_of_images_of_one_size_answers_and_refuses_audio(tmp_path, ask, 
     assert "the model takes text, image, but no audio" in told
 
 
-def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, ask):
-    hf = {**LLAMA, "vocab_size": 288}
+def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, ask, capsys):
+    hf = {**LLAMA, "vocab_size": 288, "max_position_embeddings": 64}
     source = write_folder(tmp_path / "hf", hf, tensors_of(hf))
     load_omni_tokenizer(None)._model.save(str(source / "tokenizer.json"))
     (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -108,6 +108,8 @@ def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, as
     asked = [ask("--max_new_tokens", "5", run=folder) for folder in (source, tmp_path / "ours")]
     assert asked[0]["answer"] == asked[1]["answer"]
     assert asked[0]["tokens"] == asked[1]["tokens"]
+    told = refused(capsys, "--checkpoint", str(source), "--max_new_tokens", "59")
+    assert "the prompt has 6 tokens and the answer may have 59 (max_new_tokens), together more than the 64" in told
 
 
 @pytest.mark.slow

@@ -1,142 +1,144 @@
-"""Render a chat to pieces of text and media in their order, and mark the text that an assistant says.
+"""Render a chat to one text, with the places of its media and what the loss counts of it.
 
-The template runs once over whole messages. What must be found again behind it travels in noncharacters of Unicode: the
-place of each image, video and audio, the ends of each answer, and a break inside whatever a user wrote that
-spells a special token, so that it stays text.
+The template runs over whole messages; what must be found again behind it travels in marks (`hetjax.data.chat.marks`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from hetjax.data.chat.messages import Chat, Turn
-from hetjax.data.chat.special_tokens import THOUGHTS
-from hetjax.data.chat.template import SAID_END, SAID_START, ChatTemplate
-from hetjax.data.modalities import placeholder_texts
+from hetjax.data.chat.counted import Span, counted_spans, find_frame
+from hetjax.data.chat.marks import MarkedText, Place
+from hetjax.data.chat.message_keys import check_message_keys
+from hetjax.data.chat.messages import Chat
+from hetjax.data.chat.shown import check_shown
+from hetjax.data.chat.template import ChatTemplate, Frame, RefusedError
+from hetjax.data.chat.template_messages import LiteralTexts, TemplateInput, flaws, input_of
 from hetjax.errors import DataError
-
-_MEDIUM, _BREAK = "\ufdd0", "\ufdd3"
-_ANSWER_START, _ANSWER_END = "\ufdd1", "\ufdd2"
-_OURS = re.compile("[\ufdd0-\ufdef]")
-_MARK = re.compile(f"({_MEDIUM}[0-9]+{_MEDIUM}|[\ufdd1-\ufdd5])")
-
-Protect = Callable[[str, Turn], str]
-"""Breaks the special tokens that a text of a turn spells."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Text, or the medium (image, video, audio, ...) of that number in the chat.
+class RenderedChat:
+    """A chat as a text.
 
-    `said` is whether an assistant says it; `ends_answer` whether a special token at its beginning ends what one said.
+    Attributes:
+        text: the text, without media.
+        counted: what the loss counts, in the order of the text.
+        media: where each image, video and audio belongs.
+        literal: from where to where the text of a special token stands that a person wrote, and that stays text.
     """
 
-    text: str = ""
-    medium: int | None = None
-    said: bool = False
-    ends_answer: bool = False
+    text: str
+    counted: tuple[Span, ...]
+    media: tuple[Place, ...]
+    literal: tuple[tuple[int, int], ...]
+
+
+class _Whole(NamedTuple):
+    """A rendered chat of which nothing was left out, and where it shows something of which message."""
+
+    marked: MarkedText
+    shown: list[Place]
 
 
 def render_chat(
     chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: object
-) -> list[Piece]:
-    """Return the pieces of a chat, of which each is to be tokenized by itself.
+) -> RenderedChat:
+    """Return the text of a chat, which is to be tokenized as a whole.
 
-    In `training` answers are marked and nothing follows them; else the text asks for the next answer.
+    In `training` the text ends behind the last turn; else it asks for the next answer, and nothing is counted.
 
     Raises:
-        DataError: the template refuses the messages, or leaves out a medium or part of an answer.
+        DataError: the template refuses the messages or leaves out some of it, or nothing can be counted.
     """
-    protect = _protector(specials)
+    template, literal = template.for_chat(chat.tools), LiteralTexts.of(specials)
+
+    def render(given: TemplateInput, asks: bool = not training) -> MarkedText:
+        tools = {} if given.tools is None else {"tools": given.tools}
+        return template.render(given.messages, add_generation_prompt=asks, **{**options, **tools})
+
     try:
-        text = _rendered(chat, template, protect, training, options)
+        for number, turn in enumerate(chat.turns):
+            check_message_keys(turn.others, number, template.source)
+        found, in_parts = _plainest(chat, literal, render)
+        marked = found.marked
+        counted: Sequence[Span] = ()
+        if training:
+            counted = counted_spans(
+                chat, marked, found.shown, template.marks_answers, _frame_of(template, options, in_parts)
+            )
     except DataError as error:
         raise DataError(f"{chat.where}: {error}") from error
-    pieces = _pieces(text)
-    if training and not any(piece.said for piece in pieces):
-        raise DataError(f"{chat.where}: no assistant message, so there is nothing to learn; add one or remove the line")
-    return pieces
+    return RenderedChat(
+        text=marked.text,
+        counted=tuple(counted),
+        media=marked.media,
+        literal=tuple(literal.spans(marked.text, marked.literal)),
+    )
 
 
-def _rendered(
-    chat: Chat, template: ChatTemplate, protect: Protect, training: bool, options: Mapping[str, object]
-) -> str:
-    marks = training and not template.marks_answers
-    answers = sum(turn.role == "assistant" for turn in chat.turns) if marks else 0
-    wanted = [str(i) for i in range(len(chat.media))]
-    problem = None
-    for as_parts in (False, True):  # some templates take texts, some lists of parts
-        messages = _messages(chat, protect, marks, as_parts)
+def end_mark(template: ChatTemplate, **options: object) -> str:
+    """Return what a template writes behind an answer; nothing where that cannot be seen."""
+    for in_parts in (False, True):
         try:
-            text = template.render(messages, add_generation_prompt=not training, **options)
-        except DataError as error:
-            problem = problem or error
+            return _frame_of(template, options, in_parts)().end
+        except DataError:
             continue
-        shown = re.findall(f"{_MEDIUM}([0-9]+){_MEDIUM}", text)
-        ends = text.count(_ANSWER_END)
-        if shown == wanted and text.count(_ANSWER_START) == ends == answers:
-            return text
-        problem = problem or DataError(
-            f"the chat template shows {len(shown)} of {len(wanted)} images, videos and audios, and {ends} of {answers} "
-            "answers to be learned; give template options that keep all of them, in order, or a template with "
-            "{% generation %} blocks"
+    return ""
+
+
+def _plainest(chat: Chat, literal: LiteralTexts, render: Callable[[TemplateInput], MarkedText]) -> tuple[_Whole, bool]:
+    """Return the text of the first way of giving the chat to the template that it takes and shows whole.
+
+    The second of the pair is whether contents were lists of parts.
+
+    Raises DataError where there is none: what is wrong with the first.
+    """
+    problems = []
+    for as_parts in (False, True):  # some templates take texts, some lists of parts
+        found: _Whole | None = None
+        for repaired in (False, True):
+            try:
+                made = _whole(chat, input_of(chat, literal, as_parts=as_parts, repaired=repaired), render)
+            except DataError as error:
+                problems.append(error)
+                continue
+            if found is None or flaws(chat, made.marked.text) < flaws(chat, found.marked.text):
+                found = made
+            if not flaws(chat, found.marked.text):
+                break
+        if found is not None:
+            return found, as_parts
+    # What is wrong with the repaired texts says more than that the template does not take them unrepaired.
+    raise next((each for each in problems[:2] if not isinstance(each, RefusedError)), problems[0])
+
+
+def _whole(chat: Chat, given: TemplateInput, render: Callable[[TemplateInput], MarkedText]) -> _Whole:
+    """Return what the template makes of a chat. Raises DataError where it leaves out some of it."""
+    marked, wanted = render(given), list(range(len(chat.media)))
+    shown = [place.number for place in marked.media]
+    if shown != wanted:
+        raise DataError(
+            f"the chat template shows {len(shown)} of {len(wanted)} images, videos and audios; give template "
+            "options that keep all of them, in order, or another template"
         )
-    raise problem
+    return _Whole(marked, check_shown(given, marked, render))
 
 
-def _messages(chat: Chat, protect: Protect, marks: bool, as_parts: bool) -> list[dict[str, object]]:
-    messages, medium = [], 0
-    for turn in chat.turns:
-        texts = []
-        for part in turn.parts:
-            if part.kind == "text":
-                texts.append(protect(part.value, turn))
-            else:
-                texts.append(f"{_MEDIUM}{medium}{_MEDIUM}")
-                medium += 1
-        if marks and turn.role == "assistant":
-            said = "".join(texts)
-            inner = said.strip()
-            # Templates strip white space at the ends of a message, which a mark outside of it would prevent.
-            before, _, after = said.partition(inner) if inner else (said, "", "")
-            texts = [before + _ANSWER_START + inner + _ANSWER_END + after]
-        content = [{"type": "text", "text": text} for text in texts] if as_parts else "".join(texts)
-        messages.append({**turn.others, "role": turn.role, "content": content})
-    return messages
+def _frame_of(template: ChatTemplate, options: dict[str, object], in_parts: bool) -> Callable[[], Frame]:
+    """Return the function that finds what the template writes around answers; it looks only once."""
 
+    def find() -> Frame:
+        key = repr((in_parts, options))
+        if key not in template.frames:
+            template.frames[key] = find_frame(render)
+        return template.frames[key]
 
-def _protector(specials: Iterable[str]) -> Protect:
-    """Return the function that keeps texts that people wrote from becoming special tokens."""
-    words = sorted({*specials, *placeholder_texts().values()}, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, words)))
+    def render(messages: Sequence[dict[str, object]], asks: bool) -> MarkedText:
+        if in_parts:
+            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+        return template.render(messages, add_generation_prompt=asks, **options)
 
-    def protect(text: str, turn: Turn) -> str:
-        def broken(found: re.Match) -> str:
-            word = found.group()
-            thought = turn.role == "assistant" and word in THOUGHTS
-            return word if thought else word[0] + _BREAK + word[1:]
-
-        return pattern.sub(broken, _OURS.sub("", text))
-
-    return protect
-
-
-def _pieces(text: str) -> list[Piece]:
-    pieces: list[Piece] = []
-    said = ended = False
-    for part in _MARK.split(text):
-        if part.startswith(_MEDIUM):
-            pieces.append(Piece(medium=int(part.strip(_MEDIUM)), said=said))
-        elif part in (_ANSWER_START, SAID_START):
-            said = True
-        elif part in (_ANSWER_END, SAID_END):
-            said, ended = False, part == _ANSWER_END
-            continue
-        elif part and part != _BREAK:
-            pieces.append(Piece(text=part, said=said, ends_answer=ended))
-        else:
-            continue
-        ended = False
-    return pieces
+    return find

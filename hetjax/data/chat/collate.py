@@ -25,8 +25,8 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, t
     """Return a batch of rows, each with the samples that share it, by module and port.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
-    stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], 1 for what an assistant
-    says; and segments int32 [B, S] where rows are packed.
+    stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], for what an assistant
+    says the weight of its message; and segments int32 [B, S] where rows are packed.
     Of an encoder what its modalities make: "vision" has patches float32 [B, P, D], places int32 [B, P, 4], segments
     int32 [B, P], and for videos the same as video_...; "audio" has waveforms float32 [B, C, T], lengths int32 [B, C].
 
@@ -86,7 +86,7 @@ def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) ->
         stop = start + len(sample.ids)
         row["tokens"][start:stop] = sample.ids
         row["labels"][start : stop - 1] = sample.ids[1:]
-        row["loss_weights"][start : stop - 1] = sample.said[1:]
+        row["loss_weights"][start : stop - 1] = sample.weights[1:]
         row["segments"][start:stop] = number
     arrays: HostArrays = {"llm": row}
     for placeholder, modalities in capacity.encoders.items():

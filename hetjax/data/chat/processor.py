@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from hetjax.data.chat.chat_rendering import Piece, render_chat
+from hetjax.data.chat.chat_rendering import render_chat
+from hetjax.data.chat.expanded_text import ExpandedText, expand
 from hetjax.data.chat.messages import Chat, Part
 from hetjax.data.chat.row_capacity import RowCapacity
 from hetjax.data.chat.sample import OmniSample, PlacedMedium, RowUse
 from hetjax.data.chat.special_tokens import OmniTokenizer
 from hetjax.data.chat.template import ChatTemplate
+from hetjax.data.chat.whole_text import EncodedText
+from hetjax.data.modalities import placeholder_texts
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import Budget, PromptPart
 from hetjax.data.modalities.prompt_order import Item, Tokens
 from hetjax.errors import DataError
+
+
+class ProcessedChat(NamedTuple):
+    """A chat as a text and as the sample that is made of it.
+
+    Attributes:
+        text: the text, with placeholders.
+        sample: what is made of it.
+        raw: its media as they were read.
+        parts: its media as they stand in the prompt.
+    """
+
+    text: ExpandedText
+    sample: OmniSample
+    raw: Sequence[object]
+    parts: Sequence[PromptPart]
 
 
 class Processor:
@@ -57,7 +77,11 @@ class Processor:
         Raises:
             DataError: a file cannot be read, the template refuses the chat, or it does not fit into a row.
         """
-        pieces = render_chat(
+        return self.process(chat, training=training).sample
+
+    def process(self, chat: Chat, *, training: bool) -> ProcessedChat:
+        """Return the sample of a chat with the text that it was made of. Raises as `sample`."""
+        rendered = render_chat(
             chat,
             self.template,
             specials=self.tokenizer.specials,
@@ -65,17 +89,20 @@ class Processor:
             **self.config.template_options,
         )
         raw = [self._read(part, chat.where) for part in chat.media]
-        texts = [self.tokenizer.encode(piece.text) if piece.medium is None else [] for piece in pieces]
-        parts = self._prepare(chat, raw, sum(map(len, texts)))
-        fused = _FusedSample(self.tokenizer, self.capacity)
-        for piece, ids in zip(pieces, texts, strict=True):
-            if piece.medium is None:
-                fused.add_text(ids, piece)
-            else:
-                fused.add_part(parts[piece.medium])
-        sample = fused.sample(chat.where)
+        texts, nothing = placeholder_texts(), [()] * len(raw)
+        taken = len(self._encode(expand(rendered, nothing, texts), chat.where).ids) if raw else 0
+        prepared = self._prepare(chat, raw, taken)
+        parts = [prepared[number] for number in range(len(raw))]
+        text = expand(rendered, [part.items for part in parts], texts)
+        sample = self._sample(chat, text, parts)
         self.capacity.check(sample.use, chat.where)
-        return sample
+        return ProcessedChat(text, sample, raw, parts)
+
+    def _encode(self, text: ExpandedText, where: str) -> EncodedText:
+        try:
+            return self.tokenizer.encode_whole(text.text, text.literal)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def _read(self, part: Part, where: str) -> object:
         """Read a medium by its modality."""
@@ -102,65 +129,46 @@ class Processor:
             parts |= zip(numbers, new, strict=True)
         return parts
 
+    def _sample(self, chat: Chat, text: ExpandedText, parts: Sequence[PromptPart]) -> OmniSample:
+        """Return the sample of a text, and give each array of the media the positions of its own placeholders."""
+        encoded = self._encode(text, chat.where)
+        media: dict[str, list[PlacedMedium]] = {name: [] for name in self.capacity.modalities}
+        use = dict.fromkeys(self.capacity.most.media, 0)
+        for number, part in enumerate(parts):
+            positions = self._positions(chat, text, encoded, number)
+            used = dict.fromkeys(positions, 0)
+            for medium in part.media:
+                kind = self.capacity.modalities[medium.modality].placeholder.name
+                first = used[kind]
+                used[kind] += medium.tokens
+                own = np.asarray(positions[kind][first : used[kind]], np.int32)
+                media[medium.modality].append(PlacedMedium(medium.array, own))
+            for name, amount in part.use.items():
+                use[name] += amount
+        dropped = sum(part.dropped for part in parts)
+        return OmniSample(
+            ids=encoded.ids.astype(np.int32),
+            weights=encoded.weights(text.counted),
+            media={name: tuple(each) for name, each in media.items()},
+            use=RowUse(tokens=len(encoded.ids) - dropped, before_pruning=len(encoded.ids), media=use),
+            where=chat.where,
+        )
+
+    def _positions(self, chat: Chat, text: ExpandedText, encoded: EncodedText, number: int) -> dict[str, list[int]]:
+        """Return the positions of all placeholders of a medium among the ids, by the name of their `Placeholder`."""
+        positions: dict[str, list[int]] = {}
+        for each in text.placeholders:
+            if each.medium != number:
+                continue
+            found = encoded.at(each.start, each.stop)
+            if len(found) != each.count or np.any(encoded.ids[found] != self.tokenizer.placeholder(each.kind)):
+                raise DataError(
+                    f"{chat.where}: the tokenizer makes {len(found)} tokens of {each.count} placeholders of "
+                    f"{each.kind}; give a tokenizer.json in which they are special tokens"
+                )
+            positions.setdefault(each.kind, []).extend(found.tolist())
+        return positions
+
 
 def _length(items: Sequence[Item], tokenizer: OmniTokenizer) -> int:
     return sum(item.count + 2 if isinstance(item, Tokens) else len(tokenizer.encode(item)) for item in items)
-
-
-class _FusedSample:
-    """A sample as it grows."""
-
-    def __init__(self, tokenizer: OmniTokenizer, capacity: RowCapacity):
-        self._tokenizer, self._capacity = tokenizer, capacity
-        self._ids: list[int] = []
-        self._said: list[bool] = []
-        self._media: dict[str, list[PlacedMedium]] = {name: [] for name in capacity.modalities}
-        self._use = dict.fromkeys(capacity.most.media, 0)
-        self._dropped = 0
-
-    def add_text(self, ids: list[int], piece: Piece) -> None:
-        said = [piece.said] * len(ids)
-        if piece.ends_answer and ids and ids[0] in self._tokenizer.special_ids:
-            said[0] = True
-        self._ids += ids
-        self._said += said
-
-    def add_part(self, part: PromptPart) -> None:
-        """Append a medium's items, and give each of its arrays the positions of its own placeholders."""
-        positions = self._add_items(part.items)
-        used = dict.fromkeys(positions, 0)
-        for medium in part.media:
-            kind = self._capacity.modalities[medium.modality].placeholder.name
-            first = used[kind]
-            used[kind] += medium.tokens
-            own = np.asarray(positions[kind][first : used[kind]], np.int32)
-            self._media[medium.modality].append(PlacedMedium(medium.array, own))
-        for name, amount in part.use.items():
-            self._use[name] += amount
-        self._dropped += part.dropped
-
-    def _add_items(self, items: Sequence[Item]) -> dict[str, list[int]]:
-        """Append items, and return the positions of all placeholders, by the name of their `Placeholder`."""
-        positions: dict[str, list[int]] = {}
-        for item in items:
-            if isinstance(item, str):
-                new = self._tokenizer.encode(item)
-            else:
-                start, token, end = (
-                    self._tokenizer.placeholder(name) for name in (f"{item.kind}_start", item.kind, f"{item.kind}_end")
-                )
-                first = len(self._ids) + 1
-                positions.setdefault(item.kind, []).extend(range(first, first + item.count))
-                new = [start, *[token] * item.count, end]
-            self._ids += new
-            self._said += [False] * len(new)
-        return positions
-
-    def sample(self, where: str) -> OmniSample:
-        return OmniSample(
-            ids=np.asarray(self._ids, np.int32),
-            said=np.asarray(self._said, bool),
-            media={name: tuple(media) for name, media in self._media.items()},
-            use=RowUse(tokens=len(self._ids) - self._dropped, before_pruning=len(self._ids), media=self._use),
-            where=where,
-        )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Float32, Int32
 
 # L ids of the sample
 
@@ -55,7 +55,7 @@ class OmniSample:
 
     Attributes:
         ids: its tokens, with a placeholder for every encoder token.
-        said: which of them are an assistant's, the end of an answer included.
+        weights: what each of them counts in the loss: 0 but for what assistants say, the end of an answer included.
         media: by modality the arrays for its encoder, in the order of the prompt: normalized pixels float32 [H, W, 3]
             of images and [F, H, W, 3] of videos, samples float32 [samples] at 16 kHz of clips of audio.
         use: amounts that it takes of a row.
@@ -63,7 +63,7 @@ class OmniSample:
     """
 
     ids: Int32[np.ndarray, " L"]
-    said: Bool[np.ndarray, " L"]
+    weights: Float32[np.ndarray, " L"]
     media: Mapping[str, tuple[PlacedMedium, ...]]
     use: RowUse
     where: str

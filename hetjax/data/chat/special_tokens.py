@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from hetjax.data.chat.whole_text import AliasedTokenizer, EncodedText
 from hetjax.data.modalities import placeholder_texts
 from hetjax.errors import ConfigError, DataError
 
@@ -53,9 +55,11 @@ class OmniTokenizer:
         model.no_truncation()
         model.no_padding()
         model.encode_special_tokens = False
+        # It adds tokens, which a chat has of its template, and may trim the white space of offsets.
+        model.post_processor = None
         self._model = model
         found = {name: model.token_to_id(text) for name, text in placeholder_texts().items()}
-        given = dict(ids or {})
+        given = self._given = dict(ids or {})
         self.placeholders = {
             name: given.get(name) if token is None else token
             for name, token in found.items()
@@ -73,10 +77,36 @@ class OmniTokenizer:
         words = model.get_vocab(with_added_tokens=True).values()
         self.vocab_size = max((*words, *self.placeholders.values())) + 1
         self._known = frozenset(words)
+        atomic = {entry.content for entry in added.values()}
+        texts = placeholder_texts()
+        self._unspelled = [texts[name] for name in self.placeholders if texts[name] not in atomic]
+
+    def stopping_at(self, more: Iterable[int]) -> OmniTokenizer:
+        """Return the tokenizer with further ids that end an answer."""
+        stops = dict.fromkeys((*self.stop_ids, *more))
+        return OmniTokenizer(self._model, ids=self._given, stop_ids=stops, pad=self.pad)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; the text of a special token is that token."""
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_whole(self, text: str, literal: Sequence[tuple[int, int]] = ()) -> EncodedText:
+        """Return the ids of a rendered chat as a whole, and the characters that each stands for.
+
+        The texts of special tokens and of placeholders are these tokens, but for those that `literal` spans.
+
+        Raises:
+            DataError: the tokenizer does not take the text.
+        """
+        if not literal and not any(each in text for each in self._unspelled):
+            return EncodedText.of(text, self._model)
+        return self._aliased.encode(text, literal)
+
+    @functools.cached_property
+    def _aliased(self) -> AliasedTokenizer:
+        texts = placeholder_texts()
+        ids = {text: self._model.token_to_id(text) for text in sorted(self.specials)}
+        return AliasedTokenizer(self._model, {**ids, **{texts[name]: i for name, i in self.placeholders.items()}})
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special ids and ids outside the vocabulary stand for no text."""

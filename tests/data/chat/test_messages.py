@@ -48,6 +48,22 @@ def test_the_question_and_its_answer():
         ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "'type' is one of text, image"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a path or an array under the key 'video'"),
         ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "1 marks <image>.*2 files"),
+        (
+            {"messages": [{"role": "user", "content": "a <video>"}]},
+            "1 marks <video>.*0 files in 'videos'.*list of parts",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "<image>"}], "image": "a"},
+            "reads the key 'image'; 'images' is likely",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}], "Video": []}, "'videos' is likely meant.*data.ignore_keys"),
+        ({"conversations": []}, "reads the key 'conversations'; known keys are messages, tools, images"),
+        ({"messages": [{"role": "user", "content": None}]}, "message 0: 'content' must be a text"),
+        ({"messages": [{"role": "user", "content": "a\ud83d"}]}, r"half of a surrogate pair, \\ud83d"),
+        ({"messages": [{"role": "user", "content": "x", "name": "\udc00"}]}, "message 0: a text has half of a"),
+        ({"messages": [{"role": "user", "content": "a\ufdd3"}]}, r"the noncharacter U\+FDD3"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": "[{"}, "'tools' is a text, but not JSON"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": {"name": "f"}}, "'tools' must be a list of objects"),
         ({"messages": [{"role": "user", "content": "x"}], "audios": "a.wav"}, "'audios' must be a list"),
         ({"messages": [{"role": "assistant", "content": "x"}], "audios": ["a.wav"]}, "no user message to put them in"),
         (
@@ -59,3 +75,25 @@ def test_the_question_and_its_answer():
 def test_errors_open_with_the_line(tmp_path, record, message):
     with pytest.raises(DataError, match=f"^f:7: .*{message}"):
         parse_line(json.dumps(record), where="f:7", folder=tmp_path)
+
+
+def test_null_lists_are_empty_and_letters_of_a_mark_stay_in_parts(tmp_path):
+    part = {"type": "text", "text": "What is <image>?"}
+    record = {"messages": [{"role": "user", "content": [part]}], "images": None, "audios": None, "tools": None}
+    chat = parse_line(json.dumps(record), where="f:1", folder=tmp_path)
+    assert kinds(chat) == [[("text", "What is <image>?")]] and chat.tools is None
+
+
+def test_keys_to_be_ignored_are_left_out(tmp_path):
+    message = {"role": "user", "content": "x", "mood": "glad"}
+    record = {"messages": [message], "id": 7, "source": "web", "images": "none"}
+    chat = parse_line(json.dumps(record), where="f:1", folder=tmp_path, ignore=("id", "source", "mood", "images"))
+    assert kinds(chat) == [[("text", "x")]] and not chat.turns[0].others
+
+
+def test_an_answer_of_tool_calls_alone_is_not_asked_for():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    chat = parse_messages([{"role": "user", "content": "x"}, call], where="f:1")
+    assert chat.turns[1].parts == () and not chat.turns[1].has_content
+    with pytest.raises(DataError, match="f:1: the last assistant message has no content"):
+        chat.asked()

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import tokenizers
 
 from hetjax.data.chat import (
+    ChatTemplate,
+    OmniTokenizer,
     Processor,
     ProcessorConfig,
     make_arrays,
@@ -66,11 +69,12 @@ def test_ids_follow_the_prompt_order(make_processor, tokenizer):
 
 def test_answers_and_their_ends_are_trained(make_processor, tokenizer):
     made = sample(make_processor(), user("a"), answer("bcd"), user("e"), answer("f"))
-    assert tokenizer.decode(made.ids[made.said]) == "bcdf"
-    assert made.ids[made.said].tolist().count(tokenizer.eos) == 2
+    said = made.weights == 1
+    assert tokenizer.decode(made.ids[said]) == "bcdf"
+    assert made.ids[said].tolist().count(tokenizer.eos) == 2
     arrays = make_arrays(make_processor(), [[made]], training=True)["llm"]
     trained = arrays["loss_weights"][0] == 1
-    assert arrays["labels"][0][trained].tolist() == made.ids[made.said].tolist()
+    assert arrays["labels"][0][trained].tolist() == made.ids[said].tolist()
     assert np.all(arrays["tokens"][0][1:][trained[:-1]] == arrays["labels"][0][:-1][trained[:-1]])
 
 
@@ -217,3 +221,13 @@ def test_settings_that_do_not_fit_are_refused(make_processor, tokenizer):
         Processor(config, tokenizer, processor.template, seq_len=9, encoders={})
     with pytest.raises(ConfigError, match="patch_size 16 and merge 2"):
         Processor(config, tokenizer, processor.template, seq_len=9, encoders=encoders())
+
+
+def test_a_text_that_the_tokenizer_does_not_take_is_that_samples_error():
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)]))  # without a token for what it does not know
+    model.add_special_tokens(["</s>"])
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    processor = Processor(ProcessorConfig(), OmniTokenizer(model), template, seq_len=9, encoders={})
+    assert sample(processor, user("aa"), training=False).ids.tolist() == [0, 0]
+    with pytest.raises(DataError, match="here: the tokenizer does not take the text"):
+        sample(processor, user("b"), training=False)

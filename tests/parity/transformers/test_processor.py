@@ -45,8 +45,8 @@ def test_ids_of_a_chat(name, count):
         TALK[:count], add_generation_prompt=True, tokenize=True, return_dict=True, **options
     )["input_ids"]
     template = ChatTemplate(TEMPLATES[name], specials={"bos_token": "<s>"})
-    pieces = render_chat(parse_messages(TALK[:count]), template, specials=tokenizer.specials, training=False, **options)
-    assert [i for piece in pieces for i in tokenizer.encode(piece.text)] == list(want)
+    made = render_chat(parse_messages(TALK[:count]), template, specials=tokenizer.specials, training=False, **options)
+    assert tokenizer.encode_whole(made.text, made.literal).ids.tolist() == list(want)
 
 
 def text(items):

@@ -1,0 +1,180 @@
+"""hetjax data inspect: samples of a run as the model gets them, and what the loss counts of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int
+from rich.console import RenderableType
+from rich.text import Text
+
+from hetjax.config.build import tokens_per_image
+from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.run_config import TrainConfig
+from hetjax.data import Tokenizer, open_source
+from hetjax.data.chat import Chat, Processor
+from hetjax.data.chat.processor import ProcessedChat
+from hetjax.data.loading import Loader
+from hetjax.data.omni import OmniLoader
+from hetjax.data.tokenizer import SPECIALS
+from hetjax.errors import ConfigError, DataError
+from hetjax.tools.outcome import Json, Outcome
+
+# L ids of a sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectedSample:
+    """A sample as the model gets it.
+
+    Attributes:
+        where: its name.
+        text: the text that is tokenized, placeholders included, in pieces: (text, whether the loss counts it).
+        tokens: its ids.
+        counted: tokens that the loss counts.
+        media: kind, file, shape of the array, and the seconds of a video's frames.
+        error: why it cannot be used, or None.
+    """
+
+    where: str
+    text: Sequence[tuple[str, bool]] = ()
+    tokens: Sequence[int] = ()
+    counted: int = 0
+    media: Sequence[dict[str, Json]] = ()
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """Return what --json prints."""
+        return {
+            "text": "".join(piece for piece, _ in self.text),
+            "tokens": list(self.tokens),
+            "counted": [piece for piece, counts in self.text if counts],
+            "media": list(self.media),
+            "error": self.error,
+        }
+
+    def shown(self) -> Iterator[RenderableType]:
+        """Yield what is printed for people."""
+        if self.error is not None:
+            yield Text(self.error, style="red")
+            return
+        yield Text(f"{self.where}: {len(self.tokens)} tokens, {self.counted} of them in the loss", style="bold")
+        for each in self.media:
+            times = each["times"]
+            seconds = f", frames at {', '.join(f'{time:.2f}' for time in times)} s" if times else ""
+            yield Text(f"  {each['kind']} {each['file']} {each['shape']}{seconds}", style="cyan")
+        words = Text()
+        for piece, counts in self.text:
+            words.append(piece, style="black on green" if counts else None)
+        yield words
+
+
+def inspect_data(
+    *, config: TrainConfig, source: Literal["train", "eval"] = "train", index: int | None = None, samples: int = 4
+) -> Outcome:
+    """Show samples of a run's data as the model gets them, what the loss counts of them in colour.
+
+    Args:
+        config: The settings of the run.
+        source: Which data: train or eval, whose samples are shown as in training.
+        index: The number of the only sample to show, from 0.
+        samples: How many of the first samples are shown without an index.
+    """
+    path = config.data.train if source == "train" else config.data.eval
+    if path is None:
+        raise ConfigError("data.eval is null, so there is nothing to inspect; give --source train")
+    opened = open_source(path)
+    if index is not None and not 0 <= index < len(opened):
+        raise ConfigError(f"--index is {index}, but '{path}' has {len(opened)} samples, counted from 0")
+    processor = make_processor(config.data, config.model)
+    tokenizer = tokenizer_of(config.data, config.model, processor)
+    numbers = range(min(samples, len(opened))) if index is None else [index]
+    if processor is not None:
+        loader = OmniLoader(source=opened, processor=processor, ignore_keys=config.data.ignore_keys)
+        found = [_inspect_chat(loader, processor, number) for number in numbers]
+    else:
+        fixed = Loader(
+            source=opened, config=config.data, tokenizer=tokenizer, tokens_per_image=tokens_per_image(config.model)
+        )
+        found = [_inspect_fixed(fixed, tokenizer, number) for number in numbers]
+    shown = tuple(each for sample in found for each in sample.shown())
+    return Outcome(numbers=[sample.as_json() for sample in found], shown=shown)
+
+
+def _inspect_chat(loader: OmniLoader, processor: Processor, number: int) -> InspectedSample:
+    where = loader.source[number].where
+    try:
+        chat = loader.parse(number)
+        made = processor.process(chat, training=True)
+    except DataError as error:
+        return InspectedSample(where=where, error=str(error))
+    return InspectedSample(
+        where=where,
+        text=list(_pieces(made)),
+        tokens=made.sample.ids.tolist(),
+        counted=int((made.sample.weights > 0).sum()),
+        media=[_medium(chat, made, number) for number in range(len(made.raw))],
+    )
+
+
+def _pieces(made: ProcessedChat) -> Iterator[tuple[str, bool]]:
+    last = 0
+    for span in made.text.counted:
+        yield made.text.text[last : span.start], False
+        yield made.text.text[span.start : span.stop], True
+        last = span.stop
+    yield made.text.text[last:], False
+
+
+def _medium(chat: Chat, made: ProcessedChat, number: int) -> dict[str, Json]:
+    """Return what is shown of a medium; clips of an audio are shown as one."""
+    part, raw = chat.media[number], made.raw[number]
+    arrays = [each.array for each in made.parts[number].media if each.modality == part.kind]
+    shape = [sum(len(array) for array in arrays), *arrays[0].shape[1:]] if arrays else []
+    times = getattr(getattr(raw, "video", None), "times", None)
+    return {
+        "kind": part.kind,
+        "file": str(part.value),
+        "shape": [int(size) for size in shape],
+        "times": None if times is None else [float(time) for time in times],
+    }
+
+
+def _inspect_fixed(loader: Loader, tokenizer: Tokenizer, number: int) -> InspectedSample:
+    where = loader.source[number].where
+    try:
+        conversation, sample = loader.parse(number), loader.load(number)
+    except DataError as error:
+        return InspectedSample(where=where, error=str(error))
+    rendered = sample.rendered
+    length = int(np.max(np.flatnonzero(rendered.tokens != tokenizer.pad), initial=0)) + 1
+    weights = np.concatenate([[0.0], rendered.loss_weights[: length - 1]])
+    shape = list(sample.images.shape[1:])
+    return InspectedSample(
+        where=where,
+        text=list(_spelled(rendered.tokens[:length], weights, tokenizer)),
+        tokens=rendered.tokens[:length].tolist(),
+        counted=int((weights > 0).sum()),
+        media=[{"kind": "image", "file": str(file), "shape": shape, "times": None} for file in conversation.images],
+    )
+
+
+def _spelled(
+    ids: Int[np.ndarray, " L"], weights: Float32[np.ndarray, " L"], tokenizer: Tokenizer
+) -> Iterator[tuple[str, bool]]:
+    """Yield the texts of ids, special ones by their names, in runs that the loss counts or does not."""
+    names = {getattr(tokenizer, name): f"<{name}>" for name in SPECIALS}
+    borders = [0, *(np.flatnonzero(np.diff(weights > 0)) + 1).tolist(), len(ids)]
+    for start, stop in itertools.pairwise(borders):
+        words, text = [], ""
+        for token in ids[start:stop].tolist():
+            if token not in names:
+                words.append(token)
+                continue
+            text += tokenizer.decode(words) + names[token]
+            words = []
+        yield text + tokenizer.decode(words), bool(weights[start] > 0)
