@@ -24,7 +24,7 @@ def test_the_peak_is_the_sum_of_its_parts_and_the_reserve():
 def test_the_json_has_the_documented_form():
     numbers = json.loads(json.dumps(report(need("residuals", 1)).numbers()))
     assert set(numbers) == {"fits", "meshes", "programs"}
-    keys = {"peak_bytes", "persistent_bytes", "residual_bytes", "temporary_bytes", "capacity_bytes"}
+    keys = {"peak_bytes", "persistent_bytes", "residual_bytes", "temporary_bytes", "capacity_bytes", "host_bytes"}
     assert set(numbers["meshes"]["llm"]) == keys
     program = numbers["programs"]["llm backward"]
     assert set(program) == {"flops_done", "flops_needed", "temporary_bytes", "largest", "collectives"}
