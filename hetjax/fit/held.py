@@ -212,6 +212,7 @@ class _Walk:
         name, index = action.stage, action.microbatch
         own, graph = self.stages[name], self.schedule.graph
         if own.late_gradients and action.kind in _READS_GRADIENTS and self.left[name] == self.schedule.microbatches:
+            yield from self._call(name, "zeros", "zeros")
             self.held["gradients"] += own.persistent["gradients"]
         yield self._moment(name, str(action), own.calls.get(action.kind.value, NOTHING).total)
         self._left_for_host()
@@ -251,8 +252,8 @@ class _Walk:
             return
         # A device that ran nothing meanwhile had the time to let go of it.
         self._left_for_host()
+        yield self._moment(action.stage, str(action), sum(moved.values()))
         self.held.update(moved)
-        yield self._moment(action.stage, str(action), 0)
         self.host -= sum(moved.values())
 
     def _left_for_host(self) -> None:

@@ -14,6 +14,7 @@ from hetjax.meshes import Layout, Placement
 from hetjax.schedule import Kind
 from hetjax.schedule.actions import HOST_COPIES, Part
 from tests.harness.alive import alive
+from tests.harness.count_waits import count_waits
 from tests.harness.plain_trainer import make_batch, make_optimizer, plain_modules
 from tests.harness.small_modules import Encoder, Tower
 
@@ -109,6 +110,14 @@ def test_parts_lie_in_the_memory_of_the_host_between_their_copies_and_nowhere_el
     assert kinds_of(after) == {"device"}
     with pytest.raises(StateError, match="consumed"):
         offloaded.step(state, make_batch("encoder"))
+
+
+def test_copies_make_no_step_wait_and_no_array_go_to_the_host_to_be_read(offloaded):
+    state, batch = offloaded.init(), make_batch("encoder")
+    state, _ = offloaded.step(state, batch)
+    with pytest.MonkeyPatch.context() as patch, count_waits(patch) as waits:
+        offloaded.step(state, batch)
+        assert list(waits) == []
 
 
 def test_gradients_alone_keep_the_state(offloaded):
