@@ -22,6 +22,7 @@ from hetjax.execution.trainer_options import (
     Microbatches,
     Optimizers,
     check_modules,
+    check_offload,
     check_options,
     check_remat_settings,
     make_updates,
@@ -30,7 +31,8 @@ from hetjax.execution.trainer_options import (
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement, is_described
 from hetjax.models.remat import Remat
-from hetjax.schedule import DEFAULT_SCHEDULE, Costs, Report, Schedule, build_schedule, check, needs_costs
+from hetjax.schedule import DEFAULT_SCHEDULE, Costs, Report, Schedule, StageGraph, build_schedule, check, needs_costs
+from hetjax.schedule.host_memory.offload import offload_lines, offload_modules
 from hetjax.stages.batch import (
     Batch,
     StageMicrobatch,
@@ -88,6 +90,9 @@ class Trainer:
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
             out), "full" all but a layer's input, "dots" all but matrix products with weights, or a list of points, such
             as ["attention", "mlp"] of hetjax.models: all but those.
+        offload: encoders that wait in the memory of the host while nothing needs them: the optimizer's state until the
+            update, weights between forwards and backwards, residuals of each microbatch. Between steps all is on the
+            devices.
         kernels: "auto" for the kernels that compute, on a small problem, what plain operations do on the devices;
             "portable" for plain operations alone.
         devices: devices that a placement counts; default `jax.devices()`. For those of `hetjax.target_devices`, which
@@ -99,6 +104,7 @@ class Trainer:
         schedule: the schedule that steps run by; one that chooses its order by costs is chosen anew by `compile`.
         report: the result of its check, with the most microbatches alive on each stage.
         updates: the update of each stage that trains, by stage name.
+        offload: the modules of `offload`.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
     same order. Each builds, compiles and holds only what its own devices run: a state has the stages of this process.
@@ -122,6 +128,7 @@ class Trainer:
         param_dtype: DTypeLike = "float32",
         compute_dtype: DTypeLike | None = None,
         remat: Mapping[str, Remat | Sequence[str]] | None = None,
+        offload: Collection[str] = (),
         kernels: Kernels = "auto",
         devices: Sequence[jax.Device] | None = None,
     ):
@@ -148,7 +155,8 @@ class Trainer:
             windows=make_windows(graph, counts, self.placement.placement),
         )
         self.links = make_links(graph, self.stages)
-        self.schedule: Schedule = build_schedule(
+        self.offload = check_offload(offload, graph, self.stages)
+        self.schedule: Schedule = self._build_schedule(
             schedule, stage_graph(self.stages, self.links), counts[graph.sink], schedule_costs
         )
         self.report: Report = check(self.schedule)
@@ -159,8 +167,17 @@ class Trainer:
             optimizer,
             learning_rate_scale=learning_rate_scale or {},
             max_grad_norm=max_grad_norm,
+            late_gradients=self.offload,
         )
         self._executor: Executor | None = None
+
+    def _build_schedule(self, name: str, graph: StageGraph, microbatches: int, costs: Costs | None) -> Schedule:
+        return offload_modules(build_schedule(name, graph, microbatches, costs), self.offload)
+
+    @property
+    def offload_lines(self) -> list[str]:
+        """What leaves the devices of each stage of the modules in `offload`, and what stays, a line each."""
+        return list(offload_lines(self.schedule, self.offload))
 
     @property
     def microbatches(self) -> int:
@@ -201,6 +218,8 @@ class Trainer:
                 self.schedule.name, self.schedule.digest()[:16], traced.schedule.digest()[:16],
             )  # fmt: skip
         self.schedule, self.report = traced.schedule, traced.report
+        for line in self.offload_lines:
+            _log.info("%s", line)
         self._executor = Executor(traced.step)
 
     def trace(self, batch: Batch) -> TracedStep:
@@ -217,7 +236,7 @@ class Trainer:
         if not self._estimates_costs:
             return TracedStep(step, self.report, tasks)
         costs = estimated_costs(step)
-        schedule = build_schedule(self.schedule.name, self.schedule.graph, self.microbatches, costs)
+        schedule = self._build_schedule(self.schedule.name, self.schedule.graph, self.microbatches, costs)
         return TracedStep(dataclasses.replace(step, schedule=schedule), check(schedule), tasks)
 
     def step(

@@ -1,9 +1,9 @@
 """Hold up an abort of JAX's runtime, so that the watchdog can say which process died.
 
-When process 0 dies, JAX's coordination client aborts every other process as soon as its connection closes, with a stack
-trace and no name. The watchdog knows of it as soon, but its thread may have to wait for the processor: the abort would win
-that race on a busy machine, and with it the exit code. JAX 0.10 and 0.12 take a callback in place of the abort, but fail to
-call one from Python (std::bad_cast).
+When process 0 dies, JAX's coordination client aborts every other process as soon as its connection closes, with a
+stack trace and no name. The watchdog knows of it as soon, but its thread may have to wait for the processor: the abort
+would win that race on a busy machine, and with it the exit code. JAX 0.10 and 0.12 take a callback in place of the
+abort, but fail to call one from Python (std::bad_cast).
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ def build_trainer(
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
         remat=config.remat,
+        offload=config.offload,
         devices=devices,
         kernels=config.kernels,
     )

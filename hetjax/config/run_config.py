@@ -111,6 +111,8 @@ class TrainConfig:
         compute_dtype: Dtype that weights are cast to, once a step, for the programs; null for no cast.
         remat: What a module's layers keep for the backward, e.g. {llm: full}: none, full, dots, or a list of points
             (attention, mamba, mlp); none computes nothing again.
+        offload: Encoders that wait in the memory of the host while nothing needs them, e.g. [vision]: optimizer state
+            until the update, weights between forwards and backwards, residuals of each microbatch.
         kernels: auto for the kernels that compute, on a small problem, what plain operations do on the devices;
             portable for plain operations alone.
         seed: Seed of the initial weights.
@@ -141,6 +143,7 @@ class TrainConfig:
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = None
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
+    offload: list[str] = dataclasses.field(default_factory=list)
     kernels: Kernels = "auto"
     seed: int = 0
     warm_start: str | dict[str, str] | None = None

@@ -11,7 +11,7 @@ import jax
 
 from hetjax.execution.executor import Dispatched
 from hetjax.schedule import Costs, StageGraph
-from hetjax.schedule.actions import Action, Kind
+from hetjax.schedule.actions import HOST_COPIES, Action, Kind, Part
 from hetjax.state.train_state import TrainState
 
 
@@ -19,11 +19,12 @@ class ActionTimer:
     """Measures the seconds of every action. A timed step gives the same numbers as any other, but nothing overlaps.
 
     Attributes:
-        seconds: one measurement a microbatch and step, by (stage, or link of a transfer; kind of action).
+        seconds: one measurement a microbatch and step, by (stage, or link of a transfer; kind of action); of host
+            copies with the part that they move.
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[tuple[str, Kind], list[float]] = defaultdict(list)
+        self.seconds: dict[tuple[str, Kind] | tuple[str, Kind, Part], list[float]] = defaultdict(list)
         self._last = 0.0
 
     def start(self, state: TrainState) -> ActionTimer:
@@ -36,15 +37,16 @@ class ActionTimer:
         """Wait for an action and record its seconds, as `Trainer.step(observe=...)` asks."""
         jax.block_until_ready(dispatched)
         now = time.perf_counter()
-        self.seconds[action.edge or action.stage, action.kind].append(now - self._last)
+        what = (action.edge or action.stage, action.kind)
+        self.seconds[what if action.part is None else (*what, action.part)].append(now - self._last)
         self._last = now
 
     def by_module(self, graph: StageGraph) -> dict[str, float]:
-        """Return the seconds of a step that each module's programs took, and "boundaries" for all transfers."""
+        """Return the seconds of a step that each module's programs took, "boundaries" for transfers, "host_copies"."""
         modules = {stage.name: stage.module for stage in graph.stages}
         totals: dict[str, float] = defaultdict(float)
-        for (name, _), seconds in self.seconds.items():
-            totals[modules.get(name, "boundaries")] += sum(seconds)
+        for (name, kind, *_), seconds in self.seconds.items():
+            totals["host_copies" if kind in HOST_COPIES else modules.get(name, "boundaries")] += sum(seconds)
         return dict(totals)
 
     def costs(self) -> Costs:

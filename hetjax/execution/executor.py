@@ -6,12 +6,12 @@ that all of them dispatch the programs they share in one order.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 
+from hetjax.execution.host_copies import copy_part
 from hetjax.execution.in_flight import LinkInFlight, StageInFlight, StepInFlight
 from hetjax.execution.step_programs import Step
 from hetjax.schedule.actions import Action, Kind
@@ -20,11 +20,12 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import LOSS
 from hetjax.state.train_state import StageState, TrainState
 
-Dispatched: TypeAlias = jax.Array | Arrays | tuple[Arrays, Arrays] | None
+Dispatched: TypeAlias = jax.Array | Arrays | tuple[Arrays, Arrays] | list[jax.Array] | None
 """The arrays that an action makes, which may still be under way; None where this process holds none of a transfer's.
 
 FORWARD: outputs by port. BACKWARD: (gradient sums by path, gradients by input port). BACKWARD_INPUT: gradients by
-input port. BACKWARD_WEIGHT: gradient sums by path. TRANSFER: the array on its destination. UPDATE: weights by path.
+input port. BACKWARD_WEIGHT: gradient sums by path. TRANSFER: the array on its destination. OFFLOAD, RELOAD: the copies.
+UPDATE: weights by path.
 """
 
 Observer: TypeAlias = Callable[[Action, Dispatched], None]
@@ -71,19 +72,25 @@ class Executor:
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[StepInFlight, jax.Array | None]:
-        """Dispatch all but the updates: (what is left, with gradients and buffers of every stage; loss).
+        """Dispatch all but the updates: (what is left, with gradients and buffers of every stage; loss). Keeps `state`.
 
         `inputs` holds each stage's part of each microbatch, and is emptied; `loss_scale` is one over the global token
         count, on the last stage's mesh. A process that does not run the last stage gives None for `loss_scale` and gets
         None for the loss.
         """
-        flight = self._begin(state, inputs, loss_scale)
+        return self._run(self._begin(state, inputs, loss_scale, keeps_state=True), observe, announce)
+
+    def _run(
+        self, flight: StepInFlight, observe: Observer | None, announce: Announcer | None
+    ) -> tuple[StepInFlight, jax.Array | None]:
         run: dict[Kind, Callable[[StepInFlight, Action], Dispatched]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
             Kind.BACKWARD_INPUT: self._backward_input,
             Kind.BACKWARD_WEIGHT: self._backward_weight,
             Kind.TRANSFER: self._transfer,
+            Kind.OFFLOAD: self._copy_part,
+            Kind.RELOAD: self._copy_part,
         }
         for place, action in self._actions:
             if announce is not None:
@@ -91,7 +98,7 @@ class Executor:
             dispatched = run[action.kind](flight, action)
             if observe is not None:
                 observe(action, dispatched)
-        loss = self.step.finish(tuple(flight.losses), loss_scale) if self.step.sink.is_local else None
+        loss = self.step.finish(tuple(flight.losses), flight.loss_scale) if self.step.sink.is_local else None
         return flight, loss
 
     def train(
@@ -106,12 +113,12 @@ class Executor:
 
         Empties `inputs`, as `gradients` does.
         """
-        flight, loss = self.gradients(state, inputs, loss_scale, observe, announce)
-        self._end_of_step(state, flight)
+        flight, loss = self._run(self._begin(state, inputs, loss_scale), observe, announce)
+        self._end_of_step(flight)
         square_sum = self._square_sum(flight)
         stages = {
-            name: dataclasses.replace(stage, buffers=flight.stages[name].buffers)
-            for name, stage in state.stages.items()
+            name: StageState(params=stage.params, buffers=stage.buffers, opt_state=stage.opt_state)
+            for name, stage in flight.stages.items()
         }
         for place, action in self._updates:
             if announce is not None:
@@ -129,21 +136,33 @@ class Executor:
         return TrainState(step=state.step + 1, stages=stages), metrics
 
     def _begin(
-        self, state: TrainState, inputs: dict[StageMicrobatch, Arrays], loss_scale: jax.Array | None
+        self,
+        state: TrainState,
+        inputs: dict[StageMicrobatch, Arrays],
+        loss_scale: jax.Array | None,
+        *,
+        keeps_state: bool = False,
     ) -> StepInFlight:
         flight = StepInFlight(
-            stages={name: self._begin_stage(name, stage) for name, stage in state.stages.items()},
+            stages={name: self._begin_stage(name, stage, keeps_state) for name, stage in state.stages.items()},
             links={name: LinkInFlight() for name in self.step.links},
             loss_scale=loss_scale,
         )
         flight.take_inputs(inputs)
         return flight
 
-    def _begin_stage(self, name: str, stage: StageState) -> StageInFlight:
+    def _begin_stage(self, name: str, stage: StageState, keeps_state: bool) -> StageInFlight:
         compute, gradients = stage.params, {}
         if name in self.step.updates:
             compute, gradients = self.step.updates[name].prepare(stage.params)
-        return StageInFlight(compute=compute, buffers=stage.buffers, gradients=gradients)
+        return StageInFlight(
+            params=stage.params,
+            opt_state=stage.opt_state,
+            compute=compute,
+            buffers=stage.buffers,
+            gradients=gradients,
+            keeps_state=keeps_state,
+        )
 
     # ── actions on a microbatch ──────────────────────────────────────────────────────────────────
 
@@ -170,7 +189,7 @@ class Executor:
             stage.compute,
             stage.residuals.pop(action.microbatch),
             stage.cotangents.pop(action.microbatch),
-            stage.gradients,
+            self._sums(stage, action),
         )
         if gradients:
             self._accumulate(stage, action, gradients)
@@ -188,9 +207,15 @@ class Executor:
     def _backward_weight(self, flight: StepInFlight, action: Action) -> Arrays:
         stage = flight.stages[action.stage]
         gradients = self.step.programs[action.stage].backward_weight(
-            stage.pending.pop(action.microbatch), stage.gradients
+            stage.pending.pop(action.microbatch), self._sums(stage, action)
         )
         self._accumulate(stage, action, gradients)
+        return stage.gradients
+
+    def _sums(self, stage: StageInFlight, action: Action) -> Arrays:
+        """The gradients that a backward adds to; of zero, where they come late and it is the first."""
+        if action.stage in self.step.updates and not stage.gradients:
+            stage.gradients = self.step.updates[action.stage].zeros()
         return stage.gradients
 
     def _accumulate(self, stage: StageInFlight, action: Action, gradients: Arrays) -> None:
@@ -224,13 +249,16 @@ class Executor:
                 flight.stages[link.destination].inputs[microbatch][link.destination_port] = moved
         return moved
 
+    def _copy_part(self, flight: StepInFlight, action: Action) -> list[jax.Array]:
+        return copy_part(self.step.stages[action.stage], flight.stages[action.stage], action)
+
     # ── after the last microbatch ────────────────────────────────────────────────────────────────
 
-    def _end_of_step(self, state: TrainState, flight: StepInFlight) -> None:
+    def _end_of_step(self, flight: StepInFlight) -> None:
         for name, program in self.step.ends.items():
             if name in flight.stages:
                 stage = flight.stages[name]
-                stage.buffers = program(state.stages[name].params, stage.buffers)
+                stage.buffers = program(stage.params, stage.buffers)
 
     def _square_sum(self, flight: StepInFlight) -> jax.Array | None:
         """The sum over all stages, on the last stage's mesh; None in a process without a device of it."""

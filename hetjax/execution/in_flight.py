@@ -9,6 +9,7 @@ import dataclasses
 from collections import defaultdict
 
 import jax
+import optax
 
 from hetjax.programs.residuals import Residuals
 from hetjax.programs.split_backward.weight_program import PendingWeights
@@ -22,17 +23,22 @@ class StageInFlight:
     """The arrays that one stage of this process holds during a step; microbatches are its own.
 
     Attributes:
+        params, opt_state: of the state that the step was given; None for the latter where nothing trains.
         compute: weights as the programs take them, all step long.
         buffers: state that does not train, as the last forward left it.
-        gradients: sums over the microbatches done; empty where nothing trains.
+        gradients: sums over the microbatches done; empty where nothing trains, and where they come late until the first
+            backward.
         square_sum: sum of squares of the whole batch's gradients, after the last backward.
         backwards: microbatches whose gradients are in the sums.
         inputs: by microbatch, from their arrival to FORWARD.
         residuals: by microbatch, from FORWARD to BACKWARD or BACKWARD_INPUT.
         cotangents: by microbatch, from their arrival to BACKWARD or BACKWARD_INPUT.
         pending: by microbatch, from BACKWARD_INPUT to BACKWARD_WEIGHT.
+        keeps_state: whether the state is not consumed by the step.
     """
 
+    params: Arrays
+    opt_state: optax.OptState | None
     compute: Arrays
     buffers: Arrays
     gradients: Arrays
@@ -42,6 +48,7 @@ class StageInFlight:
     residuals: dict[int, Residuals] = dataclasses.field(default_factory=dict)
     cotangents: dict[int, Cotangents] = dataclasses.field(default_factory=lambda: defaultdict(dict))
     pending: dict[int, PendingWeights] = dataclasses.field(default_factory=dict)
+    keeps_state: bool = False
 
     def add_cotangent(self, microbatch: int, port: str, cotangent: jax.Array) -> None:
         """Keep one more gradient of an output port for the backward, which adds them up."""

@@ -11,6 +11,7 @@ import optax
 from jax.typing import DTypeLike
 
 from hetjax.errors import ConfigError
+from hetjax.execution.host_copies import host_memory_kind
 from hetjax.graph import ModuleGraph, port_of
 from hetjax.meshes import local_devices
 from hetjax.models import ModelError
@@ -100,6 +101,22 @@ def check_modules(names: Collection[str], graph: ModuleGraph, option: str) -> No
         )
 
 
+def check_offload(modules: Collection[str], graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return the modules that are offloaded, each once.
+
+    Raises ConfigError for an unknown module, one that has nothing to move, and devices that can read no memory of their
+    host.
+    """
+    check_modules(modules, graph, "offload")
+    for module in modules:
+        own = [stage for stage in stages if stage.module == module]
+        if not any(stage.params for stage in own):
+            raise ConfigError(f"offload names module '{module}', which has no weights to move; leave it out")
+        for device in local_devices([device for stage in own for device in stage.mesh.devices.flat]):
+            host_memory_kind(device)
+    return tuple(dict.fromkeys(modules))
+
+
 def make_updates(
     graph: ModuleGraph,
     stages: Sequence[Stage],
@@ -107,8 +124,9 @@ def make_updates(
     *,
     learning_rate_scale: Mapping[str, float],
     max_grad_norm: float | None,
+    late_gradients: Collection[str] = (),
 ) -> dict[str, Update]:
-    """Return the update of each stage that trains, by stage name.
+    """Return the update of each stage that trains, by stage name; modules of `late_gradients` as in `Update`.
 
     Raises ConfigError for options of a module that the graph lacks, a learning rate of a frozen module, and a module
     that trains without an optimizer.
@@ -131,6 +149,7 @@ def make_updates(
             optimizers[stage.module],
             learning_rate_scale=learning_rate_scale.get(stage.module, 1.0),
             max_grad_norm=max_grad_norm,
+            late_gradients=stage.module in late_gradients,
         )
         for stage in training
     }

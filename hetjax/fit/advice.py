@@ -92,7 +92,19 @@ def _culprit(report: FitReport, mesh: MeshNeed) -> list[str]:
         lines.append(f"  too much too: {', '.join(others)}")
     module = peak.stage.partition(".")[0]
     lines.append(f"  ways out: {_WAYS_OUT[part].format(module=module)}")
+    waiting = _waiting_modules(report, mesh)
+    if waiting:
+        lines.append(f"  or keep what waits meanwhile in the memory of the host: offload: [{', '.join(waiting)}]")
     return lines
+
+
+def _waiting_modules(report: FitReport, mesh: MeshNeed) -> list[str]:
+    """Return the encoders that wait on the mesh's devices while the module of the loss needs the most."""
+    sink = report.stages[-1].partition(".")[0]
+    if mesh.group.host or mesh.group.peak.stage.partition(".")[0] != sink:
+        return []
+    modules = dict.fromkeys(stage.partition(".")[0] for stage in mesh.group.stages)
+    return [module for module in modules if module != sink]
 
 
 def _also_too_large(mesh: MeshNeed) -> list[str]:

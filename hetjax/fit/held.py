@@ -8,13 +8,14 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from hetjax.schedule import Kind, Schedule, StageEdge
-from hetjax.schedule.actions import Action
+from hetjax.schedule.actions import HOST_COPIES, Action, Part
 
 PERSISTENT = ("master weights", "compute weights", "gradients", "optimizer state", "buffers")
 """What a stage holds all step long."""
 RESIDUALS, CROSSING = "residuals", "batch and boundaries"
 """What waits for a program: kept between a forward and its backward; of the batch, or on its way between stages."""
 TEMPORARIES = "temporaries and new outputs"
+_READS_GRADIENTS = (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
 PARTS = (*PERSISTENT, RESIDUALS, CROSSING, TEMPORARIES)
 """What a device's memory goes to, as reports list it."""
 
@@ -49,8 +50,10 @@ class StageBytes:
         batch: inputs of one of its microbatches that come from the batch.
         residuals: of one microbatch, from its forward to its backward, with arguments that the backward takes again.
         pending: of one microbatch, from BACKWARD_INPUT to BACKWARD_WEIGHT.
-        calls: by the name of a program in its stage: "prepare", "forward", "backward", "backward_input",
+        calls: by the name of a program in its stage: "prepare", "zeros", "forward", "backward", "backward_input",
             "backward_weight", "reduce", "end_of_step", "update"; none for those it lacks.
+        late_gradients: whether the gradients are there from the first backward on, and not all step long.
+        copied: what a host copy of WEIGHTS or OPTIMIZER moves, by the names of `PERSISTENT`.
     """
 
     persistent: Mapping[str, int]
@@ -59,6 +62,12 @@ class StageBytes:
     residuals: int = 0
     pending: int = 0
     calls: Mapping[str, CallBytes] = dataclasses.field(default_factory=dict)
+    late_gradients: bool = False
+    copied: Mapping[Part, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+    def moved(self, part: Part) -> Mapping[str, int]:
+        """Return what a host copy of a part moves, by the names of `PARTS`."""
+        return {RESIDUALS: self.residuals} if part is Part.RESIDUALS else self.copied.get(part, {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,11 +103,13 @@ class Moment:
         stage: the stage that runs something, which need not be one of the device's.
         action: what runs, such as "F0", "B0", "update".
         held: bytes by the names of `PARTS`.
+        host: bytes that lie in the memory of the host meanwhile.
     """
 
     stage: str
     action: str
     held: Mapping[str, int]
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -125,13 +136,20 @@ class DeviceGroup:
         """The first moment at which it holds the most."""
         return max(self.moments, key=lambda moment: moment.total)
 
+    @property
+    def host(self) -> int:
+        """The most bytes in the memory of the host, for each device."""
+        return max(moment.host for moment in self.moments)
+
 
 def device_groups(
     schedule: Schedule, stages: Mapping[str, StageBytes], links: Mapping[str, LinkBytes]
 ) -> tuple[DeviceGroup, ...]:
     """Walk a schedule as the executor does, and return what devices hold, those with the same stages together.
 
-    Memory is free for the next action once the last reader of an array was dispatched, as on one stream of a GPU.
+    Memory is free for the next action once the last reader of an array was dispatched, as on one stream of a GPU. What
+    is copied to the host is free after the next program, beside which the copy runs; what comes back is there from the
+    dispatch of its copy on. A copy takes no memory of the device beside that.
     """
     graph = schedule.graph
     of_device: dict[Hashable, list[str]] = {}
@@ -162,11 +180,15 @@ class _Walk:
         # Links of a port that have not been served yet, by port and microbatch, without those that cut the array.
         self.waiting: Counter[tuple[str, str, int]] = Counter()
         self.left = {name: schedule.count(name) for name in names}
+        # Copied to the host beside the next program.
+        self.leaving: Counter[str] = Counter()
+        self.host = 0
 
     def __iter__(self) -> Iterator[Moment]:
         for name in self.names:
             own = self.stages[name]
             self.held.update(own.persistent)
+            self.held["gradients"] -= own.persistent["gradients"] if own.late_gradients else 0
             self.held[CROSSING] += own.batch * self.schedule.count(name)
         for edge in self.schedule.graph.edges:
             blanks = self.links[edge.name].blanks
@@ -177,11 +199,13 @@ class _Walk:
         for action in self.schedule.actions:
             if action.kind is Kind.TRANSFER:
                 yield from self._transfer(action)
+            elif action.kind in HOST_COPIES:
+                yield from self._host_copy(action)
             elif action.stage in self.names:
                 yield from self._program(action)
 
     def _moment(self, stage: str, label: str, taken: int) -> Moment:
-        return Moment(stage=stage, action=label, held={**self.held, TEMPORARIES: taken})
+        return Moment(stage=stage, action=label, held={**self.held, TEMPORARIES: taken}, host=self.host)
 
     def _call(self, stage: str, program: str, label: str, *, fresh: bool = True) -> Iterator[Moment]:
         """A moment for a program that the stage has; without `fresh` its results are counted already."""
@@ -192,7 +216,11 @@ class _Walk:
     def _program(self, action: Action) -> Iterator[Moment]:
         name = action.stage
         own, graph = self.stages[name], self.schedule.graph
+        if own.late_gradients and action.kind in _READS_GRADIENTS and self.left[name] == self.schedule.count(name):
+            yield from self._call(name, "zeros", "zeros")
+            self.held["gradients"] += own.persistent["gradients"]
         yield self._moment(name, str(action), own.calls.get(action.kind.value, NOTHING).total)
+        self._left_for_host()
         match action.kind:
             case Kind.FORWARD:
                 self.held[CROSSING] -= own.batch
@@ -217,6 +245,25 @@ class _Walk:
                 yield from self._call(name, "reduce", "reduce")
                 self.held["gradients"] += own.reduced - own.persistent["gradients"]
                 yield from self._call(name, "end_of_step", "end of step")
+
+    def _host_copy(self, action: Action) -> Iterator[Moment]:
+        if action.stage not in self.names:
+            return
+        moved = self.stages[action.stage].moved(action.part)
+        if action.kind is Kind.OFFLOAD:
+            self.leaving.update(moved)
+            self.host += sum(moved.values())
+            yield self._moment(action.stage, str(action), 0)
+            return
+        # A device that ran nothing meanwhile had the time to let go of it.
+        self._left_for_host()
+        yield self._moment(action.stage, str(action), sum(moved.values()))
+        self.held.update(moved)
+        self.host -= sum(moved.values())
+
+    def _left_for_host(self) -> None:
+        self.held.subtract(self.leaving)
+        self.leaving.clear()
 
     def _leave(self, edge: StageEdge, action: Action) -> Iterator[Moment]:
         """An output has been made, an array for all links of its port, but for those that cut it."""

@@ -50,7 +50,10 @@ class MeshNeed:
         return self.needed <= self.capacity
 
     def numbers(self) -> dict[str, int]:
-        """Return the report's numbers; the peak is the sum of the three parts at that moment and the reserve."""
+        """Return the report's numbers; the peak is the sum of the three parts at that moment and the reserve.
+
+        The host's bytes are the most that it holds for a device, at any moment.
+        """
         held = self.group.peak.held
         return {
             "peak_bytes": self.needed,
@@ -58,6 +61,7 @@ class MeshNeed:
             "residual_bytes": held.get(RESIDUALS, 0) + held.get(CROSSING, 0),
             "temporary_bytes": held.get(TEMPORARIES, 0),
             "capacity_bytes": self.capacity,
+            "host_bytes": self.group.host,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -11,8 +12,10 @@ from hetjax.boundary import Transport
 from hetjax.compilation.compiled_program import Program
 from hetjax.execution.step_programs import Step
 from hetjax.fit.held import NOTHING, CallBytes, LinkBytes, StageBytes
+from hetjax.schedule.actions import Part
 from hetjax.stages.link_transport import LinkTransport
 from hetjax.stages.placed_shapes import bytes_per_device
+from hetjax.stages.stage import Stage
 
 
 def stage_bytes(step: Step, compiled: Collection[str]) -> dict[str, StageBytes]:
@@ -37,21 +40,47 @@ def _stage_bytes(step: Step, name: str, compiled: bool) -> StageBytes:
         "buffers": bytes_per_device(stage.buffers.values()),
     }
     batch, reduced = (bytes_per_device(shapes.values()) for shapes in (step.inputs[name], stage.trained))
+    lasting = StageBytes(
+        persistent=persistent,
+        reduced=reduced,
+        batch=batch,
+        late_gradients=update is not None and update.late_gradients,
+        copied=_copied(stage, persistent["optimizer state"]),
+    )
     if not compiled:
-        return StageBytes(persistent=persistent, reduced=reduced, batch=batch)
+        return lasting
     calls: dict[str, CallBytes] = {}
     for label, each in stage_programs(step, name).items():
         # Of a program in several parts, which run one after the other, the largest.
         label = label.partition(".")[0]
         calls[label] = max(calls.get(label, NOTHING), call_bytes(each), key=lambda call: call.total)
-    return StageBytes(
-        persistent=persistent,
-        reduced=reduced,
-        batch=batch,
+    return dataclasses.replace(
+        lasting,
         residuals=bytes_per_device(jax.tree.leaves(program.backward_shapes[1])) if program.has_backward else 0,
         pending=bytes_per_device(program.pending_shapes) if "backward_input" in program.programs else 0,
         calls=calls,
     )
+
+
+def _copied(stage: Stage, opt_state: int) -> dict[Part, dict[str, int]]:
+    """Return what host copies of a stage move, as `hetjax.execution.host_copies` does."""
+    apart = stage.cast_params if stage.trains else {}
+
+    def weights(*, frozen: bool, is_apart: bool) -> int:
+        found = {path for path in stage.params if (path in stage.frozen, path in apart) == (frozen, is_apart)}
+        return bytes_per_device(stage.params[path] for path in found)
+
+    return {
+        Part.WEIGHTS: {
+            "master weights": weights(frozen=False, is_apart=False),
+            "compute weights": weights(frozen=True, is_apart=False) + bytes_per_device(apart.values()),
+        },
+        Part.OPTIMIZER: {
+            "master weights": weights(frozen=False, is_apart=True),
+            "compute weights": weights(frozen=True, is_apart=True),
+            "optimizer state": opt_state,
+        },
+    }
 
 
 def call_bytes(program: Program) -> CallBytes:

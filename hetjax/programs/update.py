@@ -23,6 +23,7 @@ class Update:
         optimizer: an optax optimizer for its trainable weights.
         learning_rate_scale: factor on its steps.
         max_grad_norm: limit of the gradient's norm over all modules; None for no clipping.
+        late_gradients: whether the gradients of zero are made by `zeros`, at the first backward, and not by `prepare`.
 
     Attributes:
         opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight;
@@ -37,8 +38,10 @@ class Update:
         *,
         learning_rate_scale: float,
         max_grad_norm: float | None,
+        late_gradients: bool = False,
     ):
         self.stage = stage
+        self.late_gradients = late_gradients
         self.max_grad_norm = max_grad_norm
         # Last in the chain, so that it scales all of the step, decoupled weight decay included.
         self.optimizer = (
@@ -67,7 +70,10 @@ class Update:
             path: jax.lax.with_sharding_constraint(params[path].astype(aval.dtype), self.stage.params[path].sharding)
             for path, aval in self.stage.cast_params.items()
         }
-        return compute, {path: jnp.zeros(aval.shape, aval.dtype) for path, aval in self.stage.gradients.items()}
+        return compute, {} if self.late_gradients else self._zeros()
+
+    def _zeros(self) -> Arrays:
+        return {path: jnp.zeros(aval.shape, aval.dtype) for path, aval in self.stage.gradients.items()}
 
     def _reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
         """The shards' gradients added up where each keeps its own, and the sum of the squares."""
@@ -102,16 +108,26 @@ class Update:
 
     @functools.cached_property
     def programs(self) -> dict[str, Program]:
-        """Those of a step, by name: "prepare", "reduce", "update"."""
+        """Those of a step, by name: "prepare", "reduce", "update".
+
+        Where gradients are late also "zeros", and "prepare" only if it casts a weight.
+        """
         stage = self.stage
         params, cast, gradients = map(shardings_of, (stage.trained, stage.cast_params, stage.gradients))
         scalar = jax.ShapeDtypeStruct((), self.norm_dtype, sharding=stage.replicated)
         # Where they are of one shard each, there is nothing to add up, and they stay where they are.
         donated = () if stage.gradient_shards > 1 else (0,)
+        late = {"zeros": Program(f"{stage.name} zeros", self._zeros, stage.mesh, out_shardings=gradients)}
+        prepare = Program(
+            f"{stage.name} prepare",
+            self._prepare,
+            stage.mesh,
+            stage.params,
+            out_shardings=(cast, {} if self.late_gradients else gradients),
+        )
         return {
-            "prepare": Program(
-                f"{stage.name} prepare", self._prepare, stage.mesh, stage.params, out_shardings=(cast, gradients)
-            ),
+            **({"prepare": prepare} if cast or not self.late_gradients else {}),
+            **(late if self.late_gradients else {}),
             "reduce": Program(
                 f"{stage.name} reduce",
                 self._reduce,
@@ -147,9 +163,15 @@ class Update:
         return self._init(self._trained(params))
 
     def prepare(self, params: Arrays) -> tuple[Arrays, Arrays]:
-        """Dispatch: (weights to compute with, gradients of zero)."""
+        """Dispatch: (weights to compute with, gradients of zero or none where they come late)."""
+        if "prepare" not in self.programs:
+            return params, {}
         cast, zeros = self.programs["prepare"](params)
         return {**params, **cast}, zeros
+
+    def zeros(self) -> Arrays:
+        """Dispatch: gradients of zero, where they come late."""
+        return self.programs["zeros"]()
 
     def reduce(self, gradients: Arrays) -> tuple[Arrays, jax.Array]:
         """Dispatch: (gradients of the whole batch, laid out as the weights; the sum of their squares).

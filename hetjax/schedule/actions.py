@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Collection, Container, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,14 +14,31 @@ from hetjax.schedule.graph import StageEdge, StageGraph
 
 
 class Kind(enum.Enum):
-    """The kinds of actions; BACKWARD_INPUT and BACKWARD_WEIGHT are the two halves of a BACKWARD."""
+    """The kinds of actions; BACKWARD_INPUT and BACKWARD_WEIGHT are the two halves of a BACKWARD.
+
+    OFFLOAD copies to the memory of the host and frees that of the devices, RELOAD copies back.
+    """
 
     FORWARD = "forward"
     BACKWARD = "backward"
     BACKWARD_INPUT = "backward_input"
     BACKWARD_WEIGHT = "backward_weight"
     TRANSFER = "transfer"
+    OFFLOAD = "offload"
+    RELOAD = "reload"
     UPDATE = "update"
+
+
+class Part(enum.Enum):
+    """What of a stage a host copy moves.
+
+    RESIDUALS: what one microbatch keeps between its forward and its backward. WEIGHTS: those that programs compute
+    with. OPTIMIZER: what the update alone reads, its own state and master weights that no program computes with.
+    """
+
+    RESIDUALS = "residuals"
+    WEIGHTS = "weights"
+    OPTIMIZER = "optimizer"
 
 
 _LETTERS = {Kind.FORWARD: "F", Kind.BACKWARD: "B", Kind.BACKWARD_INPUT: "I", Kind.BACKWARD_WEIGHT: "W"}
@@ -28,6 +46,10 @@ GIVES_GRADIENT = frozenset({Kind.BACKWARD, Kind.BACKWARD_INPUT})
 """The kinds that make the gradients of a stage's inputs."""
 ENDS_MICROBATCH = frozenset({Kind.BACKWARD, Kind.BACKWARD_WEIGHT})
 """The kinds after which a stage keeps nothing of a microbatch."""
+HOST_COPIES = frozenset({Kind.OFFLOAD, Kind.RELOAD})
+"""The kinds that move something between the memory of devices and that of their hosts."""
+PROGRAMS = frozenset({Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT})
+"""The kinds that run a program on a microbatch."""
 
 Split = Collection[tuple[str, int]]
 """The (stage, microbatch) whose backward is split in two."""
@@ -41,10 +63,12 @@ class Action:
     the loss. A backward may be split: BACKWARD_INPUT makes the gradients of the stage's inputs, which others wait for,
     and BACKWARD_WEIGHT, any time later, those of its weights, which only the update reads. TRANSFER moves the tensor of
     `edge` away from `stage`, for one microbatch of the edge's destination: the activation from the edge's source, or
-    with `backward=True` the gradient from the edge's destination back to its source. UPDATE applies the optimizer to
-    `stage`; its `microbatch` is None.
+    with `backward=True` the gradient from the edge's destination back to its source. OFFLOAD and RELOAD move a `part`
+    of `stage`, the residuals of a microbatch or, with `microbatch` None, what it has but once. UPDATE applies the
+    optimizer to `stage`; its `microbatch` is None.
 
-    As text: "F0", "B0", "I0", "W0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "update".
+    As text: "F0", "B0", "I0", "W0", "T0:vision->llm" (activation), "TB0:vision->llm" (gradient), "O0:residuals",
+    "R:weights", "update".
     """
 
     kind: Kind
@@ -52,12 +76,16 @@ class Action:
     microbatch: int | None = None
     edge: str | None = field(default=None, kw_only=True)
     backward: bool = field(default=False, kw_only=True)
+    part: Part | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         if self.kind is Kind.UPDATE:
             return "update"
         if self.kind is Kind.TRANSFER:
             return f"{'TB' if self.backward else 'T'}{self.microbatch}:{self.edge}"
+        if self.kind in HOST_COPIES:
+            index = "" if self.microbatch is None else self.microbatch
+            return f"{'O' if self.kind is Kind.OFFLOAD else 'R'}{index}:{self.part.value}"
         return f"{_LETTERS[self.kind]}{self.microbatch}"
 
 
@@ -87,6 +115,16 @@ def transfer(edge: StageEdge, microbatch: int, *, backward: bool = False) -> Act
     return Action(Kind.TRANSFER, origin, microbatch, edge=edge.name, backward=backward)
 
 
+def offload(stage: str, part: Part, microbatch: int | None = None) -> Action:
+    """Copy a part of a stage to the memory of the host, and free that of the devices."""
+    return Action(Kind.OFFLOAD, stage, microbatch, part=part)
+
+
+def reload(stage: str, part: Part, microbatch: int | None = None) -> Action:
+    """Copy a part of a stage back to its devices."""
+    return Action(Kind.RELOAD, stage, microbatch, part=part)
+
+
 def update(stage: str) -> Action:
     """Apply the optimizer to a stage."""
     return Action(Kind.UPDATE, stage)
@@ -101,7 +139,8 @@ def crossings(graph: StageGraph, edge: StageEdge, microbatch: int) -> range:
 def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = ()) -> tuple[Action, ...]:
     """Return the actions whose results an action reads, where the backwards in `split` are in two parts.
 
-    An update reads the gradients of every stage, because gradients are clipped by their norm over all modules.
+    Host copies are no part of it; `Schedule.needs` has them. An update reads the gradients of every stage, because
+    gradients are clipped by their norm over all modules.
     """
     stage, index = action.stage, action.microbatch
     match action.kind:
@@ -124,6 +163,40 @@ def needs(graph: StageGraph, microbatches: int, action: Action, split: Split = (
                 for name in stages
                 for index in range(graph.count(name, microbatches))
             )
+    return ()
+
+
+def parts_used(action: Action) -> tuple[tuple[Part, int | None], ...]:
+    """Return what of its stage an action makes or reads that a host copy may move, with the microbatch."""
+    residuals = (Part.RESIDUALS, action.microbatch)
+    match action.kind:
+        case Kind.FORWARD | Kind.BACKWARD | Kind.BACKWARD_INPUT:
+            return (Part.WEIGHTS, None), residuals
+        case Kind.BACKWARD_WEIGHT:
+            return ((Part.WEIGHTS, None),)
+        case Kind.UPDATE:
+            return (Part.WEIGHTS, None), (Part.OPTIMIZER, None)
+    return ()
+
+
+def copy_needs(actions: Sequence[Action]) -> dict[Action, list[Action]]:
+    """Return what host copies add to the needs of actions.
+
+    A copy out needs the actions before it that use what it moves, a copy back the copy out, and the actions behind it
+    that use it the copy back.
+    """
+    found: dict[Action, list[Action]] = defaultdict(list)
+    users: dict[tuple[str, Part, int | None], list[Action]] = defaultdict(list)
+    for action in actions:
+        if action.kind in HOST_COPIES:
+            key = (action.stage, action.part, action.microbatch)
+            found[action] += users.pop(key, [])
+            users[key] = [action]
+        for part, index in parts_used(action):
+            before = users[action.stage, part, index]
+            found[action] += [copy for copy in before if copy.kind is Kind.RELOAD]
+            before.append(action)
+    return found
 
 
 def sends(graph: StageGraph, action: Action, done: Container[Action]) -> tuple[Action, ...]:
@@ -192,9 +265,10 @@ class Schedule:
     actions: tuple[Action, ...]
 
     def on(self, stage: str) -> tuple[Action, ...]:
-        """Return the programs that a stage runs, in order; transfers are left out."""
+        """Return the programs that a stage runs, in order; transfers and host copies are left out."""
         name = self.graph.stage(stage).name
-        return tuple(action for action in self.actions if action.stage == name and action.kind is not Kind.TRANSFER)
+        programs = PROGRAMS | {Kind.UPDATE}
+        return tuple(action for action in self.actions if action.stage == name and action.kind in programs)
 
     def count(self, stage: str) -> int:
         """Return how many microbatches of its own a stage has."""
@@ -214,7 +288,11 @@ class Schedule:
 
     def needs(self, action: Action) -> tuple[Action, ...]:
         """Return the actions whose results an action reads."""
-        return needs(self.graph, self.microbatches, action, self.split)
+        return (*needs(self.graph, self.microbatches, action, self.split), *self._copy_needs.get(action, ()))
+
+    @cached_property
+    def _copy_needs(self) -> dict[Action, list[Action]]:
+        return copy_needs(self.actions)
 
     def digest(self) -> str:
         """Return a sha256, equal exactly where name, graph, microbatches and total order are equal.
@@ -222,6 +300,8 @@ class Schedule:
         Processes of one run compare it before the first step: two that dispatch shared programs in
         different orders would wait for each other forever.
         """
-        actions = [[a.kind.value, a.stage, a.microbatch, a.edge, a.backward] for a in self.actions]
+        actions = [
+            [a.kind.value, a.stage, a.microbatch, a.edge, a.backward, a.part and a.part.value] for a in self.actions
+        ]
         text = json.dumps([self.name, asdict(self.graph), self.microbatches, actions], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, pieces
+from hetjax.schedule.actions import HOST_COPIES, Action, Kind, Part, Schedule, offload, pieces, reload
 from hetjax.schedule.execution import Execution
 from hetjax.schedule.graph import StageGraph
 
@@ -61,6 +61,9 @@ def _check_complete(schedule: Schedule) -> None:
     """Require every needed action exactly once, and nothing else."""
     wanted = _wanted(schedule)
     counts = Counter(schedule.actions)
+    for action in [action for action in counts if action.kind in HOST_COPIES]:
+        _check_copy(schedule, action)
+        wanted |= {action: None, _other_way(action): None}
     for action, count in counts.items():
         if action not in wanted:
             _refuse_split(schedule, action)
@@ -73,6 +76,26 @@ def _check_complete(schedule: Schedule) -> None:
     missing = [action for action in wanted if action not in counts]
     if missing:
         raise ScheduleError(f"schedule {schedule.name!r}: {_label(missing[0])} is missing ({len(missing)} in all)")
+
+
+def _check_copy(schedule: Schedule, action: Action) -> None:
+    """Raise ScheduleError for a host copy of something that a step does not have."""
+    stage = schedule.graph.stage(action.stage)
+    exists = {
+        Part.RESIDUALS: stage.backward and action.microbatch is not None,
+        Part.WEIGHTS: action.microbatch is None,
+        Part.OPTIMIZER: stage.update and action.microbatch is None,
+    }
+    if not exists.get(action.part):
+        raise ScheduleError(
+            f"schedule {schedule.name!r}: {_label(action)} is superfluous; the stage has no such part to move"
+        )
+
+
+def _other_way(action: Action) -> Action:
+    """Return the copy that goes with a copy, in the other direction."""
+    make = reload if action.kind is Kind.OFFLOAD else offload
+    return make(action.stage, action.part, action.microbatch)
 
 
 def _refuse_split(schedule: Schedule, action: Action) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
-from hetjax.schedule.actions import Kind
+from hetjax.schedule.actions import HOST_COPIES, Kind
 from hetjax.schedule.graph import StageGraph
 from hetjax.schedule.lanes import Lane, lanes
 from hetjax.schedule.simulate import Span, Timeline
@@ -42,6 +42,7 @@ _LABELS = {
 _UPDATE = "#5b626b"
 _INK = "#23282e"
 _ARROWS = {False: "#4a525b", True: "#b9403c"}
+_COPIES = {Kind.OFFLOAD: ("#7a8087", "v", "to host memory"), Kind.RELOAD: ("#1f8580", "^", "from host memory")}
 _BOX = 0.66  # height of a box; lanes are 1 apart
 _TITLE_FONT, _TITLE_LETTERS = 13, 60  # points; letters of a line, beside which the makespan stands
 
@@ -58,9 +59,10 @@ def draw(
     A box holds its microbatch's number, those of the loss's microbatches where it takes several at once, in its
     module's hue: light for a forward and deep for a backward; of a backward in two parts, the one for the inputs is
     darker still and the one for the weights half as deep. A lane that holds several stages of one module has a row for
-    each. An arrow leads from the stage that made a tensor to the one that reads it. Each lane is labelled with its
-    stages, its devices and the share of the step in which they idle. `unit="ms"` shows a timeline in seconds in
-    milliseconds. A long title takes several lines.
+    each. An arrow leads from the stage that made a tensor to the one that reads it; a strip below a lane is a copy to
+    host memory or back, with a mark where it starts. Each lane is labelled with its stages, its devices and the share
+    of the step in which they idle. `unit="ms"` shows a timeline in seconds in milliseconds. A long title takes several
+    lines.
     """
     schedule = timeline.schedule
     rows = lanes(timeline)
@@ -77,6 +79,7 @@ def draw(
     shades = _shades(schedule.graph)
     points = figure.get_figwidth() * 0.85 * 72 / span  # on the page for one unit of time, about
     directions = _draw_arrows(axes, timeline, rows, scale, points)
+    copies = _draw_copies(axes, timeline, rows, scale)
     last = schedule.microbatches - 1
     for lane, row in enumerate(rows):
         for item in filter(row.shows, timeline.spans):
@@ -89,7 +92,7 @@ def draw(
     axes.set_title(name, loc="left", fontsize=_TITLE_FONT, fontweight="bold", color=_INK, pad=12)
     total = f"makespan {timeline.makespan * scale:.4g} {unit} · idle {timeline.idle_share():.1%}"
     axes.set_title(total, loc="right", fontsize=10, color=_INK, pad=12)
-    _draw_legend(figure, timeline, shades, directions)
+    _draw_legend(figure, timeline, shades, directions, copies)
     figure.savefig(path)
 
 
@@ -204,6 +207,19 @@ def _draw_arrows(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: fl
     return drawn
 
 
+def _draw_copies(axes: Axes, timeline: Timeline, rows: Sequence[Lane], scale: float) -> set[Kind]:
+    """Draw the host copies below the lanes of their stages; return the kinds drawn."""
+    spans = [span for span in timeline.spans if span.action.kind in HOST_COPIES]
+    for span in spans:
+        colour, mark, _ = _COPIES[span.action.kind]
+        for lane, row in enumerate(rows):
+            if span.stage in {stage.name for stage in row.stages}:
+                place = lane + _BOX / 2 + (0.05 if span.action.kind is Kind.OFFLOAD else 0.11)
+                axes.plot([span.start * scale, span.end * scale], [place, place], color=colour, lw=2.5, zorder=5)
+                axes.plot([span.start * scale], [place], color=colour, marker=mark, markersize=4, zorder=5)
+    return {span.action.kind for span in spans}
+
+
 def _dress(axes: Axes, timeline: Timeline, rows: Sequence[Lane], unit: str) -> None:
     """Draw the lanes, their labels and the time axis."""
     for lane in range(len(rows)):
@@ -234,7 +250,13 @@ def _dress(axes: Axes, timeline: Timeline, rows: Sequence[Lane], unit: str) -> N
         axes.spines[side].set_visible(False)
 
 
-def _draw_legend(figure: Figure, timeline: Timeline, shades: dict[str, dict[Kind, str]], directions: set[bool]) -> None:
+def _draw_legend(
+    figure: Figure,
+    timeline: Timeline,
+    shades: dict[str, dict[Kind, str]],
+    directions: set[bool],
+    copies: set[Kind],
+) -> None:
     present = {(timeline.schedule.graph.stage(span.stage).module, span.action.kind) for span in timeline.spans}
     handles = [
         Patch(facecolor=shades[module][kind], edgecolor=shades[module][Kind.BACKWARD], label=f"{module} {label}")
@@ -248,5 +270,10 @@ def _draw_legend(figure: Figure, timeline: Timeline, shades: dict[str, dict[Kind
     for backward, label in ((False, "activation crosses"), (True, "gradient crosses")):
         if backward in directions:
             handles.append(Line2D([], [], color=_ARROWS[backward], marker=">", markersize=4, lw=1, label=label))
+    handles += [
+        Line2D([], [], color=colour, marker=mark, markersize=4, lw=2.5, label=label)
+        for kind, (colour, mark, label) in _COPIES.items()
+        if kind in copies
+    ]
     columns = len(handles) if len(handles) <= 8 else min(8, math.ceil(len(handles) / 2))
     figure.legend(handles=handles, loc="outside lower center", ncol=columns, frameon=False, fontsize=9)

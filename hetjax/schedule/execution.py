@@ -6,7 +6,19 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from hetjax.schedule.actions import ENDS_MICROBATCH, GIVES_GRADIENT, Action, Kind, Schedule, crossings
+from hetjax.schedule.actions import (
+    ENDS_MICROBATCH,
+    GIVES_GRADIENT,
+    HOST_COPIES,
+    Action,
+    Kind,
+    Part,
+    Schedule,
+    crossings,
+    offload,
+    parts_used,
+    reload,
+)
 
 Queue = tuple[str, bool]  # an edge's name, and whether it is the queue of its gradients
 
@@ -22,6 +34,7 @@ class Execution:
         queues: the microbatches sent over each queue and not yet read.
         returned: for each stage, the microbatches whose input gradients are made.
         backwards: how many microbatches each stage has ended.
+        in_host: what lies in the memory of the host: stage, part, and the microbatch of residuals.
         pieces_run: devices that have run an action of which others still have to run their pieces.
         peak_live, peak_queued: the most that `live` and `queues` have held.
     """
@@ -32,6 +45,7 @@ class Execution:
     queues: dict[Queue, set[int]] = field(default_factory=dict)
     returned: dict[str, set[int]] = field(default_factory=dict)
     backwards: Counter[str] = field(default_factory=Counter)
+    in_host: set[tuple[str, Part, int | None]] = field(default_factory=set)
     pieces_run: dict[Action, int] = field(default_factory=dict)
     peak_live: dict[str, int] = field(default_factory=dict)
     peak_queued: Counter[Queue] = field(default_factory=Counter)
@@ -59,6 +73,11 @@ class Execution:
             made = ((action.edge, action.backward), index) in self.made
             letter = "F" if not action.backward else "I" if (stage, index) in self.schedule.split else "B"
             return [] if made else [f"{letter}{index} of stage {stage!r}"]
+        if action.kind in HOST_COPIES:
+            return self._lacking_of_copy(action)
+        away = [key for key in parts_used(action) if (stage, *key) in self.in_host]
+        if away:
+            return [f"{reload(stage, *key)} of stage {stage!r}" for key in away]
         if action.kind is Kind.UPDATE:
             left = {
                 s.name: self.schedule.count(s.name) - self.backwards[s.name]
@@ -74,6 +93,18 @@ class Execution:
             lacking.append(f"I{index} of stage {stage!r}")
         return lacking
 
+    def _lacking_of_copy(self, action: Action) -> list[str]:
+        """Return what a host copy needs: residuals that exist, and where it copies back something to copy."""
+        stage, part, index = action.stage, action.part, action.microbatch
+        if action.kind is Kind.RELOAD:
+            away = (stage, part, index) in self.in_host
+            return [] if away else [f"{offload(stage, part, index)} of stage {stage!r}"]
+        # Of a backward in two parts the first reads them.
+        exist = part is not Part.RESIDUALS or (index in self.live[stage] and index not in self.returned[stage])
+        return (
+            [] if exist else [f"residuals of microbatch {index} of stage {stage!r}, between F{index} and its backward"]
+        )
+
     def run_piece(self, action: Action, devices: tuple[Hashable, ...]) -> None:
         """Run an action on some of its devices; with the last of them it is done."""
         run = self.pieces_run.pop(action, 0) + len(devices)
@@ -85,6 +116,10 @@ class Execution:
     def run(self, action: Action) -> None:
         """Remove what an action reads, and add what it makes."""
         stage, index = action.stage, action.microbatch
+        if action.kind in HOST_COPIES:
+            change = self.in_host.add if action.kind is Kind.OFFLOAD else self.in_host.remove
+            change((stage, action.part, index))
+            return
         if action.kind is Kind.TRANSFER:
             key = (action.edge, action.backward)
             self.made.remove((key, index))

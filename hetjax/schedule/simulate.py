@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from hetjax.errors import ScheduleError
-from hetjax.schedule.actions import Action, Kind, Schedule, pieces
+from hetjax.schedule.actions import HOST_COPIES, Action, Kind, Part, Schedule, pieces
 from hetjax.schedule.graph import StageGraph
 
 
@@ -16,9 +16,10 @@ from hetjax.schedule.graph import StageGraph
 class Costs:
     """Seconds that an action takes, by its kind (or any other unit of time, used throughout).
 
-    `of` holds the exceptions: `(stage, kind)` for a program of one stage, and `(edge, Kind.TRANSFER)` for
-    one edge in both directions. The defaults are in units of a forward: a backward computes two gradients,
-    that of the inputs and that of the weights, so it takes twice as long, and each of its parts once.
+    `of` holds the exceptions: `(stage, kind)` for a program of one stage, `(edge, Kind.TRANSFER)` for
+    one edge in both directions, and `(stage, kind, part)` for a host copy of one part of a stage. The defaults are in
+    units of a forward: a backward computes two gradients, that of the inputs and that of the weights, so it takes twice
+    as long, and each of its parts once; moving anything takes no time.
     """
 
     forward: float = 1.0
@@ -27,7 +28,9 @@ class Costs:
     backward_weight: float = 1.0
     update: float = 0.1
     transfer: float = 0.0
-    of: Mapping[tuple[str, Kind], float] = field(default_factory=dict)
+    offload: float = 0.0
+    reload: float = 0.0
+    of: Mapping[tuple[str, Kind] | tuple[str, Kind, Part], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = {kind.value: getattr(self, kind.value) for kind in Kind}
@@ -38,7 +41,8 @@ class Costs:
     def seconds(self, action: Action) -> float:
         """Return the seconds that one action takes."""
         name = action.edge if action.kind is Kind.TRANSFER else action.stage
-        return self.of.get((name, action.kind), getattr(self, action.kind.value))
+        seconds = self.of.get((name, action.kind), getattr(self, action.kind.value))
+        return self.of.get((name, action.kind, action.part), seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Span:
     """When one action ran, in seconds from the start of the step.
 
     `devices` are those that ran it then: all of its stage, or on an independent stage those whose pieces
-    ran at the same time, with a span for each such group. A transfer has none.
+    ran at the same time, with a span for each such group. A transfer or a host copy has none.
     """
 
     action: Action
@@ -72,7 +76,7 @@ class Timeline:
         """Return the share of the makespan, 0 to 1, in which devices run no program.
 
         Of the devices of one stage (busy with any stage that shares them), or over all devices. A stage
-        without devices counts as one. A transfer is not a program.
+        without devices counts as one. A transfer is not a program, nor is a host copy.
         """
         graph = self.schedule.graph
         stages = [stage] if stage is not None else [node.name for node in graph.stages]
@@ -101,7 +105,9 @@ def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy
     devices of a stage start a program together, or each its own piece on an independent stage; the
     action ends with its last piece. A transfer starts when its tensor is made and the one before it on the
     same edge and direction is through; with `transfers_occupy` it also keeps the devices at both ends
-    busy, in dispatch order, as a collective over both meshes does.
+    busy, in dispatch order, as a collective over both meshes does. A host copy starts on each device when
+    the programs before it there are through (one out needs what they make, one back the memory that they leave), runs
+    beside those behind it, and a device copies one thing a direction at a time.
 
     Raises:
         ScheduleError: a cost for a stage or edge that is not in the graph, or an action dispatched before
@@ -112,16 +118,29 @@ def simulate(schedule: Schedule, costs: Costs | None = None, *, transfers_occupy
     _check_costs(graph, costs)
     ended: dict[Action, float] = {}
     free: dict[Hashable, float] = {}
+    copied: dict[tuple[Action, Hashable], float] = {}
     spans = []
     for action in schedule.actions:
         required = schedule.needs(action)
         for need in required:
             if need not in ended:
                 raise ScheduleError(f"{action} of {action.stage!r} is dispatched before {need} of {need.stage!r}")
-        ready = max([0.0, *(ended[need] for need in required)])
+        copies = [need for need in required if need.kind in HOST_COPIES]
+        if action.kind in HOST_COPIES:
+            for device in graph.occupies(action.stage):
+                lane = ("host", device, action.kind)
+                earlier = (copied[copy, device] for copy in copies)
+                start = max(free.get(lane, 0.0), free.get(device, 0.0), *earlier, 0.0)
+                copied[action, device] = free[lane] = start + costs.seconds(action)
+            end = ended[action] = max(copied[action, device] for device in graph.occupies(action.stage))
+            spans.append(Span(action=action, stage=action.stage, start=end - costs.seconds(action), end=end))
+            continue
+        ready = max([0.0, *(ended[need] for need in required if need.kind not in HOST_COPIES)])
         starts: dict[float, list[Hashable]] = {}
         for lanes in _lanes(graph, action, transfers_occupy):
-            start = max(ready, *(free.get(lane, 0.0) for lane in lanes))
+            # Each device waits for its own copies.
+            arrived = (copied[copy, device] for copy in copies for device in lanes)
+            start = max(ready, *arrived, *(free.get(lane, 0.0) for lane in lanes))
             free.update(dict.fromkeys(lanes, start + costs.seconds(action)))
             starts.setdefault(start, []).extend(lanes)
         ended[action] = max(starts) + costs.seconds(action)
@@ -144,7 +163,7 @@ def _lanes(graph: StageGraph, action: Action, transfers_occupy: bool) -> tuple[t
 
 
 def _check_costs(graph: StageGraph, costs: Costs) -> None:
-    for name, kind in costs.of:
+    for name, kind, *_ in costs.of:
         known = [item.name for item in (graph.edges if kind is Kind.TRANSFER else graph.stages)]
         if name not in known:
             raise ScheduleError(

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from hetjax.schedule.actions import Kind
+from hetjax.schedule.actions import HOST_COPIES, Kind
 from hetjax.schedule.graph import StageGraph
 from hetjax.schedule.lanes import lanes
 from hetjax.schedule.simulate import Span, Timeline
@@ -19,8 +19,8 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
     """Write a timeline in seconds as Chrome trace events (JSON; open it at ui.perfetto.dev).
 
     A process is a lane: a mesh, or devices that act alike. Its first thread runs the programs, and each edge
-    that leaves a stage whose first lane it is has a thread for its transfers. Every span is one complete
-    event ("X") in each of its lanes, with times in microseconds.
+    that leaves a stage whose first lane it is has a thread for its transfers; host copies of such stages have one more
+    for each direction. Every span is one complete event ("X") in each of its lanes, with times in microseconds.
     """
     graph = timeline.schedule.graph
     found = lanes(timeline)
@@ -33,9 +33,16 @@ def write_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
         events.append(_metadata("thread_name", pid, 0, "programs"))
     for pid, edge in sorted({(first[s.stage], s.action.edge) for s in timeline.spans if s.action.edge}):
         events.append(_metadata("thread_name", pid, threads[edge], f"transfers {edge}"))
+    copies = {kind: len(threads) + place for place, kind in enumerate(sorted(HOST_COPIES, key=str), start=1)}
+    for pid, kind in sorted(
+        {(first[s.stage], s.action.kind) for s in timeline.spans if s.action.kind in copies}, key=str
+    ):
+        events.append(_metadata("thread_name", pid, copies[kind], f"{kind.value} (host copies)"))
     for span in timeline.spans:
         if span.action.kind is Kind.TRANSFER:
             events.append(_complete(graph, span, first[span.stage], threads[span.action.edge]))
+        elif span.action.kind in copies:
+            events.append(_complete(graph, span, first[span.stage], copies[span.action.kind]))
         else:
             events += [_complete(graph, span, pid, 0) for pid, lane in enumerate(found) if lane.shows(span)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1)
@@ -53,6 +60,8 @@ def _complete(graph: StageGraph, span: Span, pid: int, tid: int) -> TraceEvent:
         arguments |= {"edge": action.edge, "direction": "backward" if action.backward else "forward"}
     elif action.microbatch is not None and graph.stage(action.stage).window > 1:
         arguments["window"] = graph.stage(action.stage).window
+    if action.kind in HOST_COPIES:
+        arguments["part"] = action.part.value
     return {
         "ph": "X",
         "name": str(action) if action.kind is Kind.TRANSFER else f"{action.stage} {action}",

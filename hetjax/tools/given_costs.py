@@ -19,6 +19,8 @@ class KindCosts:
         backward_weight: The part that makes the gradients of its weights.
         update: An update.
         transfer: A transfer from stage to stage.
+        offload: A copy of a part of a stage to the memory of the host.
+        reload: A copy back.
     """
 
     forward: float = 1.0
@@ -27,6 +29,8 @@ class KindCosts:
     backward_weight: float = 1.0
     update: float = 0.0
     transfer: float = 0.0
+    offload: float = 0.0
+    reload: float = 0.0
 
     def costs(self) -> Costs:
         """Return these costs for `simulate`. Raises ScheduleError for a time that is none."""

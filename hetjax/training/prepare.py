@@ -158,7 +158,8 @@ def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console
 def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:
     """Compile the programs of the training step and those that answer, as one list: they share the machine's cores.
 
-    Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule.
+    Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule, and
+    for each stage that is offloaded.
     """
     before = parts.trainer.schedule
     with job.unlimited("compiling"):
@@ -166,6 +167,8 @@ def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Conso
         parts.trainer.compile(shapes, progress=console.is_terminal, also=parts.answering)
     if parts.trainer.schedule is not before:
         console.print(f"schedule {before.name}: order chosen by costs estimated from the FLOPs of the programs")
+    for line in parts.trainer.offload_lines:
+        console.print(line)
     # Nobody starts a program that a slower process has yet to compile: its first messages would time out.
     # The schedule once more: by now it may have been chosen by what programs cost.
     job.agree("compiled step", parts.trainer.schedule.digest()[:16])

@@ -4,6 +4,8 @@ import pytest
 
 from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES, CallBytes, LinkBytes, StageBytes, device_groups
 from hetjax.schedule import StageEdge, StageGraph, StageNode, build_schedule, check
+from hetjax.schedule.actions import Part
+from hetjax.schedule.host_memory.offload import offload_modules
 
 PERSISTENT = {"master weights": 1000, "compute weights": 500, "gradients": 2000, "optimizer state": 4000, "buffers": 8}
 CALLS = {
@@ -146,3 +148,53 @@ def test_a_window_is_held_in_pieces_until_each_is_sent_and_joined_when_the_last_
     # Inputs of microbatches that have not run, and never more than the one that runs of the window.
     assert [held[CROSSING] for held in second] == [3 * left + 20 for left in (4, 3, 2, 1)]
     assert all(group.moments[-1].held[CROSSING] == 0 for group in found.values())
+
+
+COPIED = {
+    Part.WEIGHTS: {"master weights": 0, "compute weights": 500},
+    Part.OPTIMIZER: {"master weights": 1000, "compute weights": 0, "optimizer state": 4000},
+}
+
+
+def offloaded_walk():
+    """The moments of one device with an encoder and a language model, without offload and with it."""
+    nodes = tuple(StageNode(name=name, module=name, index=0, devices=(0,)) for name in ("vision", "llm"))
+    graph = StageGraph(stages=nodes, edges=(StageEdge(name="vision->llm", source="vision", destination="llm"),))
+    plain = build_schedule("colocated", graph, 2)
+    stages = {"vision": stage(copied=COPIED, late_gradients=True), "llm": stage()}
+    found = {}
+    for schedule in (plain, offload_modules(plain, ["vision"])):
+        (group,) = groups(schedule, stages).values()
+        found[schedule is plain] = {(moment.stage, moment.action): moment for moment in group.moments}
+    return found[True], found[False]
+
+
+def test_what_is_in_the_memory_of_the_host_is_not_on_the_device_and_the_other_way_round():
+    plain, offloaded = offloaded_walk()
+    for when in (("llm", "F1"), ("llm", "B1")):
+        before, after = plain[when], offloaded[when]
+        assert before.host == 0 and after.host == 500 + 5000 + 2 * 100
+        assert before.total - after.total == after.host
+        for part, moved in {"master weights": 1000, "compute weights": 500, "optimizer state": 4000}.items():
+            assert before.held[part] - after.held[part] == moved
+        assert before.held[RESIDUALS] - after.held[RESIDUALS] == 200
+    last = offloaded["vision", "update"]
+    assert last.host == 0 and last.held == plain["vision", "update"].held
+
+
+def test_a_copy_out_frees_its_memory_after_the_program_beside_which_it_runs():
+    plain, offloaded = offloaded_walk()
+    # The optimizer's state leaves beside the first forward, weights and the last residuals beside the next program.
+    first, second = ("vision", "F0"), ("vision", "F1")
+    assert offloaded[first].total == plain[first].total
+    assert plain[second].total - offloaded[second].total == 5000
+    fourth = ("llm", "F0")
+    assert plain[fourth].total - offloaded[fourth].total == 5000 + 100
+    # A copy back counts from its dispatch on.
+    assert offloaded["vision", "R0:residuals"].held[TEMPORARIES] == 100
+
+
+def test_late_gradients_are_there_from_the_first_backward_on():
+    plain, _ = offloaded_walk()
+    assert plain["llm", "B1"].held["gradients"] == 2000
+    assert plain["vision", "B0"].held["gradients"] == 600 + 2000

@@ -24,7 +24,7 @@ def test_the_peak_is_the_sum_of_its_parts_and_the_reserve():
 def test_the_json_has_the_documented_form():
     numbers = json.loads(json.dumps(report(need("residuals", 1)).numbers()))
     assert set(numbers) == {"fits", "meshes", "programs"}
-    keys = {"peak_bytes", "persistent_bytes", "residual_bytes", "temporary_bytes", "capacity_bytes"}
+    keys = {"peak_bytes", "persistent_bytes", "residual_bytes", "temporary_bytes", "capacity_bytes", "host_bytes"}
     assert set(numbers["meshes"]["llm"]) == keys
     program = numbers["programs"]["llm backward"]
     assert set(program) == {"flops_done", "flops_needed", "temporary_bytes", "largest", "oversized", "collectives"}
@@ -77,6 +77,25 @@ def test_meshes_that_share_devices_are_told_once():
     both = ("vision", "llm")
     meshes = [need("residuals", 90, name=name, stages=both) for name in both]
     assert sum("does not fit" in line for line in verdict(report(*meshes))) == 1
+
+
+def test_encoders_that_wait_on_devices_that_the_language_model_overfills_are_a_way_out():
+    way, both = "offload: [vision]", ("vision", "llm")
+    short = need("residuals", 90, stages=both)
+    assert way in "\n".join(verdict(report(short, stages=both)))
+    # Not where the encoder itself needs the most, has devices of its own, or is in the memory of the host already.
+    of_encoder = need("residuals", 90, stage="vision", stages=both)
+    moments = tuple(dataclasses.replace(moment, host=GIB) for moment in short.group.moments)
+    offloaded = dataclasses.replace(short, group=dataclasses.replace(short.group, moments=moments))
+    for mesh in (of_encoder, need("residuals", 90), offloaded):
+        assert "offload" not in "\n".join(verdict(report(mesh, stages=both)))
+
+
+def test_the_memory_of_the_host_is_in_the_report_where_any_is_used():
+    mesh = need("residuals", 1)
+    moments = tuple(dataclasses.replace(moment, host=3 * GIB) for moment in mesh.group.moments)
+    offloaded = dataclasses.replace(mesh, group=dataclasses.replace(mesh.group, moments=moments))
+    assert offloaded.numbers()["host_bytes"] == 3 * GIB and mesh.numbers()["host_bytes"] == 0
 
 
 def test_a_program_that_does_not_compile_is_told_with_the_reason():

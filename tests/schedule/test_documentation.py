@@ -1,10 +1,12 @@
 """docs/schedules.md shows what the schedules make."""
 
+import itertools
 import re
 
 import pytest
 
-from hetjax.schedule import SCHEDULES, Costs, StageGraph, build_schedule
+from hetjax.schedule import SCHEDULES, Costs, Kind, StageGraph, build_schedule
+from hetjax.schedule.host_memory.offload import offload_modules
 from tests.harness.paths import ROOT
 
 PAGE = (ROOT / "docs" / "schedules.md").read_text()
@@ -41,3 +43,11 @@ def test_the_page_has_a_line_in_its_table_for_each_schedule():
     assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == [
         *("gpipe", "1f1b", "interleaved_1f1b", "zero_bubble", "colocated", "bubble_fill")
     ]
+
+
+def test_the_page_draws_the_copies_of_an_offloaded_encoder(named_graph):
+    schedule = offload_modules(build_schedule("colocated", named_graph("shared-devices"), 2), ["vision"])
+    shown = [action for action in schedule.actions if action.kind not in (Kind.TRANSFER, Kind.UPDATE)]
+    runs = itertools.groupby(shown, key=lambda action: action.stage.partition(".")[0])
+    rows = [f"{module:6}  {' '.join(map(str, actions))}" for module, actions in runs]
+    assert "\n".join(rows) in PAGE

@@ -18,6 +18,7 @@ from hetjax.schedule import (
     zero_bubble,
 )
 from hetjax.schedule.draw import device_ranges, draw
+from hetjax.schedule.host_memory.offload import offload_modules
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -88,3 +89,17 @@ def test_a_long_title_takes_several_lines_beside_the_makespan(tmp_path, monkeypa
     assert left.get_text().replace("\n", " ") == title.strip()
     assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
     assert not boxes[0].overlaps(boxes[1])
+
+
+def test_host_copies_are_strips_below_the_lanes_of_their_stages(tmp_path, named_graph):
+    plain = build_schedule("colocated", named_graph("shared-devices"), 2)
+    costs = Costs(offload=0.5, reload=0.5)
+    for schedule, least in ((plain, 0), (offload_modules(plain, ["vision"]), 50)):
+        draw(simulate(schedule, costs), tmp_path / "picture.png")
+        pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
+        for colour in ("7a8087", "1f8580"):
+            count = (pixels == np.frombuffer(bytes.fromhex(colour), np.uint8)).all(-1).sum()
+            assert count > least if least else count == 0
+        draw(simulate(schedule, costs), tmp_path / "picture.svg")
+        comments = re.findall(r"<!-- (.*?) -->", (tmp_path / "picture.svg").read_text())
+        assert ("to host memory" in comments, "from host memory" in comments) == (least > 0,) * 2

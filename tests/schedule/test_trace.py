@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from hetjax.schedule import Costs, bubble_fill, one_f_one_b, simulate, zero_bubble
+from hetjax.schedule import Costs, bubble_fill, gpipe, one_f_one_b, simulate, zero_bubble
+from hetjax.schedule.actions import HOST_COPIES
+from hetjax.schedule.host_memory.offload import offload_modules
 from hetjax.schedule.trace import write_trace
 
 
@@ -63,3 +65,17 @@ def test_the_parts_of_a_backward_have_names_of_their_own(tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     parts = [e["name"] for e in events if e.get("cat") in ("backward_input", "backward_weight")]
     assert parts == ["b I0", "b I1", "b W0", "b W1"]
+
+
+def test_host_copies_have_a_thread_for_each_direction(named_graph, tmp_path):
+    schedule = offload_modules(gpipe(named_graph("long-encoder"), 2), ["vision"])
+    timeline = simulate(schedule, Costs(offload=0.25, reload=0.5))
+    write_trace(timeline, tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    copies = [e for e in events if e["cat" if "cat" in e else "ph"] in ("offload", "reload")]
+    assert len(copies) == sum(action.kind in HOST_COPIES for action in schedule.actions) > 0
+    for event in copies:
+        assert threads[event["pid"], event["tid"]] == f"{event['cat']} (host copies)"
+        assert event["args"]["part"] in ("residuals", "weights", "optimizer")
+        assert event["dur"] == {"offload": 0.25e6, "reload": 0.5e6}[event["cat"]]

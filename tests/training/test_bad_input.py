@@ -25,6 +25,8 @@ REFUSED = {
     ),
     "an unknown schedule": (["--schedule", "zigzag"], ["zigzag", "gpipe", "1f1b"]),
     "a module that is not there": (["--optimizer.frozen", "[audio]"], ["audio", "vision", "llm"]),
+    "an offloaded module that is not there": (["--offload", "[audio]"], ["offload", "audio", "vision, llm"]),
+    "an offloaded module that is never idle": (["--offload", "[llm]"], ["offload", "'llm'", "loss", "vision"]),
     "widths that do not meet": (["--model.vision.output_width", "32"], ["output_width", "32", "64"]),
     "a vocabulary that is too small": (["--model.llm.vocab_size", "100"], ["vocab_size", "100", "263"]),
     "an unknown target": (["--target", "h300x8"], ["h300x8", "a100, h100, h200, b200"]),

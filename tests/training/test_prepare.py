@@ -15,6 +15,8 @@ from hetjax.training import prepare
 class StubTrainer:
     """A trainer whose `compile` only sets the schedule that it was given for it."""
 
+    offload_lines = ()
+
     def __init__(self, schedule: Schedule, chosen: Schedule):
         self.schedule, self._chosen = schedule, chosen
 

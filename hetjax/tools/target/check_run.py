@@ -23,6 +23,7 @@ from hetjax.fit.program_facts import program_facts
 from hetjax.fit.report import FitReport, mesh_needs
 from hetjax.fit.step_bytes import link_bytes, stage_bytes
 from hetjax.fit.target_limits import check_holds, slow_tensor
+from hetjax.schedule.host_memory.offload import offload_lines
 from hetjax.stages.batch import check_batch
 from hetjax.tools.pictures import output_path
 from hetjax.tools.target.show import tables
@@ -69,6 +70,8 @@ def compile_run(config: TrainConfig, target: Target, *, only: str | None = None,
     for warning in slow_tensor(target, trainer.placement):
         progress.print(f"warning: {warning}")
     traced = trainer.trace(batch_shapes(config.data, config.model))
+    for line in offload_lines(traced.schedule, trainer.offload):
+        progress.print(line, highlight=False)
     failed = _compile(_tasks(traced, chosen), progress)
     incomplete = {task.partition(" ")[0] for task in failed}
     compiled = [name for name in chosen if name not in incomplete]

@@ -46,6 +46,8 @@ def _memory(report: FitReport) -> NumberTable:
         ("the device has", *(format_bytes(mesh.capacity) for mesh in shown)),
         ("most at", *(f"{peak.action} of {peak.stage}" for peak in peaks)),
     ]
+    if any(mesh.group.host for mesh in shown):
+        rows.append(("in the host's memory, at most", *(format_bytes(mesh.group.host) for mesh in shown)))
     left = f"; {len(groups) - len(shown)} further groups need less" if len(groups) > len(shown) else ""
     return NumberTable(
         title=f"memory of a device when it holds the most{left}",

@@ -29,6 +29,15 @@ def test_the_tables_show_parts_sum_and_peak_of_each_group_of_devices_once():
     assert "33.5 GiB" in rows["sum"] and "74.5 GiB" in rows["the device has"] and "B0 of llm" in rows["most at"]
 
 
+def test_the_tables_show_the_memory_of_the_host_where_any_is_used():
+    mesh = need("residuals", 20)
+    moments = tuple(dataclasses.replace(moment, host=3 << 30) for moment in mesh.group.moments)
+    offloaded = dataclasses.replace(mesh, group=dataclasses.replace(mesh.group, moments=moments))
+    (row,) = [line for line in printed(report(offloaded)).splitlines() if "in the host's memory, at most" in line]
+    assert "3.0 GiB" in row
+    assert "host's memory" not in printed(report(mesh))
+
+
 def test_programs_that_are_alike_have_one_row_with_their_products():
     facts = [dataclasses.replace(FACTS, name=f"llm.{stage} backward") for stage in range(3)]
     text = printed(report(need("residuals", 5), programs=facts))
