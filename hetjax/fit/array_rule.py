@@ -139,12 +139,17 @@ def _vocabulary(stage: Stage) -> set[int]:
 def _routed_bytes(stage: Stage, named: Iterable[_Placed]) -> int:
     """Return the bytes of the tokens that experts take in all, as wide as the widest of what they read and hide."""
     routed = [activation.size("batch", "seq", CHOSEN) for activation in named if CHOSEN in activation.dims]
-    kernels = [
-        _on_device(each)
-        for path, each in stage.compute_params.items()
-        if "experts" in stage.skeleton.dims.get(path, ())
+    dims_of = stage.skeleton.dims
+    experts = [
+        (dims_of[path], each) for path, each in stage.compute_params.items() if "experts" in dims_of.get(path, ())
     ]
-    widths = [max(each.on_device[-2:]) * each.dtype.itemsize for each in kernels]
+    # Of what they hide a device has its part, of what they read all: `fsdp` splits weights alone.
+    widths = [
+        size // _degree(stage, dim) * each.dtype.itemsize
+        for dims, each in experts
+        for dim, size in zip(dims, each.shape, strict=True)
+        if dim in ("embed", "mlp")
+    ]
     return max(routed, default=0) * max(widths, default=0)
 
 
