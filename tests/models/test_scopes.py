@@ -17,9 +17,9 @@ from tests.harness.models.tiny_models import DECODER, decoder_batch
 PRUNING = dataclasses.replace(radio_cases.TINY, video_pruning_rate=0.5)
 LAYER = {"layer", "norm", "attention", "mlp"}
 CASES = {
-    "decoder": (LanguageModel, DECODER, {*LAYER, "rope", "embedding", "head", "loss"}),
-    "hybrid": (NemotronH, HYBRID, {*LAYER, "mamba", "experts", "router", "embedding", "head", "loss"}),
-    "radio": (RadioEncoder, PRUNING, {*LAYER, "patch_embedding", "projector", "video_pruning"}),
+    "decoder": (LanguageModel, DECODER, {*LAYER, "causal", "rope", "embedding", "head", "loss"}),
+    "hybrid": (NemotronH, HYBRID, {*LAYER, "causal", "mamba", "experts", "router", "embedding", "head", "loss"}),
+    "radio": (RadioEncoder, PRUNING, {*LAYER, "packed", "patch_embedding", "projector", "video_pruning"}),
     "parakeet": (
         ParakeetEncoder,
         tiny_parakeet.TINY,
