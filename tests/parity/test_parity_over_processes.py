@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hetjax import Trainer
-from hetjax.meshes import Placement
+from hetjax.meshes import Layout, Placement
 from hetjax.stages.stage import Stage
 from tests.harness.parity import schedules
 from tests.harness.parity.cases import ALL, LAYOUTS, Case, covering_sample
@@ -21,9 +21,6 @@ CROSSING = [
     Case("disjoint", "more", 1, "1f1b", 4),
     Case("colocated", "equal", 1, "colocated", 1),
     Case("overlapping", "fewer", 2, "gpipe", 4),
-    # Windows whose microbatches lie on devices of both processes, and on those of one of them.
-    Case("colocated", "equal", 1, "1f1b", {"llm": 8, "vision": 2}),
-    Case("colocated", "more", 2, "colocated", {"llm": 16, "vision": 2}),
 ]
 
 
@@ -81,6 +78,24 @@ def errors_of_schedules(names: list[tuple[str, str, int]], dtype: str) -> list[d
     return found
 
 
+# Parts of the encoder's devices in both processes, and each in one of them.
+WINDOWS = [
+    (LAYOUTS["colocated", "more", 2], "colocated", {"llm": 16, "vision": 2}),
+    ((Layout(devices="2-5", data=4), Layout(devices="4-7", stage=2, tensor=2)), "1f1b", {"llm": 32, "vision": 4}),
+]
+
+
+def errors_of_windows(dtype: str) -> list[dict[str, float]]:
+    """Runs in every process: what it finds where the encoder takes several microbatches at once."""
+    found = []
+    for layouts, schedule, microbatches in WINDOWS:
+        trainer = make_trainer(layouts, dtype, schedule, microbatches)
+        assert all(edge.at_once for edge in trainer.schedule.graph.edges if edge.source == "vision")
+        found.append(shard_errors(trainer, dtype))
+        jax.clear_caches()
+    return found
+
+
 def whole_errors(case: Case, dtype: str) -> dict[str, float]:
     """Runs in every process: all weights and gradients, which every process gets."""
     return largest_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype)
@@ -111,6 +126,14 @@ def test_every_schedule_over_processes_equals_one_device():
 @pytest.mark.slow
 def test_two_processes_equal_one_device():
     check(2, CROSSING, "float64", timeout=200)
+
+
+@pytest.mark.slow
+def test_windows_over_two_processes_equal_one_device():
+    results = run_processes(2, errors_of_windows, devices=4, x64=True, timeout=250, dtype="float64")
+    for case, *errors in zip(WINDOWS, *results, strict=True):
+        assert max(max(found.values()) for found in errors) <= TOLERANCE["float64"], (case, errors)
+        assert any(found["gradient"] for found in errors), f"nobody compared a gradient of {case}"
 
 
 @pytest.mark.slow
