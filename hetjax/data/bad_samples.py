@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 from hetjax.errors import DataError
 
 S = TypeVar("S", covariant=True)

@@ -46,7 +46,7 @@ class Conversation:
     @property
     def files(self) -> tuple[Path, ...]:
         """Return all files that the conversation shows."""
-        return self.images
+        return tuple(image for image in self.images if isinstance(image, Path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

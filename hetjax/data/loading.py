@@ -17,7 +17,7 @@ from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
@@ -80,7 +80,7 @@ class Loader:
             DataError: malformed, or more images than `images_per_sample`.
         """
         line = self.source[index]
-        conversation = parse_conversation(line.text, where=line.where, folder=self.source.folder)
+        conversation = parse_conversation(line.text, where=line.where, folder=line.folder or self.source.folder)
         most = self.config.images_per_sample
         if conversation.images and self.tokens_per_image == 0:
             raise DataError(

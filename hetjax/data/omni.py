@@ -12,7 +12,7 @@ from hetjax.data.bad_samples import BadSample
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.loading import Prompts
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 from hetjax.errors import DataError
 
 
@@ -46,7 +46,7 @@ class OmniLoader:
     def parse(self, index: int) -> Chat:
         """Return the conversation at `index`, without opening its files. Raises DataError."""
         line = self.source[index]
-        return parse_line(line.text, where=line.where, folder=self.source.folder)
+        return parse_line(line.text, where=line.where, folder=line.folder or self.source.folder)
 
     def load(self, index: int) -> OmniSample | OmniPrompt:
         """Return the sample at `index`. Raises DataError, whose message opens with "file:line: "."""

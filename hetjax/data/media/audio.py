@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
+from hetjax.data.media.held_media import HeldMedia, readable
 from hetjax.errors import DataError
 
 # L samples
@@ -18,7 +19,7 @@ SAMPLE_RATE = 16000
 """Samples a second that audio encoders take."""
 
 
-def read_audio(path: str | os.PathLike[str]) -> Float32[np.ndarray, " L"]:
+def read_audio(path: str | os.PathLike[str] | HeldMedia) -> Float32[np.ndarray, " L"]:
     """Return the audio of a file in [-1, 1], its channels averaged, at 16 kHz.
 
     WAV, FLAC, OGG and MP3 are read by libsndfile and resampled by a polyphase filter; of other files, videos
@@ -28,12 +29,13 @@ def read_audio(path: str | os.PathLike[str]) -> Float32[np.ndarray, " L"]:
         DataError: the file is missing, damaged, has no audio, or none of its samples can be read.
     """
     try:
-        with open(path, "rb"):
-            pass
+        if not isinstance(path, HeldMedia):
+            with open(path, "rb"):
+                pass
     except OSError as error:
         raise DataError(f"audio '{path}' cannot be opened: {error.strerror}; give a readable audio file") from error
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(readable(path), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
         audio = read_track(path, kind="audio")
     else:
@@ -55,13 +57,13 @@ def resampled(samples: Float32[np.ndarray, " L"], rate: int) -> Float32[np.ndarr
     return resample_poly(samples, SAMPLE_RATE // shared, rate // shared).astype(np.float32)
 
 
-def read_track(path: str | os.PathLike[str], *, kind: str) -> Float32[np.ndarray, " L"] | None:
+def read_track(path: str | os.PathLike[str] | HeldMedia, *, kind: str) -> Float32[np.ndarray, " L"] | None:
     """Return the first audio track of a file that FFmpeg knows, one channel at 16 kHz; None where it has none.
 
     `kind` ("audio", "video") is what an error calls the file.
     """
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(readable(path)) as container:
             if not container.streams.audio:
                 return None
             resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hetjax.data.media.held_media import HeldMedia, readable
 from hetjax.errors import DataError
 
-Path = str | os.PathLike[str]
+Path = str | os.PathLike[str] | HeldMedia
 
 
 def open_image(path: Path) -> Image.Image:
@@ -23,7 +24,7 @@ def open_image(path: Path) -> Image.Image:
         DataError: the file is missing, truncated or no image; the message names it and what is wrong.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(readable(path)) as file:
             return _rgb(ImageOps.exif_transpose(file)).copy()
     except MemoryError:
         raise
@@ -42,7 +43,11 @@ def _defect(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened: {error.strerror}"
     if isinstance(error, UnidentifiedImageError):
-        return "is of no known image format" if os.path.getsize(path) else "is an empty file"
+        return (
+            "is of no known image format"
+            if isinstance(path, HeldMedia) or os.path.getsize(path)
+            else "is an empty file"
+        )
     return f"cannot be decoded (truncated, damaged or too large): {error or type(error).__name__}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from hetjax.data.media.audio import read_track
+from hetjax.data.media.held_media import HeldMedia, readable
 from hetjax.errors import ConfigError, DataError
 
 # F sampled frames · H, W pixels · L samples of audio
@@ -63,14 +64,14 @@ class Video:
         return [int(index) * int(1000 / self.rate) / 1000 for index in self.indices]
 
 
-def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_audio: bool = False) -> Video:
+def read_video(path: str | os.PathLike[str] | HeldMedia, sampling: VideoSampling, *, with_audio: bool = False) -> Video:
     """Return frames of a file as RGB, turned upright, and with `with_audio` its audio track.
 
     Raises:
         DataError: the file is missing, damaged, or has no picture.
     """
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(readable(path)) as container:
             if not container.streams.video:
                 raise DataError(f"video '{path}' has no picture; give a file with a video track")
             stream = container.streams.video[0]
@@ -89,11 +90,13 @@ def read_video(path: str | os.PathLike[str], sampling: VideoSampling, *, with_au
     return Video(frames=np.stack(frames), indices=np.asarray(indices), rate=rate, audio=audio)
 
 
-def _decode(path: str | os.PathLike[str], wanted: Int[np.ndarray, " F"]) -> tuple[list[np.ndarray], list[int]]:
+def _decode(
+    path: str | os.PathLike[str] | HeldMedia, wanted: Int[np.ndarray, " F"]
+) -> tuple[list[np.ndarray], list[int]]:
     """Return (those of the wanted frames that the file has, their indices)."""
     left = {int(index) for index in wanted}
     frames, indices = [], []
-    with av.open(os.fspath(path)) as container:
+    with av.open(readable(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         for index, frame in enumerate(container.decode(video=0)):
             if index in left:

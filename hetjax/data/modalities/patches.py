@@ -7,6 +7,7 @@ import os
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
+from hetjax.data.media.held_media import HeldMedia
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Placeholder
 from hetjax.errors import ConfigError, DataError
@@ -26,8 +27,8 @@ VISION = Placeholder(
 
 
 def is_path(value: object) -> bool:
-    """Return whether a medium is given as a path."""
-    return isinstance(value, str | os.PathLike)
+    """Return whether a medium is given as a path, or held by the dataset."""
+    return isinstance(value, str | os.PathLike | HeldMedia)
 
 
 def check_pixels(value: object, dims: int, what: str, wanted: str) -> UInt8[np.ndarray, "... H W 3"]:
