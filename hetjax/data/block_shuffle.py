@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import grain
 import numpy as np
 from jaxtyping import Int64
 
@@ -28,6 +27,7 @@ class BlockShuffle:
         self._samples = int(blocks.sum())
         self._starts = np.cumsum(blocks) - blocks
         self._pass = functools.lru_cache(maxsize=4)(self._make_pass)
+        self._window = functools.lru_cache(maxsize=4)(self._make_window)
 
     def __getitem__(self, position: int) -> int:
         number, place = divmod(position, self._samples)
@@ -35,8 +35,7 @@ class BlockShuffle:
         window = int(np.searchsorted(ends[_BLOCKS - 1 :: _BLOCKS], place, side="right"))
         own = slice(window * _BLOCKS, (window + 1) * _BLOCKS)
         begin = int(ends[window * _BLOCKS - 1]) if window else 0
-        inside = grain.MapDataset.range(int(ends[own][-1]) - begin).shuffle(seed=self._seed_of(number, window))
-        shuffled = begin + inside[place - begin]
+        shuffled = begin + int(self._window(number, window, int(ends[own][-1]) - begin)[place - begin])
         block = int(np.searchsorted(ends, shuffled, side="right"))
         return int(self._starts[order[block]]) + shuffled - int(ends[block] - self._blocks[order[block]])
 
@@ -45,5 +44,6 @@ class BlockShuffle:
         order = np.random.default_rng((self._seed, number)).permutation(len(self._blocks))
         return order, np.cumsum(self._blocks[order])
 
-    def _seed_of(self, number: int, window: int) -> int:
-        return int(np.random.SeedSequence((self._seed, number, window)).generate_state(1)[0])
+    def _make_window(self, number: int, window: int, samples: int) -> Int64[np.ndarray, " _"]:
+        """Return the order of the samples of a window."""
+        return np.random.default_rng((self._seed, number, window)).permutation(samples)

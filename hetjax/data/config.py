@@ -27,6 +27,7 @@ class DataConfig:
         shuffle: Whether each epoch draws the samples in a random order of its own.
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
+        ignore_keys: Keys of samples and of their messages that are left out; any other that nothing reads is an error.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
         processor: How images of any size, videos and audio are taken in; null for images of one size alone.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
@@ -43,6 +44,7 @@ class DataConfig:
     shuffle: bool = True
     epochs: int | None = None
     seed: int = 0
+    ignore_keys: tuple[str, ...] = ()
     max_bad_share: float = 0.01
     processor: ProcessorConfig | None = None
     workers: int = 4

@@ -44,7 +44,7 @@ class PackedData(Iterator[HostBatch]):
     """
 
     def __init__(self, config: DataConfig, processor: Processor, rows: Sequence[int] | None = None):
-        sources = open_train(config.train, config.eval)
+        sources = open_train(config)
         source = sources.joined
         self._config, self._processor = config, processor
         self._is_whole = rows is None

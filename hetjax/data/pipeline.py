@@ -98,7 +98,7 @@ class TrainData(Iterator[HostBatch]):
         rows: Sequence[int] | None = None,
         processor: Processor | None = None,
     ):
-        sources = open_train(config.train, config.eval)
+        sources = open_train(config)
         source = sources.joined
         self._config = config
         self._is_whole = rows is None

@@ -54,10 +54,10 @@ def check_data(
 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
-    trained = open_train(data.train, data.eval)
+    trained = open_train(data)
     checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
-        checked.append(("held out", open_eval(data.train, data.eval)))
+        checked.append(("held out", open_eval(data)))
     what = "images" if processor is None else "image, video and audio files"
     for name, source in checked:
         summary = check_dataset(source, data, tokenizer, tokens_per_image, processor)

@@ -145,7 +145,7 @@ def test_a_held_out_share_is_the_same_whatever_the_seed_and_no_sample_of_trainin
     assert sorted(trained + held(0) * 2) == sorted([*range(31), *range(100, 112)] * 2)
     with pytest.raises(DataError, match=r"has one sample, which data\.eval holds out"):
         one = write_jsonl(tmp_path / "one.jsonl", [{"text": "x"}])
-        open_train(str(one), {"share": 0.5})
+        open_train(DataConfig(train=str(one), eval={"share": 0.5}, seq_len=8, batch_size=1))
 
 
 def test_a_state_from_before_there_were_several_sources_goes_on(tmp_path):
@@ -157,15 +157,18 @@ def test_a_state_from_before_there_were_several_sources_goes_on(tmp_path):
     assert read(data, 7)[0] == whole[5:]
 
 
-def test_a_thousand_damaged_samples_among_ten_thousand_are_each_named_once_and_memory_stays_flat(tmp_path):
+@pytest.mark.parametrize("samples", [1100, pytest.param(11_000, marks=pytest.mark.slow)])
+def test_many_damaged_samples_among_good_ones_are_each_named_once_and_memory_stays_flat(tmp_path, samples):
     rng = np.random.default_rng(0)
-    damaged = set(rng.choice(11_000, 1000, replace=False).tolist())
+    damaged = set(rng.choice(samples, samples // 11, replace=False).tolist())
     kinds = ["{broken", '{"txet": "x"}', '{"prompt": "no answer"}', "[1]", '{"conversations": [{"from": "who"}]}']
-    lines = [kinds[i % 5] if i in damaged else json.dumps({"prompt": "?", "completion": str(i)}) for i in range(11_000)]
+    lines = [
+        kinds[i % 5] if i in damaged else json.dumps({"prompt": "?", "completion": str(i)}) for i in range(samples)
+    ]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
     config = DataConfig(
-        train=str(path), seq_len=16, batch_size=500, workers=0, epochs=1, max_bad_share=0.2, shuffle=False
+        train=str(path), seq_len=16, batch_size=samples // 22, workers=0, epochs=1, max_bad_share=0.2, shuffle=False
     )
     reasons, read_answers, held = [], set(), []
     tracemalloc.start()
@@ -176,6 +179,8 @@ def test_a_thousand_damaged_samples_among_ten_thousand_are_each_named_once_and_m
     tracemalloc.stop()
     assert sorted(reason.split(": ", 1)[0] for reason in reasons) == sorted(f"{path}:{i + 1}" for i in damaged)
     assert all(reason.split(": ", 1)[1] for reason in reasons)
-    assert read_answers == set(range(11_000)) - damaged
-    assert held[-1] - held[3] < 3_000_000, "what is kept are the reasons and the answers that this test collects"
-    assert len(check_dataset(str(path), config, TOKENIZER, 0).bad) in range(890, 920), "of 10,000 lines spread over all"
+    assert read_answers == set(range(samples)) - damaged
+    # What is kept is a number for each, and here the reasons and the answers, which this test collects.
+    assert held[-1] - held[3] < 300 * samples
+    found = len(check_dataset(str(path), config, TOKENIZER, 0).bad)
+    assert found == len(damaged) if samples < 10_000 else 890 < found < 920, "of 10,000 lines spread over all"

@@ -53,7 +53,7 @@ def test_without_weights_each_epoch_has_every_sample_as_often_as_its_source_repe
     order = make(sizes, repeats=repeats)
     assert order.epoch == 10 + 30 + 21
     expected = sorted([*range(5)] * 2 + [*range(5, 35)] + [*range(35, 42)] * 3)
-    for epoch in range(3):
+    for epoch in range(2):
         assert sorted(order[epoch * 61 + i] for i in range(61)) == expected
     half = make([10, 4], repeats=[0.5, 1])
     assert half.epoch == 9
@@ -61,25 +61,24 @@ def test_without_weights_each_epoch_has_every_sample_as_often_as_its_source_repe
 
 
 def test_sources_are_mixed_evenly_in_proportion_to_their_weights():
-    sizes, weights = [1000, 30, 200], [0.7, 0.1, 0.2]
+    sizes, weights = [1000, 300, 500], [0.7, 0.1, 0.2]
     order = make(sizes, weights)
-    for window in (10, 100, 1000):
+    for window in (10, 100, 400):
         counts = np.bincount(sources_of(order, sizes, window, begin=777), minlength=3)
         assert np.abs(counts - window * np.asarray(weights)).max() <= 2
-    assert np.bincount(sources_of(order, sizes, 100_00), minlength=3).tolist() == [7000, 1000, 2000]
+    assert np.bincount(sources_of(order, sizes, 1000), minlength=3).tolist() == [700, 100, 200]
 
 
 def test_a_source_starts_over_with_each_of_its_samples_once_a_pass():
-    sizes = [50, 6]
-    order = make(sizes, [1, 1])
-    small = [order[i] for i in range(120) if order[i] >= 50]
-    assert [sorted(small[i : i + 6]) for i in range(0, 60, 6)] == [[*range(50, 56)]] * 10
-    assert len({tuple(small[i : i + 6]) for i in range(0, 60, 6)}) > 5, "each pass has an order of its own"
+    order = make([50, 6], [1, 1])
+    small = [each for each in map(order.__getitem__, range(60)) if each >= 50]
+    assert [sorted(small[i : i + 6]) for i in range(0, 30, 6)] == [[*range(50, 56)]] * 5
+    assert len({tuple(small[i : i + 6]) for i in range(0, 30, 6)}) > 2, "each pass has an order of its own"
 
 
 def test_the_order_of_a_source_depends_on_no_other_source():
     alone, mixed = make([40]), make([40, 9, 25], [1, 0.3, 2])
-    own = [mixed[i] for i in range(400) if mixed[i] < 40]
+    own = [each for each in map(mixed.__getitem__, range(150)) if each < 40]
     assert own == [alone[i] for i in range(len(own))]
 
 
@@ -90,27 +89,27 @@ def test_a_weight_of_0_draws_nothing_and_unshuffled_sources_come_in_their_order(
     assert [order[i] for i in range(12) if order[i] >= 4] == [4, 5, 4, 5]
 
 
-cases = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), min_size=1, max_size=4).filter(
+# grain's shuffle of a few samples takes milliseconds for each.
+cases = st.lists(st.tuples(st.integers(300, 2000), st.integers(0, 5)), min_size=1, max_size=4).filter(
     lambda pairs: any(weight for _, weight in pairs)
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(cases, st.lists(st.integers(0, 300), min_size=1, max_size=3), st.booleans(), st.booleans())
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(cases, st.lists(st.integers(0, 9000), min_size=1, max_size=3), st.booleans(), st.booleans())
 def test_a_stream_stopped_anywhere_goes_on_with_the_same_samples(pairs, stops, shuffle, weighted):
     sizes, weights = zip(*pairs, strict=True)
     args = (sizes, weights if weighted else None)
-    whole = make(*args, shuffle=shuffle)
-    expected = [whole[i] for i in range(400)]
-    order = make(*args, shuffle=shuffle)
+    whole, order = (make(*args, shuffle=shuffle) for _ in range(2))
     for stop in sorted(stops):
         state = moved(order.state(stop))
         order = make(*args, shuffle=shuffle)
         order.resume(state, stop)
-    assert [order[i] for i in range(max(stops), 400)] == expected[max(stops) :]
+        ahead = [*range(stop, stop + 30), stop + 2000]
+        assert [order[i] for i in ahead] == [whole[i] for i in ahead]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(cases, st.data())
 def test_with_other_weights_every_source_goes_on_where_it_was(pairs, data):
     sizes, weights = zip(*pairs, strict=True)
@@ -122,14 +121,14 @@ def test_with_other_weights_every_source_goes_on_where_it_was(pairs, data):
             drawn[source].append(order[i])
 
     for _ in range(3):
-        stop = begin + data.draw(st.integers(0, 60))
+        stop = begin + data.draw(st.integers(0, 40))
         draw(stop)
         state = moved(order.state(stop))
         weights = data.draw(st.lists(st.integers(0, 5), min_size=len(sizes), max_size=len(sizes)).filter(any))
         order = make(sizes, weights)
         order.resume(state, stop)
         begin = stop
-    draw(begin + 60)
+    draw(begin + 40)
     offset = 0
     for source, size in enumerate(sizes):
         single = make([1] * source + [size], [0] * source + [1])
@@ -151,19 +150,19 @@ def test_positions_before_a_change_of_weights_keep_their_samples_while_they_are_
 
 def test_sources_are_found_by_name_wherever_they_stand_in_the_list():
     first = make([20, 30], [1, 2])
-    expected = [first[i] for i in range(200)]
+    expected = [first[i] for i in range(100)]
     turned = make([30, 20], [2, 1], names="ba")
     turned.resume(moved(first.state(33)), 33)
-    assert [(turned[i] - 30) % 50 for i in range(33, 200)] == expected[33:]
+    assert [(turned[i] - 30) % 50 for i in range(33, 100)] == expected[33:]
 
 
 def test_a_source_that_is_new_begins_and_the_others_go_on():
     first = make([20, 30], [1, 1])
     more = make([20, 30, 10], [1, 1, 1])
     more.resume(moved(first.state(11)), 11)
-    new = [more[i] for i in range(11, 200) if more[i] >= 50]
-    assert sorted(new[:10]) == [*range(50, 60)]
-    old = [more[i] for i in range(11, 200) if more[i] < 20]
+    drawn = [more[i] for i in range(11, 100)]
+    assert sorted([each for each in drawn if each >= 50][:10]) == [*range(50, 60)]
+    old = [each for each in drawn if each < 20]
     before = [first[i] for i in range(11) if first[i] < 20]
     alone = make([20])
     assert before + old == [alone[i] for i in range(len(before + old))]

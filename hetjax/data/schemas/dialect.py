@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hetjax.data.media.held_media import HeldMedia
@@ -27,21 +27,22 @@ ABOUT = (
 class SchemaSource:
     """The samples of a source in the one dialect, each with the folder that its media are in."""
 
-    def __init__(self, source: Source, columns: Columns | None = None):
+    def __init__(self, source: Source, columns: Columns | None = None, ignore: Collection[str] = ()):
         self.path, self.folder = source.path, source.folder
         self.blocks = getattr(source, "blocks", None)
-        self._source, self._columns = source, columns
+        self._source, self._columns, self._ignore = source, columns, ignore
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Line:
-        return normalised(self._source[index], self.folder, self._columns)
+        return normalised(self._source[index], self.folder, self._columns, self._ignore)
 
 
-def normalised(line: Line, folder: Path, columns: Columns | None = None) -> Line:
+def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore: Collection[str] = ()) -> Line:
     """Return a sample of any schema as one with "messages", whose media are found from `folder`.
 
+    With `columns` its keys are taken from there; keys of `ignore` are left out.
     A text that is no JSON object comes back as it is: whoever parses the messages refuses it.
 
     Raises:
@@ -56,7 +57,7 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None) -> Line
     if columns is not None:
         sample = mapped(sample, columns, line.where)
     media = NamedMedia(line.media, line.where)
-    made = _in_dialect(sample, media, line.where)
+    made = _in_dialect(_without(sample, *ignore) if ignore else sample, media, line.where)
     unchanged = made is record and isinstance(line.text, bytes)
     try:
         text = line.text if unchanged else json.dumps(made, default=_no_json).encode()
@@ -126,8 +127,8 @@ def _others(left: Mapping[str, object], media: NamedMedia, where: str) -> dict[s
             made[key] = _tools(value, where) if isinstance(value, str) else value
         elif key not in ABOUT:
             raise DataError(
-                f"{where}: nothing reads the key '{key}'{likely(key, KEYS)}; rename or remove it, or name the columns "
-                "to read: columns: {messages: COLUMN}"
+                f"{where}: nothing reads the key '{key}'{likely(key, KEYS)}; rename or remove it, list it in "
+                "data.ignore_keys, or name the columns to read: columns: {messages: COLUMN}"
             )
     return made
 

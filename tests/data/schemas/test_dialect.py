@@ -227,3 +227,11 @@ def test_what_no_schema_reads_is_an_error_with_the_likely_name(record, message):
 def test_a_column_that_no_sample_has_is_named():
     with pytest.raises(DataError, match=r"none of the columns mesages \(did you mean 'messages'\?\)"):
         turns({"messages": [USER, ASSISTANT]}, {"messages": "mesages"})
+
+
+def test_keys_to_ignore_are_left_out_of_any_schema():
+    record = {"conversations": [USER, ASSISTANT], "image": "a.png", "quality": 3}
+    with pytest.raises(DataError, match="nothing reads the key 'quality'"):
+        turns(record)
+    line = normalised(Line(text=record, where="a:1"), FOLDER, ignore=("quality",))
+    assert set(json.loads(line.text)) == {"messages", "images"}
