@@ -57,7 +57,8 @@ def check_data(
     trained = open_train(data)
     checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
-        checked.append(("held out", open_eval(data)))
+        held_out = open_eval(data)
+        checked.append((f"{held_out.path} (held out)", held_out))
     what = "images" if processor is None else "image, video and audio files"
     for name, source in checked:
         summary = check_dataset(source, data, tokenizer, tokens_per_image, processor)

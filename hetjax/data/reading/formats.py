@@ -49,10 +49,9 @@ def open_files(path: str | Path, split: str | None = None) -> list[Source]:
 
 def _open(file: Path, split: str | None) -> Source:
     suffix = suffix_of(file, FORMATS)
-    if suffix == ".json":
-        return open_json(file, split)
     if suffix is not None:
-        return FORMATS[suffix](file)
+        opener = FORMATS[suffix]
+        return open_json(file, split) if opener is open_json else opener(file)
     found = signature(file)
     if found is not None:
         raise DataError(f"dataset '{file}' is {found[0]}; {found[1]}")
