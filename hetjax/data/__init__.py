@@ -1,6 +1,7 @@
 """Load conversations with media from files on disk as batches in host memory, tokenized and padded.
 
-`formats` opens a dataset, `media` decodes files, `modalities` has a file for each kind of media. `chat` renders a chat
+`sources` opens datasets: `reading` has a file for each format, `schemas` brings samples to one dialect. `order`
+shuffles and mixes them. `media` decodes files, `modalities` has a file for each kind of media. `chat` renders a chat
 (`chat.chat_rendering`), tokenizes it and collates samples to arrays. `pipeline` and `packed` stream training batches,
 `evaluation` held-out prompts. Without a processor, `conversation` renders and `loading` collates.
 """
@@ -19,12 +20,12 @@ from hetjax.data.conversation import (
 from hetjax.data.demo_digits import write_digits
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
-from hetjax.data.formats import open_source, register_format
 from hetjax.data.images import load_image
-from hetjax.data.jsonl import JsonlSource
 from hetjax.data.packed import PackedData, train_data
 from hetjax.data.pipeline import HostBatch, TrainData
-from hetjax.data.source import Line, Source
+from hetjax.data.reading import JsonlSource, Line, MediaFolder, Source, register_format
+from hetjax.data.source_config import EvalShare, SourceConfig
+from hetjax.data.sources import open_eval, open_source, open_train
 from hetjax.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -32,21 +33,26 @@ __all__ = [
     "DataConfig",
     "DatasetSummary",
     "EvalBatch",
+    "EvalShare",
     "HostBatch",
     "JsonlSource",
     "Line",
+    "MediaFolder",
     "Message",
     "PackedData",
     "Prompt",
     "Sample",
     "Source",
+    "SourceConfig",
     "Tokenizer",
     "TrainData",
     "check_dataset",
     "eval_batches",
     "load_image",
     "load_tokenizer",
+    "open_eval",
     "open_source",
+    "open_train",
     "parse_conversation",
     "register_format",
     "render",

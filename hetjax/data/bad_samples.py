@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from hetjax.data.media import printable
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 from hetjax.errors import DataError
 
 S = TypeVar("S", covariant=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from hetjax.data.bad_samples import readable, reason_of
 from hetjax.data.chat import Processor
 from hetjax.data.config import DataConfig
-from hetjax.data.formats import open_source
 from hetjax.data.loading import Loader
 from hetjax.data.media import check_regular, printable
 from hetjax.data.omni import OmniLoader
+from hetjax.data.reading import Source
+from hetjax.data.sources import open_source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
+_PARSED = 10_000  # samples that are parsed; a pass over all of a large dataset would take hours
 _LOADED = 4  # samples that are rendered and decoded
 _SHOWN = 3  # bad samples that an error spells out
 
@@ -34,22 +37,29 @@ class DatasetSummary:
 
 
 def check_dataset(
-    path: str, config: DataConfig, tokenizer: Tokenizer, tokens_per_image: int, processor: Processor | None = None
+    dataset: str | Source,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    tokens_per_image: int,
+    processor: Processor | None = None,
 ) -> DatasetSummary:
-    """Parse every sample of `path`, look for every file of media, and render and decode a few samples.
+    """Parse the samples of a dataset, look for every file of media, and render and decode a few samples.
+
+    `dataset` is a source or the path of one. Of more than 10,000 samples so many are parsed, spread over all.
 
     Raises:
         DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
             malformed or name a missing image; or none of the samples tried can be rendered and decoded.
     """
-    source = open_source(path)
+    source = open_source(dataset) if isinstance(dataset, str) else dataset
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
     else:
         loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
     images, missing = 0, []
     bad: dict[int, str] = {}
-    for index in range(len(source)):
+    indices = _spread(range(len(source)), _PARSED)
+    for index in indices:
         try:
             conversation = loader.parse(index)
         except Exception as error:
@@ -62,19 +72,19 @@ def check_dataset(
             except DataError as error:
                 missing.append(printable(str(file)))
                 bad.setdefault(index, readable(f"{conversation.where}: {error}"))
-    allowed = min(int(config.max_bad_share * len(source)), len(source) - 1)
+    allowed = min(int(config.max_bad_share * len(indices)), len(indices) - 1)
     if len(bad) > allowed:
         raise DataError(
-            f"dataset '{path}': {len(bad)} of {len(source)} samples are bad, at most {allowed} may be "
+            f"dataset '{source.path}': {len(bad)} of {len(indices)} samples are bad, at most {allowed} may be "
             f"(max_bad_share {config.max_bad_share:g}); repair or remove them. {_shown(list(bad.values()))}"
         )
-    failed = _try_some(loader, [index for index in range(len(source)) if index not in bad])
+    failed = _try_some(loader, [index for index in indices if index not in bad])
     return DatasetSummary(samples=len(source), images=images, missing=tuple(missing), bad=(*bad.values(), *failed))
 
 
 def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
     """Load a few samples spread over `indices`, and return the reasons of those that fail."""
-    tried = sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, _LOADED)})
+    tried = _spread(indices, _LOADED)
     failed = []
     for index in tried:
         try:
@@ -86,6 +96,11 @@ def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
             f"dataset '{loader.source.path}': none of the {len(tried)} samples tried can be used. {_shown(failed)}"
         )
     return failed
+
+
+def _spread(indices: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of some indices, from the first to the last."""
+    return sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, min(most, len(indices)))})
 
 
 def _shown(reasons: list[str]) -> str:

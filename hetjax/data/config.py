@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from hetjax.data.modalities.config import ProcessorConfig
+from hetjax.data.source_config import eval_sources, train_sources
 from hetjax.errors import ConfigError
 
 
@@ -13,8 +15,9 @@ class DataConfig:
     """The source of samples and how they become batches.
 
     Args:
-        train: Dataset of training conversations, a JSONL file with one a line; image paths are relative to its folder.
-        eval: Dataset of held-out conversations, or null for none.
+        train: Training samples: a file, a folder or a glob; a source as {path, name, weight, repeat, split, columns};
+            or a list of these. Paths of media are relative to the folder of the file that names them.
+        eval: Held-out samples, as `train`; {share: 0.01} takes this share of the training samples; null for none.
         tokenizer: Hugging Face `tokenizers` JSON file, or null for the built-in byte-level tokenizer.
         image_size: Side in pixels of the square that every image is resized to.
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
@@ -30,8 +33,8 @@ class DataConfig:
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 
-    train: str
-    eval: str | None = None
+    train: list[Any] | dict[str, Any] | str
+    eval: list[Any] | dict[str, Any] | str | None = None
     tokenizer: str | None = None
     image_size: int = 224
     seq_len: int
@@ -47,6 +50,8 @@ class DataConfig:
     workers: int = 4
 
     def __post_init__(self):
+        train_sources(self.train)
+        eval_sources(self.eval)
         least = {
             "image_size": 1,
             "seq_len": 2,

@@ -17,12 +17,11 @@ from hetjax.data.bad_samples import BadSample, BadTally
 from hetjax.data.chat import Processor
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
-from hetjax.data.formats import open_source
 from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.omni import OmniLoader, OmniPrompt
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.sources import open_eval
 from hetjax.data.tokenizer import Tokenizer
-from hetjax.errors import ConfigError
 
 EvalSample = LoadedSample | OmniPrompt
 
@@ -59,9 +58,7 @@ def eval_batches(
         ConfigError: `config.eval` is not set.
         DataError: the file is missing or empty, or has too many bad samples (see `BadTally`).
     """
-    if config.eval is None:
-        raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a JSONL file")
-    source = open_source(config.eval)
+    source = open_eval(config)
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor, prompts=True, ignore_keys=config.ignore_keys)
     else:

@@ -18,7 +18,7 @@ from hetjax.data.config import DataConfig
 from hetjax.data.conversation import Conversation, Prompt, Sample, parse_conversation, render, render_prompt
 from hetjax.data.images import load_image, shift_image
 from hetjax.data.media import DataUri
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
@@ -82,7 +82,10 @@ class Loader:
         """
         line = self.source[index]
         conversation = parse_conversation(
-            line.text, where=line.where, folder=self.source.folder, ignore=self.config.ignore_keys
+            line.text,
+            where=line.where,
+            folder=line.folder or self.source.folder,
+            ignore=self.config.ignore_keys,
         )
         most = self.config.images_per_sample
         if conversation.images and self.tokens_per_image == 0:

@@ -12,7 +12,7 @@ from hetjax.data.bad_samples import BadSample, reason_of
 from hetjax.data.chat import Chat, OmniSample, Processor, make_arrays, parse_line, prompt_lengths
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.loading import Prompts
-from hetjax.data.source import Source
+from hetjax.data.reading import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class OmniLoader:
     def parse(self, index: int) -> Chat:
         """Return the conversation at `index`, without opening its files. Raises DataError."""
         line = self.source[index]
-        return parse_line(line.text, where=line.where, folder=self.source.folder, ignore=self.ignore_keys)
+        return parse_line(
+            line.text, where=line.where, folder=line.folder or self.source.folder, ignore=self.ignore_keys
+        )
 
     def load(self, index: int) -> OmniSample | OmniPrompt:
         """Return the sample at `index`. Raises DataError, whose message opens with "file:line: "."""

@@ -10,7 +10,6 @@ import grain
 from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
 from hetjax.data.chat import OmniSample, Processor, packed_rows
 from hetjax.data.config import DataConfig
-from hetjax.data.formats import open_source
 from hetjax.data.omni import OmniLoader
 from hetjax.data.pipeline import (
     HostBatch,
@@ -20,9 +19,9 @@ from hetjax.data.pipeline import (
     check_stream,
     count_row,
     sample_order,
-    stream_length,
 )
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.sources import open_train
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 from hetjax.stages.row_subset import check_rows
@@ -45,17 +44,17 @@ class PackedData(Iterator[HostBatch]):
     """
 
     def __init__(self, config: DataConfig, processor: Processor, rows: Sequence[int] | None = None):
-        source = open_source(config.train)
+        sources = open_train(config)
+        source = sources.joined
         self._config, self._processor = config, processor
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._total = stream_length(config, len(source))
-        self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
+        self._order = sample_order(config, sources)
+        self._stream = {"shuffle": config.shuffle, "seed": config.seed}
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         self._loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
         self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
-        self._order = sample_order(config, len(source))
         self._seen = 0  # samples taken from the stream into the pool
         self._pool: dict[int, OmniSample] = {}  # by position in the stream
         self._reader = self._read()
@@ -64,7 +63,7 @@ class PackedData(Iterator[HostBatch]):
         size = self._config.batch_size
         pool, tally, seen, bad = dict(self._pool), dataclasses.replace(self._tally), self._seen, []
         try:
-            while len(pool) < size * self._processor.config.packed and seen < self._total:
+            while len(pool) < size * self._processor.config.packed and seen < self._order.total:
                 row = next(self._reader)
                 count_row(row, tally)
                 bad += [row.skipped] if row.skipped else []
@@ -85,11 +84,13 @@ class PackedData(Iterator[HostBatch]):
         arrays = self._loader.stack_rows([samples[row] for row in self._rows])
         if not self._is_whole:
             arrays = as_subsets(arrays, self._rows, size)
-        return HostBatch(arrays=arrays, epoch=taken[0][0] // tally.samples, bad=tuple(bad))
+        return HostBatch(arrays=arrays, epoch=taken[0][0] // self._order.epoch, bad=tuple(bad))
 
     def get_state(self) -> StreamState:
         """Return the position of the stream after the last batch, fit for JSON."""
-        return {**self._stream, "seen": self._seen, "bad": self._tally.bad, "pool": sorted(self._pool)}
+        pool = sorted(self._pool)
+        order = self._order.state(self._seen, oldest=pool[0] if pool else None)
+        return {**self._stream, **order, "seen": self._seen, "bad": self._tally.bad, "pool": pool}
 
     def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`.
@@ -97,7 +98,9 @@ class PackedData(Iterator[HostBatch]):
         Raises:
             DataError: the state is of another stream, or a sample of its pool cannot be read any more.
         """
+        state = self._order.upgraded(state)
         check_stream(state, self._stream, self._tally.path, ("pool",))
+        self._order.resume(state, state["seen"])
         self._tally.seen, self._tally.bad, self._tally.in_a_row = state["seen"], state["bad"], 0
         self._pool = {}
         for position in state["pool"]:
@@ -122,7 +125,7 @@ class PackedData(Iterator[HostBatch]):
         def fill(count: int) -> FilledRow[OmniSample]:
             return self._stand_ins.fill(order[seen + count], turn=seen + count)
 
-        counts = grain.MapDataset.range(self._total - seen)
+        counts = grain.MapDataset.range(order.total - seen)
         return read_ahead(counts, fill, workers=self._config.workers, batch_size=self._config.batch_size)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
@@ -17,29 +17,30 @@ from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
 from hetjax.data.chat import OmniSample, Processor
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
-from hetjax.data.formats import open_source
 from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.omni import OmniLoader
+from hetjax.data.order import SampleOrder
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.sources import TrainSources, open_train
 from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 from hetjax.stages.row_subset import RowSubset, check_rows
 
 TrainSample = LoadedSample | OmniSample
-_STREAM_KEYS = ("samples", "shuffle", "seed")
-_FOREVER = 2**31  # passes over the data; grain's endless repeat has no length, so it cannot be split into chunks
+_STREAM_KEYS = ("shuffle", "seed")
 
 
 class StreamState(TypedDict, total=False):
     """The position in a stream of samples, fit for JSON.
 
-    `samples`, `shuffle` and `seed` fix its order; `seen` and `bad` count samples; `pool` holds the positions of samples
-    that are read and in no batch yet, where rows are packed.
+    `shuffle`, `seed`, `sources` and `legs` fix its order (see `SampleOrder`); `seen` and `bad` count samples; `pool`
+    holds the positions of samples that are read and in no batch yet, where rows are packed.
     """
 
-    samples: int
     shuffle: bool
     seed: int
+    sources: dict[str, list[int]]
+    legs: list[list[Any]]
     seen: int
     bad: int
     pool: list[int]
@@ -68,10 +69,10 @@ class HostBatch:
 class TrainData(Iterator[HostBatch]):
     """Batches for ever or for `config.epochs` passes, in an order that `config.seed` fixes.
 
-    Each epoch has every sample once, in a new order if `config.shuffle`; batches run on across the border
-    between epochs, and a last partial batch is dropped. Row r of batch b holds the sample at position
-    b * batch_size + r of that order. If it is bad, the next good one behind it in the file stands in for it
-    (after the last line, the first), whatever other rows hold; a bad sample shifts nothing.
+    Each epoch has every sample once, in a new order if `config.shuffle`, or as often as the weights or repeats of their
+    sources say; batches run on across the border between epochs, and a last partial batch is dropped. Row r of batch b
+    holds the sample at position b * batch_size + r of that order. If it is bad, the next good one behind it in the
+    dataset stands in for it (after the last, the first), whatever other rows hold; a bad sample shifts nothing.
 
     So a row does not depend on the others, and a process may load only the `rows` (numbers within a batch,
     ascending) that it needs: they equal those rows of the whole batch. No other sample is read. None loads
@@ -80,7 +81,8 @@ class TrainData(Iterator[HostBatch]):
     With a `processor` it makes the samples, one a row, in the place of `tokenizer` and `tokens_per_image`.
 
     `get_state` after any batch, given to `set_state` of a new object, continues with the same batches,
-    whichever rows either loads.
+    whichever rows either loads. Sources may have other weights there, and new sources may be added: each goes on
+    where it was.
 
     Raises:
         DataError: the dataset is missing or empty, or has fewer samples over all its epochs than one
@@ -96,13 +98,14 @@ class TrainData(Iterator[HostBatch]):
         rows: Sequence[int] | None = None,
         processor: Processor | None = None,
     ):
-        source = open_source(config.train)
+        sources = open_train(config)
+        source = sources.joined
         self._config = config
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._total = stream_length(config, len(source))
-        self._stream = {"samples": len(source), "shuffle": config.shuffle, "seed": config.seed}
+        self._order = sample_order(config, sources)
+        self._stream = {"shuffle": config.shuffle, "seed": config.seed}
         self._seen = 0  # samples of the whole stream, in batches given out
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         if processor is not None:
@@ -113,7 +116,7 @@ class TrainData(Iterator[HostBatch]):
         self._reader = self._read()
 
     def __next__(self) -> HostBatch:
-        if self._total - self._seen < self._config.batch_size:
+        if self._order.total - self._seen < self._config.batch_size:
             raise StopIteration
         tally = dataclasses.replace(self._tally)  # kept only with the whole batch, so that a state is never within one
         filled: list[FilledRow[TrainSample]] = []
@@ -124,7 +127,7 @@ class TrainData(Iterator[HostBatch]):
         except DataError:
             self._go_to(self._seen)  # asked again, the stream tries the same batch again
             raise
-        epoch = self._seen // tally.samples
+        epoch = self._seen // self._order.epoch
         self._seen, self._tally = self._seen + self._config.batch_size, tally
         arrays = self._loader.stack([row.sample for row in filled])
         if not self._is_whole:
@@ -138,7 +141,7 @@ class TrainData(Iterator[HostBatch]):
         """
         loaded, size = len(self._rows), self._config.batch_size
         bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
-        return {**self._stream, "seen": self._seen, "bad": bad}
+        return {**self._stream, **self._order.state(self._seen), "seen": self._seen, "bad": bad}
 
     def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`, of these or of other rows.
@@ -147,12 +150,14 @@ class TrainData(Iterator[HostBatch]):
             DataError: the state is of a dataset of another size, or another order of samples, or lies
                 beyond the last epoch.
         """
+        state = self._order.upgraded(state)
         check_stream(state, self._stream, self._tally.path)
-        if state["seen"] > self._total:
+        if state["seen"] > self._order.total:
             raise DataError(
                 f"dataset '{self._tally.path}': the saved state is after {state['seen']} samples, "
-                f"but epochs={self._config.epochs} end after {self._total}; raise epochs"
+                f"but epochs={self._config.epochs} end after {self._order.total}; raise epochs"
             )
+        self._order.resume(state, state["seen"])
         loaded, size = len(self._rows), self._config.batch_size
         self._tally.seen = state["seen"] * loaded // size
         self._tally.bad = (state["bad"] * loaded + size // 2) // size
@@ -170,9 +175,8 @@ class TrainData(Iterator[HostBatch]):
 
     def _read(self) -> Generator[FilledRow[TrainSample], None, None]:
         """Return the rows that this process loads, batch by batch, of the stream after the samples seen so far."""
-        config, rows, seen = self._config, self._rows, self._seen
-        order = sample_order(config, self._tally.samples)
-        batches = (self._total - seen) // config.batch_size
+        config, rows, seen, order = self._config, self._rows, self._seen, self._order
+        batches = (order.total - seen) // config.batch_size
 
         def fill(count: int) -> FilledRow[TrainSample]:
             batch, row = divmod(count, len(rows))
@@ -195,7 +199,7 @@ def count_row(row: FilledRow[TrainSample], tally: BadTally) -> None:
 
 def check_stream(state: StreamState, stream: StreamState, path: Path, more_keys: Sequence[str] = ()) -> None:
     """Raise DataError unless a saved state is of this very order of samples."""
-    missing = {*_STREAM_KEYS, "seen", "bad", *more_keys} - set(state)
+    missing = {*_STREAM_KEYS, "sources", "legs", "seen", "bad", *more_keys} - set(state)
     if missing:
         raise DataError(f"data state lacks {', '.join(sorted(missing))}; restore one that get_state returned")
     for key in _STREAM_KEYS:
@@ -214,30 +218,12 @@ def as_subsets(arrays: HostArrays, rows: tuple[int, ...], batch_size: int) -> di
     }
 
 
-def stream_length(config: DataConfig, samples: int) -> int:
-    """Return the samples of all epochs of a dataset. Raises DataError where these are fewer than a batch has."""
-    total = samples * epochs_of(config)
-    if total < config.batch_size:
+def sample_order(config: DataConfig, sources: TrainSources) -> SampleOrder:
+    """Return which sample each position of the stream has. Raises DataError where it is shorter than a batch."""
+    order = SampleOrder(sources, shuffle=config.shuffle, seed=config.seed, epochs=config.epochs)
+    if order.total < config.batch_size:
         raise DataError(
-            f"dataset '{config.train}': batch_size {config.batch_size} exceeds the {total} samples of "
+            f"dataset '{sources.joined.path}': batch_size {config.batch_size} exceeds the {order.total} samples of "
             f"epochs={config.epochs}; lower batch_size, raise epochs or add samples"
         )
-    return total
-
-
-def epochs_of(config: DataConfig) -> int:
-    """Return the passes over the data."""
-    return _FOREVER if config.epochs is None else config.epochs
-
-
-def sample_order(config: DataConfig, samples: int) -> grain.MapDataset:
-    """Return which sample each position of the stream has."""
-    order = grain.MapDataset.range(samples)
-    if config.shuffle:
-        order = order.shuffle(seed=_spread(config.seed))
-    return order.repeat(epochs_of(config))
-
-
-def _spread(seed: int) -> int:
-    """Return a seed for grain, which adds the epoch to it: neighbouring ones would repeat each other's orders."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return order

@@ -15,13 +15,14 @@ from rich.text import Text
 from hetjax.config.build import tokens_per_image
 from hetjax.config.build_processor import make_processor, tokenizer_of
 from hetjax.config.run_config import TrainConfig
-from hetjax.data import Tokenizer, open_source
+from hetjax.data import Tokenizer, open_eval, open_train
+from hetjax.data.bad_samples import reason_of
 from hetjax.data.chat import Chat, Processor
 from hetjax.data.chat.processor import ProcessedChat
 from hetjax.data.loading import Loader
 from hetjax.data.omni import OmniLoader
 from hetjax.data.tokenizer import SPECIALS
-from hetjax.errors import ConfigError, DataError
+from hetjax.errors import ConfigError
 from hetjax.tools.outcome import Json, Outcome
 
 # L ids of a sample
@@ -32,7 +33,7 @@ class InspectedSample:
     """A sample as the model gets it.
 
     Attributes:
-        where: its name.
+        where: its name; of one with an error it is in the error.
         text: the text that is tokenized, placeholders included, in pieces: (text, whether the loss counts it).
         tokens: its ids.
         counted: tokens that the loss counts.
@@ -40,7 +41,7 @@ class InspectedSample:
         error: why it cannot be used, or None.
     """
 
-    where: str
+    where: str = ""
     text: Sequence[tuple[str, bool]] = ()
     tokens: Sequence[int] = ()
     counted: int = 0
@@ -84,12 +85,11 @@ def inspect_data(
         index: The number of the only sample to show, from 0.
         samples: How many of the first samples are shown without an index.
     """
-    path = config.data.train if source == "train" else config.data.eval
-    if path is None:
+    if source == "eval" and config.data.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to inspect; give --source train")
-    opened = open_source(path)
+    opened = open_train(config.data).joined if source == "train" else open_eval(config.data)
     if index is not None and not 0 <= index < len(opened):
-        raise ConfigError(f"--index is {index}, but '{path}' has {len(opened)} samples, counted from 0")
+        raise ConfigError(f"--index is {index}, but '{opened.path}' has {len(opened)} samples, counted from 0")
     processor = make_processor(config.data, config.model)
     tokenizer = tokenizer_of(config.data, config.model, processor)
     numbers = range(min(samples, len(opened))) if index is None else [index]
@@ -106,14 +106,13 @@ def inspect_data(
 
 
 def _inspect_chat(loader: OmniLoader, processor: Processor, number: int) -> InspectedSample:
-    where = loader.source[number].where
     try:
         chat = loader.parse(number)
         made = processor.process(chat, training=True)
-    except DataError as error:
-        return InspectedSample(where=where, error=str(error))
+    except Exception as error:
+        return InspectedSample(error=reason_of(error, loader.source, number))
     return InspectedSample(
-        where=where,
+        where=chat.where,
         text=list(_pieces(made)),
         tokens=made.sample.ids.tolist(),
         counted=int((made.sample.weights > 0).sum()),
@@ -145,17 +144,16 @@ def _medium(chat: Chat, made: ProcessedChat, number: int) -> dict[str, Json]:
 
 
 def _inspect_fixed(loader: Loader, tokenizer: Tokenizer, number: int) -> InspectedSample:
-    where = loader.source[number].where
     try:
         conversation, sample = loader.parse(number), loader.load(number)
-    except DataError as error:
-        return InspectedSample(where=where, error=str(error))
+    except Exception as error:
+        return InspectedSample(error=reason_of(error, loader.source, number))
     rendered = sample.rendered
     length = int(np.max(np.flatnonzero(rendered.tokens != tokenizer.pad), initial=0)) + 1
     weights = np.concatenate([[0.0], rendered.loss_weights[: length - 1]])
     shape = list(sample.images.shape[1:])
     return InspectedSample(
-        where=where,
+        where=conversation.where,
         text=list(_spelled(rendered.tokens[:length], weights, tokenizer)),
         tokens=rendered.tokens[:length].tolist(),
         counted=int((weights > 0).sum()),

@@ -181,7 +181,7 @@ def _prepare_language(config: TrainConfig, resolved: str, job: Job, console: Con
     for what, package in (("jax", jax), ("hetjax", hetjax)):
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
-    make_demo_data(config.demo_data, config.data.train, job, console)
+    make_demo_data(config.demo_data, config.data, job, console)
     if job.is_main:
         check_data(
             config.data,

@@ -7,22 +7,25 @@ from pathlib import Path
 from rich.console import Console
 
 from hetjax.cluster.job import Job
-from hetjax.data import DataConfig, Tokenizer, check_dataset, write_digits, write_shapes
+from hetjax.data import DataConfig, Tokenizer, check_dataset, open_eval, open_train, write_digits, write_shapes
 from hetjax.data.chat import OmniTokenizer, Processor
+from hetjax.data.pipeline import sample_order
+from hetjax.data.source_config import train_sources
 from hetjax.errors import DataError
 
 
-def make_demo_data(demo_data: str | None, train: str, job: Job, console: Console) -> None:
+def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: Console) -> None:
     """Make demonstration data that is missing, in one process for all.
 
     Args:
         demo_data: "digits" or "shapes"; None for a run on other data.
-        train: The file of training samples, which is made with the others of its folder if it does not exist.
+        data: Whose file of training samples is made with the others of its folder if it does not exist.
         job: The job, which waits until the data is there.
         console: Where the folder is printed.
     """
     if demo_data is None:
         return
+    train = train_sources(data.train)[0].path
     if job.is_main and not Path(train).exists():
         write = {"digits": write_digits, "shapes": write_shapes}[demo_data]
         folder = write(Path(train).parent)
@@ -51,14 +54,20 @@ def check_data(
 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
-    for path in filter(None, (data.train, data.eval)):
-        summary = check_dataset(path, data, tokenizer, tokens_per_image, processor)
-        if path == data.train and data.epochs and summary.samples * data.epochs < steps * data.batch_size:
-            raise DataError(
-                f"{path}: {summary.samples} samples in {data.epochs} epochs are not enough for {steps} steps of "
-                f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
-            )
+    trained = open_train(data)
+    checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
+    if data.eval is not None:
+        held_out = open_eval(data)
+        checked.append((f"{held_out.path} (held out)", held_out))
+    what = "images" if processor is None else "image, video and audio files"
+    for name, source in checked:
+        summary = check_dataset(source, data, tokenizer, tokens_per_image, processor)
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
-        what = "images" if processor is None else "image, video and audio files"
-        console.print(f"{path}: {summary.samples} samples, {summary.images} {what}")
+        console.print(f"{name}: {summary.samples} samples, {summary.images} {what}")
+    order = sample_order(data, trained)
+    if data.epochs and order.total < steps * data.batch_size:
+        raise DataError(
+            f"{trained.joined.path}: {order.epoch} samples in {data.epochs} epochs are not enough for {steps} steps of "
+            f"{data.batch_size}; raise data.epochs, set it to null to repeat forever, or lower steps"
+        )

@@ -8,15 +8,13 @@ import pytest
 
 from hetjax.data import (
     DataConfig,
-    JsonlSource,
     Line,
     TrainData,
     check_dataset,
     eval_batches,
     load_tokenizer,
-    open_source,
 )
-from hetjax.data.formats import FORMATS, register_format
+from hetjax.data.reading import FORMATS, register_format
 from hetjax.errors import DataError
 
 
@@ -66,9 +64,3 @@ def test_errors_name_a_sample_as_its_format_does(tmp_path):
     config = DataConfig(train=train, seq_len=32, batch_size=1, workers=0, epochs=1)
     with pytest.raises(DataError, match=r"train.csv, row 1: the sample is \d+ tokens long"):
         next(TrainData(config, load_tokenizer(None), 0))
-
-
-def test_jsonl_is_the_format_of_any_other_suffix(tmp_path):
-    for name in ("a.jsonl", "a.json", "a"):
-        (tmp_path / name).write_text("{}\n")
-        assert isinstance(open_source(tmp_path / name), JsonlSource)

@@ -142,7 +142,7 @@ def test_a_stream_without_an_end_repeats(make_dataset, make_config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": 9}, "samples is 9 in the saved state and 10"),
+        ({"sources": {"any": [9, 0]}}, "samples is 9 in the saved state and 10"),
         ({"seed": 5}, "seed is 5"),
         ({"shuffle": False}, "shuffle is False"),
         ({"seen": 21}, "epochs=2 end after 20"),
@@ -152,7 +152,7 @@ def test_a_state_that_cannot_continue_here_is_refused(make_dataset, make_config,
     data = stream(make_config(make_dataset(10), epochs=2))
     with pytest.raises(DataError, match=message):
         data.set_state(data.get_state() | change)
-    with pytest.raises(DataError, match="lacks bad, samples, seed, seen, shuffle"):
+    with pytest.raises(DataError, match="lacks bad, legs, seed, seen, shuffle, sources"):
         data.set_state({})
 
 

@@ -13,6 +13,7 @@ import urllib.parse
 from pathlib import Path
 from typing import BinaryIO
 
+from hetjax.data.media.held_media import HeldMedia
 from hetjax.errors import DataError
 
 _KINDS = {
@@ -51,13 +52,13 @@ class DataUri:
             raise DataError(f"data URI '{self}' is no valid base64: {error}; write it again") from error
 
 
-Source = str | os.PathLike[str] | DataUri
-"""A path, or a data URI; as a text either."""
+Source = str | os.PathLike[str] | DataUri | HeldMedia
+"""A path or a data URI, as a text either; or what a dataset holds."""
 
 
 def is_source(value: object) -> bool:
-    """Return whether a medium is given as a path or a data URI, rather than as an array."""
-    return isinstance(value, str | os.PathLike | DataUri)
+    """Return whether a medium is given as a path, as a data URI or by its dataset, rather than as an array."""
+    return isinstance(value, str | os.PathLike | DataUri | HeldMedia)
 
 
 def located(name: str, folder: Path) -> Path | DataUri:
@@ -93,12 +94,25 @@ def open_media(source: Source, kind: str) -> BinaryIO:
         if not content:
             raise DataError(f"{what} is empty; replace it or remove its line")
         return io.BytesIO(content)
+    if isinstance(source, HeldMedia):
+        return _open_held(source, what)
     check_regular(source, kind)
     try:
         # Should a pipe have taken the file's place by now, it is not waited for.
         return open(source, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
     except OSError as error:
         raise DataError(f"{what} cannot be opened: {error.strerror}; give a readable file") from error
+
+
+def _open_held(source: HeldMedia, what: str) -> BinaryIO:
+    try:
+        file = source.open()
+    except OSError as error:
+        raise DataError(f"{what} cannot be opened: {error.strerror}; give a readable file") from error
+    if not file.seek(0, os.SEEK_END):
+        raise DataError(f"{what} is empty; replace it or remove its line")
+    file.seek(0)
+    return file
 
 
 def check_regular(path: str | os.PathLike[str], kind: str) -> None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+from hetjax.data.media.held_media import HeldMedia
+from hetjax.data.reading.media_folder import MediaFolder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One sample: the bytes of a JSON object with the key "messages", and where it stands.
+    """One sample as its format has it.
 
-    `where` opens every error about it: "file:line", lines counted from 1, or what names a sample of that format.
+    Attributes:
+        text: the bytes of a JSON object, or the object itself, whose media may be bytes or `HeldMedia`s.
+        where: opens every error about it: "file:line", lines counted from 1, or what names a sample of that format.
+        media: what the format itself holds, by the names that the object calls them.
+        folder: what gives the media of these names; None stands for files in the folder of the source.
     """
 
-    text: bytes
+    text: bytes | Mapping[str, object]
     where: str
+    media: Mapping[str, HeldMedia] = dataclasses.field(default_factory=dict)
+    folder: MediaFolder | None = None
 
 
 class Source(Protocol):

@@ -1,0 +1,9 @@
+"""Bring the samples of a dataset, whatever their schema, to the one dialect of `hetjax.data.chat.messages`.
+
+`dialect.normalised` chooses the schema by the keys of the sample: one with turns (`turns`), or one of `instructions`.
+"""
+
+from hetjax.data.schemas.columns import KEYS, Columns, check_columns, likely
+from hetjax.data.schemas.dialect import SchemaSource, normalised
+
+__all__ = ["KEYS", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]

@@ -1,0 +1,81 @@
+"""Open the sources that the settings name, each sample in the one dialect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+from hetjax.data.config import DataConfig
+from hetjax.data.held_out import HeldOut, Remaining, held_out
+from hetjax.data.reading import JoinedSource, Source, open_files
+from hetjax.data.schemas import Columns, SchemaSource
+from hetjax.data.source_config import EvalShare, SourceConfig, eval_sources, train_sources
+from hetjax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSources:
+    """The sources of training samples.
+
+    Attributes:
+        configs: the settings of each.
+        sources: the samples of each, without those that are held out.
+        joined: all of them, one source behind the other.
+    """
+
+    configs: tuple[SourceConfig, ...]
+    sources: tuple[Source, ...]
+    joined: Source
+
+
+def open_source(
+    path: str | Path, split: str | None = None, columns: Columns | None = None, ignore: Collection[str] = ()
+) -> Source:
+    """Open a file, a folder or a glob, its samples in the one dialect, without the keys of `ignore`.
+
+    Raises DataError where it cannot be read or has no sample.
+    """
+    return _joined([SchemaSource(source, columns, ignore) for source in open_files(path, split)], str(path))
+
+
+def open_train(data: DataConfig) -> TrainSources:
+    """Open what `data.train` names, without the samples that `data.eval` takes of it. Raises DataError."""
+    configs = train_sources(data.train)
+    sources = [_open(config, data) for config in configs]
+    share = eval_sources(data.eval)
+    if isinstance(share, EvalShare):
+        chosen = [held_out(len(source), share.share) for source in sources]
+        sources = [Remaining(source, held) for source, held in zip(sources, chosen, strict=True)]
+    for config, source in zip(configs, sources, strict=True):
+        if not len(source):
+            raise DataError(f"dataset '{config.path}' has one sample, which data.eval holds out; add samples")
+    return TrainSources(configs=configs, sources=tuple(sources), joined=_joined(sources, _names(configs)))
+
+
+def open_eval(data: DataConfig) -> Source:
+    """Open what `data.eval` names: held-out sources, or a share of those of training.
+
+    Raises DataError; or ConfigError where it names nothing.
+    """
+    asked = eval_sources(data.eval)
+    if asked is None:
+        raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a dataset")
+    if isinstance(asked, EvalShare):
+        configs = train_sources(data.train)
+        sources = [_open(config, data) for config in configs]
+        held = [HeldOut(source, held_out(len(source), asked.share)) for source in sources]
+        return _joined(held, _names(configs))
+    return _joined([_open(config, data) for config in asked], _names(asked))
+
+
+def _open(config: SourceConfig, data: DataConfig) -> Source:
+    return open_source(config.path, config.split, config.columns, data.ignore_keys)
+
+
+def _joined(sources: list[Source], name: str) -> Source:
+    return sources[0] if len(sources) == 1 else JoinedSource(sources, path=Path(name))
+
+
+def _names(configs: tuple[SourceConfig, ...]) -> str:
+    return ", ".join(config.label for config in configs)
