@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hetjax.execution import flops
 from hetjax.execution.flops import count_flops
 from hetjax.meshes import Layout
 from hetjax.models.kernels import token_losses
@@ -60,7 +61,9 @@ def zeros(arrays):
 
 @pytest.mark.parametrize("remat", others_slow(["none", "full", "dots"], ["none", "full"]))
 @pytest.mark.parametrize("make", [language_model, second_vision_stage, plain_chain], ids=lambda make: make.__name__)
-def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(make, remat):
+def test_both_parts_give_the_gradients_of_the_whole_and_share_out_its_products(make, remat, monkeypatch):
+    # All products that the programs ask for: those with scores behind the diagonal are in equations that are cut.
+    monkeypatch.setattr(flops, "seen_in", lambda _: ())
     backward, arguments = backward_of(make, remat)
     of_weights, of_inputs = jax.jit(backward)(*arguments)
     parts = split_backward(backward, *arguments)

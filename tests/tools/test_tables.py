@@ -27,7 +27,7 @@ def printed(table, columns=80):
 def _timeline():
     lengths = {"forward": 12.3456, "backward": None, "backward_input": 123.4, "backward_weight": 234.5, "update": 0.123}
     stage = {**lengths, "idle_share": 0.987, "peak_live_microbatches": 4096}
-    numbers = {"schedule": "interleaved_1f1b", "microbatches": 4096, "makespan": 1234.5, "idle_share": 0.9}
+    numbers = {"label": "interleaved_1f1b", "microbatches": 4096, "makespan": 1234.5, "idle_share": 0.9}
     stages = {f"language_model.{index}": stage for index in range(9, 11)}
     return timeline._table({**numbers, "unit": "seconds", "stages": stages})
 
