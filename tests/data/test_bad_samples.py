@@ -93,7 +93,7 @@ BAD = {
     "a null character in a name": line(images=["a\0b.png"]),
     "base64 that is none": line(images=[uri()[:-9] + "????!!!!!"]),
     "a data URI of no image": line(images=["data:image/png;base64," + "QUJD" * 500]),
-    "a data URI as a list": line(images=uri()),
+    "a data URI in an object": line(images=[{"file": uri()}]),
     "a folder": line(images=["."]),
 }
 
