@@ -27,11 +27,12 @@ CASES = {
     "disjoint": (DISJOINT, {"schedule": "1f1b", "microbatches": 3}),
     "colocated": (COLOCATED, {"schedule": "colocated", "microbatches": 2, "compute_dtype": "bfloat16"}),
     "overlapping": (OVERLAPPING, {"schedule": "gpipe", "microbatches": 2}),
+    "windows": (COLOCATED, {"schedule": "colocated", "microbatches": {"head": 6, "encoder": 2}}),
     "two stages": (TWO_STAGES, {"schedule": "zero_bubble", "microbatches": 3}),
     "frozen": (COLOCATED, {"schedule": "colocated", "microbatches": 2, "frozen": ["encoder"]}),
     "partly frozen": (COLOCATED, {"schedule": "bubble_fill", "frozen": ["encoder.up"], "compute_dtype": "bfloat16"}),
 }
-EVERY_TIME = ("colocated", "overlapping", "frozen")
+EVERY_TIME = ("windows", "overlapping", "frozen")
 
 
 def make_trainer(layouts, **options) -> Trainer:
