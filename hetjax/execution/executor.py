@@ -20,12 +20,15 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import LOSS
 from hetjax.state.train_state import StageState, TrainState
 
-Dispatched: TypeAlias = jax.Array | Arrays | tuple[Arrays, Arrays] | list[jax.Array] | None
+Outputs: TypeAlias = dict[str, jax.Array | tuple[jax.Array, ...]]
+"""Outputs of a forward by port; one that a link cuts into microbatches as these."""
+
+Dispatched: TypeAlias = jax.Array | Arrays | Outputs | tuple[Arrays, Arrays] | list[jax.Array] | None
 """The arrays that an action makes, which may still be under way; None where this process holds none of a transfer's.
 
 FORWARD: outputs by port. BACKWARD: (gradient sums by path, gradients by input port). BACKWARD_INPUT: gradients by
-input port. BACKWARD_WEIGHT: gradient sums by path. TRANSFER: the array on its destination. OFFLOAD, RELOAD: the copies.
-UPDATE: weights by path.
+input port. BACKWARD_WEIGHT: gradient sums by path. TRANSFER: the array on its destination, joined with the others of a
+window where it is the last of them. OFFLOAD, RELOAD: the copies. UPDATE: weights by path.
 """
 
 Observer: TypeAlias = Callable[[Action, Dispatched], None]
@@ -166,7 +169,7 @@ class Executor:
 
     # ── actions on a microbatch ──────────────────────────────────────────────────────────────────
 
-    def _forward(self, flight: StepInFlight, action: Action) -> Arrays:
+    def _forward(self, flight: StepInFlight, action: Action) -> Outputs:
         stage = flight.stages[action.stage]
         outputs, buffers, residuals = self.step.programs[action.stage].forward(
             stage.compute, stage.buffers, stage.inputs.pop(action.microbatch)
@@ -175,13 +178,18 @@ class Executor:
             stage.buffers = buffers
         if residuals is not None:
             stage.residuals[action.microbatch] = residuals
+        cut: dict[str, tuple[jax.Array, ...]] = {}
         for link in self._links_from[action.stage]:
-            handed_out = self.step.boundaries[link.name].hand_out(outputs[link.source_port], action.microbatch)
+            boundary = self.step.boundaries[link.name]
+            handed_out = boundary.hand_out(outputs[link.source_port], action.microbatch)
             flight.links[link.name].activations.update(handed_out)
+            if boundary.cut is not None:
+                cut[link.source_port] = tuple(handed_out.values())
         if action.stage == self.step.sink.name:
             flight.losses.append(outputs[LOSS])
             stage.add_cotangent(action.microbatch, LOSS, flight.loss_scale)
-        return outputs
+        # Whoever keeps what is returned must not keep a window beside its pieces.
+        return {**outputs, **cut}
 
     def _backward(self, flight: StepInFlight, action: Action) -> tuple[Arrays, Arrays]:
         stage = flight.stages[action.stage]
@@ -243,6 +251,7 @@ class Executor:
                 if gathered is not None:
                     del tensors.returned[window]
                     flight.stages[link.source].add_cotangent(window, link.source_port, gathered)
+                    moved = gathered
         else:
             moved = way.forward(tensors.activations.pop(microbatch, None))
             if moved is not None:

@@ -13,6 +13,7 @@ from hetjax.meshes import Placement
 from hetjax.schedule import Kind
 from tests.harness.parity.comparison import TOLERANCE, assert_equal, largest_errors, make_trainer
 from tests.harness.parity.oracle import relative_error
+from tests.harness.parity.problem import make_batch as make_images
 from tests.harness.small_modules import CLASSES, IN, Encoder, Head, Middle, Vote
 
 DISJOINT = L(devices="0-3", data=4)
@@ -31,7 +32,7 @@ CASES = {
         {"llm": 8, "vision": 2},
     ),
     "encoder-in-chunks": (
-        L(devices="0-1", stage=1, chunks=2), L(devices="2-5", stage=4), "interleaved_1f1b", {"llm": 8, "vision": 4},
+        L(devices="0", chunks=2), L(devices="2-5", stage=4), "interleaved_1f1b", {"llm": 8, "vision": 4},
     ),
     "homogeneous": (L(data=4, tensor=2), L(data=4, tensor=2), "colocated", {"llm": 8, "vision": 2}),
     "same-devices-one-row": (L(data=8), L(fsdp=2, tensor=2, context=2), "1f1b", {"llm": 16, "vision": 2}),
@@ -47,7 +48,7 @@ def cases():
         yield pytest.param(name, marks=[*marks, pytest.mark.exhaustive] if name in EXHAUSTIVE else marks)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(cases()))
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_windows_equal_one_device(name, dtype):
     *layouts, schedule, microbatches = CASES[name]
@@ -56,6 +57,22 @@ def test_windows_equal_one_device(name, dtype):
     forwards = [action for action in trainer.schedule.on(trainer.stages[0].name) if action.kind is Kind.FORWARD]
     assert len(forwards) == microbatches["vision"]
     assert_equal(largest_errors(trainer, dtype, layers=layers), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parts", "fewer-rows-than-devices", "colocated"])
+def test_a_window_moves_as_many_bytes_as_its_microbatches_one_by_one(name):
+    *layouts, schedule, microbatches = CASES[name]
+    moved = []
+    # Without windows no more microbatches than the encoder's devices can share.
+    for counts in (4, microbatches):
+        step = make_trainer(layouts, "float32", schedule, counts).trace(make_images()).step
+        moved.append(0)
+        for link, boundary in step.boundaries.items():
+            times = step.schedule.count(step.links[link].source) * boundary.each
+            plans = [transport.plan for _, transport in boundary.transports]
+            moved[-1] += times * sum(plan.bytes_moved + plan.bytes_gathered for plan in plans)
+    assert moved[0] == moved[1] > 0
 
 
 # ── chains and branches ──────────────────────────────────────────────────────────────────────────
