@@ -108,7 +108,11 @@ def _from_hugging_face(
     infos = source.infos("llm").values()
     narrow = any(info.dtype == np.dtype(ml_dtypes.bfloat16) for info in infos)
     data = DataConfig(
-        train=str(folder), tokenizer=str(folder), seq_len=LONGEST, batch_size=1, processor=_processor(components, folder, hf)
+        train=str(folder),
+        tokenizer=str(folder),
+        seq_len=LONGEST,
+        batch_size=1,
+        processor=_processor(components, folder, hf),
     )
     param_dtype = "bfloat16" if narrow else "float32"
     return ModelFolder(

@@ -106,7 +106,7 @@ def test_schedules_equal_one_device(placement, schedule, float64):
     ("placement", "microbatches"),
     [
         ("three meshes", {"llm": 4, "vision": 1, "audio": 2}),
-        ("context and stages", {"llm": 4, "vision": 2, "audio": 1}),
+        pytest.param("context and stages", {"llm": 4, "vision": 2, "audio": 1}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_windows_of_packed_media_equal_one_device(placement, microbatches, float64):

@@ -16,11 +16,12 @@ def gpu_check(out, *arguments: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     variables = {**environment(quick=True), "PATH": path, "GPU_CHECK_SMALL": "1", "OUT": str(out)}
     command = [ROOT / "scripts" / "gpu_check.sh", *arguments]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=560)
 
 
 @pytest.mark.slow
 @pytest.mark.quick
+@pytest.mark.timeout(600)
 def test_every_part_runs_and_the_tables_say_what_they_measured(tmp_path):
     done = gpu_check(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
