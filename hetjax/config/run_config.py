@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jsonargparse
+import yaml
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
@@ -225,7 +226,10 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
             )
         ) from None
     values.pop("config")
-    return config, parser.dump(values, skip_unset=False)
+    resolved = yaml.safe_load(parser.dump(values, skip_unset=False))
+    # The parser takes texts in values of any type for YAML once more: "1" would become a number.
+    resolved["data"] |= {"train": values.data.train, "eval": values.data.eval}
+    return config, yaml.safe_dump(resolved, sort_keys=False)
 
 
 def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -75,12 +77,13 @@ class StandIns(Generic[S]):
     """Loads the sample of a turn, or in its place the next good one behind it.
 
     Which one that is depends on the sample alone, not on other rows, so that every process that needs
-    the row finds the same by itself. The search goes on from the last line to the first, and ends after
-    `most` bad samples, the first among them.
+    the row finds the same by itself. The search goes on from the last sample of a source to its first, and ends after
+    `most` bad samples, the first among them. `ends` says where each of several sources ends that the loader has as one.
     """
 
-    def __init__(self, loader: SampleLoader[S], *, most: int):
+    def __init__(self, loader: SampleLoader[S], *, most: int, ends: Sequence[int] = ()):
         self._loader, self._most = loader, most
+        self._ends = list(ends) or [len(loader.source)]
         # Many bad samples on end would otherwise be tried again for each of them.
         self._known_bad: set[int] = set()
 
@@ -89,8 +92,10 @@ class StandIns(Generic[S]):
         sample = self._try(index, turn)
         if not isinstance(sample, BadSample):
             return FilledRow(sample=sample, skipped=None)
-        for distance in range(1, self._most):
-            behind = (index + distance) % len(self._loader.source)
+        number = bisect.bisect_right(self._ends, index)
+        first, end = self._ends[number - 1] if number else 0, self._ends[number]
+        for distance in range(1, min(self._most, end - first)):
+            behind = first + (index - first + distance) % (end - first)
             if behind in self._known_bad:
                 continue
             found = self._try(behind, turn)

@@ -19,6 +19,7 @@ from hetjax.data.tokenizer import Tokenizer
 from hetjax.errors import DataError
 
 _PARSED = 10_000  # samples that are parsed; a pass over all of a large dataset would take hours
+_BLOCKS = 16  # blocks of samples that they are taken from, where a block is read as a whole
 _LOADED = 4  # samples that are rendered and decoded
 _SHOWN = 3  # bad samples that an error spells out
 
@@ -51,14 +52,14 @@ def check_dataset(
         DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
             malformed or name a missing image; or none of the samples tried can be rendered and decoded.
     """
-    source = open_source(dataset) if isinstance(dataset, str) else dataset
+    source = open_source(dataset, ignore=config.ignore_keys) if isinstance(dataset, str) else dataset
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
     else:
         loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
     images, missing = 0, []
     bad: dict[int, str] = {}
-    indices = _spread(range(len(source)), _PARSED)
+    indices = _parsed(source)
     for index in indices:
         try:
             conversation = loader.parse(index)
@@ -98,9 +99,20 @@ def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
     return failed
 
 
+def _parsed(source: Source) -> list[int]:
+    """Return the samples to parse, spread over a source; of blocks that are read as a whole, those of a few."""
+    blocks = getattr(source, "blocks", None)
+    if blocks is None or len(source) <= _PARSED:
+        return _spread(range(len(source)), _PARSED)
+    ends = np.cumsum(blocks)
+    chosen = _spread(np.flatnonzero(blocks), _BLOCKS)
+    each = -(-_PARSED // len(chosen))
+    return [index for block in chosen for index in _spread(range(ends[block] - blocks[block], ends[block]), each)]
+
+
 def _spread(indices: Sequence[int], most: int) -> list[int]:
     """Return at most so many of some indices, from the first to the last."""
-    return sorted({indices[int(i)] for i in np.linspace(0, len(indices) - 1, min(most, len(indices)))})
+    return sorted({int(indices[int(i)]) for i in np.linspace(0, len(indices) - 1, min(most, len(indices)))})
 
 
 def _shown(reasons: list[str]) -> str:

@@ -20,6 +20,7 @@ from hetjax.data.config import DataConfig
 from hetjax.data.loading import LoadedSample, Loader
 from hetjax.data.omni import OmniLoader, OmniPrompt
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.reading import Source
 from hetjax.data.sources import open_eval
 from hetjax.data.tokenizer import Tokenizer
 
@@ -49,8 +50,11 @@ def eval_batches(
     tokens_per_image: int,
     batch_size: int,
     processor: Processor | None = None,
+    source: Source | None = None,
 ) -> Iterator[EvalBatch]:
     """Return every held-out sample once, in file order, by `processor` where there is one.
+
+    `source` has the samples where what `config.eval` names is open already.
 
     Bad samples are skipped under the same limit as in training.
 
@@ -58,7 +62,7 @@ def eval_batches(
         ConfigError: `config.eval` is not set.
         DataError: the file is missing or empty, or has too many bad samples (see `BadTally`).
     """
-    source = open_eval(config)
+    source = open_eval(config) if source is None else source
     if processor is not None:
         loader = OmniLoader(source=source, processor=processor, prompts=True, ignore_keys=config.ignore_keys)
     else:

@@ -24,6 +24,7 @@ class HeldOut:
     def __init__(self, source: Source, held: Int64[np.ndarray, " _"]):
         self.path, self.folder = source.path, source.folder
         self._source, self._held = source, held
+        self.blocks = _held_blocks(getattr(source, "blocks", None), held)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -52,7 +53,13 @@ class Remaining:
 def _remaining_blocks(
     blocks: Int64[np.ndarray, " _"] | None, held: Int64[np.ndarray, " _"]
 ) -> Int64[np.ndarray, " _"] | None:
+    return None if blocks is None else blocks - _held_blocks(blocks, held)
+
+
+def _held_blocks(
+    blocks: Int64[np.ndarray, " _"] | None, held: Int64[np.ndarray, " _"]
+) -> Int64[np.ndarray, " _"] | None:
+    """Return how many of the samples held out stand in each block."""
     if blocks is None:
         return None
-    gone = np.bincount(np.searchsorted(np.cumsum(blocks), held, side="right"), minlength=len(blocks))
-    return blocks - gone
+    return np.bincount(np.searchsorted(np.cumsum(blocks), held, side="right"), minlength=len(blocks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class SampleOrder:
             if end is None or end > first
         ]
         return {
-            "sources": {name: [self._samples[name], self._numbers[name]] for name in self._names},
+            "sources": {name: [self._samples[name], self._numbers[name], self._groups(name)] for name in self._names},
             "legs": [[leg.begin, dict(leg.proportions), dict(leg.taken)] for leg in legs],
         }
 
@@ -97,16 +98,17 @@ class SampleOrder:
         if "samples" not in state or "sources" in state or len(self._names) > 1:
             return state
         name, samples = self._names[0], state["samples"]
-        return {**state, "sources": {name: [samples, 0]}, "legs": [[0, {name: samples}, {name: 0}]]}
+        return {**state, "sources": {name: [samples, 0, 0]}, "legs": [[0, {name: samples}, {name: 0}]]}
 
     def resume(self, state: Mapping[str, Any], seen: int) -> None:
         """Go on as `state` says: the same order, and from position `seen` on the proportions of this run.
 
         Raises:
-            DataError: a source of the state is not there, or has another number of samples.
+            DataError: a source of the state is not there, or has another number of samples, or its samples are shuffled
+                in other groups.
         """
         sources, legs = self._renamed(state)
-        for name, (samples, _) in sources.items():
+        for name, (samples, _, groups) in sources.items():
             if name not in self._samples:
                 raise DataError(
                     f"source '{name}' is in the saved state, but not in this run, which has {', '.join(self._names)}; "
@@ -117,9 +119,14 @@ class SampleOrder:
                     f"dataset '{name}': samples is {samples} in the saved state and {self._samples[name]} in this run, "
                     "so the order of samples cannot continue; use the same, or begin a new run"
                 )
+            if groups != self._groups(name):
+                raise DataError(
+                    f"dataset '{name}': its rows stand in other row groups than in the saved state, so the order of "
+                    "samples cannot continue; use the same files, or begin a new run"
+                )
         wanted = self._legs[-1].proportions
         # A source that is new here gets a seed that none of the state has.
-        taken_numbers = {number for _, number in sources.values()}
+        taken_numbers = {number for _, number, _ in sources.values()}
         free = iter(sorted(set(range(len(sources) + len(self._names))) - taken_numbers))
         self._numbers = {name: sources[name][1] if name in sources else next(free) for name in self._names}
         self._orders = self._source_orders()
@@ -146,15 +153,20 @@ class SampleOrder:
         ]
         return sources, legs
 
+    def _groups(self, name: str) -> int:
+        """Return a checksum of the blocks in which samples of a source are shuffled; 0 where all are together."""
+        blocks = self._blocks[name]
+        is_grouped = self._shuffle and blocks is not None and len(blocks) > 1
+        return zlib.crc32(np.asarray(blocks, "<i8").tobytes()) if is_grouped else 0
+
     def _source_orders(self) -> dict[str, grain.MapDataset | BlockShuffle]:
         return {name: self._source_order(name) for name in self._names}
 
     def _source_order(self, name: str) -> grain.MapDataset | BlockShuffle:
-        samples, blocks = self._samples[name], self._blocks[name]
         seed = spread(self._seed, self._numbers[name])
-        if self._shuffle and blocks is not None and len(blocks) > 1:
-            return BlockShuffle(blocks, seed=seed)
-        order = grain.MapDataset.range(samples)
+        if self._groups(name):
+            return BlockShuffle(self._blocks[name], seed=seed)
+        order = grain.MapDataset.range(self._samples[name])
         if self._shuffle:
             order = order.shuffle(seed=seed)
         return order.repeat(FOREVER)

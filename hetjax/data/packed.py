@@ -54,7 +54,7 @@ class PackedData(Iterator[HostBatch]):
         self._stream = {"shuffle": config.shuffle, "seed": config.seed}
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
         self._loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
-        self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
+        self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end, ends=sources.ends)
         self._seen = 0  # samples taken from the stream into the pool
         self._pool: dict[int, OmniSample] = {}  # by position in the stream
         self._reader = self._read()

@@ -112,7 +112,7 @@ class TrainData(Iterator[HostBatch]):
             self._loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
         else:
             self._loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
-        self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end)
+        self._stand_ins = StandIns(self._loader, most=self._tally.most_on_end, ends=sources.ends)
         self._reader = self._read()
 
     def __next__(self) -> HostBatch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
 from hetjax.data.config import DataConfig
 from hetjax.data.held_out import HeldOut, Remaining, held_out
-from hetjax.data.reading import JoinedSource, Source, open_files
+from hetjax.data.reading import JoinedSource, Source, files_of, open_files
 from hetjax.data.schemas import Columns, SchemaSource
 from hetjax.data.source_config import EvalShare, SourceConfig, eval_sources, train_sources
 from hetjax.errors import ConfigError, DataError
@@ -28,6 +29,11 @@ class TrainSources:
     sources: tuple[Source, ...]
     joined: Source
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Return where each source ends in `joined`."""
+        return tuple(itertools.accumulate(map(len, self.sources)))
+
 
 def open_source(
     path: str | Path, split: str | None = None, columns: Columns | None = None, ignore: Collection[str] = ()
@@ -45,6 +51,7 @@ def open_train(data: DataConfig) -> TrainSources:
     sources = [_open(config, data) for config in configs]
     share = eval_sources(data.eval)
     if isinstance(share, EvalShare):
+        _check_apart(configs)
         chosen = [held_out(len(source), share.share) for source in sources]
         sources = [Remaining(source, held) for source, held in zip(sources, chosen, strict=True)]
     for config, source in zip(configs, sources, strict=True):
@@ -71,6 +78,18 @@ def open_eval(data: DataConfig) -> Source:
 
 def _open(config: SourceConfig, data: DataConfig) -> Source:
     return open_source(config.path, config.split, config.columns, data.ignore_keys)
+
+
+def _check_apart(configs: tuple[SourceConfig, ...]) -> None:
+    """Raise ConfigError where sources share some files and not others: what one holds out another would train on."""
+    files = [{file.resolve() for file in files_of(config.path, config.split)} for config in configs]
+    for (one, own), (other, others) in itertools.combinations(zip(configs, files, strict=True), 2):
+        if own & others and own != others:
+            raise ConfigError(
+                f"data.train: the sources '{one.label}' and '{other.label}' share {min(own & others)}, but not all of "
+                "their files, so that a share of one would be held out and trained on in the other; name each file in "
+                "one source, or give data.eval files of its own"
+            )
 
 
 def _joined(sources: list[Source], name: str) -> Source:

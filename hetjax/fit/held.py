@@ -182,6 +182,7 @@ class _Walk:
         self.left = {name: schedule.count(name) for name in names}
         # Copied to the host beside the next program.
         self.leaving: Counter[str] = Counter()
+        self.ran = False  # whether a program ran anywhere since
         self.host = 0
 
     def __iter__(self) -> Iterator[Moment]:
@@ -201,8 +202,10 @@ class _Walk:
                 yield from self._transfer(action)
             elif action.kind in HOST_COPIES:
                 yield from self._host_copy(action)
-            elif action.stage in self.names:
-                yield from self._program(action)
+            else:
+                self.ran = True
+                if action.stage in self.names:
+                    yield from self._program(action)
 
     def _moment(self, stage: str, label: str, taken: int) -> Moment:
         return Moment(stage=stage, action=label, held={**self.held, TEMPORARIES: taken}, host=self.host)
@@ -226,8 +229,11 @@ class _Walk:
                 self.held[CROSSING] -= own.batch
                 self.held[CROSSING] -= sum(self.links[edge.name].destination for edge in graph.inputs(name))
                 self.held[RESIDUALS] += own.residuals if graph.stage(name).backward else 0
+                # Outputs that are cut lie there until all are.
+                cut = [self.links[edge.name] for edge in graph.outputs(name) if graph.ratio(edge) > 1]
+                windows = sum({link.port: link.source for link in cut}.values())
                 for edge in graph.outputs(name):
-                    yield from self._leave(edge, action)
+                    yield from self._leave(edge, action, windows)
             case Kind.BACKWARD | Kind.BACKWARD_INPUT:
                 self.held[RESIDUALS] -= own.residuals
                 backwards = [edge for edge in graph.outputs(name) if edge.backward]
@@ -252,11 +258,13 @@ class _Walk:
         moved = self.stages[action.stage].moved(action.part)
         if action.kind is Kind.OFFLOAD:
             self.leaving.update(moved)
+            self.ran = False
             self.host += sum(moved.values())
             yield self._moment(action.stage, str(action), 0)
             return
-        # A device that ran nothing meanwhile had the time to let go of it.
-        self._left_for_host()
+        # A device that ran nothing while others did had the time to let go of it.
+        if self.ran:
+            self._left_for_host()
         yield self._moment(action.stage, str(action), sum(moved.values()))
         self.held.update(moved)
         self.host -= sum(moved.values())
@@ -265,12 +273,15 @@ class _Walk:
         self.held.subtract(self.leaving)
         self.leaving.clear()
 
-    def _leave(self, edge: StageEdge, action: Action) -> Iterator[Moment]:
-        """An output has been made, an array for all links of its port, but for those that cut it."""
+    def _leave(self, edge: StageEdge, action: Action, windows: int) -> Iterator[Moment]:
+        """An output has been made, an array for all links of its port, but for those that cut it.
+
+        `windows` are the bytes of all outputs that links cut.
+        """
         link, port = self.links[edge.name], (action.stage, self.links[edge.name].port, action.microbatch)
         if self.schedule.graph.ratio(edge) > 1:
             if link.cut.total:
-                yield self._moment(action.stage, f"{action} cut", link.source + link.cut.total)
+                yield self._moment(action.stage, f"{action} cut", windows + link.cut.total)
             self.held[CROSSING] += link.source
         else:
             self.held[CROSSING] += 0 if self.waiting[port] else link.source

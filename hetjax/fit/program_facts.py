@@ -141,11 +141,14 @@ def _programs(step: Step, compiled: Collection[str]) -> Iterator[tuple[str, Prog
             if program.is_compiled:
                 yield f"{stage} {label}", program
     for link, boundary in step.boundaries.items():
+        # Whatever has not been asked for, or failed, would be compiled here.
         for backward, transport in boundary.transports:
             for part, program in transport.programs.items():
-                yield f"{link} {'backward' if backward else 'forward'} {part}", program
+                if program.is_compiled:
+                    yield f"{link} {'backward' if backward else 'forward'} {part}", program
         for label, program in boundary.cut.programs.items() if boundary.cut is not None else ():
-            yield f"{link} {label}", program
+            if program.is_compiled:
+                yield f"{link} {label}", program
 
 
 def _needed(step: Step, compiled: Collection[str], packings: Packings) -> dict[str, int]:

@@ -19,7 +19,8 @@ class Costs:
     `of` holds the exceptions: `(stage, kind)` for a program of one stage, `(edge, Kind.TRANSFER)` for
     one edge in both directions, and `(stage, kind, part)` for a host copy of one part of a stage. The defaults are in
     units of a forward: a backward computes two gradients, that of the inputs and that of the weights, so it takes twice
-    as long, and each of its parts once; moving anything takes no time.
+    as long, and each of its parts once; moving anything takes no time. A program takes as long whatever the number of
+    the loss's microbatches that its stage takes at once.
     """
 
     forward: float = 1.0

@@ -47,7 +47,9 @@ def check_state(state: TrainState, stages: Sequence[Stage]) -> None:
             "with init, or restore a checkpoint, which fits any placement"
         )
     for name, stage in state.stages.items():
-        if any(array.is_deleted() for array in stage.params.values()):
+        # A step that failed may have taken either: host copies take the optimizer's state first.
+        arrays = [*stage.params.values(), *jax.tree.leaves(stage.opt_state)]
+        if any(isinstance(array, jax.Array) and array.is_deleted() for array in arrays):
             raise StateError(
                 f"stage '{name}': the state after {state.step} steps was consumed by a step; "
                 "go on with the state which that step returned"

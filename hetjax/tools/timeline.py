@@ -95,7 +95,7 @@ def _numbers(found: Timeline, report: Report, unit: str) -> dict[str, Json]:
         "unit": unit,
         "makespan": found.makespan,
         "idle_share": found.idle_share(),
-        "peak_live_microbatches": max(report.peak_live.values()),
+        "peak_live_microbatches": max(report.peak_live[stage.name] * stage.window for stage in schedule.graph.stages),
         "stages": {
             stage.name: {
                 "devices": list(stage.devices),

@@ -168,6 +168,7 @@ def _evaluate(run: Run, pending: PendingStep) -> None:
                 tokens_per_image(config.model),
                 config.eval.batch_size,
                 language.processor,
+                source=run.parts.held_out,
             )
             result = evaluate(run.parts.generator, run.progress.state, batches, language.tokenizer)
     for bad in result.bad:

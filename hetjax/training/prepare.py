@@ -28,8 +28,9 @@ from hetjax.config.build import (
 )
 from hetjax.config.build_processor import make_processor, tokenizer_of
 from hetjax.config.run_config import EvalConfig, TrainConfig
-from hetjax.data import PackedData, Tokenizer, TrainData, train_data
+from hetjax.data import PackedData, Tokenizer, TrainData, open_eval, train_data
 from hetjax.data.chat import OmniTokenizer, Processor
+from hetjax.data.reading import Source
 from hetjax.generation.generator import Generator
 from hetjax.stages.batch import check_batch, rows_needed
 from hetjax.state.train_state import TrainState
@@ -63,6 +64,7 @@ class Parts:
         generator: Answers the held-out questions, on the meshes of training.
         answering: What remains to compile of the programs that answer, by name; empty without held-out data.
         data: The batches of this process.
+        held_out: The samples to evaluate on; None for none.
         checkpoints: Those of the run's folder.
         learning_rates: The learning rate of every step, for the metrics.
     """
@@ -72,6 +74,7 @@ class Parts:
     generator: Generator
     answering: Mapping[str, Callable[[], object]]
     data: TrainData | PackedData
+    held_out: Source | None
     checkpoints: Checkpoints
     learning_rates: Float[np.ndarray, " T"]
 
@@ -126,6 +129,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
             _rows_of_process(trainer, config, job),
             language.processor,
         ),
+        held_out=None if config.data.eval is None else open_eval(config.data),
         checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),

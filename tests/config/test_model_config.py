@@ -1,9 +1,11 @@
 """The modules of a model from settings: a preset's, those with a setting of their own, and encoders by name."""
 
 import pytest
+import yaml
 
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import load_config
+from hetjax.data.source_config import train_sources
 from hetjax.errors import ConfigError
 from hetjax.models import ParakeetConfig
 from hetjax.models.presets import find_preset
@@ -32,3 +34,16 @@ def test_a_module_is_named_once():
         ModelConfig(encoders={"audio": TINY["audio"]}, llm=TINY["llm"])
     with pytest.raises(ConfigError, match=r"model.radar.output_width is 64, but model.llm.width is"):
         ModelConfig(preset="nemotron_3_nano_omni_300m", encoders={"radar": TINY["audio"]})
+
+
+def test_settings_of_data_come_back_as_they_were_written(tmp_path):
+    """Names that read as numbers stay texts."""
+    train = [{"path": "a.jsonl", "name": "1", "split": "2024"}, {"path": "b.jsonl", "columns": {"messages": "0"}}]
+    settings = yaml.safe_load((ROOT / "configs/omni_tiny.yaml").read_text())
+    settings["data"] |= {"train": train, "eval": {"share": 0.1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    config, resolved = load_config(["--config", str(tmp_path / "run.yaml")])
+    (tmp_path / "config.yaml").write_text(resolved)
+    again, same = load_config(["--config", str(tmp_path / "config.yaml")])
+    assert again == config and same == resolved
+    assert train_sources(again.data.train)[0].name == "1" and again.data.eval == {"share": 0.1}

@@ -1,7 +1,9 @@
 import pytest
 
 from hetjax.data import check_dataset, load_tokenizer
+from hetjax.data.reading.parquet import ParquetSource
 from hetjax.errors import DataError
+from tests.harness.dataset_files import write_parquet
 
 TOKENIZER = load_tokenizer(None)
 
@@ -56,3 +58,12 @@ def test_more_images_than_a_batch_has_capacity_for_are_bad(make_dataset, make_co
     path = make_dataset(3)
     path.write_text(path.read_text().replace('["1.png"]', '["1.png", "2.png"]'))
     assert "2 images, more than images_per_sample 1" in check(make_config(path)).bad[0]
+
+
+def test_of_a_large_table_a_few_row_groups_are_read(tmp_path, make_config, monkeypatch):
+    read, groups = ParquetSource.read, set()
+    monkeypatch.setattr(ParquetSource, "read", lambda self, group: groups.add(group) or read(self, group))
+    path = write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": "1"}] * 12_000, rows_a_group=40)
+    summary = check(make_config(path), tokens_per_image=0)
+    assert summary.samples == 12_000 and not summary.bad
+    assert len(groups) == 16 and {0, 299} < groups

@@ -6,9 +6,19 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from hetjax.data import DataConfig, TrainData, check_dataset, eval_batches, load_tokenizer, open_train, train_data
+from hetjax.data import (
+    DataConfig,
+    TrainData,
+    check_dataset,
+    eval_batches,
+    load_tokenizer,
+    open_eval,
+    open_train,
+    train_data,
+)
+from hetjax.data.bad_samples import BadSample, StandIns
 from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer
-from hetjax.errors import DataError
+from hetjax.errors import ConfigError, DataError
 from tests.harness.dataset_files import WRITERS, write_jsonl
 
 TOKENIZER = load_tokenizer(None)
@@ -184,3 +194,28 @@ def test_many_damaged_samples_among_good_ones_are_each_named_once_and_memory_sta
     assert held[-1] - held[3] < 300 * samples
     found = len(check_dataset(str(path), config, TOKENIZER, 0).bad)
     assert found == len(damaged) if samples < 10_000 else 890 < found < 920, "of 10,000 lines spread over all"
+
+
+def test_a_share_of_sources_that_have_some_files_alike_is_refused(paths):
+    one, both = paths[0], paths[0].replace("a.jsonl", "*.json*")
+    settings = {"seq_len": 16, "batch_size": BATCH, "eval": {"share": 0.2}}
+    config = DataConfig(train=[one, both], **settings)
+    with pytest.raises(ConfigError, match=r"share .*but not all of their files"):
+        open_train(config)
+    # One file read twice holds out the same samples both times.
+    twice = DataConfig(train=[{"path": one, "name": name} for name in "ab"], **settings)
+    lines = {line.where for line in map(open_eval(twice).__getitem__, range(len(open_eval(twice))))}
+    trained = open_train(twice).joined
+    assert lines and lines.isdisjoint(trained[i].where for i in range(len(trained)))
+
+
+def test_a_stand_in_is_of_the_same_source():
+    class Numbers:
+        source = range(9)
+
+        def shifted(self, index, *, turn):
+            return BadSample(reason="bad") if index in (4, 8) else index
+
+    whole, apart = (StandIns(Numbers(), most=9, ends=ends) for ends in ((), (5, 9)))
+    assert [whole.fill(index, turn=0).sample for index in (4, 8)] == [5, 0]
+    assert [apart.fill(index, turn=0).sample for index in (4, 8, 2)] == [0, 5, 2]

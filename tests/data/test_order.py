@@ -212,3 +212,20 @@ def test_a_source_with_blocks_goes_on_as_any_other():
     whole, again = (make([60, 11], [2, 1], blocks=blocks) for _ in range(2))
     again.resume(moved(whole.state(41)), 41)
     assert [again[i] for i in range(41, 300)] == [whole[i] for i in range(41, 300)]
+
+
+def test_a_source_whose_rows_stand_in_other_row_groups_is_refused():
+    def grouped(*blocks, shuffle=True):
+        return make([40], blocks=[np.asarray(blocks)], shuffle=shuffle)
+
+    state = grouped(10, 10, 10, 10).state(20)
+    grouped(10, 10, 10, 10).resume(state, 20)
+    for other in (grouped(8, 8, 8, 8, 8), make([40])):
+        with pytest.raises(DataError, match="other row groups"):
+            other.resume(state, 20)
+    old = {"samples": 40, "shuffle": True, "seed": 0, "seen": 20, "bad": 0}
+    with pytest.raises(DataError, match="other row groups"):
+        grouped(20, 20).resume(grouped(20, 20).upgraded(old), 20)
+    # Without a shuffle their order is that of the file.
+    plain = grouped(10, 10, 10, 10, shuffle=False).state(20)
+    grouped(8, 8, 8, 8, 8, shuffle=False).resume(plain, 20)

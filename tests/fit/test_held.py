@@ -1,10 +1,12 @@
 """What devices hold action by action, from numbers that are made up."""
 
+import dataclasses
+
 import pytest
 
 from hetjax.fit.held import CROSSING, RESIDUALS, TEMPORARIES, CallBytes, LinkBytes, StageBytes, device_groups
 from hetjax.schedule import StageEdge, StageGraph, StageNode, build_schedule, check
-from hetjax.schedule.actions import Part
+from hetjax.schedule.actions import Part, offload, reload
 from hetjax.schedule.host_memory.offload import offload_modules
 
 PERSISTENT = {"master weights": 1000, "compute weights": 500, "gradients": 2000, "optimizer state": 4000, "buffers": 8}
@@ -198,3 +200,26 @@ def test_late_gradients_are_there_from_the_first_backward_on():
     plain, _ = offloaded_walk()
     assert plain["llm", "B1"].held["gradients"] == 2000
     assert plain["vision", "B0"].held["gradients"] == 600 + 2000
+
+
+def test_all_outputs_that_are_cut_lie_there_until_the_last_is():
+    nodes = (StageNode(name="a", module="a", index=0, window=4), StageNode(name="b", module="b", index=0))
+    edges = tuple(StageEdge(name=f"a.{port}->b", source="a", destination="b") for port in "xy")
+    schedule = build_schedule("1f1b", StageGraph(stages=nodes, edges=edges), 4)
+    links = {edge.name: link(port=edge.name, source=40, pieces=4, cut=CallBytes(0, 40)) for edge in edges}
+    cuts = [moment for moment in groups(schedule, links=links)[("a",)].moments if moment.action == "F0 cut"]
+    # Two outputs and the pieces of the first; then the pieces of the second as well.
+    assert [moment.held[CROSSING] + moment.held[TEMPORARIES] for moment in cuts] == [80 + 40, 80 + 80]
+
+
+@pytest.mark.parametrize(("ran", "gone"), [(0, 0), (1, 5000)])
+def test_what_leaves_is_there_until_a_program_ran_also_where_another_comes_back(ran, gone):
+    schedule = chain("gpipe", 1)
+    out, back = (make("a", Part.OPTIMIZER, None) for make in (offload, reload))
+    actions = (out, *schedule.actions[:ran], back, *schedule.actions[ran:])
+    walked = groups(dataclasses.replace(schedule, actions=actions), {"a": stage(copied=COPIED), "b": stage()})[("a",)]
+    before, at = (
+        next(each for each in walked.moments if each.action == name) for name in ("O:optimizer", "R:optimizer")
+    )
+    lasting = ("master weights", "optimizer state")
+    assert sum(before.held[part] - at.held[part] for part in lasting) == gone

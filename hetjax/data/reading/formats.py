@@ -40,9 +40,14 @@ def register_format(suffix: str, source: Callable[[Path], Source]) -> None:
     FORMATS[suffix] = source
 
 
+def files_of(path: str | Path, split: str | None = None) -> list[Path]:
+    """Return the files of a dataset: a file, a folder or a glob (see `data_files`). Raises DataError."""
+    return data_files(str(path), (*FORMATS, *_PACKED), split)
+
+
 def open_files(path: str | Path, split: str | None = None) -> list[Source]:
     """Open the files of a dataset: a file, a folder or a glob (see `data_files`). Raises DataError."""
-    files = data_files(str(path), (*FORMATS, *_PACKED), split)
+    files = files_of(path, split)
     with ThreadPoolExecutor(min(_THREADS, len(files))) as pool:
         return list(pool.map(lambda file: _open(file, split), files))
 

@@ -17,7 +17,7 @@ from hetjax.data.reading.source import Line, Source
 from hetjax.errors import DataError
 
 _BLANK = b" \t\r\n"
-_CHUNK = 1 << 20  # bytes that an element is first looked for in
+_CHUNK = 1 << 14  # bytes that an element is first looked for in
 
 
 class JsonArraySource:
@@ -93,12 +93,16 @@ def _lists(text: mmap.mmap) -> Iterator[tuple[str, int]]:
     position = text.find(b"{") + 1
     try:
         while (position := _skip(text, position)) < len(text) and text[position : position + 1] != b"}":
-            name, position = _value(text, position)
+            begin = position
+            _, position = _value(text, begin)
+            name = json.loads(text[begin:position])
+            if not isinstance(name, str):
+                return
             position = _skip(text, position) + 1  # the colon
             begin = _skip(text, position)
             value, position = _value(text, begin)
             if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-                found.append((name.encode("latin-1").decode(), begin))
+                found.append((name, begin))
             position = _skip(text, position)
             position += text[position : position + 1] == b","
     except (ValueError, RecursionError):

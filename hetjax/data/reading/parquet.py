@@ -22,6 +22,9 @@ class ParquetSource:
     So rows of one row group are best read together: `blocks` has how many rows each group has, and samples are shuffled
     so that few groups are read at a time.
 
+    Attributes:
+        version: tells the file from another that takes its place.
+
     Raises:
         DataError: pyarrow is not installed; or the file is missing, of another format, damaged or empty.
     """
@@ -30,6 +33,8 @@ class ParquetSource:
         self.path = Path(path)
         self.folder = self.path.parent
         check_signature(self.path, "Parquet")
+        status = self.path.stat()
+        self.version = (self.path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
         with self._open() as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         self.blocks = np.asarray(groups, np.int64)
@@ -75,11 +80,11 @@ class _RowGroups:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tables: collections.OrderedDict[tuple[Path, int], Any] = collections.OrderedDict()
-        self._reading: dict[tuple[Path, int], threading.Lock] = {}
+        self._tables: collections.OrderedDict[tuple[tuple[object, ...], int], Any] = collections.OrderedDict()
+        self._reading: dict[tuple[tuple[object, ...], int], threading.Lock] = {}
 
     def get(self, source: ParquetSource, group: int) -> Any:
-        key = (source.path.absolute(), group)
+        key = (source.version, group)
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)

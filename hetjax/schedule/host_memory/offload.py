@@ -29,11 +29,12 @@ def offload_modules(schedule: Schedule, modules: Collection[str]) -> Schedule:
     before: dict[int, list[Action]] = {}
     for module in dict.fromkeys(modules):
         _check_module(schedule, module)
+        count = max(schedule.count(stage.name) for stage in schedule.graph.stages if stage.module == module)
         places = [(idle, place_of_reload(schedule, idle)) for idle in idle_times(schedule, module)]
         if all(place is None for _, place in places):
             raise ScheduleError(
                 f"offload names module '{module}', of which nothing can leave the devices: by schedule "
-                f"'{schedule.name}' with {schedule.microbatches} microbatches no part of it is idle for "
+                f"'{schedule.name}' with {count} microbatches no part of it is idle for "
                 f"{LEAST_PROGRAMS} programs; leave it out, or use 'colocated' or 'gpipe' with more microbatches"
             )
         # What is needed first comes back first.

@@ -188,3 +188,11 @@ def test_an_index_is_eight_bytes_a_line_or_member(tmp_path):
     shard = write_tar(tmp_path / "a.tar", [(f"{i}.json", b'{"text": "' + b"x" * 500 + b'"}') for i in range(2000)])
     for path in (lines, shard):
         assert len(pickle.dumps(open_source(path))) < 8 * 2000 + 2000
+
+
+def test_a_parquet_file_that_takes_the_place_of_another_is_read_anew(tmp_path):
+    for answer, rows in (("old", 2), ("new", 5)):
+        write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": answer}] * rows)
+        source = open_source(tmp_path / "a.parquet")
+        assert len(source) == rows
+        assert json.loads(source[rows - 1].text)["messages"][-1]["content"] == answer

@@ -182,3 +182,11 @@ def test_a_damaged_parquet_file_is_one_error(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a\.parquet' cannot be read: .*; get it anew"):
         open_source(path)
+
+
+def test_a_list_may_have_any_name_and_an_object_with_other_keys_is_a_line(tmp_path):
+    sample = json.dumps({"prompt": "?", "completion": "1"})
+    (tmp_path / "a.json").write_text(json.dumps({"数据": [json.loads(sample)] * 3}))
+    assert len(open_source(tmp_path / "a.json")) == 3
+    (tmp_path / "b.json").write_text(f'{{"a": [{sample}], 5: [{sample}]}}')
+    assert len(open_source(tmp_path / "b.json")) == 1  # a line, which is bad
