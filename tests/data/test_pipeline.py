@@ -142,7 +142,7 @@ def test_a_stream_without_an_end_repeats(make_dataset, make_config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sources": {"any": [9, 0]}}, "samples is 9 in the saved state and 10"),
+        ({"sources": {"any": [9, 0, 0]}}, "samples is 9 in the saved state and 10"),
         ({"seed": 5}, "seed is 5"),
         ({"shuffle": False}, "shuffle is False"),
         ({"seen": 21}, "epochs=2 end after 20"),
