@@ -23,6 +23,8 @@ _FORMATS = (
     "webp_pipe"
 )
 _CONTAINER_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+# Tags that are no UTF-8 must not fail; from PyAV 19 on they never do.
+_TAGS = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _FORMATS_WITH_LENGTH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "wv", "tta"}
 """Formats whose header gives the length; for others FFmpeg guesses it."""
 INEXACT = Fraction(1, 4)
@@ -39,7 +41,7 @@ def open_container(file: BinaryIO, what: str) -> Iterator[InputContainer]:
     """
     file.seek(0)
     try:
-        with av.open(file, metadata_errors="replace", container_options=_CONTAINER_OPTIONS) as container:
+        with av.open(file, container_options=_CONTAINER_OPTIONS, **_TAGS) as container:
             yield container
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, DataError):
