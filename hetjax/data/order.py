@@ -155,16 +155,18 @@ class SampleOrder:
 
     def _groups(self, name: str) -> int:
         """Return a checksum of the blocks in which samples of a source are shuffled; 0 where all are together."""
+        return zlib.crc32(np.asarray(self._blocks[name], "<i8").tobytes()) if self._is_grouped(name) else 0
+
+    def _is_grouped(self, name: str) -> bool:
         blocks = self._blocks[name]
-        is_grouped = self._shuffle and blocks is not None and len(blocks) > 1
-        return zlib.crc32(np.asarray(blocks, "<i8").tobytes()) if is_grouped else 0
+        return self._shuffle and blocks is not None and len(blocks) > 1
 
     def _source_orders(self) -> dict[str, grain.MapDataset | BlockShuffle]:
         return {name: self._source_order(name) for name in self._names}
 
     def _source_order(self, name: str) -> grain.MapDataset | BlockShuffle:
         seed = spread(self._seed, self._numbers[name])
-        if self._groups(name):
+        if self._is_grouped(name):
             return BlockShuffle(self._blocks[name], seed=seed)
         order = grain.MapDataset.range(self._samples[name])
         if self._shuffle:

@@ -8,14 +8,13 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from hetjax.schedule import Kind, Schedule, StageEdge
-from hetjax.schedule.actions import HOST_COPIES, Action, Part
+from hetjax.schedule.actions import ENDS_MICROBATCH, HOST_COPIES, Action, Part
 
 PERSISTENT = ("master weights", "compute weights", "gradients", "optimizer state", "buffers")
 """What a stage holds all step long."""
 RESIDUALS, CROSSING = "residuals", "batch and boundaries"
 """What waits for a program: kept between a forward and its backward; of the batch, or on its way between stages."""
 TEMPORARIES = "temporaries and new outputs"
-_READS_GRADIENTS = (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
 PARTS = (*PERSISTENT, RESIDUALS, CROSSING, TEMPORARIES)
 """What a device's memory goes to, as reports list it."""
 
@@ -219,7 +218,7 @@ class _Walk:
     def _program(self, action: Action) -> Iterator[Moment]:
         name = action.stage
         own, graph = self.stages[name], self.schedule.graph
-        if own.late_gradients and action.kind in _READS_GRADIENTS and self.left[name] == self.schedule.count(name):
+        if own.late_gradients and action.kind in ENDS_MICROBATCH and self.left[name] == self.schedule.count(name):
             yield from self._call(name, "zeros", "zeros")
             self.held["gradients"] += own.persistent["gradients"]
         yield self._moment(name, str(action), own.calls.get(action.kind.value, NOTHING).total)
@@ -245,7 +244,7 @@ class _Walk:
                 self.held[RESIDUALS] -= own.pending
             case Kind.UPDATE:
                 self.held["gradients"] -= own.reduced
-        if action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT):
+        if action.kind in ENDS_MICROBATCH:
             self.left[name] -= 1
             if not self.left[name]:
                 yield from self._call(name, "reduce", "reduce")

@@ -61,6 +61,7 @@ def test_more_images_than_a_batch_has_capacity_for_are_bad(make_dataset, make_co
 
 
 def test_of_a_large_table_a_few_row_groups_are_read(tmp_path, make_config, monkeypatch):
+    pytest.importorskip("pyarrow")
     read, groups = ParquetSource.read, set()
     monkeypatch.setattr(ParquetSource, "read", lambda self, group: groups.add(group) or read(self, group))
     path = write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": "1"}] * 12_000, rows_a_group=40)

@@ -63,8 +63,8 @@ class _Maker(NamedTuple):
     slices: int
 
 
-def largest_arrays(program: ProgramText, count: int | None = None) -> list[MadeArrays]:
-    """Return the `count` largest of the arrays that a program makes in memory, or all, the largest first.
+def largest_arrays(program: ProgramText) -> list[MadeArrays]:
+    """Return the arrays that a program makes in memory, the largest first.
 
     Results inside of fusions never reach memory and are left out, as are views, arguments and what the host holds.
     What is updated in place counts where it is updated as well as where it is first made.
@@ -76,7 +76,7 @@ def largest_arrays(program: ProgramText, count: int | None = None) -> list[MadeA
         for instruction in computation.instructions:
             for shape, slices in _made(program, computation, instruction):
                 makers.setdefault(shape, []).append(_Maker(computation, instruction, slices))
-    largest = sorted(makers, key=lambda shape: (-shape.bytes, str(shape)))[:count]
+    largest = sorted(makers, key=lambda shape: (-shape.bytes, str(shape)))
     return [_gathered(program, counts, shape, makers[shape]) for shape in largest]
 
 

@@ -10,7 +10,7 @@ import soundfile
 from jaxtyping import Float32
 
 from hetjax.data.media.audio_track import read_track
-from hetjax.data.media.file_structure import damage
+from hetjax.data.media.file_structure import refuse_damaged
 from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.media_file import Source, named, open_media
 from hetjax.data.media.resampling import resampled
@@ -34,9 +34,7 @@ def read_audio(source: Source, limits: MediaLimits | None = None) -> Float32[np.
     """
     what, limits = named("audio", source), limits or MediaLimits()
     with open_media(source, "audio") as file:
-        wrong = damage(file)
-        if wrong:
-            raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
+        refuse_damaged(file, what)
         try:
             opened = soundfile.SoundFile(file)
         except soundfile.LibsndfileError:

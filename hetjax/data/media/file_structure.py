@@ -18,10 +18,22 @@ from typing import BinaryIO, NamedTuple
 from hetjax.data.media.mpeg_audio import mpeg_audio_damage
 from hetjax.data.media.ogg_pages import ogg_damage
 from hetjax.data.media.stream_structure import adts_damage, flv_damage, program_damage, transport_damage
+from hetjax.errors import DataError
 
 _BLOCK = 1 << 20  # bytes read at a time
 _UNKNOWN = {0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF}
 """What programs write as the length of audio that they cannot know yet."""
+
+
+def refuse_damaged(file: BinaryIO, what: str) -> None:
+    """Raise DataError, which `what` opens, where `damage` finds something wrong with a file."""
+    refuse_if(damage(file), what)
+
+
+def refuse_if(wrong: str | None, what: str) -> None:
+    """Raise DataError, which `what` opens, where something is wrong with a file."""
+    if wrong:
+        raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
 
 
 def damage(file: BinaryIO) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from hetjax.data.media.file_structure import damage, without_broken_extras
+from hetjax.data.media.file_structure import refuse_damaged, refuse_if, without_broken_extras
 from hetjax.data.media.jpeg_segments import jpeg_damage
 from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.media_file import Source, named, open_media
@@ -37,12 +37,13 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
         limits = limits or MediaLimits()
         size = file.seek(0, os.SEEK_END)
         limits.check(what, "image_pixels", size // _MOST_BYTES, f"{size:,} bytes, {_MOST_BYTES} or more a pixel")
-        _refuse(what, damage(file))
+        refuse_damaged(file, what)
         try:
             with Image.open(without_broken_extras(file), formats=_known_formats()) as image:
                 words = f"{image.width} x {image.height} pixels"
                 limits.check(what, "image_pixels", image.width * image.height, words)
-                _refuse(what, jpeg_damage(file) if image.format in ("JPEG", "MPO") else None)
+                if image.format in ("JPEG", "MPO"):
+                    refuse_if(jpeg_damage(file), what)
                 image.load()
                 return _rgb(upright_image(image)).copy()
         except DataError:
@@ -54,11 +55,6 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
 def read_image(source: Source, limits: MediaLimits | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return the pixels of an image, as `open_image` reads it. Raises DataError."""
     return np.asarray(open_image(source, limits))
-
-
-def _refuse(what: str, wrong: str | None) -> None:
-    if wrong:
-        raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
 
 
 def _known_formats() -> list[str]:

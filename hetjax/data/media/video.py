@@ -9,12 +9,11 @@ from jaxtyping import Float32, UInt8
 
 from hetjax.data.media.audio_track import read_track
 from hetjax.data.media.ffmpeg import open_container
-from hetjax.data.media.file_structure import damage
+from hetjax.data.media.file_structure import refuse_damaged
 from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.media_file import Source, named, open_media
 from hetjax.data.media.video_frames import plan_of, take_frames
 from hetjax.data.media.video_sampling import VideoSampling
-from hetjax.errors import DataError
 
 # F sampled frames · H, W pixels · L samples of audio
 
@@ -48,9 +47,7 @@ def read_video(
     """
     what, limits = named("video", source), limits or MediaLimits()
     with open_media(source, "video") as file:
-        wrong = damage(file)
-        if wrong:
-            raise DataError(f"{what} cannot be decoded: {wrong}; replace the file or remove its line")
+        refuse_damaged(file, what)
         with open_container(file, what) as container:
             plan = plan_of(container, sampling, what, limits)
         with open_container(file, what) as container:

@@ -65,6 +65,11 @@ def likely(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def without(sample: Mapping[str, object], *keys: str) -> dict[str, object]:
+    """Return a sample without these keys."""
+    return {key: value for key, value in sample.items() if key not in keys}
+
+
 def _column(record: Mapping[str, object], name: str) -> object:
     if name in record:
         return record[name]

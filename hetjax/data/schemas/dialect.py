@@ -8,13 +8,12 @@ from pathlib import Path
 
 from hetjax.data.media.held_media import HeldMedia
 from hetjax.data.reading import Line, MediaFolder, Source
-from hetjax.data.schemas.columns import KEYS, Columns, likely, mapped
+from hetjax.data.schemas.columns import KEYS, Columns, likely, mapped, without
 from hetjax.data.schemas.instructions import as_turns
-from hetjax.data.schemas.media_values import NamedMedia, kind_of
+from hetjax.data.schemas.media_values import LISTS, NamedMedia, kind_of
 from hetjax.data.schemas.turns import as_message
 from hetjax.errors import DataError
 
-_FILES = ("images", "videos", "audios")
 _MAIN = ("messages", "conversations", "instruction", "prompt", "question", "text")
 # Keys of published datasets that say where a sample is from, and nothing of what it is.
 ABOUT = (
@@ -57,7 +56,7 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore:
     if columns is not None:
         sample = mapped(sample, columns, line.where)
     media = NamedMedia(line.media, line.where)
-    made = _in_dialect(_without(sample, *ignore) if ignore else sample, media, line.where)
+    made = _in_dialect(without(sample, *ignore) if ignore else sample, media, line.where)
     unchanged = made is record and isinstance(line.text, bytes)
     try:
         text = line.text if unchanged else json.dumps(made, default=_no_json).encode()
@@ -83,15 +82,15 @@ def _in_dialect(sample: Mapping[str, object], media: NamedMedia, where: str) -> 
     sample = _with_members(sample, media)
     native = "messages" in sample
     if native and any(key in ABOUT for key in sample):
-        sample = _without(sample, *ABOUT)
-    turns, left = (sample["messages"], _without(sample, "messages")) if native else _turns(sample, where)
+        sample = without(sample, *ABOUT)
+    turns, left = (sample["messages"], without(sample, "messages")) if native else _turns(sample, where)
     messages = turns
     if isinstance(turns, list | tuple):
         messages = [as_message(turn, i, media, where) for i, turn in enumerate(turns)]
         if all(new is old for new, old in zip(messages, turns, strict=True)):
             messages = turns
     if native:
-        files = {key: value for key, value in left.items() if key in _FILES and not _are_names(value)}
+        files = {key: value for key, value in left.items() if key in LISTS and not _are_names(value)}
         named = {key: media.names(value, key) for key, value in files.items()}
         tools = {"tools": _tools(left["tools"], where)} if isinstance(left.get("tools"), str) else {}
         if messages is turns and not named and not tools:
@@ -106,7 +105,7 @@ def _turns(sample: Mapping[str, object], where: str) -> tuple[object, dict[str, 
     """Return the turns of a sample without "messages", and what else it has."""
     for key in ("conversations", "conversation"):
         if key in sample:
-            return sample[key], _without(sample, key)
+            return sample[key], without(sample, key)
     found = as_turns(sample, where)
     if found is None:
         close = next((words for key in sample if (words := likely(str(key), _MAIN))), "")
@@ -121,8 +120,8 @@ def _others(left: Mapping[str, object], media: NamedMedia, where: str) -> dict[s
     """Return what a sample has beside its turns, in the dialect; keys that only tell about it are left out."""
     made: dict[str, object] = {}
     for key, value in left.items():
-        if key in _FILES or f"{key}s" in _FILES:
-            made.setdefault(key if key in _FILES else f"{key}s", []).extend(media.names(value, key))
+        if key in LISTS or f"{key}s" in LISTS:
+            made.setdefault(key if key in LISTS else f"{key}s", []).extend(media.names(value, key))
         elif key == "tools":
             made[key] = _tools(value, where) if isinstance(value, str) else value
         elif key not in ABOUT:
@@ -143,7 +142,7 @@ def _with_members(sample: Mapping[str, object], media: NamedMedia) -> Mapping[st
     }
     if not members:
         return sample
-    listed = _without(sample, *members)
+    listed = without(sample, *members)
     lists: dict[str, list[str]] = {}
     for key in members:
         kind = kind_of(key)
@@ -174,10 +173,6 @@ def _tools(value: str, where: str) -> object:
         return json.loads(value) if value.strip() else []
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: 'tools' must be JSON: {error}") from error
-
-
-def _without(sample: Mapping[str, object], *keys: str) -> dict[str, object]:
-    return {key: value for key, value in sample.items() if key not in keys}
 
 
 def _no_json(value: object) -> object:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from hetjax.data.schemas.columns import likely
+from hetjax.data.schemas.columns import likely, without
+from hetjax.data.schemas.media_values import KINDS, LISTS
 from hetjax.errors import DataError
 
 _ANSWERS = {"prompt": ("completion", "response", "answer", "output"), "question": ("answer", "response", "output")}
 _TEXTS = ("text", "txt", "caption")
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class Turns(NamedTuple):
@@ -35,7 +35,7 @@ def as_turns(sample: Mapping[str, object], where: str) -> Turns | None:
             if answer is None:
                 raise _missing(answers, sample, where)
             turns = [*_said("user", sample[question]), *_said("assistant", sample[answer])]
-            return Turns(turns, _without(sample, question, answer))
+            return Turns(turns, without(sample, question, answer))
     for name in _TEXTS:
         if name in sample:
             return _text(sample, name, where)
@@ -56,17 +56,17 @@ def _alpaca(sample: Mapping[str, object], where: str) -> Turns:
     if sample.get("input"):
         asked = f"{asked}\n{sample['input']}"
     turns += [*_said("user", asked), *_said("assistant", sample[answer])]
-    return Turns(turns, _without(sample, "instruction", "input", "history", answer))
+    return Turns(turns, without(sample, "instruction", "input", "history", answer))
 
 
 def _text(sample: Mapping[str, object], name: str, where: str) -> Turns:
-    text, has_media = sample[name], any(sample.get(key) for key in _MEDIA)
-    if has_media and isinstance(text, str) and any(f"<{kind}>" in text for kind in ("image", "video", "audio")):
+    text, has_media = sample[name], any(sample.get(key) for key in (*KINDS, *LISTS))
+    if has_media and isinstance(text, str) and any(f"<{kind}>" in text for kind in KINDS):
         raise DataError(
             f"{where}: '{name}' has marks of media between its words; write it as messages whose user's turns have them"
         )
     return Turns(
-        [*([{"role": "user", "content": ""}] if has_media else []), *_said("assistant", text)], _without(sample, name)
+        [*([{"role": "user", "content": ""}] if has_media else []), *_said("assistant", text)], without(sample, name)
     )
 
 
@@ -79,10 +79,6 @@ def _said(role: str, value: object) -> list[object]:
     ):
         return list(value)
     return [{"role": role, "content": value}]
-
-
-def _without(sample: Mapping[str, object], *keys: str) -> dict[str, object]:
-    return {key: value for key, value in sample.items() if key not in keys}
 
 
 def _missing(wanted: tuple[str, ...], sample: Mapping[str, object], where: str) -> DataError:

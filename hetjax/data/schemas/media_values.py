@@ -17,6 +17,10 @@ SUFFIXES = {
 }
 """Suffixes of files by the kind of media that they are taken for where nothing else says it."""
 
+KINDS = tuple(SUFFIXES)
+LISTS = tuple(f"{kind}s" for kind in KINDS)
+"""The keys of a sample that hold several media of a kind."""
+
 
 class NamedMedia:
     """The media of one sample by name; those without a name get one.

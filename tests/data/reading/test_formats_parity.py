@@ -191,6 +191,7 @@ def test_an_index_is_eight_bytes_a_line_or_member(tmp_path):
 
 
 def test_a_parquet_file_that_takes_the_place_of_another_is_read_anew(tmp_path):
+    pytest.importorskip("pyarrow")
     for answer, rows in (("old", 2), ("new", 5)):
         write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": answer}] * rows)
         source = open_source(tmp_path / "a.parquet")
