@@ -87,7 +87,7 @@ def parse_conversation(line: str | bytes, *, where: str, folder: Path, ignore: C
         DataError: not such an object, or the number of marks and images differ; the message opens with `where`.
     """
     try:
-        record = json.loads(line)
+        record = line if isinstance(line, dict) else json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a line of JSON: {error}") from error
     if not isinstance(record, dict):

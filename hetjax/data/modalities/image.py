@@ -31,6 +31,7 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
     name = "image"
     placeholder = VISION
     resources = (Resource("image_rows", "rows of images", "processor.image_rows"),)
+    suffixes = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
     shares_context = True
 
     def __init__(self, config: ProcessorConfig, encoder: object | None):

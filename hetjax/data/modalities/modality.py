@@ -128,6 +128,7 @@ class Modality(abc.ABC, Generic[Raw]):
         name: type of its parts in a message, its mark "<NAME>" in a text, and its list "NAMEs" in a line of a dataset.
         placeholder: its tokens in a prompt; modalities that share an encoder share it.
         resources: the amounts that it takes of a row; the first one is 0 where the settings take no media of this kind.
+        suffixes: suffixes of the names of files that are taken for media of this kind where nothing else says it.
         shares_context: whether the size of its media depends on what is left of the context; it is prepared last.
 
     Attributes:
@@ -147,6 +148,7 @@ class Modality(abc.ABC, Generic[Raw]):
     name: ClassVar[str]
     placeholder: ClassVar[Placeholder]
     resources: ClassVar[tuple[Resource, ...]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
     shares_context: ClassVar[bool] = False
 
     capacity: Mapping[str, int]
