@@ -166,6 +166,12 @@ class Modality(abc.ABC, Generic[Raw]):
         return encoder is not None
 
     @classmethod
+    def for_encoder(cls, encoder: object | None) -> type[Modality]:
+        """Return the class that prepares media of this kind for an encoder of this config: this one, or another."""
+        del encoder
+        return cls
+
+    @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
         """Return the edges from the encoder into the language model."""
         del encoder
@@ -191,6 +197,11 @@ class Modality(abc.ABC, Generic[Raw]):
     @abc.abstractmethod
     def prepare(self, media: Sequence[Raw], budget: Budget) -> list[PromptPart]:
         """Prepare all media of this kind in a sample, one part each. Raises DataError."""
+
+    def moved(self, array: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return an array of a medium, changed at random for one turn of training (`processor.max_shift`)."""
+        del random
+        return array
 
     @abc.abstractmethod
     def shapes(self) -> dict[str, ArraySpec]:

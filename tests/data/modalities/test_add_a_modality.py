@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from hetjax import ModuleGraph
-from hetjax.data import DataConfig, Line, train_data
+from hetjax.data import DataConfig, Line, SampleLoader, TrainData
 from hetjax.data.chat import (
     ChatTemplate,
     Processor,
     ProcessorConfig,
-    load_omni_tokenizer,
+    load_tokenizer,
     make_arrays,
     parse_line,
     parse_messages,
@@ -125,7 +125,7 @@ MAPS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 def make_processor(maps=2, seq_len=160, **others):
     config = ProcessorConfig(others={"depth": {"maps": maps, **others}})
     encoders = {"depth": ENCODER}
-    return Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=seq_len, encoders=encoders)
+    return Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=seq_len, encoders=encoders)
 
 
 def chat(*maps, text="How far?"):
@@ -172,7 +172,7 @@ def test_files_of_a_dataset_and_their_marks(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": messages, "depths": ["a.npy"]}) + "\n")
     processor = make_processor()
     config = DataConfig(train=str(tmp_path / "train.jsonl"), seq_len=160, batch_size=1, workers=0)
-    batch = next(train_data(config, None, 0, None, processor))
+    batch = next(TrainData(SampleLoader(config, processor)))
     np.testing.assert_array_equal(batch.arrays["depth"]["maps"][0, 0], MAPS[0])
 
 
@@ -197,9 +197,9 @@ def test_every_schema_knows_it(record):
 
 
 def test_the_sizes_of_one_prompt_are_those_that_it_takes():
-    config = unlimited(ProcessorConfig(others={"depth": {"side": 4}}), ["depth"])
-    processor = Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=1000, encoders={"depth": ENCODER})
-    fitted = just_enough(config, processor.sample(chat(*MAPS)))
+    config = unlimited(ProcessorConfig(others={"depth": {"side": 4}}), ["depth"], {"depth": ENCODER})
+    processor = Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=1000, encoders={"depth": ENCODER})
+    fitted = just_enough(config, processor.sample(chat(*MAPS)), {"depth": ENCODER})
     assert fitted.others == {"depth": {"side": 4, "maps": 3}}
 
 
@@ -220,4 +220,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(
         ConfigError, match=r"processor.others names smell; the modalities are image, video, audio, depth"
     ):
-        Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=9, encoders={})
+        Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=9, encoders={})
