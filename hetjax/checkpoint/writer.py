@@ -16,7 +16,6 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.multihost import sync_global_processes
 
-from hetjax.checkpoint.description import DESCRIPTION_FILE
 from hetjax.checkpoint.folder import DONE, CheckpointFolder
 from hetjax.checkpoint.items import Item, Saved, Tree
 from hetjax.errors import CheckpointError
@@ -105,16 +104,14 @@ class Write:
         finally:
             self._copied.set()
             _finish(writing)
+        self._folder.sum_own_files(self.step, jax.process_index())
         self._folder.report(self.step, jax.process_index(), DONE)
 
     def _complete(self) -> None:
         self._await("all processes to write", self._all_have_written)
         for item in self._items.values():
             item.merge()
-        path = self._folder.partial_item(self.step, DESCRIPTION_FILE)
-        path.parent.mkdir()
-        path.write_text(self._description)
-        self._folder.commit(self.step)
+        self._folder.commit(self.step, self._description)
         self._folder.keep_newest(self._keep)
 
     def _all_have_written(self) -> bool:
