@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hetjax.checkpoint.checksums import CHECKSUMS_FILE, Checksum, checksums_of, files_in, from_text, to_text
@@ -100,22 +100,24 @@ class CheckpointFolder:
         own = [str(path.relative_to(root)) for path in root.glob(f"*/ocdbt.process_{process}/**/*") if path.is_file()]
         (self._partial(step) / "checksums" / str(process)).write_text(to_text(checksums_of(root, own)))
 
-    def commit(self, step: int, description: str) -> None:
+    def commit(self, step: int, texts: Mapping[str, str]) -> None:
         """Turn the partial folder, whose items are all written, into the checkpoint of its step.
 
-        Adds its description and the checksums of all its files; what no process has summed is read here. All of
-        that is on the disk when the checkpoint appears, and so is its name when this returns.
+        Adds files of text, by their path in it, and the checksums of all its files; what no process has summed is read
+        here. All of that is on the disk when the checkpoint appears, and so is its name when this returns.
         """
         root = self._partial(step) / "checkpoint"
-        (root / DESCRIPTION_FILE).parent.mkdir()
-        (root / DESCRIPTION_FILE).write_text(description)
+        for name, text in texts.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(text)
         sums: dict[str, Checksum] = {}
         for summed in (self._partial(step) / "checksums").iterdir():
             sums |= from_text(summed.read_text())
         sums |= checksums_of(root, [file for file in files_in(root) if file not in sums])
         (root / CHECKSUMS_FILE).write_text(to_text(sums))
-        for path in (root / DESCRIPTION_FILE, (root / DESCRIPTION_FILE).parent, root / CHECKSUMS_FILE, root):
-            _flush(path)
+        for name in (*texts, CHECKSUMS_FILE):
+            _flush(root / name)
+            _flush((root / name).parent)
         os.rename(root, self.path(step))
         _flush(self.directory)
         shutil.rmtree(self._partial(step))

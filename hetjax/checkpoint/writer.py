@@ -16,8 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.multihost import sync_global_processes
 
+from hetjax.checkpoint.description import DESCRIPTION_FILE
 from hetjax.checkpoint.folder import DONE, CheckpointFolder
-from hetjax.checkpoint.items import Item, Saved, Tree
+from hetjax.checkpoint.items import ITEM_TYPES_FILE, Item, Saved, Tree, item_types
 from hetjax.errors import CheckpointError
 
 TIME_LIMIT_S = 600.0
@@ -111,7 +112,8 @@ class Write:
         self._await("all processes to write", self._all_have_written)
         for item in self._items.values():
             item.merge()
-        self._folder.commit(self.step, self._description)
+        texts = {DESCRIPTION_FILE: self._description, ITEM_TYPES_FILE: item_types(self._items)}
+        self._folder.commit(self.step, texts)
         self._folder.keep_newest(self._keep)
 
     def _all_have_written(self) -> bool:

@@ -10,10 +10,10 @@ from typing import TypeAlias
 import yaml
 
 from hetjax.checkpoint.array_files import write_array, write_metadata
-from hetjax.checkpoint.description import Description, describe_module
+from hetjax.checkpoint.description import DESCRIPTION_FILE, Description, describe_module
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.huggingface.other_files import copy_other_files
-from hetjax.checkpoint.items import place_in_item
+from hetjax.checkpoint.items import ITEM_TYPES_FILE, item_types, place_in_item
 from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
@@ -79,7 +79,11 @@ def import_from_huggingface(
     )
     model = {module: dataclasses.asdict(config) for module, config in source.configs.items()}
     (folder.directory / MODEL_SETTINGS).write_text(yaml.safe_dump({"model": _without_tuples(model)}, sort_keys=False))
-    folder.commit(0, description.to_json())
+    texts = {
+        DESCRIPTION_FILE: description.to_json(),
+        ITEM_TYPES_FILE: item_types(f"{module}.weights" for module in modules),
+    }
+    folder.commit(0, texts)
     arrays = [info for kinds in modules.values() for found in kinds.values() for info in found.values()]
     return ImportReport(
         family=source.family.name,
