@@ -37,6 +37,7 @@ from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
+from hetjax.training.run_folder import RunFolder, own_folder
 
 # T steps
 
@@ -59,6 +60,7 @@ class Parts:
     """The parts of a training run.
 
     Attributes:
+        folder: The run's folder, which the job owns.
         language: Tokenizer and processor.
         trainer: Runs the steps.
         generator: Answers the held-out questions, on the meshes of training.
@@ -69,6 +71,7 @@ class Parts:
         learning_rates: The learning rate of every step, for the metrics.
     """
 
+    folder: RunFolder
     language: Language
     trainer: Trainer
     generator: Generator
@@ -113,11 +116,11 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         nested = dict.fromkeys(stage.module for stage in trainer.stages if stage.nests_layers)
         aside = f"; not for the layers of {', '.join(nested)}" if nested else ""
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
-    directory = Path(config.directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(Path(config.directory), is_main=job.is_main)
     generator = _build_generator(trainer, config.eval, language.tokenizer)
     prompts = prompt_shapes(config.data, config.model, config.eval.batch_size) if config.data.eval else None
     parts = Parts(
+        folder=folder,
         language=language,
         trainer=trainer,
         generator=generator,
@@ -130,7 +133,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
             language.processor,
         ),
         held_out=None if config.data.eval is None else open_eval(config.data),
-        checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
+        checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
     )
@@ -141,6 +144,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         with job.unlimited("closing"):
             parts.data.close()
             parts.checkpoints.close()
+            parts.folder.close()
 
 
 def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console) -> Progress:
