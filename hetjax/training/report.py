@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Float
 from rich.console import Console
 
+from hetjax.cluster.exit_codes import STOPPED
 from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import DivergenceError
@@ -130,7 +131,7 @@ class Reporter:
             draw_loss(steps, self._folder.path / "loss.png", title=self._name)
         if step < self._steps:
             self._console.print(f"stopped after step {step}; run the same command to go on")
-            raise SystemExit(130)
+            raise SystemExit(STOPPED)
         self._console.print(f"done: metrics, curves and checkpoints are in {self._folder.path}")
         return steps[-1] if steps else {}
 
