@@ -22,6 +22,7 @@ from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
+from hetjax.training.resume import SETTINGS_FILE
 from hetjax.training.run_folder import RunFolder
 
 
@@ -43,13 +44,13 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
         console = console_of_process(job, config, console)
         with open_parts(config, resolved, job, console) as parts:
             # Restored before anything is compiled: a checkpoint that does not fit is reported at once.
-            progress = first_progress(parts, config, job, console)
+            progress = first_progress(parts, config, resolved, job, console)
             if progress.state.step >= config.steps:
                 return _nothing_to_do(config, parts.folder, progress, console)
             compile_programs(parts, config, job, console)
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
-                (parts.folder.path / "config.yaml").write_text(resolved)
+                (parts.folder.path / SETTINGS_FILE).write_text(resolved)
             with contextlib.closing(Reporter(config, job, parts.folder, console, done=progress.state.step)) as reporter:
                 return _to_the_end(Run(config, job, parts, progress, reporter))
 

@@ -37,6 +37,7 @@ from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
+from hetjax.training.resume import start_or_resume
 from hetjax.training.run_folder import RunFolder, own_folder
 
 # T steps
@@ -147,11 +148,16 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
             parts.folder.close()
 
 
-def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console) -> Progress:
+def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, console: Console) -> Progress:
     """Restore the newest checkpoint of the run's folder, or make a fresh state where it has none.
 
-    Raises CheckpointError or ConfigError for a checkpoint or weights that do not fit the model.
+    Raises CheckpointError or ConfigError for a checkpoint or weights that do not fit the model, and for settings that
+    are not those of the run.
     """
+    if job.is_main:
+        for line in start_or_resume(parts.folder, resolved, config.resume, overwrite=config.overwrite):
+            console.print(line)
+    job.agree("decision to resume", "")  # nobody looks for checkpoints before those to overwrite are gone
     step = parts.checkpoints.latest_step()
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):

@@ -98,7 +98,7 @@ class Reporter:
         if not all(map(math.isfinite, numbers.values())):
             raise DivergenceError(
                 f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
-                "lower optimizer.learning_rate or max_grad_norm; the same command goes on from the last checkpoint"
+                "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
             )
         now = time.perf_counter()
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
