@@ -24,8 +24,8 @@ FREE = (
     "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
-rounding of sums, or concern what is measured and kept. `warm_start` is read at the beginning alone. Files of `data.train`
-may have moved: the stream of samples compares its sources itself."""
+rounding of sums, or concern what is measured and kept. `warm_start` is read at the beginning alone. Files of
+`data.train` may have moved: the stream of samples compares its sources itself."""
 
 _SILENT = ("name", "run_dir", "resume", "overwrite")
 
