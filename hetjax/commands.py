@@ -58,6 +58,8 @@ TOOLS = {
     "boundary": Tool("hetjax.tools.boundary", "boundary"),
     "fit": Tool("hetjax.tools.target.fit", "fit"),
     "convert": Tool("hetjax.tools.convert", "convert"),
+    "checkpoint verify": Tool("hetjax.tools.checkpoint", "verify"),
+    "checkpoint inspect": Tool("hetjax.tools.checkpoint", "inspect"),
     "generate": Tool("hetjax.tools.generate", "generate"),
     "data inspect": Tool("hetjax.tools.inspect_data", "inspect_data"),
     "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),
@@ -71,6 +73,7 @@ TOOLS = {
     "bench model": Tool("hetjax.tools.bench.model", "bench_model"),
 }
 GROUPS = {
+    "checkpoint": "Look at the checkpoints of a run.",
     "data": "Look at the data of a run.",
     "demo-data": "Make data to try the trainer on.",
     "bench": "Measure speed on this machine.",

@@ -45,5 +45,9 @@ class CheckpointError(HetjaxError):
     """A checkpoint is missing, of another model, or cannot be written."""
 
 
+class RunFolderError(HetjaxError):
+    """The folder of a run belongs to another job, or is gone."""
+
+
 class ClusterError(HetjaxError):
     """The processes of a job cannot find each other, or do not run the same."""

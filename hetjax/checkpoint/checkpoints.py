@@ -18,9 +18,11 @@ from hetjax.checkpoint.description import (
     describe_module,
 )
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.checkpoint.integrity import Integrity
 from hetjax.checkpoint.items import Saved, Tree, item_arrays, item_trees, place_in_item, read_item
 from hetjax.checkpoint.layer_slices import read_slices
-from hetjax.checkpoint.writer import Write, reason
+from hetjax.checkpoint.writer import TIME_LIMIT_S, Write, reason
+from hetjax.cluster.agree import gather
 from hetjax.errors import CheckpointError, ConfigError
 from hetjax.models.json_values import Json
 from hetjax.state.module_state import JoinedArrays, Kind, StateArrays, find_state, join_state, split_state
@@ -68,7 +70,7 @@ class Checkpoints:
 
         Raises CheckpointError for an unreadable folder.
         """
-        with _failing(f"cannot list the checkpoints in {self.directory}", "give a folder that can be read"):
+        with self._listing():
             return max(self._folder.steps(), default=None)
 
     def save(self, state: TrainState, extra: Mapping[str, Json]) -> None:
@@ -115,34 +117,81 @@ class Checkpoints:
         self.wait()
 
     def restore(self) -> tuple[TrainState, Mapping[str, Json]]:
-        """Return the state and `extra` of the newest complete checkpoint, bit for bit, on the trainer's placement.
+        """Return the state and `extra` of the newest whole checkpoint, bit for bit, on the trainer's placement.
 
-        A process gets the stages that it runs, and reads no more than they need. A module that was
-        frozen then and trains now, or the reverse, has its weights cast to their dtype now and its
-        optimizer state fresh or dropped, which is logged as a warning.
+        A process gets the stages that it runs, and reads no more than they need, beside its share of the files, whose
+        checksums it compares. A damaged checkpoint is renamed to "STEP.damaged" and the one before is restored, which
+        is logged as a warning. A module that was frozen then and trains now, or the reverse, has its weights cast to
+        their dtype now and its optimizer state fresh or dropped, which is logged as well.
 
-        Raises CheckpointError when there is no checkpoint, or it is damaged or of another model.
+        Raises CheckpointError when there is no checkpoint, none is whole, or it is of another model.
         """
         self.wait()
-        step = self.latest_step()
-        if step is None:
+        with self._listing():
+            steps, incomplete = self._folder.steps(), self._folder.incomplete()
+        if incomplete:
+            _log.warning("%s: no checkpoints, without a description: %s", self.directory, ", ".join(incomplete))
+        damaged: dict[int, str] = {}
+        for step in reversed(steps):
+            integrity = Integrity(self._folder.path(step))
+            damage = _of_any_process(integrity.start())
+            restored = self._restore(step, integrity) if damage is None else damage
+            if not isinstance(restored, str):
+                self._set_aside(damaged)
+                self._step = step
+                return restored
+            damaged[step] = restored
+        if not steps:
             raise CheckpointError(f"there is no checkpoint in {self.directory}; train first, or give another run_dir")
+        # They stay where they are: without them the same command would begin anew, over what the run has logged.
+        listed = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
+        raise CheckpointError(
+            f"every checkpoint in {self.directory} is damaged ({listed}); put back copies, or give another run_dir"
+        )
+
+    def _restore(self, step: int, integrity: Integrity) -> tuple[TrainState, Mapping[str, Json]] | str:
+        """Return a checkpoint, or how it is damaged. Raises CheckpointError as `restore` does."""
         name = f"the checkpoint of step {step} in {self.directory}"
+        if not integrity.is_known:
+            _log.warning("%s has no checksums, as an earlier version wrote it: damage would not be found", name)
         with self._reading(step):
             text = self._folder.item(step, DESCRIPTION_FILE).read_text()
             description = Description.from_json(text, name, "use the version that wrote it, or another run_dir")
             check_fits(name, description.modules, self._described)
         stages: dict[str, StageState] = {}
-        for module, kinds in self._modules.items():
-            saved = description.modules[module]
-            _warn_of_a_switch(name, module, self._described[module], saved)
-            parts = [stage for stage in self.trainer.stages if stage.module == module and stage.is_local]
-            if parts:
-                arrays = self._read(step, module, {kind: kinds[kind] for kind in kinds if kind in saved})
-                stages.update(split_state(kinds, arrays, parts, self.trainer.updates))
-        self._step = step
+        failure: CheckpointError | None = None
+        try:
+            for module, kinds in self._modules.items():
+                saved = description.modules[module]
+                _warn_of_a_switch(name, module, self._described[module], saved)
+                parts = [stage for stage in self.trainer.stages if stage.module == module and stage.is_local]
+                if parts:
+                    arrays = self._read(step, module, {kind: kinds[kind] for kind in kinds if kind in saved})
+                    stages.update(split_state(kinds, arrays, parts, self.trainer.updates))
+        except CheckpointError as error:
+            failure = error  # damage, if its checksums say so, in this process or another
+        damage = _of_any_process(integrity.finish())
+        if damage is not None:
+            return damage
+        if failure is not None:
+            raise failure
         in_order = {stage.name: stages[stage.name] for stage in self.trainer.stages if stage.is_local}
         return TrainState(step=step, stages=in_order), description.extra
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Rename damaged checkpoints, and say so. Every process calls it."""
+        for step, damage in damaged.items() if jax.process_index() == 0 else ():
+            with _failing(
+                f"the checkpoint of step {step} in {self.directory} is damaged ({damage}) and cannot be renamed",
+                f"move {self._folder.path(step)} elsewhere to go back to the checkpoint before it",
+            ):
+                path = self._folder.set_aside(step)
+            _log.warning(
+                "the checkpoint of step %d is damaged: %s; it is kept as %s, and the run goes on from the one before",
+                step, damage, path,
+            )  # fmt: skip
+        if damaged:
+            gather("", timeout=TIME_LIMIT_S)
 
     def _read(self, step: int, module: str, kinds: StateArrays) -> JoinedArrays:
         """A module's arrays of which this process holds a part, by kind and path."""
@@ -172,6 +221,9 @@ class Checkpoints:
         meshes = [stage.mesh for stage in self.trainer.stages if stage.module == module]
         return sorted({device.process_index for mesh in meshes for device in mesh.devices.flat})
 
+    def _listing(self) -> contextlib.AbstractContextManager[None]:
+        return _failing(f"cannot list the checkpoints in {self.directory}", "give a folder that can be read")
+
     def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
         return _failing(
             f"cannot read the checkpoint of step {step} in {self.directory}",
@@ -200,6 +252,11 @@ def _failing(failure: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(f"{failure}: {reason(error)}; {remedy}") from error
+
+
+def _of_any_process(damage: str | None) -> str | None:
+    """Return the damage that the first process found that found any. Every process calls it."""
+    return next(filter(None, gather(damage or "", timeout=TIME_LIMIT_S)), None)
 
 
 def _warn_of_a_switch(name: str, module: str, now: ModuleDescription, saved: ModuleDescription) -> None:

@@ -4,7 +4,9 @@
     8.partial/            one that is being written, or that a killed job left behind; it does not count
         checkpoint/         what becomes "8"
         written/2           the report of process 2: `DONE`, or what went wrong
+        checksums/2         the checksums of what process 2 wrote
     3.deleted/            one that is being deleted
+    6.damaged/            one that was found damaged, kept to be looked at; it does not count
 
 Only process 0 makes, renames and deletes folders.
 """
@@ -14,8 +16,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from hetjax.checkpoint.checksums import CHECKSUMS_FILE, Checksum, checksums_of, files_in, from_text, to_text
+from hetjax.checkpoint.description import DESCRIPTION_FILE
 
 DONE = "done"
 
@@ -33,9 +38,17 @@ class CheckpointFolder:
         """Return the steps of the complete checkpoints, in order."""
         return sorted(int(name) for name in self._names() if _STEP.fullmatch(name) and self.is_complete(int(name)))
 
+    def incomplete(self) -> list[str]:
+        """Return the names of folders that are called like checkpoints and are none."""
+        return sorted(name for name in self._names() if _STEP.fullmatch(name) and not self.is_complete(int(name)))
+
+    def path(self, step: int) -> Path:
+        """Return where a complete checkpoint is."""
+        return self.directory / str(step)
+
     def item(self, step: int, name: str) -> Path:
         """Return where an item of a complete checkpoint is."""
-        return self.directory / str(step) / name
+        return self.path(step) / name
 
     def partial_item(self, step: int, name: str) -> Path:
         """Return where to write an item of a checkpoint that was begun."""
@@ -46,7 +59,10 @@ class CheckpointFolder:
         for name in self._names():
             if _LEFTOVER.fullmatch(name):
                 shutil.rmtree(self.directory / name)
+        if str(step) in self.incomplete():
+            self.set_aside(step)
         (self._partial(step) / "checkpoint").mkdir(parents=True)
+        (self._partial(step) / "checksums").mkdir()
         (self._partial(step) / "written").mkdir()
 
     def has_begun(self, step: int) -> bool:
@@ -78,21 +94,52 @@ class CheckpointFolder:
         # A report is empty for the moment between its making and its writing.
         return outcome or None
 
-    def commit(self, step: int) -> None:
-        """Turn the partial folder, whose items are all written, into the checkpoint of its step."""
-        os.rename(self._partial(step) / "checkpoint", self.directory / str(step))
+    def sum_own_files(self, step: int, process: int) -> None:
+        """Write down the checksums of the files that a process wrote into the items of a checkpoint that was begun."""
+        root = self._partial(step) / "checkpoint"
+        own = [str(path.relative_to(root)) for path in root.glob(f"*/ocdbt.process_{process}/**/*") if path.is_file()]
+        (self._partial(step) / "checksums" / str(process)).write_text(to_text(checksums_of(root, own)))
+
+    def commit(self, step: int, texts: Mapping[str, str]) -> None:
+        """Turn the partial folder, whose items are all written, into the checkpoint of its step.
+
+        Adds files of text, by their path in it, and the checksums of all its files; what no process has summed is read
+        here. All of that is on the disk when the checkpoint appears, and so is its name when this returns.
+        """
+        root = self._partial(step) / "checkpoint"
+        for name, text in texts.items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_text(text)
+        sums: dict[str, Checksum] = {}
+        for summed in (self._partial(step) / "checksums").iterdir():
+            sums |= from_text(summed.read_text())
+        sums |= checksums_of(root, [file for file in files_in(root) if file not in sums])
+        (root / CHECKSUMS_FILE).write_text(to_text(sums))
+        for name in (*texts, CHECKSUMS_FILE):
+            _flush(root / name)
+            _flush((root / name).parent)
+        os.rename(root, self.path(step))
+        _flush(self.directory)
         shutil.rmtree(self._partial(step))
 
     def is_complete(self, step: int) -> bool:
         """Return whether there is a checkpoint of a step."""
-        return (self.directory / str(step)).is_dir()
+        return (self.path(step) / DESCRIPTION_FILE).is_file()
+
+    def set_aside(self, step: int) -> Path:
+        """Rename the folder of a step, so that it does not count any more, and return its new path."""
+        names = set(self._names())
+        count = next(i for i in range(len(names) + 1) if _aside(step, i) not in names)
+        path = self.directory / _aside(step, count)
+        os.rename(self.path(step), path)
+        return path
 
     def keep_newest(self, count: int) -> None:
         """Delete all checkpoints but the newest."""
         for step in self.steps()[:-count]:
             # Renamed first, so that one which is deleted in part does not count.
             doomed = self.directory / f"{step}.deleted"
-            os.rename(self.directory / str(step), doomed)
+            os.rename(self.path(step), doomed)
             shutil.rmtree(doomed)
 
     def _partial(self, step: int) -> Path:
@@ -103,3 +150,16 @@ class CheckpointFolder:
             return os.listdir(self.directory)
         except FileNotFoundError:
             return []
+
+
+def _aside(step: int, count: int) -> str:
+    return f"{step}.damaged" + (f".{count}" if count else "")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,8 +7,10 @@ its own inside the item, and `merge` makes them one; the processes do nothing el
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -24,6 +26,9 @@ Leaf = TypeVar("Leaf")
 
 Tree: TypeAlias = Mapping[str, "Tree[Leaf] | Leaf"]
 """Leaves in dicts inside of dicts, by the parts of their paths."""
+
+ITEM_TYPES_FILE = "_CHECKPOINT_METADATA"
+"""Where Orbax looks for the types of a checkpoint's items."""
 
 Saved: TypeAlias = jax.Array | LayerSlices
 """A leaf that an item is written from; this process may hold a part of it, or nothing."""
@@ -71,6 +76,20 @@ def item_arrays(trees: Mapping[str, Tree[Leaf]], module: str, kind: Kind) -> dic
         else trees.get(f"{module}.weights", {}).get(kind, {})
     )
     return flatten_dict(tree, sep="/")
+
+
+def item_types(items: Iterable[str]) -> str:
+    """Return the content of `ITEM_TYPES_FILE`, by which Orbax knows what reads each item of a checkpoint."""
+    arrays, now = ocp.PyTreeCheckpointHandler.typestr(), time.time_ns()
+    content = {
+        "item_handlers": {**dict.fromkeys(items, arrays), "description": ocp.JsonCheckpointHandler.typestr()},
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
+        "custom_metadata": {},
+    }
+    return json.dumps(content)
 
 
 class Item:

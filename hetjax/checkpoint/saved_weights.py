@@ -11,6 +11,7 @@ import numpy as np
 from hetjax.checkpoint.array_files import ArrayReader
 from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.checkpoint.integrity import damage_of
 from hetjax.checkpoint.items import place_in_item
 from hetjax.checkpoint.writer import reason
 from hetjax.errors import CheckpointError
@@ -29,11 +30,18 @@ class SavedWeights:
         directory: a run's folder, its folder of checkpoints, the folder of one step, or what `hetjax convert` made.
             Of several checkpoints it is the newest.
 
-    Raises CheckpointError where there is no checkpoint, or one of another format.
+    The files of all weights are compared with their checksums here; each process of a job takes its share of them.
+
+    Raises CheckpointError where there is no checkpoint, a damaged one, or one of another format.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.folder = _find(Path(directory).absolute())
+        damage = damage_of(self.folder, lambda file: file == DESCRIPTION_FILE or ".weights/" in file)
+        if damage is not None:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} is damaged: {damage}; give the folder of another step or run"
+            )
         try:
             text = (self.folder / DESCRIPTION_FILE).read_text()
             description = Description.from_json(

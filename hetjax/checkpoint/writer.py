@@ -18,7 +18,7 @@ from orbax.checkpoint.multihost import sync_global_processes
 
 from hetjax.checkpoint.description import DESCRIPTION_FILE
 from hetjax.checkpoint.folder import DONE, CheckpointFolder
-from hetjax.checkpoint.items import Item, Saved, Tree
+from hetjax.checkpoint.items import ITEM_TYPES_FILE, Item, Saved, Tree, item_types
 from hetjax.errors import CheckpointError
 
 TIME_LIMIT_S = 600.0
@@ -105,16 +105,15 @@ class Write:
         finally:
             self._copied.set()
             _finish(writing)
+        self._folder.sum_own_files(self.step, jax.process_index())
         self._folder.report(self.step, jax.process_index(), DONE)
 
     def _complete(self) -> None:
         self._await("all processes to write", self._all_have_written)
         for item in self._items.values():
             item.merge()
-        path = self._folder.partial_item(self.step, DESCRIPTION_FILE)
-        path.parent.mkdir()
-        path.write_text(self._description)
-        self._folder.commit(self.step)
+        texts = {DESCRIPTION_FILE: self._description, ITEM_TYPES_FILE: item_types(self._items)}
+        self._folder.commit(self.step, texts)
         self._folder.keep_newest(self._keep)
 
     def _all_have_written(self) -> bool:

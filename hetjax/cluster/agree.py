@@ -1,4 +1,4 @@
-"""Check that all processes of a job are about to run the same."""
+"""Check that all processes of a job are about to run the same, and gather what each of them knows."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ def check_agreement(what: str, value: str, *, timeout: float) -> None:
     result = store.get(f"{folder}/result", 2 * timeout)
     if result:
         raise ClusterError(result)
+
+
+def gather(value: str, *, timeout: float) -> list[str]:
+    """Return the values of all processes, by their number. Every process must call it.
+
+    Raises ClusterError where one does not send its own within `timeout` seconds.
+    """
+    if store.processes() == 1:
+        return [value]
+    folder = f"hetjax/agreement/{next(_checks)}"
+    store.put(f"{folder}/{store.process()}", value)
+    return [store.get(f"{folder}/{process}", timeout) for process in range(store.processes())]
 
 
 def _compare(what: str, value: str, folder: str, timeout: float) -> str:

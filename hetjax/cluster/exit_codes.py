@@ -1,4 +1,4 @@
-"""End a process whose job is lost, and the exit code that says so."""
+"""Exit codes of a run, and how a process ends whose job is lost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import NoReturn
 
 # EX_TEMPFAIL of sysexits.h: no fault of this process, and the same command may well succeed.
 PEER_LOST = 75
+# Ended by Ctrl-C or SIGTERM as a shell reports it, after a checkpoint.
+STOPPED = 130
 
 
 def end_process(message: str) -> NoReturn:

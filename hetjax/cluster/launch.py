@@ -12,16 +12,17 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from hetjax.cluster.environment import ADDRESS, LOCAL_DEVICES, PROCESS, PROCESSES
-from hetjax.cluster.exit_codes import PEER_LOST
+from hetjax.cluster.exit_codes import PEER_LOST, STOPPED
 from hetjax.cluster.output import Output
 
 POLL_SECONDS = 0.05
 # Seconds after a failure in which the others may end by themselves, and then after being asked to.
 GRACE = 10.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FINAL_CODES = (0, 2, STOPPED)
+"""Exit codes after which starting again would change nothing: done, a mistake in what was given, stopped as asked."""
 
 
 def launch_processes(
@@ -33,6 +34,7 @@ def launch_processes(
     port: int | None = None,
     grace: float = GRACE,
     show: bool = True,
+    restarts: int = 0,
 ) -> int:
     """Run `python command...` in so many processes of one job and wait for them; returns the exit code of the job.
 
@@ -44,25 +46,38 @@ def launch_processes(
         port: Where they meet on this machine; null for one that is free.
         grace: Seconds from the first failure until the rest is asked to end, and as many again until it is killed.
         show: Whether what they print is shown; with `logs` it may be kept there alone.
+        restarts: How often all are started again after a failure that may not come again: any code but those of
+            `FINAL_CODES`, and no signal to this process.
 
     Returns:
         0 if all ended with 0; else the code of the first process that failed by itself, not because of another one
-        (128 + the signal's number, if one ended it).
+        (128 + the signal's number, if one ended it). It is that of the last start.
     """
-    group = _Group(grace, logs, show)
+    signals: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, group.record_signal) for number in SIGNALS}
+        handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in SIGNALS}
+    try:
+        for start in range(restarts + 1):
+            code = _run_once(command, processes, devices_per_process, port, _Group(grace, logs, show, signals))
+            if code in FINAL_CODES or signals or start == restarts:
+                break
+            print(f"starting all {processes} again, {start + 1} of {restarts} times", file=sys.stderr, flush=True)
+        return code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _run_once(command: Sequence[str], processes: int, devices_each: int, port: int | None, group: _Group) -> int:
     try:
         address = f"127.0.0.1:{port or _free_port()}"
         for index in range(processes):
-            devices = range(index * devices_per_process, (index + 1) * devices_per_process)
+            devices = range(index * devices_each, (index + 1) * devices_each)
             group.start(command, index, _variables(address, processes, index, devices))
         return group.wait()
     finally:
         group.kill()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _variables(address: str, processes: int, index: int, devices: Sequence[int]) -> dict[str, str]:
@@ -82,19 +97,15 @@ def _free_port() -> int:
 
 
 class _Group:
-    """The processes of one job."""
+    """The processes of one job; `signals` are those that have come to this process, which are sent on."""
 
-    def __init__(self, grace: float, logs: Path | None, show: bool):
+    def __init__(self, grace: float, logs: Path | None, show: bool, signals: Sequence[int]):
         self._grace, self._logs, self._show = grace, logs, show
         self._children: list[subprocess.Popen] = []
         self._outputs: list[Output] = []
-        self._signals: list[int] = []
+        self._signals = signals
         self._forwarded = 0
         self._failed: list[int] = []
-
-    def record_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the wait loop sends it on."""
-        self._signals.append(number)
 
     def start(self, command: Sequence[str], index: int, variables: dict[str, str]) -> None:
         """Start one process, in a session of its own: Ctrl-C in the terminal then reaches it once, through here."""

@@ -7,7 +7,7 @@ import json
 import socket
 
 LONGEST_LINE = 1 << 20
-"""Bytes; far more than any message. A stranger that finds the port must not fill the memory."""
+"""Bytes; far more than any message."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,13 +18,11 @@ class Hello:
         process: Its number in the job.
         host: The name of its machine.
         pid: Its process id on that machine.
-        token: What only processes of the job know; the server's answer has none.
     """
 
     process: int
     host: str
     pid: int
-    token: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def decode(line: bytes) -> Message:
         if "position" in fields:
             fields["position"] = tuple(map(int, fields["position"]))
         return _KINDS[fields.pop("kind")](**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"no message of the watchdog: {line[:100]!r}") from error
 
 

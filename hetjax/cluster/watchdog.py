@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import secrets
 import socket
 import threading
 import time
@@ -13,10 +12,11 @@ from typing import Protocol
 
 from hetjax.cluster.abort_delay import delay_abort
 from hetjax.cluster.exit_codes import end_process
+from hetjax.cluster.greeting import answer, new_secret
 from hetjax.cluster.messages import Status
 from hetjax.cluster.peers import RESUME
 from hetjax.cluster.watchdog_client import WatchdogClient
-from hetjax.cluster.watchdog_server import WatchdogServer
+from hetjax.cluster.watchdog_server import GREETING_SECONDS, WatchdogServer
 from hetjax.errors import ClusterError
 
 try:
@@ -138,11 +138,11 @@ class Watchdog:
     ) -> WatchdogServer:
         _allow_files(processes)
         listener = _listen(store.coordinator_host())
-        token = secrets.token_hex(8)
-        store.put(key, f"{listener.getsockname()[1]} {token}")
+        secret = new_secret()
+        store.put(key, f"{listener.getsockname()[1]} {secret}")
         return WatchdogServer(
             listener,
-            token,
+            secret,
             processes=processes,
             timeout=timeout,
             join_timeout=join_timeout,
@@ -154,11 +154,10 @@ class Watchdog:
         self, process: int, processes: int, timeout: float, join_timeout: float, key: str, store: KeyValueStore
     ) -> WatchdogClient:
         deadline = time.monotonic() + join_timeout
-        port, token = store.get(key, join_timeout).split()
-        connection = _reach(store.coordinator_host(), int(port), deadline)
+        port, secret = store.get(key, join_timeout).split()
+        connection = _reach(store.coordinator_host(), int(port), secret, deadline)
         return WatchdogClient(
             connection,
-            token,
             process=process,
             processes=processes,
             timeout=timeout,
@@ -179,19 +178,29 @@ def _allow_files(processes: int) -> None:
 
 
 def _listen(coordinator: str) -> socket.socket:
-    """Listen on a free port of this machine; for other machines to reach only where the job has some."""
+    """Listen on a free port of the address by which the others know this machine."""
     if coordinator in ("localhost", "127.0.0.1"):
         return socket.create_server(("127.0.0.1", 0))
+    with contextlib.suppress(OSError):
+        [(family, *_, address), *_] = socket.getaddrinfo(coordinator, 0, type=socket.SOCK_STREAM)
+        return socket.create_server((address[0], 0), family=family)
+    # The name stands for no address of this machine itself, such as that of a service in front of it.
     both = socket.has_dualstack_ipv6()
     return socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
 
 
-def _reach(host: str, port: int, deadline: float) -> socket.socket:
-    """Connect to process 0, trying again until the deadline. Raises ClusterError."""
+def _reach(host: str, port: int, secret: str, deadline: float) -> socket.socket:
+    """Connect to process 0 and greet it, trying again until the deadline. Raises ClusterError."""
     while True:
         try:
             # Not by the name "localhost", which may mean another address than the one listened on.
-            return socket.create_connection(("127.0.0.1" if host == "localhost" else host, port), timeout=5)
+            connection = socket.create_connection(("127.0.0.1" if host == "localhost" else host, port), timeout=5)
+            try:
+                answer(connection, secret, GREETING_SECONDS)
+            except OSError:
+                connection.close()
+                raise
+            return connection
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ClusterError(

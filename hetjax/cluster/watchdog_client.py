@@ -18,8 +18,7 @@ class WatchdogClient:
     """Serves the connection to process 0, in one thread.
 
     Args:
-        connection: The socket to process 0.
-        token: What shows that this is a process of the job.
+        connection: The socket to process 0, behind the greeting.
         process: Which process this is.
         processes: How many processes the job has.
         timeout: Seconds without a heartbeat of process 0 that end this process.
@@ -30,7 +29,6 @@ class WatchdogClient:
     def __init__(
         self,
         connection: socket.socket,
-        token: str,
         *,
         process: int,
         processes: int,
@@ -47,7 +45,7 @@ class WatchdogClient:
         self._wake, self._woken = socket.socketpair()
         self._goodbye_until: float | None = None
         self._reason: str | None = None
-        self._stream.send(Hello(process=process, host=socket.gethostname(), pid=os.getpid(), token=token))
+        self._stream.send(Hello(process=process, host=socket.gethostname(), pid=os.getpid()))
 
     def close(self, reason: str | None) -> None:
         """From another thread: say goodbye, with the reason if it is an error that ends the whole job."""

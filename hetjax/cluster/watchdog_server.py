@@ -9,13 +9,17 @@ import socket
 import time
 from collections.abc import Callable
 
+from hetjax.cluster.greeting import Challenge
 from hetjax.cluster.messages import Goodbye, Hello, Message, MessageStream, Status, Verdict
 from hetjax.cluster.peers import RESUME, Peer, find_lost, heartbeat_interval
+
+MOST_STRANGERS = 64
+GREETING_SECONDS = 5.0
 
 
 @dataclasses.dataclass(eq=False)
 class _Connection:
-    """A connection that the server accepted.
+    """A connection to a process of the job.
 
     Attributes:
         stream: What it carries.
@@ -31,9 +35,12 @@ class _Connection:
 class WatchdogServer:
     """Serves the connections of the other processes, in one thread.
 
+    Until all have joined anybody may connect: of connections that have not proved the secret so far it keeps the
+    newest `MOST_STRANGERS`, for `GREETING_SECONDS` at most. Then it listens no longer.
+
     Args:
         listener: The socket that the others connect to.
-        token: What they introduce themselves with; a connection without it is of no process of this job.
+        secret: What only processes of this job know.
         processes: How many processes the job has.
         timeout: Seconds without a heartbeat, or without progress, that end the job.
         join_timeout: Seconds that the others have to connect.
@@ -44,7 +51,7 @@ class WatchdogServer:
     def __init__(
         self,
         listener: socket.socket,
-        token: str,
+        secret: str,
         *,
         processes: int,
         timeout: float,
@@ -52,14 +59,15 @@ class WatchdogServer:
         status: Callable[[], Status],
         end: Callable[[str], None],
     ):
-        self._listener, self._token, self._processes = listener, token, processes
+        self._listener, self._secret, self._processes = listener, secret, processes
         self._timeout, self._join_timeout = timeout, join_timeout
         self._interval = heartbeat_interval(timeout, processes)
         self._status, self._end = status, end
         now = time.monotonic()
         self._me = Peer(0, processes, socket.gethostname(), os.getpid(), now, now)
         self._joined: dict[int, _Connection] = {}
-        self._strangers: set[_Connection] = set()
+        self._strangers: list[Challenge] = []  # the oldest first
+        self._proved: set[_Connection] = set()
         self._started = self._last_turn = now
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
@@ -78,14 +86,18 @@ class WatchdogServer:
         try:
             while not self._done():
                 for key, _ in self._selector.select(self._interval):
-                    key.data()
+                    # What one of them led to may have closed another.
+                    if key.fileobj.fileno() >= 0:
+                        key.data()
                 now = time.monotonic()
+                for stranger in [each for each in self._strangers if now > each.deadline]:
+                    self._refuse(stranger)
                 if now - self._last_turn >= self._interval:
                     self._turn(now)
         finally:
-            for connection in (*self._joined.values(), *self._strangers):
+            for connection in (*self._joined.values(), *self._proved):
                 connection.stream.close()
-            self._listener.close()
+            self._stop_listening()
 
     def _done(self) -> bool:
         if self._closing and self._reason is not None:
@@ -119,9 +131,41 @@ class WatchdogServer:
             self._end_job(message)
 
     def _accept(self) -> None:
-        connection = _Connection(MessageStream(self._listener.accept()[0]))
-        self._strangers.add(connection)
-        self._selector.register(connection.stream, selectors.EVENT_READ, lambda: self._receive(connection))
+        """Challenge a connection; the oldest that has not answered makes room for it."""
+        while len(self._strangers) >= MOST_STRANGERS:
+            self._refuse(self._strangers[0])
+        try:
+            connection = self._listener.accept()[0]
+        except OSError:  # it is gone again, or this process has too many files open: strangers make room
+            if self._strangers:
+                self._refuse(self._strangers[0])
+            return
+        challenge = Challenge(connection, self._secret, GREETING_SECONDS)
+        self._strangers.append(challenge)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._greet(challenge))
+
+    def _greet(self, challenge: Challenge) -> None:
+        proved = challenge.receive()
+        if proved:
+            self._strangers.remove(challenge)
+            self._selector.unregister(challenge.socket)
+            connection = _Connection(MessageStream(challenge.socket))
+            self._proved.add(connection)
+            self._selector.register(connection.stream, selectors.EVENT_READ, lambda: self._receive(connection))
+        elif proved is False:
+            self._refuse(challenge)
+
+    def _refuse(self, challenge: Challenge) -> None:
+        self._strangers.remove(challenge)
+        self._selector.unregister(challenge.socket)
+        challenge.socket.close()
+
+    def _stop_listening(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+        while self._strangers:
+            self._refuse(self._strangers[0])
 
     def _receive(self, connection: _Connection) -> None:
         messages = connection.stream.receive()
@@ -135,14 +179,17 @@ class WatchdogServer:
             self._lose(connection)
 
     def _join(self, connection: _Connection, hello: Message) -> bool:
-        """Take in a process that introduces itself; False for a stranger."""
-        if not isinstance(hello, Hello) or hello.token != self._token:
+        """Take in a process that introduces itself; False where its number is none, or taken."""
+        free = set(range(1, self._processes)) - set(self._joined)
+        if not isinstance(hello, Hello) or hello.process not in free:
             return False
         now = time.monotonic()
         connection.peer = Peer(hello.process, self._processes, hello.host, hello.pid, now, now)
-        self._strangers.discard(connection)
+        self._proved.discard(connection)
         self._joined[hello.process] = connection
         connection.stream.send(Hello(process=0, host=self._me.host, pid=self._me.pid))
+        if len(self._joined) == self._processes - 1:
+            self._stop_listening()
         return True
 
     def _read(self, connection: _Connection, message: Message) -> None:
@@ -157,7 +204,7 @@ class WatchdogServer:
         """Handle a connection that has closed; the kernel closes it when the process dies."""
         self._selector.unregister(connection.stream)
         connection.stream.close()
-        self._strangers.discard(connection)
+        self._proved.discard(connection)
         if connection.peer is not None and not connection.left:
             connection.left = True
             self._end_job(connection.peer.lost_message("died"))

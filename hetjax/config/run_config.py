@@ -124,6 +124,9 @@ class TrainConfig:
         profile_every: Steps between those whose programs are timed one by one, or null for none.
         log_every: Steps between the lines printed where no terminal shows the live bar.
         run_dir: Folder of the run's files; null for runs/<name>.
+        resume: What happens where the folder has a run already: same goes on unless settings of the experiment have
+            changed, changed goes on with any, never refuses.
+        overwrite: Whether a run that is there is deleted, to begin anew.
         demo_data: Demonstration data that is made when data.train does not exist.
         fake_devices: Run on this many CPU devices, over all processes, on any machine; null for those there are.
         peer_timeout: Seconds without progress after which a process counts as lost and its job ends.
@@ -152,6 +155,8 @@ class TrainConfig:
     profile_every: int | None = 100
     log_every: int = 20
     run_dir: str | None = None
+    resume: Literal["same", "changed", "never"] = "same"
+    overwrite: bool = False
     demo_data: Literal["digits", "shapes"] | None = None
     fake_devices: int | None = None
     peer_timeout: float = 60.0

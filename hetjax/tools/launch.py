@@ -16,6 +16,7 @@ def launch(
     devices_per_process: int = 1,
     logs: str | None = None,
     port: int | None = None,
+    restarts: int = 0,
     command: Sequence[str],
 ) -> Outcome:
     """Run a Python command as several processes of one job on this machine.
@@ -28,6 +29,8 @@ def launch(
         devices_per_process: GPUs for each of them; means nothing on CPUs.
         logs: A folder where each process writes its output to a file of its own; null for the terminal.
         port: The port of this machine where the processes meet; null for any that is free.
+        restarts: How often all are started again when one is killed, lost or fails; a run goes on from its last
+            checkpoint. Not after a mistake in the command (2), nor when stopped by a signal.
         command: The Python file and its arguments.
 
     Raises ConfigError.
@@ -35,6 +38,8 @@ def launch(
     for name, value in (("processes", processes), ("devices_per_process", devices_per_process)):
         if value < 1:
             raise ConfigError(f"{name}={value}: must be at least 1")
+    if restarts < 0:
+        raise ConfigError(f"restarts={restarts}: must be 0 or more")
     if port is not None and not 0 < port < 65536:
         raise ConfigError(f"port={port}: must be between 1 and 65535")
     if not command:
@@ -45,7 +50,12 @@ def launch(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     code = launch_processes(
-        command, processes=processes, devices_per_process=devices_per_process, logs=folder, port=port
+        command,
+        processes=processes,
+        devices_per_process=devices_per_process,
+        logs=folder,
+        port=port,
+        restarts=restarts,
     )
     if code:
         raise SystemExit(code)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -19,16 +18,19 @@ from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
 from hetjax.training.memory import memory_held, memory_lines
-from hetjax.training.metrics import StepMetrics
+from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
+from hetjax.training.resume import SETTINGS_FILE
+from hetjax.training.run_folder import RunFolder
 
 
 def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetrics:
     """Train to the last step, going on from the newest checkpoint in the run's folder; returns the last metrics.
 
     In a job of several processes every one calls this, and process 0 prints, logs and draws for all; the others return
-    no metrics. A signal to stop finishes the step, saves and exits with 130.
+    no metrics. A signal to stop finishes the step, saves and exits with 130. The run's folder belongs to the job
+    meanwhile.
 
     Args:
         config: The settings of the run.
@@ -41,12 +43,14 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
         console = console_of_process(job, config, console)
         with open_parts(config, resolved, job, console) as parts:
             # Restored before anything is compiled: a checkpoint that does not fit is reported at once.
-            progress = first_progress(parts, config, job, console)
+            progress = first_progress(parts, config, resolved, job, console)
+            if progress.state.step >= config.steps:
+                return _nothing_to_do(config, parts.folder, progress, console)
             compile_programs(parts, config, job, console)
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
-                (Path(config.directory) / "config.yaml").write_text(resolved)
-            with contextlib.closing(Reporter(config, job, console, done=progress.state.step)) as reporter:
+                (parts.folder.path / SETTINGS_FILE).write_text(resolved)
+            with contextlib.closing(Reporter(config, job, parts.folder, console, done=progress.state.step)) as reporter:
                 return _to_the_end(Run(config, job, parts, progress, reporter))
 
 
@@ -71,6 +75,18 @@ class Run:
 
 class _DataEnded(DataError):
     """There is no further batch."""
+
+
+def _nothing_to_do(config: TrainConfig, folder: RunFolder, progress: Progress, console: Console) -> StepMetrics:
+    """Say that a run has ended, before anything is compiled; returns the metrics of its last step."""
+    console.print(
+        f"the run in {folder.path} has ended: its checkpoint is of step {progress.state.step} of {config.steps}; raise "
+        "steps to go on"
+    )
+    steps = read_metrics(folder.path / "metrics.jsonl")
+    if steps and not (folder.path / "loss.png").exists():  # its last process was killed between the two
+        draw_loss(steps, folder.path / "loss.png", title=config.name)
+    return steps[-1] if steps else {}
 
 
 def _to_the_end(run: Run) -> StepMetrics:
@@ -173,6 +189,7 @@ def _save(run: Run, pending: PendingStep | None) -> None:
     # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
     if pending is not None:
         run.reporter.report(pending)
+    run.parts.folder.check()
     with run.job.unlimited("writing a checkpoint"):
         extra = {"data": run.parts.data.get_state(), "bad_samples": run.progress.bad_samples}
         run.parts.checkpoints.save(run.progress.state, extra)

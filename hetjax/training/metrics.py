@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import tensorboardX
+
+from hetjax.training.run_folder import RunFolder
 
 StepMetrics = dict[str, float]
 """The metrics of a step by name, "step" among them; counts are ints."""
@@ -16,16 +20,25 @@ class MetricsLog:
     """Appends one JSON object a step to metrics.jsonl, and the same numbers to TensorBoard.
 
     On a resumed run it first drops what was logged after the checkpoint, so that the file holds each
-    step once.
+    step once. Where a line is damaged, the file as it was is kept beside it.
 
     Args:
-        directory: The run's folder.
+        folder: The run's folder.
         resume_step: Steps that the checkpoint holds; 0 for a fresh run.
+
+    Attributes:
+        damaged: The lines that hold no metrics, as messages.
     """
 
-    def __init__(self, directory: Path, *, resume_step: int):
-        self.path = directory / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+    def __init__(self, folder: RunFolder, *, resume_step: int):
+        directory = folder.path
+        self.path, self._folder = directory / "metrics.jsonl", folder
+        rows, self.damaged = _parse(self.path)
+        if self.damaged:
+            beside = _free(self.path.with_suffix(".jsonl.damaged"))
+            shutil.copyfile(self.path, beside)
+            self.damaged = [f"{each}; left out, the file as it was is kept as {beside}" for each in self.damaged]
+        kept = [row for row in rows if row["step"] <= resume_step]
         partial = self.path.with_suffix(".jsonl.partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self.path)
@@ -33,7 +46,8 @@ class MetricsLog:
         self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, metrics: StepMetrics) -> None:
-        """Log the metrics of one step; they have the key "step"."""
+        """Log the metrics of one step; they have the key "step". Raises RunFolderError where the folder is gone."""
+        self._folder.check()
         self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -47,11 +61,33 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """Return the metrics of each step in a metrics.jsonl, without a last line that a killed process left unfinished."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """Return the metrics of each step in a metrics.jsonl, without lines that are no metrics.
+
+    Such a line is the last one, which a killed process left unfinished, or a damaged one, which `MetricsLog` names.
+    """
+    return _parse(path)[0]
+
+
+def _parse(path: Path) -> tuple[list[StepMetrics], list[str]]:
+    """Return the metrics of each step, and the places of damaged lines."""
+    rows, damaged = [], []
+    # A line without an end is not damaged but unfinished.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append(f"{path}:{number}: no metrics of a step")
+        else:
+            rows.append(row)
+    return rows, damaged
+
+
+def _free(path: Path) -> Path:
+    """Return a path that does not exist: this one, or with a number behind it."""
+    return next(each for i in itertools.count() if not (each := path if i == 0 else Path(f"{path}.{i}")).exists())
 
 
 def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:

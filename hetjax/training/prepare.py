@@ -34,6 +34,8 @@ from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
+from hetjax.training.resume import start_or_resume
+from hetjax.training.run_folder import RunFolder, own_folder
 
 # T steps
 
@@ -43,6 +45,7 @@ class Parts:
     """The parts of a training run.
 
     Attributes:
+        folder: The run's folder, which the job owns.
         loader: Loads the samples to train and to evaluate on.
         trainer: Runs the steps.
         generator: Answers the held-out questions, on the meshes of training.
@@ -52,6 +55,7 @@ class Parts:
         learning_rates: The learning rate of every step, for the metrics.
     """
 
+    folder: RunFolder
     loader: SampleLoader
     trainer: Trainer
     generator: Generator
@@ -95,17 +99,17 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         nested = dict.fromkeys(stage.module for stage in trainer.stages if stage.nests_layers)
         aside = f"; not for the layers of {', '.join(nested)}" if nested else ""
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
-    directory = Path(config.directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(Path(config.directory), is_main=job.is_main)
     generator = _build_generator(trainer, config.eval, loader.tokenizer)
     prompts = batched(loader.shapes(training=False), config.eval.batch_size) if config.data.eval else None
     parts = Parts(
+        folder=folder,
         loader=loader,
         trainer=trainer,
         generator=generator,
         answering={} if prompts is None else generator.trace(prompts),
         data=TrainData(loader, _rows_of_process(trainer, config, job)),
-        checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
+        checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
     )
@@ -116,13 +120,19 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         with job.unlimited("closing"):
             parts.data.close()
             parts.checkpoints.close()
+            parts.folder.close()
 
 
-def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console) -> Progress:
+def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, console: Console) -> Progress:
     """Restore the newest checkpoint of the run's folder, or make a fresh state where it has none.
 
-    Raises CheckpointError or ConfigError for a checkpoint or weights that do not fit the model.
+    Raises CheckpointError or ConfigError for a checkpoint or weights that do not fit the model, and for settings that
+    are not those of the run.
     """
+    if job.is_main:
+        for line in start_or_resume(parts.folder, resolved, config.resume, overwrite=config.overwrite):
+            console.print(line)
+    job.agree("decision to resume", "")  # nobody looks for checkpoints before those to overwrite are gone
     step = parts.checkpoints.latest_step()
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):

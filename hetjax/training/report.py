@@ -13,12 +13,14 @@ import jax
 from jaxtyping import Float
 from rich.console import Console
 
+from hetjax.cluster.exit_codes import STOPPED
 from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import DivergenceError
 from hetjax.execution.action_timer import rounded
 from hetjax.training.display import LiveBar
 from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
+from hetjax.training.run_folder import RunFolder
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,15 +65,18 @@ class Reporter:
     Args:
         config: The settings of the run.
         job: The job, whose main process keeps the metrics.
+        folder: The run's folder.
         console: Where lines or the bar are printed.
         done: Steps done before; what was logged of later ones is dropped.
     """
 
-    def __init__(self, config: TrainConfig, job: Job, console: Console, *, done: int):
-        self._name, self._directory, self._steps = config.name, Path(config.directory), config.steps
+    def __init__(self, config: TrainConfig, job: Job, folder: RunFolder, console: Console, *, done: int):
+        self._name, self._folder, self._steps = config.name, folder, config.steps
         self._job, self._console = job, console
         self._tokens = config.data.batch_size * config.data.seq_len
-        self._log = MetricsLog(self._directory, resume_step=done) if job.is_main else None
+        self._log = MetricsLog(folder, resume_step=done) if job.is_main else None
+        for line in self._log.damaged if self._log is not None else ():
+            console.print(line, markup=False)
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
         self._last = 0.0
@@ -93,7 +98,7 @@ class Reporter:
         if not all(map(math.isfinite, numbers.values())):
             raise DivergenceError(
                 f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
-                "lower optimizer.learning_rate or max_grad_norm; the same command goes on from the last checkpoint"
+                "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
             )
         now = time.perf_counter()
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
@@ -117,15 +122,17 @@ class Reporter:
     def finish(self, step: int) -> StepMetrics:
         """Draw the loss and print how the run ended after `step`; returns the last metrics, in the main process.
 
-        Raises SystemExit with 130 where a signal stopped it before its last step.
+        Raises SystemExit with 130 where a signal stopped it before its last step, and RunFolderError where the folder
+        is gone.
         """
+        self._folder.check()
         steps = read_metrics(self._log.path) if self._log is not None else []
         if steps:
-            draw_loss(steps, self._directory / "loss.png", title=self._name)
+            draw_loss(steps, self._folder.path / "loss.png", title=self._name)
         if step < self._steps:
             self._console.print(f"stopped after step {step}; run the same command to go on")
-            raise SystemExit(130)
-        self._console.print(f"done: metrics, curves and checkpoints are in {self._directory}")
+            raise SystemExit(STOPPED)
+        self._console.print(f"done: metrics, curves and checkpoints are in {self._folder.path}")
         return steps[-1] if steps else {}
 
     def close(self) -> None:

@@ -16,9 +16,9 @@ from tests.harness.paths import ROOT
 LAUNCH = """
 import pathlib, sys
 from hetjax.cluster.launch import launch_processes
-processes, grace, logs, *command = sys.argv[1:]
+processes, grace, logs, restarts, *command = sys.argv[1:]
 logs = pathlib.Path(logs) if logs else None
-code = launch_processes(command, processes=int(processes), grace=float(grace), logs=logs)
+code = launch_processes(command, processes=int(processes), grace=float(grace), logs=logs, restarts=int(restarts))
 assert "jax" not in sys.modules
 sys.exit(code)
 """
@@ -32,9 +32,9 @@ def buffered():
 
 
 @contextlib.contextmanager
-def launched(processes, command, *, grace=3.0, logs=""):
+def launched(processes, command, *, grace=3.0, logs="", restarts=0):
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(processes), str(grace), str(logs), *command],
+        [sys.executable, "-c", LAUNCH, str(processes), str(grace), str(logs), str(restarts), *command],
         cwd=ROOT,
         env=buffered(),
         stdout=subprocess.PIPE,
@@ -213,3 +213,31 @@ def test_one_process_is_a_plain_run_even_with_an_exit_code():
 def test_the_environment_of_the_launcher_is_handed_on(monkeypatch):
     monkeypatch.setenv("HETJAX_TEST_WORD", "grüß")
     assert run(1, "print(os.environ['HETJAX_TEST_WORD'])")[1] == f"{os.environ['HETJAX_TEST_WORD']}\n"
+
+
+COUNT = """
+import pathlib, signal
+starts = pathlib.Path({path!r})
+starts.open("a").write(i)
+count = starts.read_text().count(i)
+"""
+
+
+def test_all_are_started_again_after_a_failure_until_one_start_succeeds(tmp_path):
+    code = COUNT.format(path=str(tmp_path / "starts")) + (
+        "if i == '1' and count == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(75 if i == '0' and count == 2 else 0)"
+    )
+    code = "exec(" + repr(code) + ")"
+    done, _, err = run(2, code, restarts=5)
+    assert done == 0
+    assert sorted((tmp_path / "starts").read_text()) == ["0"] * 3 + ["1"] * 3
+    assert "process 1 of 2 was ended by SIGKILL\nstarting all 2 again, 1 of 5 times" in err
+    assert "process 0 of 2 ended with exit code 75\nstarting all 2 again, 2 of 5 times" in err
+
+
+@pytest.mark.parametrize(("code", "starts"), [(2, 1), (130, 1), (3, 3)])
+def test_a_mistake_or_a_stop_is_final_and_restarts_come_to_an_end(tmp_path, code, starts):
+    script = "exec(" + repr(COUNT.format(path=str(tmp_path / "starts")) + f"sys.exit({code})") + ")"
+    assert run(1, script, restarts=2)[0] == code
+    assert (tmp_path / "starts").read_text() == "0" * starts

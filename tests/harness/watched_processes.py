@@ -91,6 +91,8 @@ def _run(index, script, folder, processes, timeout, join_timeout):
     os.dup2(os.open(f"{folder}/stderr-{index}", os.O_CREAT | os.O_WRONLY), 2)
     if script[0] == ("absent",):
         return
+    if script[0][0] == "late":
+        time.sleep(script[0][1])
     watchdog = Watchdog.start(index, processes, timeout=timeout, store=FileStore(folder), join_timeout=join_timeout)
     for order, *arguments in script:
         if order == "at":

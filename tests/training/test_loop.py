@@ -46,7 +46,7 @@ def two_steps(tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, capsys):
+def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, capsys, monkeypatch):
     train_main(arguments(tmp_path, "--steps", "5", "--eval.every", "2"))
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == [1, 2, 3, 4, 5]
@@ -62,9 +62,11 @@ def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, caps
     assert "placement" in printed
     assert "step 5/5" in printed
 
-    # The settings kept in the folder start the same run, which has nothing left to do.
+    # The settings kept in the folder start the same run, which has nothing left to do, nor to compile.
+    monkeypatch.delattr("hetjax.training.loop.compile_programs")
     train_main(["--config", str(tmp_path / "run" / "config.yaml")])
-    assert "resuming after step 5" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "has ended: its checkpoint is of step 5 of 5; raise steps to go on" in printed
     assert rows(tmp_path) == logged
 
 
@@ -96,6 +98,25 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys, m
     train_main(arguments(tmp_path, "--steps", "4"))
     assert "resuming after step 2" in capsys.readouterr().out
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_run_whose_folder_vanishes_ends_with_an_error_and_does_not_say_done(tmp_path, capsys, monkeypatch):
+    from hetjax.training import loop
+
+    step = loop.train_step
+
+    def deleting(run, batch):
+        if run.progress.state.step == 1:
+            shutil.rmtree(tmp_path / "run")
+        return step(run, batch)
+
+    monkeypatch.setattr(loop, "train_step", deleting)
+    with pytest.raises(SystemExit) as stop:
+        train_main(arguments(tmp_path, "--steps", "3", "--data.eval", "null"))
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert "run was deleted or replaced while it ran" in " ".join(told.err.split())
+    assert "done" not in told.out
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path, capsys):

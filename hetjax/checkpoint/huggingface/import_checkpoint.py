@@ -13,7 +13,7 @@ from hetjax.checkpoint.array_files import write_array, write_metadata
 from hetjax.checkpoint.description import DESCRIPTION_FILE, Description, describe_module
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.huggingface.other_files import copy_other_files
-from hetjax.checkpoint.items import place_in_item
+from hetjax.checkpoint.items import ITEM_TYPES_FILE, item_types, place_in_item
 from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
@@ -77,12 +77,13 @@ def import_from_huggingface(
         modules={module: describe_module(arrays) for module, arrays in modules.items()},
         extra={"family": source.family.name},
     )
-    path = folder.partial_item(0, DESCRIPTION_FILE)
-    path.parent.mkdir()
-    path.write_text(description.to_json())
     model = {module: dataclasses.asdict(config) for module, config in source.configs.items()}
     (folder.directory / MODEL_SETTINGS).write_text(yaml.safe_dump({"model": _without_tuples(model)}, sort_keys=False))
-    folder.commit(0)
+    texts = {
+        DESCRIPTION_FILE: description.to_json(),
+        ITEM_TYPES_FILE: item_types(f"{module}.weights" for module in modules),
+    }
+    folder.commit(0, texts)
     arrays = [info for kinds in modules.values() for found in kinds.values() for info in found.values()]
     return ImportReport(
         family=source.family.name,

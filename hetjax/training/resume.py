@@ -1,0 +1,110 @@
+"""Compare the settings of a run that goes on with those that it began with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import yaml
+
+from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.errors import ConfigError
+from hetjax.training.run_folder import RunFolder
+
+Resume = Literal["same", "changed", "never"]
+
+SETTINGS_FILE = "config.yaml"
+
+FREE = (
+    "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
+    "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
+    "checkpoint_every", "keep_checkpoints", "profile_every", "log_every", "log_every_process",
+    "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
+)  # fmt: skip
+"""Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
+rounding of sums, or concern what is measured and kept. `warm_start` is read at the beginning alone. Files of
+`data.train` may have moved: the stream of samples compares its sources itself."""
+
+_SILENT = ("name", "run_dir", "resume", "overwrite")
+
+
+class Change(NamedTuple):
+    """A setting that is another now: its dotted name, its values then and now."""
+
+    name: str
+    before: object
+    now: object
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may change in the middle of a run."""
+        return any(self.name == free or self.name.startswith(f"{free}.") for free in FREE)
+
+    def __str__(self) -> str:
+        """Name it with both values."""
+        return f"{self.name}: {self.before!r} -> {self.now!r}"
+
+
+def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwrite: bool) -> list[str]:
+    """Decide whether a run may use its folder as it is; returns lines about settings that changed.
+
+    Args:
+        folder: The run's folder.
+        resolved: Its settings now, as YAML.
+        resume: "same" goes on where what is learned stays as it was set, "changed" with any settings, "never" refuses
+            to go on.
+        overwrite: Whether a run that is there is deleted.
+
+    Raises ConfigError where the settings of the experiment changed, or nothing was to be resumed.
+    """
+    checkpoints = CheckpointFolder(folder.path / "checkpoints")
+    if not checkpoints.steps():
+        return []
+    if overwrite:
+        step = checkpoints.steps()[-1]
+        _delete(folder)
+        return [f"overwrite: the run in {folder.path}, which had come to step {step}, is deleted"]
+    if resume == "never":
+        raise ConfigError(
+            f"{folder.path} holds a run with a checkpoint of step {checkpoints.steps()[-1]}, and resume is never; give "
+            "another run_dir, or --overwrite true to delete it"
+        )
+    path = folder.path / SETTINGS_FILE
+    if not path.exists():
+        return [f"{path} is missing, so that no settings are compared with those of the run"]
+    changes = [change for change in _changes(_read(path), yaml.safe_load(resolved)) if change.name not in _SILENT]
+    refused = [str(change) for change in changes if not change.is_free]
+    if refused and resume == "same":
+        raise ConfigError(
+            f"the run in {folder.path} had other settings: {'; '.join(refused)}; give --resume changed to go on with "
+            "the new ones, another run_dir to begin anew, or the old ones"
+        )
+    return [f"changed since the run was started: {change}" for change in changes]
+
+
+def _read(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}, the settings of the run so far, cannot be read: {error}; delete it to compare nothing"
+        ) from None
+
+
+def _changes(before: object, now: object, name: str = "") -> Iterator[Change]:
+    """Yield every setting that differs. A group that only one of them has differs as a whole."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys((*before, *now)):
+            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+    elif before != now:
+        yield Change(name, before, now)
+
+
+def _delete(folder: RunFolder) -> None:
+    """Delete what a run left in its folder; not what others may have put there."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "loss.png", SETTINGS_FILE):
+        (folder.path / name).unlink(missing_ok=True)

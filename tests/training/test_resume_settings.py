@@ -1,0 +1,85 @@
+"""A run that goes on says which settings changed, and needs a word where they change what is learned."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import yaml
+
+from hetjax.config.run_config import TrainConfig
+from hetjax.errors import ConfigError
+from hetjax.training.resume import FREE, SETTINGS_FILE, start_or_resume
+from hetjax.training.run_folder import own_folder
+
+BEFORE = {
+    "steps": 10, "log_every": 5, "seed": 0, "placement": {"llm": {"tensor": 1}}, "optimizer": {"learning_rate": 0.1},
+    "data": {"batch_size": 8, "eval": "a.jsonl", "train": ["a", "b"]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run with a checkpoint of step 4."""
+    (tmp_path / "checkpoints" / "4" / "description").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4" / "description" / "metadata").write_text("{}")
+    (tmp_path / SETTINGS_FILE).write_text(yaml.safe_dump(BEFORE, sort_keys=False))
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    with contextlib.closing(own_folder(tmp_path, is_main=True)) as owned:
+        yield owned
+
+
+def settings(**changes):
+    now = {**BEFORE, **changes}
+    return yaml.safe_dump(now, sort_keys=False)
+
+
+def test_free_settings_are_printed_and_go_on(folder):
+    now = settings(steps=20, placement={"llm": {"tensor": 2}, "vision": {}}, data={**BEFORE["data"], "eval": None})
+    assert start_or_resume(folder, now, "same", overwrite=False) == [
+        "changed since the run was started: steps: 10 -> 20",
+        "changed since the run was started: placement.llm.tensor: 1 -> 2",
+        "changed since the run was started: placement.vision: None -> {}",
+        "changed since the run was started: data.eval: 'a.jsonl' -> None",
+    ]
+    assert start_or_resume(folder, settings(), "same", overwrite=False) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"optimizer": {"learning_rate": 0.2}}, "optimizer.learning_rate: 0.1 -> 0.2"),
+        ({"data": {**BEFORE["data"], "batch_size": 16}}, "data.batch_size: 8 -> 16"),
+        ({"data": {**BEFORE["data"], "ignore_keys": ["a"]}}, r"data.ignore_keys: None -> \['a'\]"),
+    ],
+)
+def test_those_of_the_experiment_need_a_word(folder, changes, named):
+    with pytest.raises(ConfigError, match=rf"had other settings: {named}; give --resume changed to go on with"):
+        start_or_resume(folder, settings(**changes), "same", overwrite=False)
+    [line] = start_or_resume(folder, settings(**changes), "changed", overwrite=False)
+    assert line.startswith("changed since the run was started: ")
+
+
+def test_never_refuses_and_overwrite_deletes_the_run_alone(folder):
+    with pytest.raises(ConfigError, match="a checkpoint of step 4, and resume is never; give another run_dir, or --ov"):
+        start_or_resume(folder, settings(), "never", overwrite=False)
+    [line] = start_or_resume(folder, settings(seed=7), "never", overwrite=True)
+    assert "which had come to step 4, is deleted" in line
+    assert sorted(path.name for path in folder.path.iterdir()) == ["notes.txt", "owner"]
+    assert start_or_resume(folder, settings(), "never", overwrite=False) == []
+
+
+def test_settings_that_cannot_be_compared(folder):
+    (folder.path / SETTINGS_FILE).write_bytes(b"a: [\xff")
+    with pytest.raises(ConfigError, match=r"config.yaml, the settings of the run so far, cannot be read"):
+        start_or_resume(folder, settings(), "changed", overwrite=False)
+    (folder.path / SETTINGS_FILE).unlink()
+    [line] = start_or_resume(folder, settings(), "same", overwrite=False)
+    assert "is missing, so that no settings are compared" in line
+
+
+def test_every_free_setting_exists():
+    """One that is renamed must not be refused for its new name, nor stay free by its old one."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert {name.partition(".")[0] for name in FREE} <= fields
