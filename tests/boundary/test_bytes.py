@@ -86,6 +86,7 @@ def test_on_shared_devices_the_default_way_sends_just_what_is_lacking(crossing):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.timeout(1200)
 @many
 @given(crossings())

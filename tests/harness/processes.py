@@ -47,15 +47,20 @@ def run_processes(
     timeout: float = 120,
     x64: bool = False,
     optimize: bool = False,
+    share: bool = True,
     **arguments: Any,
 ) -> list[Any]:
-    """Call `function(**arguments)` in `count` processes; their results. `optimize` compiles as a user's run does.
+    """Call `function(**arguments)` in `count` processes; their results.
+
+    Args:
+        optimize: compile as a user's run does.
+        share: compile equal programs of a process once (`tests.harness.compile_once`).
 
     Raises ProcessFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job"
-        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count, "optimize": optimize}
+        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count, "share": share}
         job.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments, settings)))
         logs = [Path(folder) / f"log-{index}" for index in range(count)]
         children = []
@@ -101,7 +106,7 @@ def _child(job: str, index: int) -> None:
     module, name, arguments, settings = pickle.loads(Path(job).read_bytes())
     import jax
 
-    if not settings["optimize"]:
+    if settings["share"]:
         from tests.harness.compile_once import compile_equal_programs_once
 
         compile_equal_programs_once()

@@ -15,6 +15,7 @@ from tests.harness.models.nemotron_nano import NANO
 from tests.harness.models.tiny_hybrid import HYBRID
 from tests.harness.processes import run_processes
 
+AT_MOST = 4.4  # times, a tenth of it for what else runs
 SMALL = dataclasses.replace(HYBRID, width=32, vocab_size=64)
 
 
@@ -49,13 +50,16 @@ def times_to_compile() -> tuple[float, float]:
     jax.config.update("jax_enable_compilation_cache", False)  # else the second is read from a file
     with remat_in_force("full"):
         seconds_to_compile("*")  # what is slow the first time has been done
-        return tuple(min(seconds_to_compile(pattern) for _ in range(2)) for pattern in ("M*E", NANO.pattern))
+        one, all_of_them = min(seconds_to_compile("M*E") for _ in range(2)), seconds_to_compile(NANO.pattern)
+        if all_of_them > AT_MOST * one:  # again, as one layer of each kind
+            all_of_them = min(all_of_them, seconds_to_compile(NANO.pattern))
+        return one, all_of_them
 
 
 @pytest.mark.slow
 def test_the_whole_pattern_compiles_in_four_times_one_layer_of_each_kind():
-    """With layers computed again in the backward, as a model of this depth trains; a tenth for what else runs."""
-    # In a process of its own, which compiles as a user's run does.
-    ((one, all_of_them),) = run_processes(1, times_to_compile, devices=1, timeout=240, optimize=True)
+    """With layers computed again in the backward, as a model of this depth trains."""
+    # In a process of its own, which compiles as a user's run does, and each program as often as it is asked for.
+    ((one, all_of_them),) = run_processes(1, times_to_compile, devices=1, timeout=240, optimize=True, share=False)
     print(f"{all_of_them:.1f} s, {one:.1f} s for one of each: {all_of_them / one:.2f} times")
-    assert all_of_them <= 4.4 * one, all_of_them / one
+    assert all_of_them <= AT_MOST * one, all_of_them / one

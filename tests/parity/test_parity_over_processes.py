@@ -7,6 +7,7 @@ import pytest
 from hetjax import Trainer
 from hetjax.meshes import Layout, Placement
 from hetjax.stages.stage import Stage
+from tests.harness.compile_quickly import quickly
 from tests.harness.parity import schedules
 from tests.harness.parity.cases import ALL, LAYOUTS, Case, covering_sample
 from tests.harness.parity.comparison import TOLERANCE, expected, largest_errors, make_trainer
@@ -24,11 +25,21 @@ CROSSING = [
 ]
 
 
-def shard_errors(trainer: Trainer, dtype: str, layers: int = 2) -> dict[str, float]:
+def history_of(dtype: str, layers: int = 2) -> list:
+    """What one device gives, worked out here once: every process of a job would compile it for itself."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        with quickly():
+            return expected(dtype, layers)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def shard_errors(trainer: Trainer, history: list) -> dict[str, float]:
     """As `largest_errors`, of the shards that this process holds, each where it is."""
     batch, state = make_batch(), trainer.init()
     errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
-    for loss, gradients, weights in expected(dtype, layers):
+    for loss, gradients, weights in history:
         flight, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
         errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, flight.gradients, gradients))
         state, metrics = trainer.step(state, batch)
@@ -58,22 +69,23 @@ def is_before(other: Stage, stage: Stage) -> bool:
     return other.module == stage.module and other.index < stage.index
 
 
-def errors_of(cases: list[Case], dtype: str) -> list[dict[str, float]]:
+def errors_of(cases: list[Case], dtype: str, history: list) -> list[dict[str, float]]:
     """Runs in every process: what it finds of each case."""
     found = []
     for case in cases:
-        found.append(shard_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype))
+        trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)
+        found.append(shard_errors(trainer, history))
         jax.clear_caches()
     return found
 
 
-def errors_of_schedules(names: list[tuple[str, str, int]], dtype: str) -> list[dict[str, float]]:
+def errors_of_schedules(history: list) -> list[dict[str, float]]:
     """Runs in every process: what it finds of each layout and schedule of `schedules`."""
     found = []
-    for name, schedule, microbatches in names:
-        layers = schedules.LAYERS
-        trainer = make_trainer(schedules.LAYOUTS[name], dtype, schedule, microbatches, layers=layers)
-        found.append(shard_errors(trainer, dtype, layers))
+    for name, schedule, microbatches in schedules.QUICK:
+        layouts, layers = schedules.LAYOUTS[name], schedules.LAYERS
+        trainer = make_trainer(layouts, "float64", schedule, microbatches, layers=layers)
+        found.append(shard_errors(trainer, history))
         jax.clear_caches()
     return found
 
@@ -85,61 +97,21 @@ WINDOWS = [
 ]
 
 
-def errors_of_windows(dtype: str) -> list[dict[str, float]]:
+def errors_of_windows(history: list) -> list[dict[str, float]]:
     """Runs in every process: what it finds where the encoder takes several microbatches at once."""
     found = []
     for layouts, schedule, microbatches in WINDOWS:
-        trainer = make_trainer(layouts, dtype, schedule, microbatches)
+        trainer = make_trainer(layouts, "float64", schedule, microbatches)
         assert all(edge.at_once for edge in trainer.schedule.graph.edges if edge.source == "vision")
-        found.append(shard_errors(trainer, dtype))
+        found.append(shard_errors(trainer, history))
         jax.clear_caches()
     return found
 
 
-def whole_errors(case: Case, dtype: str) -> dict[str, float]:
+def whole_errors(case: Case, history: list) -> dict[str, float]:
     """Runs in every process: all weights and gradients, which every process gets."""
-    return largest_errors(make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches), dtype)
-
-
-def check(processes: int, cases: list[Case], dtype: str, timeout: float) -> None:
-    results = run_processes(
-        processes, errors_of, devices=8 // processes, x64=dtype == "float64", timeout=timeout, cases=cases, dtype=dtype
-    )
-    for case, *errors in zip(cases, *results, strict=True):
-        for process, found in enumerate(errors):
-            assert max(found.values()) <= TOLERANCE[dtype], (case, process, found)
-        for what in ("gradient", "weight"):
-            assert any(found[what] for found in errors), f"nobody compared a {what}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(700)
-def test_every_schedule_over_processes_equals_one_device():
-    """Backwards in two parts, chunks, uneven stages and filled bubbles, over four processes of two devices."""
-    names = schedules.QUICK
-    results = run_processes(4, errors_of_schedules, devices=2, x64=True, timeout=600, names=names, dtype="float64")
-    for name, *errors in zip(names, *results, strict=True):
-        assert max(max(found.values()) for found in errors) <= TOLERANCE["float64"], (name, errors)
-        assert any(found["gradient"] for found in errors), f"nobody compared a gradient of {name}"
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_device():
-    check(2, CROSSING, "float64", timeout=200)
-
-
-@pytest.mark.slow
-def test_windows_over_two_processes_equal_one_device():
-    results = run_processes(2, errors_of_windows, devices=4, x64=True, timeout=250, dtype="float64")
-    for case, *errors in zip(WINDOWS, *results, strict=True):
-        assert max(max(found.values()) for found in errors) <= TOLERANCE["float64"], (case, errors)
-        assert any(found["gradient"] for found in errors), f"nobody compared a gradient of {case}"
-
-
-@pytest.mark.slow
-def test_every_process_gets_all_weights_and_gradients():
-    found = run_processes(4, whole_errors, devices=2, x64=True, timeout=250, case=CROSSING[0], dtype="float64")
-    assert all(max(errors.values()) <= TOLERANCE["float64"] for errors in found), found
+    trainer = make_trainer(LAYOUTS[case[:3]], "float64", case.schedule, case.microbatches)
+    return largest_errors(trainer, "float64", history=history)
 
 
 def gradients_with_a_frozen_encoder() -> dict[str, int]:
@@ -150,9 +122,71 @@ def gradients_with_a_frozen_encoder() -> dict[str, int]:
     return {module: len(paths) for module, paths in gradients.items()}
 
 
+def check(names: list, results: list[list[dict[str, float]]], dtype: str) -> None:
+    """`results` are, for each process, what it found of each name."""
+    for name, *errors in zip(names, *results, strict=True):
+        for process, found in enumerate(errors):
+            assert max(found.values()) <= TOLERANCE[dtype], (name, process, found)
+        for what in ("gradient", "weight"):
+            assert any(found[what] for found in errors), f"nobody compared a {what} of {name}"
+
+
+def in_two(history: list) -> dict[str, list | dict]:
+    return {
+        "crossing": errors_of(CROSSING, "float64", history),
+        "windows": errors_of_windows(history),
+        "frozen": gradients_with_a_frozen_encoder(),
+    }
+
+
+def in_four(history: list, deeper: list) -> dict[str, list | dict]:
+    return {"schedules": errors_of_schedules(deeper), "whole": whole_errors(CROSSING[0], history)}
+
+
+@pytest.fixture(scope="module")
+def two():
+    """What each of two processes of four devices found: one job for several tests, since each start takes its time."""
+    return run_processes(2, in_two, devices=4, x64=True, timeout=450, history=history_of("float64"))
+
+
+@pytest.fixture(scope="module")
+def four():
+    """What each of four processes of two devices found."""
+    histories = {"history": history_of("float64"), "deeper": history_of("float64", schedules.LAYERS)}
+    return run_processes(4, in_four, devices=2, x64=True, timeout=600, **histories)
+
+
 @pytest.mark.slow
-def test_a_frozen_module_in_one_process_has_no_gradients_in_any():
-    first, second = run_processes(2, gradients_with_a_frozen_encoder, devices=4, timeout=200)
+@pytest.mark.timeout(700)
+def test_every_schedule_over_processes_equals_one_device(four):
+    """Backwards in two parts, chunks, uneven stages and filled bubbles, over four processes of two devices."""
+    check(schedules.QUICK, [found["schedules"] for found in four], "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_every_process_gets_all_weights_and_gradients(four):
+    errors = [found["whole"] for found in four]
+    assert all(max(each.values()) <= TOLERANCE["float64"] for each in errors), errors
+    assert all(each["gradient"] and each["weight"] for each in errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_equal_one_device(two):
+    check(CROSSING, [found["crossing"] for found in two], "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_windows_over_two_processes_equal_one_device(two):
+    check(WINDOWS, [found["windows"] for found in two], "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_frozen_module_in_one_process_has_no_gradients_in_any(two):
+    first, second = (found["frozen"] for found in two)
     assert first == second
     assert first["vision"] == 0 < first["llm"]
 
@@ -163,4 +197,6 @@ def test_a_frozen_module_in_one_process_has_no_gradients_in_any():
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sample_of_cases_over_processes_equals_one_device(processes, dtype):
-    check(processes, list(SAMPLE), dtype, timeout=1400)
+    sizes = {"devices": 8 // processes, "x64": dtype == "float64", "timeout": 1400}
+    given = {"cases": list(SAMPLE), "dtype": dtype, "history": history_of(dtype)}
+    check(list(SAMPLE), run_processes(processes, errors_of, **sizes, **given), dtype)

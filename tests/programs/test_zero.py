@@ -113,6 +113,7 @@ def test_gradients_of_replicas_are_scattered_once_a_step_to_the_parts_that_the_o
         assert summed == whole
 
 
+SLOW = (pytest.mark.slow, pytest.mark.quick)
 COPIES = {
     "data4-tensor2": {"data": 4, "tensor": 2, "sequence_parallel": False},
     "data2-context2-tensor2": {"data": 2, "context": 2, "tensor": 2},
@@ -123,7 +124,7 @@ COPIES = {
 @pytest.mark.parametrize(
     "degrees",
     [
-        pytest.param(degrees, id=name, marks=[] if name == "data2-context2-tensor2" else [pytest.mark.slow])
+        pytest.param(degrees, id=name, marks=() if name == "data2-context2-tensor2" else SLOW)
         for name, degrees in COPIES.items()
     ],
 )

@@ -81,6 +81,7 @@ def test_the_walk_of_a_schedule_holds_what_is_alive_after_each_action(trainer):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("layouts", "options"),
     [

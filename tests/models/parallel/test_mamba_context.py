@@ -57,8 +57,9 @@ QUICK = {
     ("data2-context2-tensor2", True),
     ("data2-context2-tensor2", False),
 }
+SLOW = (pytest.mark.slow, pytest.mark.quick)
 CASES = [
-    pytest.param(degrees, packed, id=f"{name}-{packed}", marks=[] if (name, packed) in QUICK else pytest.mark.slow)
+    pytest.param(degrees, packed, id=f"{name}-{packed}", marks=() if (name, packed) in QUICK else SLOW)
     for name, degrees in LAYOUTS.items()
     for packed in (True, False)
 ]
@@ -71,7 +72,7 @@ def test_values_and_gradients_equal_one_device(float64, degrees, packed):
     check(layout, 10 * layout.context, packed)
 
 
-@pytest.mark.parametrize("length", [8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [8, pytest.param(16, marks=SLOW)])
 def test_runs_shorter_than_the_convolution_equal_one_device(float64, length):
     """Runs of 1 and of 2 rows, where a row sees 3 before it."""
     check(Layout(context=4), length, packed=True)

@@ -5,6 +5,7 @@ from hetjax.tools.bench.layouts import layouts
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_both_placements_are_timed_and_a_layout_of_its_own_spares_the_encoder_its_traffic():
     outcome = layouts(seq_len=128, images=1, samples=8, steps=1, warmup=1)
     numbers = outcome.numbers
