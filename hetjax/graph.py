@@ -53,6 +53,8 @@ class ModuleGraph:
         input_ports: names of the inputs it takes (default: the parameters of `__call__`);
         optional_ports: those of them that may be left out (default: parameters with a default value);
         port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
+        input_ranges: {port: (least id, largest id)} of inputs that hold ids, checked on the host;
+        counted_by: {port of ids: port of weights} where ids of weight 0 may be outside of their range;
         stage(index, count): the module's part for one pipeline stage; with a third parameter `layers` it is given
             how many layers each stage has;
         layer_costs: `hetjax.models.stages.LayerCosts`, to balance stages by;

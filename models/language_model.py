@@ -84,6 +84,17 @@ class FusedLanguageModel(nnx.Module):
         }
 
     @property
+    def input_ranges(self) -> dict[str, tuple[int, int]]:
+        """The least and the largest id of tokens and labels."""
+        ids = (0, self.config.vocab_size - 1)
+        return {port: ids for port in ("tokens", "labels") if port in self.input_ports}
+
+    @property
+    def counted_by(self) -> dict[str, str]:
+        """A label without weight in the loss may be any number, such as -100."""
+        return {"labels": "loss_weights"} if self.cut.last else {}
+
+    @property
     def independent_samples(self) -> bool:
         """No token of a sample sees another sample; tokens of all samples meet at the experts, where there are some."""
         return not self.config.has_experts

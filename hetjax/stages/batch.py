@@ -12,6 +12,7 @@ import numpy as np
 from hetjax.errors import BatchError
 from hetjax.meshes import BATCH_AXES
 from hetjax.stages.flat_state import Arrays, Shapes
+from hetjax.stages.input_values import check_values
 from hetjax.stages.links import Link
 from hetjax.stages.row_subset import RowSubset
 from hetjax.stages.stage import Stage
@@ -112,10 +113,12 @@ def place_inputs(
 
     Each device gets its own rows only, so an array may be a `RowSubset` that holds those of this process.
 
-    Raises BatchError where the batch is not of the shapes that programs were compiled for.
+    Raises BatchError where the batch is not of the shapes that programs were compiled for, or holds values that no
+    program takes (`hetjax.stages.input_values`).
     """
     _check_compiled(batch, shapes, stages, microbatches)
     given = module_inputs(batch)
+    check_values(given, stages)
     placed: dict[StageMicrobatch, Arrays] = {}
     for stage in stages:
         if not stage.is_local:

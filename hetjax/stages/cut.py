@@ -83,6 +83,8 @@ def cut_graph(
                     independent_samples=getattr(part, "independent_samples", False),
                     ends_steps=hasattr(part, "end_of_step"),
                     window=windows.get(module, ONE_MICROBATCH),
+                    input_ranges=dict(getattr(part, "input_ranges", {})),
+                    counted_by=dict(getattr(part, "counted_by", {})),
                 )
             )
     return tuple(stages)

@@ -40,6 +40,8 @@ class Stage:
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
         port_dims: dim names of the ports that have them.
+        input_ranges: the least and the largest id of inputs that hold ids.
+        counted_by: of those the inputs of weights, whose zeros make their ids count nothing.
         frozen: paths of weights that are not updated; all of them in a stage that does not train.
         compute_dtype: dtype of the weights inside programs; None leaves them as they are.
         remat: what its layers keep for the backward, a setting of `hetjax.models.remat`.
@@ -69,6 +71,8 @@ class Stage:
     independent_samples: bool = False
     ends_steps: bool = False
     window: Window = ONE_MICROBATCH
+    input_ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    counted_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def is_local(self) -> bool:
