@@ -13,7 +13,7 @@ from hetjax.config.build_processor import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
-from hetjax.data.chat import row_shapes
+from hetjax.data.chat import row_routes, row_shapes
 from hetjax.data.modalities import MODALITIES
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
@@ -23,6 +23,7 @@ from hetjax.models.components import build_component
 from hetjax.models.kernels.attention_scores import Packing
 from hetjax.models.parts.groups import groups_around
 from hetjax.schedule import Costs
+from hetjax.stages.batch import ROUTES
 from hetjax.trainer import Trainer
 
 BatchShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
@@ -140,7 +141,8 @@ def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
     capacity = row_capacity(data, model)
     if capacity is not None:
-        return _batched(row_shapes(capacity, training=True), data.batch_size)
+        routes = {ROUTES: row_routes(capacity)} if capacity.config.balance else {}
+        return _batched({**row_shapes(capacity, training=True), **routes}, data.batch_size)
     shapes = prompt_shapes(data, model, data.batch_size)
     rows = shapes["llm"]["tokens"].shape
     shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)

@@ -84,7 +84,8 @@ class PackedData(Iterator[HostBatch]):
         arrays = self._loader.stack_rows([samples[row] for row in self._rows])
         if not self._is_whole:
             arrays = as_subsets(arrays, self._rows, size)
-        return HostBatch(arrays=arrays, epoch=taken[0][0] // self._order.epoch, bad=tuple(bad))
+        metrics = arrays.pop("metrics", {})
+        return HostBatch(arrays=arrays, epoch=taken[0][0] // self._order.epoch, bad=tuple(bad), metrics=metrics)
 
     def get_state(self) -> StreamState:
         """Return the position of the stream after the last batch, fit for JSON."""

@@ -58,12 +58,16 @@ class HostBatch:
     Each is a numpy array, or a `RowSubset` of that shape where `TrainData` loads certain rows only.
 
     `epoch` is the pass over the data, from 0, in which the batch begins; a batch may end in the next one.
+    "routes" are there where media are balanced (`hetjax.stages.routes`).
+
     `bad` names the samples whose turn it was in these rows but that cannot be used, each as "file:line: reason".
+    `metrics` are numbers to log with the step: how even balanced media are.
     """
 
     arrays: Mapping[str, Mapping[str, np.ndarray | RowSubset]]
     epoch: int
     bad: tuple[str, ...]
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class TrainData(Iterator[HostBatch]):
@@ -132,7 +136,9 @@ class TrainData(Iterator[HostBatch]):
         arrays = self._loader.stack([row.sample for row in filled])
         if not self._is_whole:
             arrays = as_subsets(arrays, self._rows, self._config.batch_size)
-        return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(row.skipped for row in filled if row.skipped))
+        metrics = arrays.pop("metrics", {})
+        bad = tuple(row.skipped for row in filled if row.skipped)
+        return HostBatch(arrays=arrays, epoch=epoch, bad=bad, metrics=metrics)
 
     def get_state(self) -> StreamState:
         """Return the position of the stream after the last batch, fit for JSON.

@@ -32,7 +32,7 @@ from hetjax.data import PackedData, Tokenizer, TrainData, open_eval, train_data
 from hetjax.data.chat import OmniTokenizer, Processor
 from hetjax.data.reading import Source
 from hetjax.generation.generator import Generator
-from hetjax.stages.batch import check_batch, rows_needed
+from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.display import placement_table
@@ -127,7 +127,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
             language.tokenizer,
             tokens_per_image(config.model),
             _rows_of_process(trainer, config, job),
-            language.processor,
+            _training_processor(trainer, config, language.processor, console),
         ),
         held_out=None if config.data.eval is None else open_eval(config.data),
         checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
@@ -209,11 +209,31 @@ def _build_generator(trainer: Trainer, settings: EvalConfig, tokenizer: Tokenize
 
 def _rows_of_process(trainer: Trainer, config: TrainConfig, job: Job) -> tuple[int, ...] | None:
     """Return the rows of a batch that this process loads; None for all."""
-    if job.processes == 1:
+    if job.processes == 1 or _balances(config):
         return None
     inputs = batch_shapes(config.data, config.model)
     fed = [stage for stage in trainer.stages if set(stage.inputs) & set(inputs.get(stage.module, ()))]
     return rows_needed(fed, config.data.batch_size, trainer.microbatches)
+
+
+def _balances(config: TrainConfig) -> bool:
+    return config.data.processor is not None and config.data.processor.balance
+
+
+def _training_processor(
+    trainer: Trainer, config: TrainConfig, processor: Processor | None, console: Console
+) -> Processor | None:
+    """Return what makes samples for training, which spreads media over the encoders' shards where that is asked for."""
+    if not _balances(config):
+        return processor
+    rows = {
+        stage.module: shard_rows(stage, config.data.batch_size, trainer.microbatches)
+        for stage in trainer.stages
+        if stage.module != trainer.graph.sink
+    }
+    shards = ", ".join(f"{module}: {groups.shape[1]} shards" for module, groups in rows.items())
+    console.print(f"media are balanced ({shards}); every process loads all samples")
+    return processor.balancing(rows)
 
 
 def _fresh_state(trainer: Trainer, config: TrainConfig, console: Console) -> TrainState:
