@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int32
 
 from hetjax.data.balance import Items, Rooms, assign
 from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import OmniSample
+from hetjax.data.chat.sample import Sample
 from hetjax.data.modalities.modality import Modality, Placeholder
 from hetjax.errors import ConfigError, DataError
 
@@ -60,7 +60,7 @@ class _Tables(NamedTuple):
 def balanced_rows(
     capacity: RowCapacity,
     placeholder: Placeholder,
-    rows: Sequence[Sequence[OmniSample]],
+    rows: Sequence[Sequence[Sample]],
     shards: Int[np.ndarray, "G H R"],
 ) -> BalancedRows:
     """Spread the media of all rows of a batch over the shards of their encoder.
@@ -110,7 +110,7 @@ def route_shapes(capacity: RowCapacity, placeholder: Placeholder) -> dict[str, t
     return {port: shape for port, shape in known.items() if port in ports}
 
 
-def _items(modalities: Sequence[Modality], samples: Sequence[OmniSample], row: int) -> list[_Item]:
+def _items(modalities: Sequence[Modality], samples: Sequence[Sample], row: int) -> list[_Item]:
     """Return the items of a row, in the order of the prompt, modality by modality."""
     found = []
     starts = np.cumsum([0, *(len(sample.ids) for sample in samples)])

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from hetjax import Trainer
-from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer, make_arrays, parse_messages
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_tokenizer, make_arrays, parse_messages
 from hetjax.data.media import Video, VideoSampling
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.stages.batch import shard_rows
@@ -25,7 +25,7 @@ def processor(pruning_rate: float, packed: int = 1) -> Processor:
         image_rows=112, video_rows=80, clips=2, clip_seconds=0.4, resolution=resolution, frames=VideoSampling(fps=2),
         packed=packed, balance=True,
     )  # fmt: skip
-    return Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=384, encoders=components(pruning_rate))
+    return Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=384, encoders=components(pruning_rate))
 
 
 def make_samples(pruning_rate: float) -> list:
