@@ -96,6 +96,8 @@ def check(
     return trainer, batch
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
     trainer, batch = check("fan in")
     place = trainer._place
@@ -120,7 +122,13 @@ def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
 
 @pytest.mark.slow
 @pytest.mark.quick
-@pytest.mark.parametrize("placement", [name for name in PLACEMENTS if name != "fan in"])
+@pytest.mark.parametrize(
+    "placement",
+    [
+        "colocated",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("fan out", "context on both sides", "stages")),
+    ],
+)
 def test_every_placement_equals_one_device(placement, float64):
     check(placement)
 
@@ -129,13 +137,17 @@ def test_every_placement_equals_one_device(placement, float64):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("placement", "microbatches"),
-    [("context on both sides", {"llm": 4, "vision": 1, "audio": 2}), ("stages", {"llm": 4, "vision": 2, "audio": 1})],
+    [
+        ("context on both sides", {"llm": 4, "vision": 1, "audio": 2}),
+        pytest.param("stages", {"llm": 4, "vision": 2, "audio": 1}, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_windows_and_pruned_videos_equal_one_device(placement, microbatches, float64):
     """Media move between all rows that an encoder takes at once; which tokens pruning kept goes with them."""
     check(placement, microbatches=microbatches, pruning_rate=0.5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.quick
 def test_a_split_backward_and_offloaded_encoders_equal_one_device(float64):

@@ -11,11 +11,12 @@ from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.stages.batch import shard_rows
 from tests.harness.parity.omni import components
 
-SAMPLES = 8
+ROWS = 8
+SHARED = {0: 8, 2: 9, 3: 10, 5: 11}  # the second sample of some rows
 
 
 @functools.cache
-def processor(pruning_rate: float, packed: int = 1) -> Processor:
+def processor(pruning_rate: float) -> Processor:
     """Patches of the tiny encoders; rows with room for a few media."""
     vision = components(pruning_rate)["vision"]
     resolution = DynamicResolution(
@@ -23,25 +24,25 @@ def processor(pruning_rate: float, packed: int = 1) -> Processor:
     )
     config = ProcessorConfig(
         image_rows=112, video_rows=80, clips=2, clip_seconds=0.4, resolution=resolution, frames=VideoSampling(fps=2),
-        packed=packed, balance=True,
+        packed=2, balance=True,
     )  # fmt: skip
     return Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=384, encoders=components(pruning_rate))
 
 
 def make_samples(pruning_rate: float) -> list:
-    """Samples of which some have most of the media, others none."""
+    """Samples of which some have most of the media, others none; some share rows."""
     random = np.random.default_rng(3)
     side = components()["vision"].patch_size * components()["vision"].merge
     made = []
-    for number in range(SAMPLES):
+    for number in range(ROWS + len(SHARED)):
         content = [{"type": "text", "text": f"number {number}"}]
-        for rows, columns in [(3, 2), (1, 2), (2, 2)][: (0, 3, 1, 0, 2, 0, 0, 1)[number]]:
+        for rows, columns in [(3, 2), (1, 2), (2, 2)][: (0, 3, 1, 0, 2, 0, 0, 1, 1, 0, 0, 1)[number]]:
             pixels = random.integers(0, 256, (rows * side, columns * side, 3), dtype=np.uint8)
             content.append({"type": "image", "image": pixels})
-        if number % 3 == 1:
+        if number in (1, 4, 7, 10):
             frames = random.integers(0, 256, (5, side, side, 3), dtype=np.uint8)
             content.append({"type": "video", "video": Video(frames=frames, times=(0.0, 0.5, 1.0, 1.5, 2.0))})
-        for _ in range((2, 0, 1, 0, 0, 0, 1, 0)[number]):
+        for _ in range((2, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0)[number]):
             content.append({"type": "audio", "audio": random.normal(size=5000).astype(np.float32)})
         chat = [{"role": "user", "content": content}, {"role": "assistant", "content": f"answer {number}"}]
         made.append(processor(pruning_rate).sample(parse_messages(chat, where=f"sample {number}"), training=True))
@@ -52,10 +53,10 @@ def batches(pruning_rate: float, trainer: Trainer | None, dtype: type = np.float
     """The batch as it is without a trainer, and as it is balanced for one."""
     made = processor(pruning_rate)
     if trainer is not None:
-        made = made.balancing(
-            {stage.module: shard_rows(stage, SAMPLES, trainer.microbatches) for stage in trainer.stages}
-        )
-    arrays = make_arrays(made, [[sample] for sample in make_samples(pruning_rate)], training=True)
+        made = made.balancing({stage.module: shard_rows(stage, ROWS, trainer.microbatches) for stage in trainer.stages})
+    samples = make_samples(pruning_rate)
+    rows = [[samples[row], *([samples[SHARED[row]]] if row in SHARED else [])] for row in range(ROWS)]
+    arrays = make_arrays(made, rows, training=True)
     arrays.pop("metrics", None)
     return {
         module: {port: x.astype(dtype) if x.dtype == np.float32 else x for port, x in inputs.items()}
