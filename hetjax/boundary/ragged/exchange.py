@@ -87,7 +87,12 @@ class RaggedExchange:
         return None if self.ragged else count * (count - 1) * self.queue * self.places.unit_bytes
 
     def place(self, tables: DeviceTables, shift: Int[np.ndarray, "B M"] | None = None) -> tuple[jax.Array, ...]:
-        """Dispatch the copies of the tables to the devices of this process: what calls take beside the tensor."""
+        """Dispatch the copies of the tables to the devices of this process: what calls take beside the tensor.
+
+        Nothing in a process without a device of either side.
+        """
+        if not self._own:
+            return ()
         sent, counts, taken = tables if self.ragged else self._in_queues(tables)
         arrays = [sent, np.broadcast_to(counts, (len(sent), *counts.shape)), taken]
         if self.shifted:
