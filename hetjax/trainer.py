@@ -45,6 +45,8 @@ from hetjax.stages.cut import cut_graph
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices, to_every_process
 from hetjax.stages.links import make_links, stage_graph
+from hetjax.stages.routed_link import LinkTraffic
+from hetjax.stages.routes import place_routes, route_shapes
 from hetjax.stages.stage import LOSS, Stage
 from hetjax.stages.windows import make_windows
 from hetjax.state.initialize import initialize
@@ -105,6 +107,7 @@ class Trainer:
         report: the result of its check, with the most microbatches alive on each stage.
         updates: the update of each stage that trains, by stage name.
         offload: the modules of `offload`.
+        traffic: what the links moved in the last step whose routes came with the batch, by the link's name.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
     same order. Each builds, compiles and holds only what its own devices run: a state has the stages of this process.
@@ -169,6 +172,7 @@ class Trainer:
             max_grad_norm=max_grad_norm,
             late_gradients=self.offload,
         )
+        self.traffic: Mapping[str, LinkTraffic] = {}
         self._executor: Executor | None = None
 
     def _build_schedule(self, name: str, graph: StageGraph, microbatches: int, costs: Costs | None) -> Schedule:
@@ -232,7 +236,8 @@ class Trainer:
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
         check_loss_tokens(batch, self.graph.sink)
-        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices)
+        routes = route_shapes(batch, self.links, self.stages)
+        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices, routes)
         if not self._estimates_costs:
             return TracedStep(step, self.report, tasks)
         costs = estimated_costs(step)
@@ -253,6 +258,9 @@ class Trainer:
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
         count that the summed loss is divided by. `observe(action, result)` is called after each dispatch, and
         `announce(place, action)` before it, with the action's place in the schedule.
+
+        `batch["routes"]` has the tokens of an encoder go to other rows than those of its own inputs
+        (`hetjax.stages.routes`); `traffic` then says what that moved.
 
         With many processes a batch may hold, as `RowSubset`, the rows that this process needs (`rows_needed`).
         Every process gets the metrics.
@@ -302,6 +310,8 @@ class Trainer:
     def _place(self, batch: Batch) -> PlacedBatch:
         step, sink = self.compiled, self.compiled.sink
         inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
+        tables, self.traffic = place_routes(batch, step.boundaries)
+        inputs |= tables
         count = loss_tokens(batch, self.graph.sink)
         if not sink.is_local:
             return PlacedBatch(inputs, None)

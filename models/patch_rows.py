@@ -112,7 +112,7 @@ class PatchRows:
         )
         start, segment, tokens = 0, 1, []
         for sequence in sequences:
-            height, width = self._grid(sequence.shape[2:4])
+            height, width = self.grid(sequence.shape[2:4])
             own = []
             for frames in sequence:
                 first, following = start + self.prefix_rows, start + self.rows(height, width)
@@ -134,7 +134,7 @@ class PatchRows:
 
     def patches(self, frames: Float[np.ndarray, "T H W C"]) -> Float[np.ndarray, "R F"]:
         """Return the patches of one tubelet, or of an image as a tubelet of one frame, in the order of patch rows."""
-        height, width = self._grid(frames.shape[1:3])
+        height, width = self.grid(frames.shape[1:3])
         size = self.patch_size
         split = frames.reshape(len(frames), height, size, width, size, -1)
         order = (1, 3, 0, 5, 2, 4) if self.channels_first else (1, 3, 0, 2, 4, 5)
@@ -152,7 +152,8 @@ class PatchRows:
         squares = grid.reshape(height // self.merge, self.merge, width // self.merge, self.merge, last)
         return squares.swapaxes(1, 2).reshape(-1, last)
 
-    def _grid(self, pixels: Sequence[int]) -> tuple[int, int]:
+    def grid(self, pixels: Sequence[int]) -> tuple[int, int]:
+        """Return (rows, columns) of the patches of (height, width) pixels. Raises ModelError where none fits."""
         side = self.patch_size * self.merge
         if any(length <= 0 or length % side for length in pixels):
             raise ModelError(

@@ -67,7 +67,7 @@ class Exchange:
     def blanks(self) -> dict[int, jax.Array]:
         """Zeros by device id where there is no source tile; to be made before a step, as they come from the host."""
         return {
-            device.id: _blank(device, self._block, self.dtype) for device in self._own if device.id not in self._senders
+            device.id: blank(device, self._block, self.dtype) for device in self._own if device.id not in self._senders
         }
 
     def __call__(self, x: jax.Array | None) -> jax.Array | None:
@@ -148,7 +148,7 @@ def _block_shape(shape: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
     return leading(tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)))
 
 
-def _blank(device: jax.Device, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def blank(device: jax.Device, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Return zeros for the source tile of a device without one; never changed, so all in use share one."""
     blank = _blanks.get((device, shape, dtype))
     if blank is None:

@@ -12,7 +12,7 @@ from hetjax.config.build_loader import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
-from hetjax.data.chat import row_shapes
+from hetjax.data.chat import row_routes, row_shapes
 from hetjax.data.modalities import MODALITIES
 from hetjax.data.modalities.modality import ArraySpec
 from hetjax.errors import ConfigError
@@ -22,6 +22,7 @@ from hetjax.models.components import build_component
 from hetjax.models.kernels.attention_scores import Packing
 from hetjax.models.parts.groups import groups_around
 from hetjax.schedule import Costs
+from hetjax.stages.batch import ROUTES
 from hetjax.trainer import Trainer
 
 BatchShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
@@ -131,7 +132,9 @@ def build_trainer(
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    return batched(row_shapes(row_capacity(data, model), training=True), data.batch_size)
+    capacity = row_capacity(data, model)
+    routes = {ROUTES: row_routes(capacity)} if capacity.config.balance else {}
+    return batched({**row_shapes(capacity, training=True), **routes}, data.batch_size)
 
 
 def assumed_packings(data: DataConfig, model: ModelConfig) -> dict[str, Packing]:

@@ -48,12 +48,16 @@ class HostBatch:
     that shape where `TrainData` loads certain rows only.
 
     `epoch` is the pass over the data, from 0, in which the batch begins; a batch may end in the next one.
+    "routes" are there where media are balanced (`hetjax.stages.routes`).
+
     `bad` names the samples whose turn it was in these rows but that cannot be used, each as "file:line: reason".
+    `metrics` are numbers to log with the step: how even balanced media are.
     """
 
     arrays: Mapping[str, Mapping[str, np.ndarray | RowSubset]]
     epoch: int
     bad: tuple[str, ...]
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class TrainData(Iterator[HostBatch]):
@@ -131,7 +135,8 @@ class TrainData(Iterator[HostBatch]):
         self._pool = {position: sample for position, sample in pool.items() if position not in rows.taken}
         if not self._is_whole:
             arrays = _as_subsets(arrays, self._rows, size)
-        return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(bad))
+        metrics = arrays.pop("metrics", {})
+        return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(bad), metrics=metrics)
 
     def get_state(self) -> StreamState:
         """Return the position of the stream after the last batch, fit for JSON.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,6 +22,7 @@ from hetjax.data.chat import (
     prompt_lengths,
     row_shapes,
 )
+from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.modalities.modality import ArraySpec
@@ -56,6 +59,15 @@ class SampleLoader:
 
     def __init__(self, config: DataConfig, processor: Processor):
         self.config, self.processor = config, processor
+
+    def balancing(self, encoder_rows: EncoderRows) -> Self:
+        """Return one whose batches for training spread media over these rows of the encoders.
+
+        Raises ConfigError for a modality that does not say what its media take and cost.
+        """
+        other = copy.copy(self)
+        other.processor = self.processor.balancing(encoder_rows)
+        return other
 
     @property
     def tokenizer(self) -> Tokenizer:

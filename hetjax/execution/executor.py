@@ -243,17 +243,16 @@ class Executor:
         tensors, microbatch, way = flight.links[action.edge], action.microbatch, boundary.way(action.microbatch)
         # A process may hold a part of the destination alone, and then has nothing to send.
         if action.backward:
-            moved = way.backward(tensors.gradients.pop(microbatch, None))
+            moved = way.backward(tensors.gradients.pop(microbatch, None), *tensors.tables_of(microbatch, "backward"))
             if moved is not None:
                 window, place = divmod(microbatch, boundary.ratio)
-                tensors.returned[window][place] = moved
-                gathered = boundary.gather(tensors.returned[window])
+                gathered = boundary.gather(tensors.returned[window], place, moved)
                 if gathered is not None:
                     del tensors.returned[window]
                     flight.stages[link.source].add_cotangent(window, link.source_port, gathered)
                     moved = gathered
         else:
-            moved = way.forward(tensors.activations.pop(microbatch, None))
+            moved = way.forward(tensors.activations.pop(microbatch, None), *tensors.tables_of(microbatch, "forward"))
             if moved is not None:
                 flight.stages[link.destination].inputs[microbatch][link.destination_port] = moved
         return moved

@@ -64,11 +64,18 @@ class LinkInFlight:
         activations: to be sent on, by microbatch of the destination.
         gradients: to be sent back, likewise.
         returned: gradients that wait for others, by microbatch of the source and place in it.
+        tables: what the transports of a routed link take beside the tensor, by microbatch of the destination and way.
     """
 
     activations: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
     gradients: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
     returned: dict[int, dict[int, jax.Array]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+    tables: dict[int, dict[str, tuple[jax.Array, ...]]] = dataclasses.field(default_factory=dict)
+
+    def tables_of(self, microbatch: int, way: str) -> tuple[tuple[jax.Array, ...], ...]:
+        """Take out what a routed link needs for this move; nothing for other links."""
+        found = self.tables.get(microbatch, {}).pop(way, None)
+        return () if found is None else (found,)
 
 
 @dataclasses.dataclass
@@ -89,7 +96,11 @@ class StepInFlight:
         return {name: stage.gradients for name, stage in self.stages.items() if stage.gradients}
 
     def take_inputs(self, inputs: dict[StageMicrobatch, Arrays]) -> None:
-        """Keep the parts of the batch for the forwards, and empty `inputs`: else its owner would hold them all step."""
+        """Keep the parts of the batch for the forwards, and empty `inputs`: else its owner would hold them all step.
+
+        By the name of a routed link they are its tables.
+        """
         while inputs:
-            (stage, microbatch), arrays = inputs.popitem()
-            self.stages[stage].inputs[microbatch] = dict(arrays)
+            (name, microbatch), arrays = inputs.popitem()
+            kept = self.links[name].tables if name in self.links else self.stages[name].inputs
+            kept[microbatch] = dict(arrays)

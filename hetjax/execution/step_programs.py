@@ -21,6 +21,7 @@ from hetjax.stages.flat_state import Shapes
 from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import LinkTransport
 from hetjax.stages.links import Link, learns
+from hetjax.stages.routed_link import RoutedLink
 from hetjax.stages.stage import LOSS, Stage
 
 
@@ -48,7 +49,7 @@ class Step:
     schedule: Schedule
     inputs: Mapping[str, Shapes]
     programs: Mapping[str, ForwardBackward]
-    boundaries: Mapping[str, LinkTransport]
+    boundaries: Mapping[str, LinkTransport | RoutedLink]
     updates: Mapping[str, Update]
     ends: Mapping[str, EndOfStep]
     norms: Mapping[str, TwoWayTransport]
@@ -84,6 +85,7 @@ def trace_step(
     updates: Mapping[str, Update],
     schedule: Schedule,
     devices: Sequence[jax.Device],
+    routes: Mapping[str, tuple[int, ...]],
 ) -> tuple[Step, dict[str, Callable[[], object]]]:
     """Trace all programs in the order of the data, and list what remains to compile, by name.
 
@@ -91,6 +93,7 @@ def trace_step(
         inputs: shapes of each stage's inputs that come from the batch, for one of its microbatches.
         updates: the optimizer programs of each stage that trains.
         devices: all devices of the trainer; every process that has one gets the metrics.
+        routes: shape of the routes that a batch has for an output port, by "module.port".
 
     Raises GraphError for a port that does not exist or a loss that is none, ScheduleError for backwards both whole and
     in two parts in one stage.
@@ -104,7 +107,7 @@ def trace_step(
             )
     by_name = {stage.name: stage for stage in stages}
     programs: dict[str, ForwardBackward] = {}
-    boundaries: dict[str, LinkTransport] = {}
+    boundaries: dict[str, LinkTransport | RoutedLink] = {}
     # Every input from the batch leads with the rows of its stage's window.
     rows = next(aval.shape[0] // by_name[name].window.size for name, own in inputs.items() for aval in own.values())
     for stage in stages:
@@ -112,7 +115,12 @@ def trace_step(
         taken = dict(inputs[stage.name])
         for link in incoming:
             source, outputs = by_name[link.source], programs[link.source].outputs
-            boundaries[link.name] = LinkTransport(link, source, outputs, stage, rows)
+            port = f"{source.module}.{link.source_port}"
+            boundaries[link.name] = (
+                RoutedLink(link, source, outputs, stage, rows, routes[port])
+                if port in routes
+                else LinkTransport(link, source, outputs, stage, rows)
+            )
             taken[link.destination_port] = boundaries[link.name].arriving
         programs[stage.name] = ForwardBackward(
             stage,

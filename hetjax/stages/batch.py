@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from hetjax.errors import BatchError
 from hetjax.meshes import BATCH_AXES
@@ -22,7 +23,11 @@ BatchArray: TypeAlias = np.ndarray | jax.Array | RowSubset | jax.ShapeDtypeStruc
 """One input of a batch, leading with the batch dim; a shape where only shapes matter."""
 
 Batch: TypeAlias = Mapping[str, Mapping[str, BatchArray] | float]
-"""{module: {input: array}, "loss_tokens": number}; the number may be left out where loss weights are an input."""
+"""{module: {input: array}, "loss_tokens": number}; the number may be left out where loss weights are an input.
+
+With "routes" (`hetjax.stages.routes`) the tokens of an encoder go to other rows than its own."""
+
+ROUTES = "routes"
 
 
 class StageMicrobatch(NamedTuple):
@@ -106,6 +111,16 @@ def rows_needed(stages: Iterable[Stage], batch_size: int, microbatches: int) -> 
     return tuple(sorted(taken))
 
 
+def shard_rows(stage: Stage, batch_size: int, microbatches: int) -> Int[np.ndarray, "G H R"]:
+    """Return the rows of a batch that each of H shards of a stage takes in each of its G microbatches.
+
+    Raises BatchError where the batch does not divide.
+    """
+    order = stage.window.rows(check_batch([stage], batch_size, microbatches))
+    first = np.arange(0, batch_size, len(order))[:, None]
+    return (first + order).reshape(len(first), stage.layout.batch_degree, -1)
+
+
 def place_inputs(
     batch: Batch, shapes: Mapping[str, Shapes], stages: Sequence[Stage], microbatches: int
 ) -> dict[StageMicrobatch, Arrays]:
@@ -171,8 +186,8 @@ def check_loss_tokens(batch: Batch, sink: str) -> None:
 
 
 def module_inputs(batch: Batch) -> dict[str, Mapping[str, BatchArray]]:
-    """Return the inputs of a batch by module, without its count of loss tokens."""
-    return {name: inputs for name, inputs in batch.items() if name != "loss_tokens"}
+    """Return the inputs of a batch by module, without its count of loss tokens and its routes."""
+    return {name: inputs for name, inputs in batch.items() if name not in ("loss_tokens", ROUTES)}
 
 
 def _check_arrays(batch: Batch) -> None:

@@ -22,7 +22,7 @@ def link_transport(
     `outputs` are shape, dtype and sharding by output port of `source`. Raises GraphError for a port that is not among
     them, BatchError where a shape does not divide at the destination.
     """
-    leaving = _leaving(link, source, outputs)
+    leaving = leaving_port(link, source, outputs)
     arriving = destination.port_sharding(link.destination_port, leaving.shape)
     return TwoWayTransport(leaving.sharding, arriving, leaving.shape, leaving.dtype, gradient=gradient)
 
@@ -53,7 +53,7 @@ class LinkTransport:
         if self.ratio == 1:
             self.ways = (link_transport(link, source, outputs, destination, gradient=link.gradient),)
             return
-        leaving = _leaving(link, source, outputs)
+        leaving = leaving_port(link, source, outputs)
         dim = _batch_dim(link, source, leaving, source.window.size * rows)
         self.cut = WindowCut(leaving, dim, self.ratio, destination.window.size * rows, name=link.name)
         arriving = destination.port_sharding(link.destination_port, self.cut.shape)
@@ -104,14 +104,19 @@ class LinkTransport:
             return {microbatch: x}
         return {microbatch * self.ratio + place: piece for place, piece in self.cut.cut(x).items()}
 
-    def gather(self, gradients: Pieces) -> jax.Array | None:
-        """Dispatch: the gradient of a window, once those of all its microbatches are there, by their place in it."""
+    def gather(self, gradients: dict[int, jax.Array], place: int, moved: jax.Array) -> jax.Array | None:
+        """Dispatch: the gradient of a window, once those of all its microbatches are there, by their place in it.
+
+        `gradients` holds those that are there, and takes the one that has `moved`.
+        """
+        gradients[place] = moved
         if len(gradients) < sum(self.each for way in self.ways if way.forward.sends):
             return None
         return gradients[0] if self.cut is None else self.cut.join(gradients)
 
 
-def _leaving(link: Link, source: Stage, outputs: Shapes) -> jax.ShapeDtypeStruct:
+def leaving_port(link: Link, source: Stage, outputs: Shapes) -> jax.ShapeDtypeStruct:
+    """Return shape, dtype and sharding of what a link carries. Raises GraphError for a port that does not exist."""
     if link.source_port not in outputs:
         raise GraphError(
             f"edge {link.name}: module '{source.module}' has no output '{link.source_port}'; "

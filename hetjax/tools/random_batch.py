@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hetjax.models.kernels.attention_scores import Packing
-from hetjax.stages.batch import Batch
+from hetjax.stages.batch import ROUTES, Batch
 
 # B batch · S fused sequence · N image tokens a sample
 
@@ -27,7 +27,7 @@ def random_batch(
     in the loss and belongs to one document; image tokens take the first N positions of each sequence and audio tokens
     the next ones (positions past its end are dropped, as padding is). Patches are those of images and tubelets as
     large as `packings` say, by module, or of one image and a video of up to four tubelets, all squares; clips have
-    their full length.
+    their full length. Where media are balanced, every token is routed to the row that it is encoded in.
     """
     random = np.random.default_rng(seed)
 
@@ -39,6 +39,9 @@ def random_batch(
 
     def fill(module: str, port: str, aval: jax.ShapeDtypeStruct) -> np.ndarray:
         counted = np.arange(math.prod(aval.shape[1:2]), dtype=np.int32)
+        if module == ROUTES:
+            own = np.arange(math.prod(aval.shape[:2]), dtype=np.int32).reshape(aval.shape[:2])
+            return own if len(aval.shape) == 2 else np.stack([own, np.zeros_like(own)], axis=-1)
         match port:
             case "tokens" | "labels":
                 return random.integers(0, vocab_size, aval.shape).astype(aval.dtype)

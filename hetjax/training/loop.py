@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import jax
 from rich.console import Console
@@ -17,6 +18,7 @@ from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
+from hetjax.stages.routed_link import LinkTraffic
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
@@ -165,8 +167,19 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         bad_samples=progress.bad_samples,
         learning_rate=float(run.parts.learning_rates[step - 1]),
         metrics=metrics,
+        of_batch={**batch.metrics, **_traffic(trainer.traffic)},
         seconds={} if timer is None else timer.by_module(trainer.schedule.graph),
     )
+
+
+def _traffic(traffic: Mapping[str, LinkTraffic]) -> StepMetrics:
+    """Return the bytes of balanced tokens by the port that they leave: those that had to move, those that were sent,
+    and those that a boundary without routes would move."""
+    totals: Counter[str] = Counter()
+    for link, moved in traffic.items():
+        for what, number in moved._asdict().items():
+            totals[f"{link.partition('->')[0]}/bytes_{what}"] += number
+    return dict(totals)
 
 
 def _evaluate(run: Run, pending: PendingStep) -> None:

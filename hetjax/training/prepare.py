@@ -29,7 +29,7 @@ from hetjax.config.build_loader import make_loader
 from hetjax.config.run_config import EvalConfig, TrainConfig
 from hetjax.data import SampleLoader, Tokenizer, TrainData
 from hetjax.generation.generator import Generator
-from hetjax.stages.batch import check_batch, rows_needed
+from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.display import placement_table
@@ -108,7 +108,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         trainer=trainer,
         generator=generator,
         answering={} if prompts is None else generator.trace(prompts),
-        data=TrainData(loader, _rows_of_process(trainer, config, job)),
+        data=TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
         checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
@@ -188,11 +188,25 @@ def _build_generator(trainer: Trainer, settings: EvalConfig, tokenizer: Tokenize
 
 def _rows_of_process(trainer: Trainer, config: TrainConfig, job: Job) -> tuple[int, ...] | None:
     """Return the rows of a batch that this process loads; None for all."""
-    if job.processes == 1:
+    if job.processes == 1 or config.data.processor.balance:
         return None
     inputs = batch_shapes(config.data, config.model)
     fed = [stage for stage in trainer.stages if set(stage.inputs) & set(inputs.get(stage.module, ()))]
     return rows_needed(fed, config.data.batch_size, trainer.microbatches)
+
+
+def _training_loader(trainer: Trainer, config: TrainConfig, loader: SampleLoader, console: Console) -> SampleLoader:
+    """Return what loads samples for training: with media spread over the encoders' shards where that is asked for."""
+    if not config.data.processor.balance:
+        return loader
+    rows = {
+        stage.module: shard_rows(stage, config.data.batch_size, trainer.microbatches)
+        for stage in trainer.stages
+        if stage.module != trainer.graph.sink
+    }
+    shards = ", ".join(f"{module} over {groups.shape[1]} shards" for module, groups in rows.items())
+    console.print(f"media are balanced: {shards}; every process loads all samples")
+    return loader.balancing(rows)
 
 
 def _fresh_state(trainer: Trainer, config: TrainConfig, console: Console) -> TrainState:

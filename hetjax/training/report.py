@@ -33,6 +33,7 @@ class PendingStep:
         bad_samples: Samples that were skipped so far.
         learning_rate: The learning rate of its update.
         metrics: What the trainer returned, scalars by name.
+        of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
         accuracy: Share of held-out questions answered right after it, from 0 to 1, where it was evaluated.
     """
@@ -42,6 +43,7 @@ class PendingStep:
     bad_samples: int
     learning_rate: float
     metrics: dict[str, Float[jax.Array, ""]]
+    of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
 
@@ -52,6 +54,7 @@ class PendingStep:
             "epoch": self.epoch,
             "bad_samples": self.bad_samples,
             "learning_rate": self.learning_rate,
+            **self.of_batch,
             **rounded(self.seconds),
         }
         if self.accuracy is not None:

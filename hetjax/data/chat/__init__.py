@@ -1,7 +1,7 @@
 """Make the arrays that the modules of a multimodal model take, of conversations with text and media."""
 
 from hetjax.data.chat.chat_rendering import end_mark
-from hetjax.data.chat.collate import make_arrays, packed_rows, prompt_lengths, row_shapes
+from hetjax.data.chat.collate import make_arrays, packed_rows, prompt_lengths, row_routes, row_shapes
 from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages
 from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
@@ -32,5 +32,6 @@ __all__ = [
     "parse_line",
     "parse_messages",
     "prompt_lengths",
+    "row_routes",
     "row_shapes",
 ]

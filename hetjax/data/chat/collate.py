@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Int32
 
+from hetjax.data.balance import imbalance
+from hetjax.data.chat.balanced_rows import balanced_rows, route_shapes
 from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
@@ -18,7 +20,7 @@ from hetjax.errors import DataError
 # D numbers of a patch · C clips · T samples of a clip
 
 HostArrays = dict[str, dict[str, np.ndarray]]
-"""The arrays of a batch in host memory, by module and port."""
+"""The arrays of a batch in host memory, by module and port; "routes" of balanced media and "metrics" beside them."""
 
 
 def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool) -> HostArrays:
@@ -29,18 +31,34 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, train
     says the weight of its message; and segments int32 [B, S] where rows are packed.
     Of an encoder what its modalities make: "vision" has patches float32 [B, P, D], places int32 [B, P, 4], segments
     int32 [B, P], and for videos the same as video_...; "audio" has waveforms float32 [B, C, T], lengths int32 [B, C].
+    Where training is to balance media (`Processor.encoder_rows`), "routes" say which row each token belongs to, and
+    "metrics" how even the shards of each encoder are: MODULE/imbalance, and MODULE/imbalance_in_order as it
+    would be without.
 
     Raises:
         DataError: samples do not fit into their row.
     """
-    made = [_row(processor, samples, training) for samples in rows]
+    balanced = processor.encoder_rows if training else {}
+    made = [_row(processor, samples, training, without=balanced) for samples in rows]
     shapes = row_shapes(processor.capacity, training=training)
-    return {
+    arrays: HostArrays = {"routes": {}, "metrics": {}} if balanced else {}
+    for placeholder in processor.capacity.encoders if balanced else ():
+        found = balanced_rows(processor.capacity, placeholder, rows, balanced[placeholder.module])
+        arrays[placeholder.module] = found.arrays
+        arrays["routes"] |= found.routes
+        arrays["metrics"] |= {
+            f"{placeholder.module}/imbalance_in_order": imbalance(found.before),
+            f"{placeholder.module}/imbalance": imbalance(found.after),
+        }
+        for row, positions in zip(made, found.positions, strict=True):
+            row["llm"][f"{placeholder.name}_positions"] = positions
+    return arrays | {
         module: {
             port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
             for port, (shape, dtype) in ports.items()
         }
         for module, ports in shapes.items()
+        if module not in arrays
     }
 
 
@@ -60,6 +78,12 @@ def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, 
     return shapes
 
 
+def row_routes(capacity: RowCapacity) -> dict[str, ArraySpec]:
+    """Return shape and dtype of one row of every table of "routes" where media are balanced, by "module.port"."""
+    found = {port: shape for encoder in capacity.encoders for port, shape in route_shapes(capacity, encoder).items()}
+    return {port: ArraySpec(shape, np.int32) for port, shape in found.items()}
+
+
 def packed_rows(processor: Processor, samples: Sequence[Sample], *, at_least: int = 1) -> list[list[int]]:
     """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
 
@@ -70,7 +94,10 @@ def packed_rows(processor: Processor, samples: Sequence[Sample], *, at_least: in
     return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
 
 
-def _row(processor: Processor, samples: Sequence[Sample], training: bool) -> HostArrays:
+def _row(
+    processor: Processor, samples: Sequence[Sample], training: bool, *, without: Collection[str] = ()
+) -> HostArrays:
+    """Return the arrays of one row, those of encoders `without` some."""
     capacity, pad = processor.capacity, processor.tokenizer.pad
     where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
     capacity.check(RowUse.total(sample.use for sample in samples), where)
@@ -90,6 +117,8 @@ def _row(processor: Processor, samples: Sequence[Sample], training: bool) -> Hos
         row["segments"][start:stop] = number
     arrays: HostArrays = {"llm": row}
     for placeholder, modalities in capacity.encoders.items():
+        if placeholder.module in without:
+            continue
         inputs, positions = _encoder_row(modalities, samples, starts, sequence)
         arrays[placeholder.module], row[f"{placeholder.name}_positions"] = inputs, positions
     return arrays

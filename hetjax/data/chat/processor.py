@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.chat_rendering import render_chat
 from hetjax.data.chat.expanded_text import ExpandedText, expand
 from hetjax.data.chat.messages import Chat, Part
@@ -17,7 +19,7 @@ from hetjax.data.chat.tokenizer import Tokenizer
 from hetjax.data.chat.whole_text import EncodedText
 from hetjax.data.modalities import placeholder_texts
 from hetjax.data.modalities.config import ProcessorConfig
-from hetjax.data.modalities.modality import Budget, PromptPart
+from hetjax.data.modalities.modality import Budget, Modality, PromptPart
 from hetjax.data.modalities.prompt_order import Item, Tokens
 from hetjax.errors import DataError
 
@@ -50,6 +52,7 @@ class Processor:
 
     Attributes:
         capacity: of a row of the batch.
+        encoder_rows: the rows that each shard of an encoder takes, by module, where training balances media; else none.
 
     Raises ConfigError where `config` asks for what an encoder does not take, or the tokenizer lacks a placeholder.
     """
@@ -65,10 +68,25 @@ class Processor:
     ):
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.encoders = encoders
+        self.encoder_rows: EncoderRows = {}
         self.capacity = RowCapacity.of(config, seq_len, encoders)
         for placeholder in self.capacity.encoders:
             for name in placeholder.texts:
                 tokenizer.placeholder(name)
+
+    def balancing(self, encoder_rows: EncoderRows) -> Self:
+        """Return a processor whose batches for training spread media over these rows of the encoders.
+
+        Raises ConfigError for a modality that does not say what its media take and cost.
+        """
+        for modality in self.capacity.modalities.values():
+            if self.capacity.takes(modality) and type(modality).amounts is Modality.amounts:
+                raise modality.no_balance()
+        other = copy.copy(self)
+        other.encoder_rows = {
+            placeholder.module: encoder_rows[placeholder.module] for placeholder in self.capacity.encoders
+        }
+        return other
 
     def sample(self, chat: Chat, *, training: bool = False) -> Sample:
         """Read the media of a chat and fuse them with its text; in `training` with what an assistant says, else

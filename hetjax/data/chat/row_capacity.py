@@ -22,11 +22,13 @@ class RowCapacity:
     Attributes:
         config: the settings they come from.
         modalities: every modality by name, fitted to the settings and to its encoder.
+        encoder_of: config of each encoder, by the name of its module.
         most: the most that the samples of a row may take together.
     """
 
     config: ProcessorConfig
     modalities: Mapping[str, Modality]
+    encoder_of: Mapping[str, object]
     most: RowUse
 
     @staticmethod
@@ -46,7 +48,7 @@ class RowCapacity:
         media = {name: amount for modality in fitted.values() for name, amount in modality.capacity.items()}
         dropped = sum(modality.dropped for modality in fitted.values())
         most = RowUse(tokens=seq_len, before_pruning=seq_len + dropped, media=media)
-        return RowCapacity(config=config, modalities=fitted, most=most)
+        return RowCapacity(config=config, modalities=fitted, encoder_of=encoders, most=most)
 
     @property
     def encoders(self) -> dict[Placeholder, list[Modality]]:

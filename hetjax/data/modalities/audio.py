@@ -67,7 +67,7 @@ class Audio(Modality[AudioClips]):
     def __init__(self, config: ProcessorConfig, encoder: object | None):
         if config.clips and encoder is None:
             raise ConfigError(f"processor.clips is {config.clips}, but the model has no audio encoder; set it to 0")
-        self._config = config
+        self._config, self._encoder = config, encoder
         self.capacity = {"clips": config.clips}
         self.tokens = config.clips * int(tokens_of_clip(config.clip_samples))
 
@@ -97,6 +97,17 @@ class Audio(Modality[AudioClips]):
             PromptPart(items=audio_items(sum(audio.tokens)), media=audio.media, use={"clips": len(audio.clips)})
             for audio in media
         ]
+
+    def amounts(self, array: Float32[np.ndarray, " samples"]) -> dict[str, int]:
+        """Return one clip."""
+        return {"clips": 1}
+
+    def cost(self, array: Float32[np.ndarray, " samples"]) -> float:
+        """Return the multiplications of a clip, the same for all: the encoder pads them to the longest."""
+        tokens, config = int(tokens_of_clip(self._config.clip_samples)), self._encoder
+        # Products with weights as `ParakeetEncoder.multiplications`; scores, their distances and values.
+        layer = (4 * config.width * config.mlp_width + 7 * config.width**2) * tokens + 3 * config.width * tokens**2
+        return float(config.layers * layer)
 
     def shapes(self) -> dict[str, ArraySpec]:
         """Return waveforms [clips, samples] and lengths [clips]."""

@@ -45,6 +45,8 @@ class ProcessorConfig:
             the built-in one.
         template_options: What the template may ask for, e.g. {enable_thinking: false}.
         packed: Samples that may share a row of the batch in training; 1 packs none.
+        balance: Whether images, tubelets and clips are spread over the shards of their encoder by what they cost, in
+            place of lying in the rows of their samples. In a job of several processes each then loads all samples.
     """
 
     images: int = 0
@@ -65,6 +67,7 @@ class ProcessorConfig:
     chat_template: str | None = None
     template_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # values of YAML: the template's affair
     packed: int = 1
+    balance: bool = False
 
     def __post_init__(self):
         least = {"images": 0, "max_shift": 0, "image_rows": 0, "video_rows": 0, "clips": 0, "packed": 1, "context": 1}

@@ -17,6 +17,7 @@ from hetjax.data.modalities.patches import (
     check_pixels,
     patch_arrays,
     patch_shapes,
+    sequence_cost,
     sized_pixels,
 )
 from hetjax.data.modalities.prompt_order import image_items
@@ -45,6 +46,7 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
                 )
         self._config = config
         self._patches: PatchRows | None = getattr(encoder, "image_rows", None)
+        self._encoder = encoder
         check_patches(config, "image_rows", self._patches)
         self.capacity = {"image_rows": config.image_rows}
         self.tokens = config.image_rows // config.resolution.merge**2
@@ -83,6 +85,14 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
             media=[Medium(self.name, sized_pixels(image, grid, self._config), tokens)],
             use={"image_rows": self._patches.rows(*grid)},
         )
+
+    def amounts(self, array: Float32[np.ndarray, "H W 3"]) -> dict[str, int]:
+        """Return the patch rows of an image."""
+        return {"image_rows": self._patches.rows(*self._patches.grid(array.shape[:2]))}
+
+    def cost(self, array: Float32[np.ndarray, "H W 3"]) -> float:
+        """Return the multiplications of an image, which is a sequence of its own."""
+        return sequence_cost(self._encoder, self.amounts(array)["image_rows"])
 
     def shapes(self) -> dict[str, ArraySpec]:
         """Return patches [rows, numbers], places [rows, 4] and segments [rows]."""

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.prompt_order import Item
+from hetjax.errors import ConfigError
 from hetjax.graph import Edge
 
 Raw = TypeVar("Raw")
@@ -135,6 +136,8 @@ class Modality(abc.ABC, Generic[Raw]):
         capacity: amount of each of `resources` in a row.
         tokens: tokens that its encoder makes for a row, padding included.
         dropped: tokens that the model takes out of a row, where it prunes.
+        prunes: whether it prunes; then those of its tokens that are left follow each other, from the first of its
+            places on, and an item takes as many as its `amounts` call "kept".
         longest: the most of the first resource that an encoder's attention sees as one; None where a medium is no
             segment of a row.
 
@@ -154,6 +157,7 @@ class Modality(abc.ABC, Generic[Raw]):
     capacity: Mapping[str, int]
     tokens: int
     dropped: int = 0
+    prunes: bool = False
     longest: int | None = None
 
     @abc.abstractmethod
@@ -197,6 +201,25 @@ class Modality(abc.ABC, Generic[Raw]):
     @abc.abstractmethod
     def prepare(self, media: Sequence[Raw], budget: Budget) -> list[PromptPart]:
         """Prepare all media of this kind in a sample, one part each. Raises DataError."""
+
+    def items(self, array: np.ndarray) -> Sequence[np.ndarray]:
+        """Return the equal parts of a medium that an encoder computes each for itself, in the order of their tokens."""
+        return (array,)
+
+    def amounts(self, array: np.ndarray) -> Mapping[str, int]:
+        """Return what an item takes of each of `resources`; only `processor.balance` asks, for each item by itself."""
+        raise self.no_balance()
+
+    def no_balance(self) -> ConfigError:
+        """Return the error of a modality that does not say what its items take and cost."""
+        return ConfigError(
+            f"processor.balance spreads media over the shards of an encoder, but modality '{self.name}' does not say "
+            "what an item takes of a row; give it the methods amounts and cost, or set balance to false"
+        )
+
+    def cost(self, array: np.ndarray) -> float:
+        """Return the multiplications that an item costs the encoder, to compare items with each other."""
+        return float(sum(self.amounts(array).values()))
 
     def moved(self, array: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Return an array of a medium, changed at random for one turn of training (`processor.max_shift`)."""

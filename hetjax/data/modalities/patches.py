@@ -8,6 +8,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import ArraySpec, Placeholder
 from hetjax.errors import ConfigError, DataError
+from hetjax.models.parts.vision_block import VisionSizes, vision_layer_cost
 from hetjax.models.patch_rows import PackedPatches, PatchRows, normalize, resize
 
 # H, W pixels
@@ -52,6 +53,11 @@ def sized_pixels(
     """Resize an image to a grid of (rows, columns) of patches, and normalize it."""
     size = config.resolution.patch_size
     return normalize(resize(image, grid[0] * size, grid[1] * size), config.pixel_mean, config.pixel_std)
+
+
+def sequence_cost(encoder: VisionSizes, rows: int) -> float:
+    """Return the multiplications of the layers for a sequence of so many patch rows: with weights, and of attention."""
+    return float(encoder.layers * (vision_layer_cost(encoder) * rows + 2 * encoder.width * rows**2))
 
 
 def patch_shapes(prefix: str, rows: int, patches: PatchRows) -> dict[str, ArraySpec]:

@@ -62,6 +62,10 @@ class SquareImage(Modality[UInt8[np.ndarray, "H W 3"]]):
             for image in pixels
         ]
 
+    def amounts(self, array: Float32[np.ndarray, "H W 3"]) -> dict[str, int]:
+        """Return one image: all cost the same."""
+        return {"images": 1}
+
     def moved(self, array: Float32[np.ndarray, "H W 3"], random: np.random.Generator) -> Float32[np.ndarray, "H W 3"]:
         """Return an image moved by up to `processor.max_shift` pixels each way."""
         most = self._config.max_shift

@@ -25,6 +25,7 @@ from hetjax.data.modalities.patches import (
     check_pixels,
     patch_arrays,
     patch_shapes,
+    sequence_cost,
     sized_pixels,
 )
 from hetjax.data.modalities.prompt_order import video_items
@@ -56,7 +57,9 @@ class Video(Modality[FramesAndAudio]):
     def __init__(self, config: ProcessorConfig, encoder: object | None):
         self._config = config
         self._patches: PatchRows | None = encoder.video_rows if self.accepts(encoder) else None
+        self._encoder = encoder
         self._pruning_rate: float = getattr(encoder, "video_pruning_rate", 0.0)
+        self.prunes = self._pruning_rate > 0
         check_patches(config, "video_rows", self._patches)
         self.tokens = config.video_rows // config.resolution.merge**2
         if self._patches is not None:
@@ -127,6 +130,25 @@ class Video(Modality[FramesAndAudio]):
             },
             dropped=tubelets * tokens - kept,
         )
+
+    def items(self, array: Float32[np.ndarray, "F H W 3"]) -> Sequence[np.ndarray]:
+        """Return the tubelets of a video; all of it where pruning compares them with each other."""
+        if self.prunes:
+            return (array,)
+        per_tubelet = self._patches.frames
+        return [array[first : first + per_tubelet] for first in range(0, len(array), per_tubelet)]
+
+    def amounts(self, array: Float32[np.ndarray, "F H W 3"]) -> dict[str, int]:
+        """Return the patch rows of some tubelets, and how many of their tokens pruning keeps."""
+        grid = self._patches.grid(array.shape[1:3])
+        tubelets, tokens = len(array) // self._patches.frames, self._config.resolution.tokens(grid)
+        kept = keep_count(tubelets, tokens, self._pruning_rate)
+        return {"video_rows": tubelets * self._patches.rows(*grid), "kept": kept}
+
+    def cost(self, array: Float32[np.ndarray, "F H W 3"]) -> float:
+        """Return the multiplications of some tubelets, each of which is a sequence of its own."""
+        tubelets = len(array) // self._patches.frames
+        return tubelets * sequence_cost(self._encoder, self.amounts(array)["video_rows"] // tubelets)
 
     def shapes(self) -> dict[str, ArraySpec]:
         """Return video_patches [rows, numbers], video_places [rows, 4] and video_segments [rows]."""
