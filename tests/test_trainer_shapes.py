@@ -9,7 +9,9 @@ from hetjax.errors import BatchError
 from hetjax.meshes import Layout, Placement
 from tests.harness.count_compiles import count_compiles
 from tests.harness.parity.oracle import relative_error
-from tests.harness.parity.problem import ROWS, SAMPLES, make_batch, make_graph, make_optimizer
+from tests.harness.parity.problem import ROWS, make_batch, make_graph, make_optimizer
+from tests.harness.plain_trainer import make_batch as plain_batch
+from tests.harness.plain_trainer import plain_trainer
 
 SHORT = 10
 LAYOUTS = {"vision": Layout(devices="0-1", data=2), "llm": Layout(devices="2-5", data=2, tensor=2)}
@@ -86,13 +88,14 @@ def test_a_schedule_by_costs_is_that_of_the_first_shapes():
 
 
 def test_a_batch_of_other_shapes_is_refused_with_the_nearest_ones():
-    trainer = make_trainer()
-    trainer.compile(shapes_of(make_batch()), shapes_of(shortened(make_batch())))
-    state, shorter = trainer.init(0), shortened(make_batch(), 8)
-    with pytest.raises(BatchError, match=rf"of 2 sets of shapes .* llm.tokens \[{SAMPLES}, 8\].* one of the shapes"):
-        trainer.step(state, shorter)
-    half = jax.tree.map(lambda x: x.astype(np.complex64) if x.dtype == np.float32 else x, make_batch())
+    trainer, batch = plain_trainer(), plain_batch("encoder")
+    half = jax.tree.map(lambda x: x if np.ndim(x) == 0 else x[:6], batch)
+    trainer.compile(batch, half)
+    state, more = trainer.init(0), jax.tree.map(lambda x: x if np.ndim(x) == 0 else np.concatenate([x, x]), batch)
+    with pytest.raises(BatchError, match=r"of 2 sets of shapes .* the batch encoder.x \[24, 6\].* one of the shapes"):
+        trainer.step(state, more)
+    other = {**batch, "encoder": {"x": batch["encoder"]["x"].astype(np.complex64)}}
     with pytest.raises(BatchError, match="keep dtypes fixed"):
-        trainer.step(state, half)
+        trainer.step(state, other)
     with pytest.raises(BatchError, match="2 batches are given to compile for, of 1 shapes"):
-        trainer.compile(make_batch(), make_batch(1))
+        trainer.compile(batch, plain_batch("encoder", seed=1))

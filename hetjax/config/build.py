@@ -12,7 +12,7 @@ from hetjax.config.build_loader import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
-from hetjax.data.chat import row_shapes
+from hetjax.data.chat import RowCapacity, row_shapes
 from hetjax.data.modalities import MODALITIES
 from hetjax.data.modalities.modality import ArraySpec
 from hetjax.errors import ConfigError
@@ -130,8 +130,13 @@ def build_trainer(
 
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
-    """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    return batched(row_shapes(row_capacity(data, model), training=True), data.batch_size)
+    """Return the shapes of a training batch, the largest of them where it may have several. Raises ConfigError."""
+    return shapes_of_rows(row_capacity(data, model), data.batch_size)
+
+
+def shapes_of_rows(capacity: RowCapacity, batch_size: int) -> BatchShapes:
+    """Return the shapes of a training batch of so many rows with this capacity."""
+    return batched(row_shapes(capacity, training=True), batch_size)
 
 
 def assumed_packings(data: DataConfig, model: ModelConfig) -> dict[str, Packing]:

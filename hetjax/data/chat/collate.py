@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
 from hetjax.data.chat.sample import RowUse, Sample
@@ -21,8 +20,12 @@ HostArrays = dict[str, dict[str, np.ndarray]]
 """The arrays of a batch in host memory, by module and port."""
 
 
-def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool) -> HostArrays:
+def make_arrays(
+    processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool, capacity: RowCapacity | None = None
+) -> HostArrays:
     """Return a batch of rows, each with the samples that share it, by module and port.
+
+    Rows have `capacity`, or else that of the processor.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
     stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], for what an assistant
@@ -33,8 +36,9 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, train
     Raises:
         DataError: samples do not fit into their row.
     """
-    made = [_row(processor, samples, training) for samples in rows]
-    shapes = row_shapes(processor.capacity, training=training)
+    capacity = processor.capacity if capacity is None else capacity
+    made = [_row(capacity, samples, processor.tokenizer.pad) for samples in rows]
+    shapes = row_shapes(capacity, training=training)
     return {
         module: {
             port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
@@ -60,20 +64,9 @@ def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, 
     return shapes
 
 
-def packed_rows(processor: Processor, samples: Sequence[Sample], *, at_least: int = 1) -> list[list[int]]:
-    """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
-
-    Samples that would fit into fewer rows than `at_least` are spread over so many.
-    """
-    most = processor.capacity.most
-    least = -(-sum(sample.use.tokens for sample in samples) // most.tokens)
-    return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
-
-
-def _row(processor: Processor, samples: Sequence[Sample], training: bool) -> HostArrays:
-    capacity, pad = processor.capacity, processor.tokenizer.pad
+def _row(capacity: RowCapacity, samples: Sequence[Sample], pad: int) -> HostArrays:
     where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
-    capacity.check(RowUse.total(sample.use for sample in samples), where)
+    capacity.check(RowUse.total((sample.use for sample in samples), like=capacity.most), where)
     sequence = capacity.most.before_pruning
     row = {
         "tokens": np.full(sequence, pad, np.int32),
