@@ -33,7 +33,7 @@ def test_a_run_goes_on_with_the_same_batches_and_logs_how_full_they_are(
     dataset, tmp_path, monkeypatch, capsys, grouping
 ):
     monkeypatch.chdir(ROOT)
-    sizes = {"seq_len": 128, "batch_size": 4, "processor.images": 2, "processor.packing_window": 12, **grouping}
+    sizes = {"seq_len": 160, "batch_size": 4, "processor.images": 2, "processor.packing_window": 12, **grouping}
 
     def train(folder, steps):
         given = {
@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_the_same_batches_and_logs_how_full_they_are(
     straight = train("straight", 6)
     printed = capsys.readouterr().out
     assert printed.count("rows of ") == grouping["shapes"]
-    assert "rows of 128 tokens, 2 images" in printed and "padding" in printed
+    assert "rows of 160 tokens, 2 images" in printed and "padding" in printed
     train("stopped", 4)
     assert train("stopped", 6) == straight
     assert all(0 <= row[6] < 1 and row[4] > 0 for row in straight)
