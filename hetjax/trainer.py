@@ -16,7 +16,9 @@ from hetjax.errors import ConfigError
 from hetjax.execution.executor import Announcer, Executor, Observer
 from hetjax.execution.flops import estimated_costs
 from hetjax.execution.kernel_choice import Kernels, replaced_kernels
+from hetjax.execution.made_programs import MadePrograms
 from hetjax.execution.step_programs import Step, trace_step
+from hetjax.execution.steps_by_shape import StepsByShape
 from hetjax.execution.traced_step import TracedStep
 from hetjax.execution.trainer_options import (
     Microbatches,
@@ -173,7 +175,7 @@ class Trainer:
             late_gradients=self.offload,
         )
         self.traffic: Mapping[str, LinkTraffic] = {}
-        self._executor: Executor | None = None
+        self._steps: StepsByShape | None = None
 
     def _build_schedule(self, name: str, graph: StageGraph, microbatches: int, costs: Costs | None) -> Schedule:
         return offload_modules(build_schedule(name, graph, microbatches, costs), self.offload)
@@ -190,10 +192,10 @@ class Trainer:
 
     @property
     def compiled(self) -> Step:
-        """Every program of a step; after `compile` or the first `step`."""
-        if self._executor is None:
+        """Every program of a step for batches of the first shapes given; after `compile` or the first `step`."""
+        if self._steps is None:
             raise ConfigError("the trainer has not compiled yet; call compile(batch) or step(state, batch) first")
-        return self._executor.step
+        return self._steps.first.step
 
     def init(self, seed: int = 0, *, warm_start: Mapping[str, WeightSource] | None = None) -> TrainState:
         """Return weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
@@ -207,42 +209,59 @@ class Trainer:
         return initialize(self.graph, self.stages, self.updates, seed, warm_start)
 
     def compile(
-        self, batch: Batch, *, progress: bool = False, also: Mapping[str, Callable[[], object]] | None = None
+        self,
+        batch: Batch,
+        *others: Batch,
+        progress: bool = False,
+        also: Mapping[str, Callable[[], object]] | None = None,
     ) -> None:
-        """Compile all programs for batches of these shapes. Raises BatchError and GraphError.
+        """Compile all programs for batches of these shapes; a step may then have any of them.
 
-        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`. `also` holds further
+        `batch` is {module: {input: array or jax.ShapeDtypeStruct}}, as for `step`, and the largest of all where there
+        are `others`. Programs that are equal for several shapes are compiled once. `also` holds further
         compilations to run at the same time, by name, e.g. those of `Generator.trace`.
+
+        Raises BatchError and GraphError.
         """
-        traced = self.trace(batch)
-        compile_all({**traced.tasks, **(also or {})}, progress=progress)
-        if traced.schedule is not self.schedule:
+        first = self.trace(batch)
+        steps = [first, *(self.trace(other, beside=first) for other in others)]
+        tasks: dict[str, Callable[[], object]] = dict(first.tasks)
+        for number, traced in enumerate(steps[1:], 2):
+            known = set(tasks.values())
+            tasks |= {f"{name} ({number})": run for name, run in traced.tasks.items() if run not in known}
+        made = StepsByShape([batch, *others], [Executor(traced.step) for traced in steps])
+        compile_all({**tasks, **(also or {})}, progress=progress)
+        if first.schedule is not self.schedule:
             _log.info(
                 "schedule '%s': order chosen by costs estimated from the FLOPs of the programs (%s before, %s now)",
-                self.schedule.name, self.schedule.digest()[:16], traced.schedule.digest()[:16],
+                self.schedule.name, self.schedule.digest()[:16], first.schedule.digest()[:16],
             )  # fmt: skip
-        self.schedule, self.report = traced.schedule, traced.report
+        self.schedule, self.report = first.schedule, first.report
         for line in self.offload_lines:
             _log.info("%s", line)
-        self._executor = Executor(traced.step)
+        self._steps = made
 
-    def trace(self, batch: Batch) -> TracedStep:
+    def trace(self, batch: Batch, *, beside: TracedStep | None = None) -> TracedStep:
         """Trace all programs of a step for batches of these shapes; the trainer stays as it is.
 
         A schedule that chooses its order by costs (`hetjax.schedule.needs_costs`) is built anew from the FLOPs of the
         traced programs, unless `schedule_costs` were given: the traced step holds the schedule that it would run by.
+        A step `beside` one for other shapes runs by the same schedule, and has equal programs in common with it.
 
         Raises BatchError and GraphError.
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
         check_loss_tokens(batch, self.graph.sink)
+        made = MadePrograms() if beside is None else beside.made
+        schedule = self.schedule if beside is None else beside.schedule
         routes = route_shapes(batch, self.links, self.stages)
-        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, self.schedule, self.devices, routes)
-        if not self._estimates_costs:
-            return TracedStep(step, self.report, tasks)
-        costs = estimated_costs(step)
-        schedule = self._build_schedule(self.schedule.name, self.schedule.graph, self.microbatches, costs)
-        return TracedStep(dataclasses.replace(step, schedule=schedule), check(schedule), tasks)
+        step, tasks = trace_step(self.stages, self.links, inputs, self.updates, schedule, self.devices, routes, made)
+        if beside is not None or not self._estimates_costs:
+            return TracedStep(step, self.report if beside is None else beside.report, tasks, made)
+        schedule = self._build_schedule(
+            self.schedule.name, self.schedule.graph, self.microbatches, estimated_costs(step)
+        )
+        return TracedStep(dataclasses.replace(step, schedule=schedule), check(schedule), tasks, made)
 
     def step(
         self,
@@ -266,7 +285,8 @@ class Trainer:
         Every process gets the metrics.
         """
         check_state(state, self.stages)
-        return self._ready(batch).train(state, *self._place(batch), observe, announce)
+        executor = self._ready(batch)
+        return executor.train(state, *self._place(batch, executor.step), observe, announce)
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
         """Return the loss, and the gradients of all trained weights as host arrays by module and path; keeps `state`.
@@ -274,9 +294,10 @@ class Trainer:
         With many processes all of them call it, and get all of it.
         """
         check_state(state, self.stages)
-        flight, loss = self._ready(batch).gradients(state, *self._place(batch))
+        executor = self._ready(batch)
+        flight, loss = executor.gradients(state, *self._place(batch, executor.step))
         trained = [stage for stage in self.stages if stage.trains]
-        return self.compiled.reports["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
+        return executor.step.reports["loss"](loss), self._on_host(trained, flight.gradients, trained=True)
 
     def weights(self, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
         """Return every weight as host arrays by module and path, the stages of a module joined.
@@ -303,12 +324,12 @@ class Trainer:
             )
 
     def _ready(self, batch: Batch) -> Executor:
-        if self._executor is None:
+        if self._steps is None:
             self.compile(batch)
-        return self._executor
+        return self._steps.of(batch)
 
-    def _place(self, batch: Batch) -> PlacedBatch:
-        step, sink = self.compiled, self.compiled.sink
+    def _place(self, batch: Batch, step: Step) -> PlacedBatch:
+        sink = step.sink
         inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
         tables, self.traffic = place_routes(batch, step.boundaries)
         inputs |= tables

@@ -12,7 +12,7 @@ from hetjax.config.build_loader import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
-from hetjax.data.chat import row_routes, row_shapes
+from hetjax.data.chat import RowCapacity, row_routes, row_shapes
 from hetjax.data.modalities import MODALITIES
 from hetjax.data.modalities.modality import ArraySpec
 from hetjax.errors import ConfigError
@@ -131,10 +131,14 @@ def build_trainer(
 
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
-    """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    capacity = row_capacity(data, model)
+    """Return the shapes of a training batch, the largest of them where it may have several. Raises ConfigError."""
+    return shapes_of_rows(row_capacity(data, model), data.batch_size)
+
+
+def shapes_of_rows(capacity: RowCapacity, batch_size: int) -> BatchShapes:
+    """Return the shapes of a training batch of so many rows with this capacity."""
     routes = {ROUTES: row_routes(capacity)} if capacity.config.balance else {}
-    return batched({**row_shapes(capacity, training=True), **routes}, data.batch_size)
+    return batched({**row_shapes(capacity, training=True), **routes}, batch_size)
 
 
 def assumed_packings(data: DataConfig, model: ModelConfig) -> dict[str, Packing]:

@@ -12,7 +12,8 @@ from hetjax.data.config import DataConfig
 from hetjax.data.demo_digits import write_digits
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
-from hetjax.data.pipeline import HostBatch, TrainData
+from hetjax.data.host_batch import HostBatch
+from hetjax.data.pipeline import TrainData
 from hetjax.data.reading import JsonlSource, Line, MediaFolder, Source, register_format
 from hetjax.data.sample_loader import SampleLoader
 from hetjax.data.source_config import EvalShare, SourceConfig

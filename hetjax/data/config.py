@@ -20,7 +20,9 @@ class DataConfig:
         eval: Held-out samples, as `train`; {share: 0.01} takes this share of the training samples; null for none.
         tokenizer: Hugging Face `tokenizers` JSON file, or its folder; null for the built-in byte-level tokenizer.
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
-        batch_size: Samples a step, over all devices.
+        batch_size: Rows a step, over all devices; a sample each, or several (processor.packed).
+        shapes: The most shapes that batches have. Several are chosen from what the samples take, for the least work on
+            padding, and each batch has rows of about one size; programs for all are compiled before the first step.
         shuffle: Whether each epoch draws the samples in a random order of its own.
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
@@ -35,6 +37,7 @@ class DataConfig:
     tokenizer: str | None = None
     seq_len: int
     batch_size: int
+    shapes: int = 1
     shuffle: bool = True
     epochs: int | None = None
     seed: int = 0
@@ -46,7 +49,7 @@ class DataConfig:
     def __post_init__(self):
         train_sources(self.train)
         eval_sources(self.eval)
-        least = {"seq_len": 2, "batch_size": 1, "seed": 0, "workers": 0}
+        least = {"seq_len": 2, "batch_size": 1, "shapes": 1, "seed": 0, "workers": 0}
         if self.epochs is not None:
             least["epochs"] = 1
         for name, least_value in least.items():

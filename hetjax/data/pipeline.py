@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import grain
 import numpy as np
 
 from hetjax.data.bad_samples import BadTally, FilledRow, StandIns
-from hetjax.data.chat import Sample
+from hetjax.data.chat import RowCapacity, RowUse, Sample
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
+from hetjax.data.host_batch import HostBatch
 from hetjax.data.order import SampleOrder
+from hetjax.data.position_set import pack_positions, unpack_positions
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.run_shapes import run_shapes
 from hetjax.data.sample_loader import SampleLoader
 from hetjax.data.sources import TrainSources
+from hetjax.data.waiting import Taken, Waiting
 from hetjax.errors import DataError
 from hetjax.stages.row_subset import RowSubset, check_rows
+
+MEASURED = 512
+"""Samples by which the shapes of a stream are chosen."""
 
 _STREAM_KEYS = ("shuffle", "seed")
 
@@ -28,7 +36,8 @@ class StreamState(TypedDict, total=False):
     """The position in a stream of samples, fit for JSON.
 
     `shuffle`, `seed`, `sources` and `legs` fix its order (see `SampleOrder`); `seen` and `bad` count samples; `pool`
-    holds the positions of samples that are read and in no batch yet, where rows are packed.
+    holds the positions of samples that are read and in no batch yet (`hetjax.data.position_set`), and `shapes` what
+    batches have for shapes, where these are several.
     """
 
     shuffle: bool
@@ -37,27 +46,8 @@ class StreamState(TypedDict, total=False):
     legs: list[list[Any]]
     seen: int
     bad: int
-    pool: list[int]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostBatch:
-    """One global batch in host memory, or those of its rows that this process needs.
-
-    `arrays` holds by module and port what `hetjax.data.chat.make_arrays` makes: each a numpy array, or a `RowSubset` of
-    that shape where `TrainData` loads certain rows only.
-
-    `epoch` is the pass over the data, from 0, in which the batch begins; a batch may end in the next one.
-    "routes" are there where media are balanced (`hetjax.stages.routes`).
-
-    `bad` names the samples whose turn it was in these rows but that cannot be used, each as "file:line: reason".
-    `metrics` are numbers to log with the step: how even balanced media are.
-    """
-
-    arrays: Mapping[str, Mapping[str, np.ndarray | RowSubset]]
-    epoch: int
-    bad: tuple[str, ...]
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    pool: list[Any]
+    shapes: dict[str, Any]
 
 
 class TrainData(Iterator[HostBatch]):
@@ -70,10 +60,9 @@ class TrainData(Iterator[HostBatch]):
     and a process may load only the `rows` (numbers within a batch, ascending) that it needs: they equal those rows of
     the whole batch. No other sample is read. None loads all. Threads read ahead of the step.
 
-    With `processor.packed` above 1 samples share rows. A pool of batch_size * `processor.packed` samples is shared out
-    by `SampleLoader.share_rows`; of its rows the batch takes those with the oldest samples, and what is left stays in
-    the pool. How samples share rows depends on all of them, so every process reads every sample, and keeps its `rows`
-    alone.
+    With `processor.packed` above 1 samples share rows, and with `shapes` above 1 rows of about one size share a batch
+    (see `hetjax.data.waiting`). Which do depends on all samples before, so every process reads every sample, and keeps
+    its `rows` alone. The samples that are read and in no batch yet wait.
 
     The last samples of all, too few for a batch, are dropped.
 
@@ -91,11 +80,12 @@ class TrainData(Iterator[HostBatch]):
         config, sources = loader.config, loader.trained
         source = sources.joined
         self._config, self._loader = config, loader
-        self._packed = loader.processor.config.packed
+        self._packing = loader.processor.config
         self._is_whole = rows is None
         self._rows = tuple(range(config.batch_size) if rows is None else rows)
         check_rows(self._rows, config.batch_size)
-        self._read_rows = self._rows if self._packed == 1 else tuple(range(config.batch_size))
+        self._groups = self._packing.packed > 1 or config.shapes > 1
+        self._read_rows = tuple(range(config.batch_size)) if self._groups else self._rows
         self._order = sample_order(config, sources)
         self._stream = {"shuffle": config.shuffle, "seed": config.seed}
         self._tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
@@ -105,51 +95,107 @@ class TrainData(Iterator[HostBatch]):
             most=self._tally.most_on_end,
             ends=sources.ends,
         )
-        self._seen = 0  # samples of the whole stream, in batches given out or in the pool
-        self._pool: dict[int, Sample] = {}  # by position in the stream
+        self._seen = 0  # samples of the whole stream, in batches given out or waiting
+        self._waiting: Waiting | None = None
+        self._use_shapes([loader.processor.capacity])
         self._reader = self._read()
 
+    @property
+    def shapes(self) -> list[RowCapacity]:
+        """Return the shapes that rows of a batch have, the one of the least work first."""
+        return self._shapes
+
+    def choose_shapes(self, *, work: Mapping[str, float], splits: Mapping[str, int]) -> None:
+        """Choose the shapes of this stream, before its next batch, where it is to have several and has none yet.
+
+        They are chosen by what samples of the next pass take, the same in every process. `work` and `splits` are as
+        for `hetjax.data.run_shapes.run_shapes`. Raises DataError where none of these samples can be used.
+        """
+        left = min(self._order.epoch, self._order.total - self._seen)
+        if self._config.shapes == 1 or len(self._shapes) > 1 or not left:
+            return
+        every = np.linspace(self._seen, self._seen + left - 1, MEASURED)
+        rows = list(self._fill(sorted({int(position) for position in every})))
+        uses = [row.sample.use for row in rows if row.sample is not None]
+        if not uses:
+            raise self._tally.no_stand_in(rows[0].skipped)
+        packed = self._packing.packed > 1
+        capacity = self._loader.processor.capacity
+        shapes = run_shapes(uses, capacity, most=self._config.shapes, packed=packed, work=work, splits=splits)
+        self._use_shapes(shapes)
+
+    def _use_shapes(self, shapes: Sequence[RowCapacity]) -> None:
+        """Let batches have these shapes; the samples that wait go on waiting."""
+        packing, before = self._packing, self._waiting
+        self._shapes = list(shapes)
+        self._waiting = Waiting(
+            [shape.most for shape in shapes],
+            rows=len(self._read_rows),
+            most=packing.packed,
+            window=packing.packing_window,
+        )
+        for position, sample in before.samples.items() if before else ():
+            self._waiting.add(position, sample)
+
     def __next__(self) -> HostBatch:
-        size, total = self._config.batch_size, self._order.total
-        stop = min(self._seen + size * self._packed - len(self._pool), total)
-        if self._packed == 1 and stop - self._seen < size:
+        size = self._config.batch_size
+        left = self._left() if self._groups else len(self._read_rows)
+        if not self._groups and self._order.total - self._seen < size:
             raise StopIteration
         # Kept only with the whole batch, so that a state is never within one.
-        pool, tally, bad = dict(self._pool), dataclasses.replace(self._tally), []
+        waiting, tally, bad, read = self._waiting.copy(), dataclasses.replace(self._tally), [], 0
         try:
-            for position in self._positions(stop):
+            while (taken := waiting.take(ended=read == left)) is None and read < left:
                 row = next(self._reader)
                 _count_row(row, tally)
                 bad += [row.skipped] if row.skipped else []
-                pool[position] = row.sample
+                waiting.add(self._position(self._seen, read), row.sample)
+                read += 1
         except DataError:
             self._go_to(self._seen)  # asked again, the stream tries the same samples again
             raise
-        rows = self._shared(pool)
-        if rows is None:
+        if taken is None:
             self._go_to(self._seen)
             raise StopIteration
-        epoch = min([*pool, self._seen]) // self._order.epoch
-        arrays = self._loader.collate([[pool[position] for position in row] for row in rows.own])
-        self._seen, self._tally = stop, tally
-        self._pool = {position: sample for position, sample in pool.items() if position not in rows.taken}
+        epoch = (taken.oldest if self._groups else self._seen) // self._order.epoch
+        self._waiting, self._tally = waiting, tally
+        self._seen += read if self._groups else size
+        return self._batch(taken, epoch, bad)
+
+    def _batch(self, taken: Taken, epoch: int, bad: Sequence[str]) -> HostBatch:
+        size, shape = self._config.batch_size, self._shapes[taken.rank]
+        own = [taken.rows[row] for row in self._rows] if self._groups else taken.rows
+        arrays = self._loader.collate(own, shape)
         if not self._is_whole:
             arrays = _as_subsets(arrays, self._rows, size)
         metrics = arrays.pop("metrics", {})
-        return HostBatch(arrays=arrays, epoch=epoch, bad=tuple(bad), metrics=metrics)
+        samples = [sample for row in taken.rows for sample in row]
+        scale = size / len(taken.rows) if taken.rows else 0.0
+        return HostBatch(
+            arrays=arrays,
+            epoch=epoch,
+            bad=tuple(bad),
+            metrics=metrics,
+            samples=round(len(samples) * scale),
+            use=RowUse.total((sample.use for sample in samples), like=shape.most).times(scale),
+            capacity=shape.most.times(size),
+        )
 
     def get_state(self) -> StreamState:
         """Return the position of the stream after the last batch, fit for JSON.
 
         `seen` counts the samples of all rows. So does `bad`, in proportion where this process loads only some rows.
         """
-        loaded, size, pool = len(self._read_rows), self._config.batch_size, sorted(self._pool)
+        loaded, size, pool = len(self._read_rows), self._config.batch_size, list(self._waiting.samples)
         bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
         order = self._order.state(self._seen, oldest=pool[0] if pool else None)
-        return {**self._stream, **order, "seen": self._seen, "bad": bad, "pool": pool}
+        state = {**self._stream, **order, "seen": self._seen, "bad": bad, "pool": pack_positions(pool)}
+        return state | ({"shapes": self._described(self._shapes)} if len(self._shapes) > 1 else {})
 
     def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`, of these or of other rows.
+
+        With the shapes of the state, where the settings that they were chosen by are those of this run.
 
         Raises:
             DataError: the state is of a dataset of another size, or another order of samples, or lies
@@ -162,74 +208,71 @@ class TrainData(Iterator[HostBatch]):
                 f"dataset '{self._tally.path}': the saved state is after {state['seen']} samples, "
                 f"but epochs={self._config.epochs} end after {self._order.total}; raise epochs"
             )
-        pool = state.get("pool", [])
-        if pool and self._packed == 1:
+        pool = unpack_positions(state.get("pool", []))
+        if pool and not self._groups:
             raise DataError(
-                f"dataset '{self._tally.path}': {len(pool)} samples of the saved state wait for a row that they share, "
-                "but processor.packed is 1; set it to 2 or more"
+                f"dataset '{self._tally.path}': {len(pool)} samples of the saved state wait for a batch of their size, "
+                "but processor.packed and data.shapes are 1; set one of them to 2 or more"
             )
         self._order.resume(state, state["seen"])
         loaded, size = len(self._read_rows), self._config.batch_size
         self._tally.seen = state["seen"] * loaded // size
         self._tally.bad = (state["bad"] * loaded + size // 2) // size
         self._tally.in_a_row = 0
-        self._pool = {}
-        for position in pool:
-            row = self._stand_ins.fill(self._order[position], turn=position)
+        self._waiting = None
+        self._use_shapes(self._shapes_of(state))
+        for position, row in zip(pool, self._fill(pool), strict=True):
             if row.sample is None:
                 raise self._tally.no_stand_in(row.skipped)
-            self._pool[position] = row.sample
+            self._waiting.add(position, row.sample)
         self._go_to(state["seen"])
+
+    def _shapes_of(self, state: StreamState) -> list[RowCapacity]:
+        """Return the shapes of a state; the whole capacity alone where other settings than this run's chose them."""
+        saved, capacity = state.get("shapes"), self._loader.processor.capacity
+        if saved is None:
+            return [capacity]
+        shapes = [capacity.sized(amounts) for amounts in saved["amounts"]]
+        return shapes if self._described([*shapes[:-1], capacity]) == saved else [capacity]
+
+    def _described(self, shapes: Sequence[RowCapacity]) -> dict[str, Any]:
+        """Return shapes by the amounts of their resources, and the settings that they were chosen by; fit for JSON."""
+        amounts = [{name: amount for (_, name), amount in shape.amounts.items()} for shape in shapes]
+        return {"most": self._config.shapes, "packed": self._packing.packed > 1, "amounts": amounts}
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.close()
-
-    def _shared(self, pool: Mapping[int, Sample]) -> _Rows | None:
-        """Return the rows of the batch that a pool gives; None where it gives too few."""
-        positions = sorted(pool)
-        if self._packed == 1:
-            return _Rows(taken=frozenset(positions), own=[[position] for position in positions])
-        size = self._config.batch_size
-        shared = self._loader.share_rows([pool[position] for position in positions], at_least=size)
-        taken = [[positions[i] for i in row] for row in sorted(shared)[:size]]
-        if len(taken) < size:
-            return None
-        return _Rows(
-            taken=frozenset(position for row in taken for position in row), own=[taken[row] for row in self._rows]
-        )
 
     def _go_to(self, seen: int) -> None:
         self.close()
         self._seen = seen
         self._reader = self._read()
 
-    def _positions(self, stop: int) -> list[int]:
-        """Return the positions from `seen` to `stop` that this process reads."""
-        size, seen = self._config.batch_size, self._seen
-        starts = range(seen, stop, size)
-        return [start + row for start in starts for row in self._read_rows if start + row < stop]
+    def _position(self, seen: int, count: int) -> int:
+        """Return the position that this process reads after `count` others behind the first `seen` of the stream."""
+        batch, row = divmod(count, len(self._read_rows))
+        return seen + batch * self._config.batch_size + self._read_rows[row]
+
+    def _left(self) -> int:
+        """Return how many more samples this process reads."""
+        batches, rest = divmod(self._order.total - self._seen, self._config.batch_size)
+        last = rest if self._groups else 0  # without groups they are no batch
+        return batches * len(self._read_rows) + last
 
     def _read(self) -> Generator[FilledRow[Sample], None, None]:
-        """Return the rows that this process reads, batch by batch, of the stream after the samples seen so far."""
-        config, rows, seen, order = self._config, self._read_rows, self._seen, self._order
-        batches, rest = divmod(order.total - seen, config.batch_size)
-        last = 0 if self._packed == 1 else rest  # without packing they are no batch
+        """Return the samples that this process reads of the stream after those seen so far."""
+        position = functools.partial(self._position, self._seen)
+        return self._fill(grain.MapDataset.range(self._left()).map(position))
 
-        def fill(count: int) -> FilledRow[Sample]:
-            batch, row = divmod(count, len(rows))
-            position = seen + batch * config.batch_size + rows[row]
-            return self._stand_ins.fill(order[position], turn=position)
+    def _fill(self, positions: Sequence[int] | grain.MapDataset) -> Generator[FilledRow[Sample], None, None]:
+        """Return the samples of these positions."""
+        order = positions if isinstance(positions, grain.MapDataset) else grain.MapDataset.source(positions)
 
-        counts = grain.MapDataset.range(batches * len(rows) + last)
-        return read_ahead(counts, fill, workers=config.workers, batch_size=len(rows))
+        def fill(position: int) -> FilledRow[Sample]:
+            return self._stand_ins.fill(self._order[position], turn=position)
 
-
-class _Rows(NamedTuple):
-    """The rows of a batch: the positions of all samples in them, and those in each row that this process keeps."""
-
-    taken: frozenset[int]
-    own: list[list[int]]
+        return read_ahead(order, fill, workers=self._config.workers, batch_size=max(len(self._read_rows), 1))
 
 
 def _count_row(row: FilledRow[Sample], tally: BadTally) -> None:

@@ -14,10 +14,10 @@ from jaxtyping import Int32
 from hetjax.data.chat import (
     Chat,
     Processor,
+    RowCapacity,
     Sample,
     Tokenizer,
     make_arrays,
-    packed_rows,
     parse_line,
     prompt_lengths,
     row_shapes,
@@ -113,13 +113,9 @@ class SampleLoader:
         asked, answer = self.parse(source, index).asked()
         return Prompt(sample=self.processor.sample(asked), answer=answer)
 
-    def share_rows(self, samples: Sequence[Sample], *, at_least: int) -> list[list[int]]:
-        """Return which samples share a row, in `at_least` so many rows (see `hetjax.data.chat.packed_rows`)."""
-        return packed_rows(self.processor, samples, at_least=at_least)
-
-    def collate(self, rows: Sequence[Sequence[Sample]]) -> HostArrays:
-        """Return the arrays of a batch (see `hetjax.data.chat.make_arrays`), of rows that samples share."""
-        return make_arrays(self.processor, rows, training=True)
+    def collate(self, rows: Sequence[Sequence[Sample]], capacity: RowCapacity) -> HostArrays:
+        """Return the arrays of a batch whose rows have this capacity (see `hetjax.data.chat.make_arrays`)."""
+        return make_arrays(self.processor, rows, training=True, capacity=capacity)
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Return the arrays of a batch of prompts, one a row."""

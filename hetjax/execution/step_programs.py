@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hetjax.boundary import TwoWayTransport
 from hetjax.compilation.compiled_program import Program
 from hetjax.errors import GraphError, ScheduleError
+from hetjax.execution.made_programs import MadePrograms, key_of
 from hetjax.programs.end_of_step import EndOfStep
 from hetjax.programs.forward_backward import ForwardBackward
 from hetjax.programs.update import Update
@@ -86,6 +87,7 @@ def trace_step(
     schedule: Schedule,
     devices: Sequence[jax.Device],
     routes: Mapping[str, tuple[int, ...]],
+    made: MadePrograms,
 ) -> tuple[Step, dict[str, Callable[[], object]]]:
     """Trace all programs in the order of the data, and list what remains to compile, by name.
 
@@ -94,6 +96,7 @@ def trace_step(
         updates: the optimizer programs of each stage that trains.
         devices: all devices of the trainer; every process that has one gets the metrics.
         routes: shape of the routes that a batch has for an output port, by "module.port".
+        made: programs of steps for batches of other shapes, which this one shares where they are equal.
 
     Raises GraphError for a port that does not exist or a loss that is none, ScheduleError for backwards both whole and
     in two parts in one stage.
@@ -116,18 +119,21 @@ def trace_step(
         for link in incoming:
             source, outputs = by_name[link.source], programs[link.source].outputs
             port = f"{source.module}.{link.source_port}"
-            boundaries[link.name] = (
-                RoutedLink(link, source, outputs, stage, rows, routes[port])
-                if port in routes
-                else LinkTransport(link, source, outputs, stage, rows)
-            )
+            make = functools.partial(LinkTransport, link, source, outputs, stage, rows)
+            if port in routes:
+                make = functools.partial(RoutedLink, link, source, outputs, stage, rows, routes[port])
+            boundaries[link.name] = made.once((link.name, rows, key_of(outputs), routes.get(port)), make)
             taken[link.destination_port] = boundaries[link.name].arriving
-        programs[stage.name] = ForwardBackward(
-            stage,
-            taken,
-            gradient_inputs=tuple(link.destination_port for link in incoming if link.gradient),
-            gradient_outputs=_gradient_outputs(stage, links, schedule.graph.sink.name),
-            in_two_parts=stage.name in in_two_parts,
+        programs[stage.name] = made.once(
+            (stage.name, stage.name in in_two_parts, key_of(taken)),
+            functools.partial(
+                ForwardBackward,
+                stage,
+                taken,
+                gradient_inputs=tuple(link.destination_port for link in incoming if link.gradient),
+                gradient_outputs=_gradient_outputs(stage, links, schedule.graph.sink.name),
+                in_two_parts=stage.name in in_two_parts,
+            ),
         )
     sink = programs[schedule.graph.sink.name]
     _check_loss(sink)
@@ -141,20 +147,29 @@ def trace_step(
         programs=programs,
         boundaries=boundaries,
         updates=updates,
-        ends={stage.name: EndOfStep(stage) for stage in stages if EndOfStep.applies(stage)},
+        ends={
+            stage.name: made.once(("end", stage.name), functools.partial(EndOfStep, stage))
+            for stage in stages
+            if EndOfStep.applies(stage)
+        },
         norms={
-            name: TwoWayTransport(update.stage.replicated, whole, (), norm_dtype) for name, update in updates.items()
+            name: made.once(
+                ("norm", name), functools.partial(TwoWayTransport, update.stage.replicated, whole, (), norm_dtype)
+            )
+            for name, update in updates.items()
         },
         reports={
-            "loss": ToEveryProcess(whole, (), loss_dtype, devices),
-            "grad_norm": ToEveryProcess(whole, (), norm_dtype, devices),
+            name: made.once(("report", name), functools.partial(ToEveryProcess, whole, (), dtype, devices))
+            for name, dtype in (("loss", loss_dtype), ("grad_norm", norm_dtype))
         },
-        sink_programs=_sink_programs(sink, schedule.microbatches, len(updates), norm_dtype),
+        sink_programs=_sink_programs(sink, schedule.microbatches, len(updates), norm_dtype, made),
     )
     return step, _tasks(step)
 
 
-def _sink_programs(sink: ForwardBackward, microbatches: int, updates: int, norm_dtype: jnp.dtype) -> dict[str, Program]:
+def _sink_programs(
+    sink: ForwardBackward, microbatches: int, updates: int, norm_dtype: jnp.dtype, made: MadePrograms
+) -> dict[str, Program]:
     stage = sink.stage
     if not stage.is_local:
         return {}
@@ -171,7 +186,12 @@ def _sink_programs(sink: ForwardBackward, microbatches: int, updates: int, norm_
         weights = (sink.inputs["loss_weights"],) * microbatches
         programs["scale"] = functools.partial(_scale, dtype=loss.dtype), (weights,)
     return {
-        name: Program(f"{stage.name} {name}", function, stage.mesh, *arguments, out_shardings=stage.replicated)
+        name: made.once(
+            ("sink", name, key_of({str(place): aval for place, aval in enumerate(jax.tree.leaves(arguments))})),
+            functools.partial(
+                Program, f"{stage.name} {name}", function, stage.mesh, *arguments, out_shardings=stage.replicated
+            ),
+        )
         for name, (function, arguments) in programs.items()
     }
 

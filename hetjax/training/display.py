@@ -139,6 +139,7 @@ class LiveBar:
         parts = [
             f"loss {metrics['loss']:.4f}",
             f"{metrics['tokens_per_second']:,.0f} tokens/s",
+            f"padding {100 * metrics['padding/tokens']:.1f} %",
             f"grad norm {metrics['grad_norm']:.3f}",
             f"lr {metrics['learning_rate']:.2e}",
             *(f"{module} {1000 * taken:.1f} ms" for module, taken in seconds.items()),

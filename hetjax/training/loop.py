@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -118,7 +119,7 @@ def _train(run: Run, stop: AgreedStop) -> None:
             raise
         pending, before = train_step(run, batch), pending
         if before is not None:
-            run.reporter.report(before)
+            run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
             _report_memory(run)
         step = progress.state.step
@@ -159,6 +160,7 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
     due = every and (progress.steps_here - 3) % every == 0
     with run.job.unlimited("waiting for the devices"):
         timer = ActionTimer().start(progress.state) if due else None
+    began = time.perf_counter()
     announce = functools.partial(run.job.before_action, step) if run.job.processes > 1 else None
     progress.state, metrics = trainer.step(progress.state, batch.arrays, observe=timer, announce=announce)
     return PendingStep(
@@ -168,6 +170,10 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         learning_rate=float(run.parts.learning_rates[step - 1]),
         metrics=metrics,
         of_batch={**batch.metrics, **_traffic(trainer.traffic)},
+        began=began,
+        samples=batch.samples,
+        tokens=batch.use.tokens,
+        padding=batch.padding,
         seconds={} if timer is None else timer.by_module(trainer.schedule.graph),
     )
 
@@ -203,6 +209,6 @@ def _save(run: Run, pending: PendingStep | None) -> None:
     if pending is not None:
         run.reporter.report(pending)
     run.parts.folder.check()
-    with run.job.unlimited("writing a checkpoint"):
+    with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
         extra = {"data": run.parts.data.get_state(), "bad_samples": run.progress.bad_samples}
         run.parts.checkpoints.save(run.progress.state, extra)

@@ -32,6 +32,7 @@ from hetjax.generation.generator import Generator
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
+from hetjax.training.batch_shapes import choose_batch_shapes
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
 from hetjax.training.resume import start_or_resume
@@ -147,13 +148,16 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
 def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:
     """Compile the programs of the training step and those that answer, as one list: they share the machine's cores.
 
-    Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule, and
-    for each stage that is offloaded.
+    Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule, for
+    each shape where batches have several, and for each stage that is offloaded.
     """
     before = parts.trainer.schedule
     with job.unlimited("compiling"):
-        shapes = batch_shapes(config.data, config.model)
-        parts.trainer.compile(shapes, progress=console.is_terminal, also=parts.answering)
+        shapes = choose_batch_shapes(parts.data, parts.trainer, config)
+        for shape in parts.data.shapes if len(shapes) > 1 else ():
+            console.print("rows of " + ", ".join(f"{amount} {name}" for (_, name), amount in shape.amounts.items()))
+        job.agree("shapes of batches", str(shapes))
+        parts.trainer.compile(*shapes, progress=console.is_terminal, also=parts.answering)
     if parts.trainer.schedule is not before:
         console.print(f"schedule {before.name}: order chosen by costs estimated from the FLOPs of the programs")
     for line in parts.trainer.offload_lines:
@@ -192,7 +196,9 @@ def _rows_of_process(trainer: Trainer, config: TrainConfig, job: Job) -> tuple[i
         return None
     inputs = batch_shapes(config.data, config.model)
     fed = [stage for stage in trainer.stages if set(stage.inputs) & set(inputs.get(stage.module, ()))]
-    return rows_needed(fed, config.data.batch_size, trainer.microbatches)
+    needed = rows_needed(fed, config.data.batch_size, trainer.microbatches)
+    # Metrics say how full a batch is, by the rows that process 0 has.
+    return needed or ((0,) if job.is_main else ())
 
 
 def _training_loader(trainer: Trainer, config: TrainConfig, loader: SampleLoader, console: Console) -> SampleLoader:

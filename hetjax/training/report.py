@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -33,6 +33,10 @@ class PendingStep:
         bad_samples: Samples that were skipped so far.
         learning_rate: The learning rate of its update.
         metrics: What the trainer returned, scalars by name.
+        began: When its dispatch began, by `time.perf_counter`.
+        samples: Samples of its batch.
+        tokens: Their tokens, without padding.
+        padding: Share of padding in what its rows have of each resource, from 0 to 1.
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
         accuracy: Share of held-out questions answered right after it, from 0 to 1, where it was evaluated.
@@ -43,6 +47,10 @@ class PendingStep:
     bad_samples: int
     learning_rate: float
     metrics: dict[str, Float[jax.Array, ""]]
+    began: float
+    samples: int
+    tokens: int
+    padding: Mapping[str, float]
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
@@ -55,6 +63,9 @@ class PendingStep:
             "bad_samples": self.bad_samples,
             "learning_rate": self.learning_rate,
             **self.of_batch,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            **{f"padding/{name}": round(share, 4) for name, share in self.padding.items()},
             **rounded(self.seconds),
         }
         if self.accuracy is not None:
@@ -76,26 +87,29 @@ class Reporter:
     def __init__(self, config: TrainConfig, job: Job, folder: RunFolder, console: Console, *, done: int):
         self._name, self._folder, self._steps = config.name, folder, config.steps
         self._job, self._console = job, console
-        self._tokens = config.data.batch_size * config.data.seq_len
         self._log = MetricsLog(folder, resume_step=done) if job.is_main else None
         for line in self._log.damaged if self._log is not None else ():
             console.print(line, markup=False)
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
-        self._last = 0.0
+        self._ended = 0.0  # when the last step that was reported came to its end
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """A block of steps: the bar is shown, and the clock of the training speed starts."""
         with self._bar:
-            self._last = time.perf_counter()
+            self._ended = time.perf_counter()
             yield
 
-    def report(self, pending: PendingStep) -> None:
+    def report(self, pending: PendingStep, *, following: PendingStep | None = None) -> None:
         """Read the metrics of a step, which waits for that step, write and show them.
+
+        `following` is the step that was dispatched behind it, if any. A step that is done when its metrics are asked
+        for had its end before: on devices that run programs as they are dispatched (a CPU), as the next began.
 
         Raises DivergenceError where one is no finite number.
         """
+        is_done = all(value.is_ready() for value in pending.metrics.values())
         with self._job.unlimited("waiting for the devices"):
             numbers = {name: float(value) for name, value in pending.metrics.items()}
         if not all(map(math.isfinite, numbers.values())):
@@ -103,9 +117,10 @@ class Reporter:
                 f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
                 "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
             )
-        now = time.perf_counter()
-        metrics = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
-        self._last = now
+        ended = following.began if is_done and following is not None else time.perf_counter()
+        speed = pending.tokens / max(ended - self._ended, 1e-9)
+        metrics = {**pending.known(), **numbers, "tokens_per_second": round(speed, 1)}
+        self._ended = ended
         if self._log is not None:
             self._log.write(metrics)
         self._seconds = pending.seconds or self._seconds
@@ -120,7 +135,7 @@ class Reporter:
         """A block that does not count for the training speed."""
         started = time.perf_counter()
         yield
-        self._last += time.perf_counter() - started
+        self._ended += time.perf_counter() - started
 
     def finish(self, step: int) -> StepMetrics:
         """Draw the loss and print how the run ended after `step`; returns the last metrics, in the main process.

@@ -9,6 +9,7 @@ import pytest
 
 from hetjax.data import DataConfig, SampleLoader, TrainData, check_dataset, eval_batches, write_shapes
 from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_tokenizer
+from hetjax.data.position_set import unpack_positions
 from hetjax.errors import DataError
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.patch_rows import PatchRows
@@ -34,11 +35,11 @@ def make_processor(seq_len, **changes):
     )  # fmt: skip
 
 
-def make(folder, *, rows=None, seq_len=240, batch_size=4, epochs=2, **changes):
+def make(folder, *, rows=None, seq_len=240, batch_size=4, epochs=2, shapes=1, **changes):
     processor = make_processor(seq_len, **changes)
     config = DataConfig(
         train=str(folder / "train.jsonl"), eval=str(folder / "heldout.jsonl"), seq_len=seq_len, batch_size=batch_size,
-        epochs=epochs, workers=2, processor=processor.config,
+        epochs=epochs, workers=2, shapes=shapes, processor=processor.config,
     )  # fmt: skip
     loader = SampleLoader(config, processor)
     return TrainData(loader, rows), loader
@@ -80,17 +81,24 @@ def test_an_epoch_has_every_answer(folder):
     assert got == want
 
 
-@pytest.mark.parametrize("packed", [1, 3])
-def test_a_stream_goes_on_where_it_was_saved(folder, packed):
-    make_it = lambda: make(folder, packed=packed, seq_len=400, image_rows=80, video_rows=120, clips=3)[0]  # noqa: E731
+@pytest.mark.parametrize("groups", [{}, {"packed": 3}, {"shapes": 2}, {"packed": 3, "shapes": 2}], ids=str)
+def test_a_stream_goes_on_where_it_was_saved(folder, groups):
+    def make_it(state=None):
+        data = make(folder, seq_len=400, image_rows=80, video_rows=120, clips=3, packing_window=8, **groups)[0]
+        if state is not None:
+            data.set_state(state)
+        data.choose_shapes(work={"llm": 1.0, "vision": 4.0, "audio": 4.0}, splits={})
+        return data
+
     data = make_it()
-    next(data), next(data)
+    got = [next(data), next(data)]
     state = json.loads(json.dumps(data.get_state()))
     want = [next(data) for _ in range(3)]
-    again = make_it()
-    again.set_state(state)
+    again = make_it(state)
     for batch in want:
         same(next(again), batch)
+    sizes = {batch.arrays["vision"]["video_patches"].shape for batch in (*got, *want)}
+    assert len(sizes) == len(data.shapes) == groups.get("shapes", 1)
     for stream in (data, again):
         stream.close()
 
@@ -157,8 +165,9 @@ def test_samples_that_wait_for_a_row_are_not_lost_where_none_is_shared(folder):
     data, alone = make(folder, packed=3)[0], make(folder)[0]
     next(data)
     state = data.get_state()
-    assert state["pool"]
-    with pytest.raises(DataError, match=rf"{len(state['pool'])} samples of .* wait .* set it to 2 or more"):
+    waiting = len(unpack_positions(state["pool"]))
+    assert waiting
+    with pytest.raises(DataError, match=rf"{waiting} samples of .* wait .* set one of them to 2 or more"):
         alone.set_state(state)
     for stream in (data, alone):
         stream.close()

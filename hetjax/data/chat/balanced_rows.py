@@ -96,7 +96,7 @@ def balanced_rows(
 def route_shapes(capacity: RowCapacity, placeholder: Placeholder) -> dict[str, tuple[int, ...]]:
     """Return the shape of one row of every table of routes of an encoder, by "module.port"."""
     left = sum(modality.tokens - modality.dropped for modality in capacity.encoders[placeholder])
-    module, encoder = placeholder.module, capacity.encoder_of[placeholder.module]
+    module, encoder = placeholder.module, capacity.encoders_of[placeholder.module]
     fitted = [
         each for each in capacity.modalities.values() if each.placeholder == placeholder and each.accepts(encoder)
     ]

@@ -9,7 +9,6 @@ from jaxtyping import Int32
 
 from hetjax.data.balance import imbalance
 from hetjax.data.chat.balanced_rows import balanced_rows, route_shapes
-from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
 from hetjax.data.chat.sample import RowUse, Sample
@@ -23,8 +22,12 @@ HostArrays = dict[str, dict[str, np.ndarray]]
 """The arrays of a batch in host memory, by module and port; "routes" of balanced media and "metrics" beside them."""
 
 
-def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool) -> HostArrays:
+def make_arrays(
+    processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool, capacity: RowCapacity | None = None
+) -> HostArrays:
     """Return a batch of rows, each with the samples that share it, by module and port.
+
+    Rows have `capacity`, or else that of the processor.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
     stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], for what an assistant
@@ -38,12 +41,13 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, train
     Raises:
         DataError: samples do not fit into their row.
     """
+    capacity = processor.capacity if capacity is None else capacity
     balanced = processor.encoder_rows if training else {}
-    made = [_row(processor, samples, training, without=balanced) for samples in rows]
-    shapes = row_shapes(processor.capacity, training=training)
+    made = [_row(capacity, samples, processor.tokenizer.pad, without=balanced) for samples in rows]
+    shapes = row_shapes(capacity, training=training)
     arrays: HostArrays = {"routes": {}, "metrics": {}} if balanced else {}
-    for placeholder in processor.capacity.encoders if balanced else ():
-        found = balanced_rows(processor.capacity, placeholder, rows, balanced[placeholder.module])
+    for placeholder in capacity.encoders if balanced else ():
+        found = balanced_rows(capacity, placeholder, rows, balanced[placeholder.module])
         arrays[placeholder.module] = found.arrays
         arrays["routes"] |= found.routes
         arrays["metrics"] |= {
@@ -84,23 +88,10 @@ def row_routes(capacity: RowCapacity) -> dict[str, ArraySpec]:
     return {port: ArraySpec(shape, np.int32) for port, shape in found.items()}
 
 
-def packed_rows(processor: Processor, samples: Sequence[Sample], *, at_least: int = 1) -> list[list[int]]:
-    """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
-
-    Samples that would fit into fewer rows than `at_least` are spread over so many.
-    """
-    most = processor.capacity.most
-    least = -(-sum(sample.use.tokens for sample in samples) // most.tokens)
-    return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
-
-
-def _row(
-    processor: Processor, samples: Sequence[Sample], training: bool, *, without: Collection[str] = ()
-) -> HostArrays:
+def _row(capacity: RowCapacity, samples: Sequence[Sample], pad: int, *, without: Collection[str] = ()) -> HostArrays:
     """Return the arrays of one row, those of encoders `without` some."""
-    capacity, pad = processor.capacity, processor.tokenizer.pad
     where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
-    capacity.check(RowUse.total(sample.use for sample in samples), where)
+    capacity.check(RowUse.total((sample.use for sample in samples), like=capacity.most), where)
     sequence = capacity.most.before_pruning
     row = {
         "tokens": np.full(sequence, pad, np.int32),

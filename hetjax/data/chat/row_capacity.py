@@ -22,14 +22,14 @@ class RowCapacity:
     Attributes:
         config: the settings they come from.
         modalities: every modality by name, fitted to the settings and to its encoder.
-        encoder_of: config of each encoder, by the name of its module.
         most: the most that the samples of a row may take together.
+        encoders_of: config of each module of the model, by name.
     """
 
     config: ProcessorConfig
     modalities: Mapping[str, Modality]
-    encoder_of: Mapping[str, object]
     most: RowUse
+    encoders_of: Mapping[str, object]
 
     @staticmethod
     def of(config: ProcessorConfig, seq_len: int, encoders: Mapping[str, object]) -> RowCapacity:
@@ -48,7 +48,7 @@ class RowCapacity:
         media = {name: amount for modality in fitted.values() for name, amount in modality.capacity.items()}
         dropped = sum(modality.dropped for modality in fitted.values())
         most = RowUse(tokens=seq_len, before_pruning=seq_len + dropped, media=media)
-        return RowCapacity(config=config, modalities=fitted, encoder_of=encoders, most=most)
+        return RowCapacity(config=config, modalities=fitted, most=most, encoders_of=encoders)
 
     @property
     def encoders(self) -> dict[Placeholder, list[Modality]]:
@@ -78,6 +78,21 @@ class RowCapacity:
     def takes(self, modality: Modality) -> bool:
         """Return whether the settings take media of this kind at all."""
         return self.most.media[modality.resources[0].name] > 0
+
+    @property
+    def amounts(self) -> dict[tuple[str, str], int]:
+        """Return the amounts that settings fix, by module and resource: "tokens", the first of each modality taken."""
+        media = [each for each in self.modalities.values() if self.takes(each)]
+        names = [(each.placeholder.module, each.resources[0].name) for each in media]
+        return {("llm", "tokens"): self.most.tokens} | {name: self.most.media[name[1]] for name in names}
+
+    def sized(self, amounts: Mapping[str, int]) -> RowCapacity:
+        """Return the capacity of rows with other amounts, by the names of the resources in `amounts`."""
+        config = self.config
+        for modality in self.modalities.values():
+            own = {resource.name: self.most.media[resource.name] for resource in modality.resources}
+            config = modality.sized(config, {name: amounts.get(name, amount) for name, amount in own.items()})
+        return RowCapacity.of(config, amounts["tokens"], self.encoders_of)
 
     def check(self, use: RowUse, where: str) -> None:
         """Raise DataError where samples do not fit, with every amount that is too large."""

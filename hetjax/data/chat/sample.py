@@ -32,13 +32,21 @@ class RowUse:
         return (self.tokens, self.before_pruning, *self.media.values())
 
     @staticmethod
-    def total(uses: Iterable[RowUse]) -> RowUse:
-        """Return the sum of one or more."""
+    def total(uses: Iterable[RowUse], *, like: RowUse) -> RowUse:
+        """Return the sum; `like` has the resources, for the sum of none."""
         uses = list(uses)
         return RowUse(
             tokens=sum(use.tokens for use in uses),
             before_pruning=sum(use.before_pruning for use in uses),
-            media={name: sum(use.media[name] for use in uses) for name in uses[0].media},
+            media={name: sum(use.media[name] for use in uses) for name in like.media},
+        )
+
+    def times(self, factor: float) -> RowUse:
+        """Return the amounts times a factor, to whole ones."""
+        return RowUse(
+            tokens=round(self.tokens * factor),
+            before_pruning=round(self.before_pruning * factor),
+            media={name: round(amount * factor) for name, amount in self.media.items()},
         )
 
 

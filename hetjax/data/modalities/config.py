@@ -44,7 +44,9 @@ class ProcessorConfig:
         chat_template: Folder of a checkpoint whose chat template is used; null for that of the tokenizer's folder, or
             the built-in one.
         template_options: What the template may ask for, e.g. {enable_thinking: false}.
-        packed: Samples that may share a row of the batch in training; 1 packs none.
+        packed: The most samples that share a row of the batch in training; 1 packs none.
+        packing_window: Samples that still wait when the rows of a packed batch are chosen, by best fit: more leave less
+            padding, and hold more in memory.
         balance: Whether images, tubelets and clips are spread over the shards of their encoder by what they cost, in
             place of lying in the rows of their samples. In a job of several processes each then loads all samples.
     """
@@ -68,9 +70,19 @@ class ProcessorConfig:
     template_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # values of YAML: the template's affair
     packed: int = 1
     balance: bool = False
+    packing_window: int = 128
 
     def __post_init__(self):
-        least = {"images": 0, "max_shift": 0, "image_rows": 0, "video_rows": 0, "clips": 0, "packed": 1, "context": 1}
+        least = {
+            "images": 0,
+            "max_shift": 0,
+            "image_rows": 0,
+            "video_rows": 0,
+            "clips": 0,
+            "packed": 1,
+            "packing_window": 0,
+            "context": 1,
+        }
         for name, least_value in least.items():
             value = getattr(self, name)
             if value is not None and value < least_value:

@@ -70,6 +70,12 @@ def compile_run(config: TrainConfig, target: Target, *, only: str | None = None,
     for warning in slow_tensor(target, trainer.placement):
         progress.print(f"warning: {warning}")
     traced = trainer.trace(batch_shapes(config.data, config.model))
+    if config.data.shapes > 1:
+        progress.print(
+            f"data.shapes is {config.data.shapes}: this is the report on the largest; others, which the data choose, "
+            "need no more of a device",
+            highlight=False,
+        )
     for line in offload_lines(traced.schedule, trainer.offload):
         progress.print(line, highlight=False)
     failed = _compile(_tasks(traced, chosen), progress)

@@ -9,8 +9,8 @@ from hetjax.data.chat import (
     Processor,
     ProcessorConfig,
     Tokenizer,
+    best_fit_rows,
     make_arrays,
-    packed_rows,
     parse_messages,
     row_shapes,
 )
@@ -152,7 +152,8 @@ def test_packed_rows_hold_the_samples_one_behind_the_other(make_processor):
     for port in ("tokens", "labels", "loss_weights"):
         got = arrays["llm"][port][0][ends[1] : ends[2]]
         np.testing.assert_array_equal(got, alone["llm"][port][0][:length])
-    assert packed_rows(processor, samples) == [[0, 1, 2]]
+    needs = np.asarray([made.use.amounts for made in samples])
+    assert best_fit_rows(needs, processor.capacity.most.amounts, rows=2, most=4) == [[0, 1, 2]]
 
 
 def test_lengths_after_pruning(make_processor):
