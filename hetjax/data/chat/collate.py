@@ -33,15 +33,16 @@ def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, train
     Raises:
         DataError: samples do not fit into their row.
     """
-    made = [_row(processor, samples, training) for samples in rows]
-    shapes = row_shapes(processor.capacity, training=training)
-    return {
-        module: {
-            port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
-            for port, (shape, dtype) in ports.items()
-        }
-        for module, ports in shapes.items()
+    arrays = {
+        module: {port: np.empty((len(rows), *shape), dtype) for port, (shape, dtype) in ports.items()}
+        for module, ports in row_shapes(processor.capacity, training=training).items()
     }
+    for number, samples in enumerate(rows):  # one by one, so that only one row is held beside the batch
+        row = _row(processor, samples, training)
+        for module, ports in arrays.items():
+            for port, array in ports.items():
+                array[number] = row[module][port]
+    return arrays
 
 
 def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, ArraySpec]]:
