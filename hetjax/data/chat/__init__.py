@@ -1,6 +1,6 @@
 """Make the arrays that the modules of a multimodal model take, of conversations with text and media."""
 
-from hetjax.data.chat.chat_rendering import end_mark
+from hetjax.data.chat.chat_rendering import end_mark, ending_of
 from hetjax.data.chat.collate import make_arrays, packed_rows, prompt_lengths, row_shapes
 from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages
 from hetjax.data.chat.packing import pack
@@ -24,6 +24,7 @@ __all__ = [
     "Tokenizer",
     "Turn",
     "end_mark",
+    "ending_of",
     "load_template",
     "load_tokenizer",
     "make_arrays",
