@@ -32,14 +32,14 @@ BATCH, SEQ_LEN = 8, 256
 class Found(NamedTuple):
     """What a pass found.
 
-    `named` has the lines that were named as bad, `grown` bytes that memory grew by after the first quarter, `longest`
-    seconds of the slowest attempt at a sample.
+    `named` has the lines that were named as bad, `memory` the most bytes in use in each quarter, `longest` seconds of
+    the slowest attempt at a sample.
     """
 
     batches: int
     named: collections.Counter[int]
     reasons: list[str]
-    grown: int
+    memory: list[int]
     longest: float
     seconds: float
 
@@ -79,16 +79,14 @@ def run(path: Path, *, packed: int = 1, workers: int = 2) -> Found:
             taken.append(time.perf_counter() - start)
 
     loader.load = timed
-    quarter = len(loader.trained.joined) // BATCH // 4
-    named, reasons, batches, early, most, start = collections.Counter(), [], 0, 0, 0, time.perf_counter()
+    total = len(loader.trained.joined) // (BATCH * packed) + 1
+    named, reasons, batches, memory, start = collections.Counter(), [], 0, [0] * 4, time.perf_counter()
     for batches, batch in enumerate(TrainData(loader), 1):
+        quarter = min(4 * batches // total, 3)
+        memory[quarter] = max(memory[quarter], _resident())
         reasons += batch.bad
-        early = max(early, _resident()) if batches <= quarter else early
-        most = max(most, _resident()) if batches > quarter else most
-        for reason in batch.bad:
-            where = reason.removeprefix(f"{path}:").partition(":")[0]
-            named[int(where)] += 1
-    return Found(batches, named, reasons, most - early, max(taken), time.perf_counter() - start)
+        named.update(int(reason.removeprefix(f"{path}:").partition(":")[0]) for reason in batch.bad)
+    return Found(batches, named, reasons, memory, max(taken), time.perf_counter() - start)
 
 
 def _resident() -> int:
@@ -251,7 +249,7 @@ if __name__ == "__main__":
                 f"packed {packed}: {found.batches} batches in {found.seconds:.0f} s; {len(found.named)} samples named, "
                 f"{sum(count > 1 for count in found.named.values())} of them twice, "
                 f"{len(set(found.named) - bad)} of them good; {len(bad - set(found.named))} damaged ones not named; "
-                f"memory grew by {found.grown / 2**20:.1f} MiB after the first quarter; "
+                f"most memory by quarter {', '.join(f'{most / 2**20:.0f}' for most in found.memory)} MiB; "
                 f"slowest sample {found.longest:.2f} s"
             )
             lines = path.read_bytes().splitlines()
