@@ -102,6 +102,8 @@ def inspect_data(
             are loaded, and what is skipped and why.
         of: How many samples of an epoch the figures of the page are of, at most.
     """
+    if of < 1:
+        raise ConfigError(f"of is {of}; give 1 or more samples")
     path = None if out is None else output_path(out, (".html",))
     if source == "eval" and config.data.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to inspect; give --source train")

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,10 @@ import jinja2
 
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import SampleLoader
-from hetjax.tools.data.batch_statistics import BatchStatistics, batch_statistics
+from hetjax.tools.data.batch_statistics import batch_statistics
 from hetjax.tools.data.histograms import draw_histograms
 from hetjax.tools.data.measured import Measured, measure
 from hetjax.tools.data.media_pictures import Picture, png_uri
-from hetjax.tools.outcome import Json
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ name }}: data</title><style>
@@ -94,8 +93,8 @@ class Reason(NamedTuple):
 
 def write_page(
     path: Path, config: TrainConfig, loader: SampleLoader, source: str, samples: Sequence[ShownSample], of: int
-) -> Mapping[str, Json]:
-    """Write the page, with figures of the first `of` samples of an epoch, and return these figures."""
+) -> None:
+    """Write the page, with figures of the first `of` samples of an epoch."""
     found = measure(config, source, of, whole=False)
     batches = batch_statistics(loader, found.uses, config.placement)
     reasons = reasons_of(found.bad)
@@ -114,7 +113,6 @@ def write_page(
         ],
     )
     path.write_text(page, encoding="utf-8")
-    return _figures(found, batches, reasons)
 
 
 def reasons_of(bad: Sequence[str]) -> list[Reason]:
@@ -126,16 +124,6 @@ def reasons_of(bad: Sequence[str]) -> list[Reason]:
         groups[re.sub(r"\d[\d,.]*", "N", words)].append(reason)
     found = [Reason(words, len(own), own[0]) for words, own in groups.items()]
     return sorted(found, key=lambda reason: -reason.count)
-
-
-def _figures(found: Measured, batches: BatchStatistics | None, reasons: Sequence[Reason]) -> dict[str, Json]:
-    return {
-        "samples": found.samples,
-        "skipped": len(found.bad),
-        "reasons": [reason._asdict() for reason in reasons],
-        "amounts": {name: amount.summary() for name, amount in found.amounts.items()},
-        "batches": None if batches is None else dataclasses.asdict(batches),
-    }
 
 
 def _histograms(found: Measured) -> str:
