@@ -176,7 +176,8 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
             special[text] = free.pop()
     special |= {f"<unused_{i}>": i for i in free}
     letters = {letter: _BYTES_FROM + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    model = tokenizers.Tokenizer(models.BPE(vocab={**special, **letters}, merges=[]))
+    # Without merges there is nothing to remember of a word, which is a whole text here.
+    model = tokenizers.Tokenizer(models.BPE(vocab={**special, **letters}, merges=[], cache_capacity=0))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
