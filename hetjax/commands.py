@@ -26,7 +26,8 @@ class Tool:
     """A function that the command line calls, imported only when it is named: most tools import JAX.
 
     Its parameters are the options and its docstring is the help. One with a parameter `config` takes the settings of a
-    run, as train.py does; one with a parameter `command` takes what stands behind `--`.
+    run, as train.py does, or, where that may be None, does so if --config is given; one with a parameter `command`
+    takes what stands behind `--`.
     Parameters that are not keyword-only stand on the command line without a name.
     An option whose word Python keeps for itself is a parameter with "_" behind it: `from_` is --from.
     One of type `list[str] | None` takes several words: --image a.png b.png.
@@ -61,7 +62,9 @@ TOOLS = {
     "checkpoint verify": Tool("hetjax.tools.checkpoint", "verify"),
     "checkpoint inspect": Tool("hetjax.tools.checkpoint", "inspect"),
     "generate": Tool("hetjax.tools.generate", "generate"),
-    "data inspect": Tool("hetjax.tools.inspect_data", "inspect_data"),
+    "data inspect": Tool("hetjax.tools.data.inspect_data", "inspect_data"),
+    "data lengths": Tool("hetjax.tools.data.lengths", "lengths"),
+    "data convert": Tool("hetjax.tools.data.convert", "convert_data"),
     "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),
     "demo-data shapes": Tool("hetjax.tools.demo_data", "shapes"),
     "bench overhead": Tool("hetjax.tools.bench.overhead", "overhead"),
@@ -71,10 +74,11 @@ TOOLS = {
     "bench layouts": Tool("hetjax.tools.bench.layouts", "layouts"),
     "bench schedules": Tool("hetjax.tools.bench.schedules", "schedules"),
     "bench model": Tool("hetjax.tools.bench.model", "bench_model"),
+    "bench data": Tool("hetjax.tools.bench.data", "bench_data"),
 }
 GROUPS = {
     "checkpoint": "Look at the checkpoints of a run.",
-    "data": "Look at the data of a run.",
+    "data": "Look at the data of a run, measure it, write it anew.",
     "demo-data": "Make data to try the trainer on.",
     "bench": "Measure speed on this machine.",
 }
@@ -92,15 +96,18 @@ def run_tool(arguments: Sequence[str]) -> tuple[Outcome, bool]:
     if name is None:
         return _refuse_or_help(arguments)
     function = TOOLS[name].load()
-    parser = _tool_parser(name, function)
+    has_settings = _has_settings(function, arguments)
+    parser = _tool_parser(name, function, has_settings)
     try:
         values = _parser_of_all(name, parser).parse_args(arguments)
         for word in name.split():
             values = values[word]
-        options = _options(function, parser, values)
+        options = _options(function, parser, values, has_settings)
     except PARSE_ERRORS as error:
         help_line = f"`hetjax {name} --help` lists every setting"
-        raise ConfigError(explain(str(error), _known_options(function, parser), help_line=help_line)) from None
+        raise ConfigError(
+            explain(str(error), _known_options(function, parser, has_settings), help_line=help_line)
+        ) from None
     if "command" in _parameters(function):
         options["command"] = behind
     elif behind:
@@ -155,10 +162,18 @@ def _parser_of_all(
     return parser
 
 
-def _tool_parser(name: str, function: ToolFunction) -> jsonargparse.ArgumentParser:
+def _has_settings(function: ToolFunction, arguments: Sequence[str]) -> bool:
+    """Return whether a command line has the settings of a run: where a tool needs them, or may have them and does."""
+    if "config" not in _parameters(function):
+        return False
+    is_optional = type(None) in typing.get_args(typing.get_type_hints(function)["config"])
+    return not is_optional or any(word.split("=")[0] == "--config" for word in arguments)
+
+
+def _tool_parser(name: str, function: ToolFunction, has_settings: bool) -> jsonargparse.ArgumentParser:
     """Build the parser of one tool."""
     parameters = inspect.signature(function).parameters
-    settings = "--config FILE " if "config" in parameters else ""
+    settings = "--config FILE " if has_settings else "[--config FILE] " if "config" in parameters else ""
     behind = " -- FILE ..." if "command" in parameters else ""
     words = [each.name for each in parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     ahead = "".join(f"{word.upper()} " for word in words)
@@ -177,7 +192,7 @@ def _tool_parser(name: str, function: ToolFunction) -> jsonargparse.ArgumentPars
     skipped = NO_OPTIONS.union(keywords, several)
     parser.add_function_arguments(function, skip=skipped, as_group=False, as_positional=bool(words))
     parser.add_argument("--json", action="store_true", help="print JSON, an object a line, and no table")
-    if settings:
+    if has_settings:
         from hetjax.config.run_config import add_settings
 
         add_settings(parser)
@@ -185,21 +200,21 @@ def _tool_parser(name: str, function: ToolFunction) -> jsonargparse.ArgumentPars
 
 
 def _options(
-    function: ToolFunction, parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace
+    function: ToolFunction, parser: jsonargparse.ArgumentParser, values: jsonargparse.Namespace, has_settings: bool
 ) -> dict[str, object]:
     """Return the arguments of a tool that the parsed values hold, `command` aside."""
     made = parser.instantiate(values)
     options = {key: made[key.rstrip("_")] for key in _parameters(function) - NO_OPTIONS}
-    if "config" in _parameters(function):
+    if has_settings:
         from hetjax.config.run_config import take_settings
 
         options["config"] = take_settings(values, parser)
     return options
 
 
-def _known_options(function: ToolFunction, parser: jsonargparse.ArgumentParser) -> list[str]:
+def _known_options(function: ToolFunction, parser: jsonargparse.ArgumentParser, has_settings: bool) -> list[str]:
     """Return the names that a tool's command line may use."""
-    if "config" in _parameters(function):
+    if has_settings:
         from hetjax.config.run_config import known_settings
 
         return known_settings(parser)

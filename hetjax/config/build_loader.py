@@ -14,6 +14,7 @@ from hetjax.data.chat import (
     RowCapacity,
     Tokenizer,
     end_mark,
+    ending_of,
     load_template,
     load_tokenizer,
 )
@@ -51,6 +52,7 @@ def make_loader(data: DataConfig, model: ModelConfig) -> SampleLoader:
         template,
         seq_len=data.seq_len,
         encoders=model.components,
+        ending=ending_of(template, tokenizer.stop_texts, **data.processor.template_options),
     )
     return SampleLoader(data, processor)
 

@@ -51,6 +51,11 @@ def check_data(loader: SampleLoader, console: Console, *, steps: int) -> None:
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
         console.print(f"{name}: {summary.samples} samples, {summary.media} media files")
+    if ending := loader.processor.ending:
+        console.print(
+            f"note: the chat template writes no end mark behind an answer; in training {ending} follows the last one, "
+            "and the loss counts it behind every answer"
+        )
     order = sample_order(data, trained)
     if data.epochs and order.total < steps * data.batch_size:
         raise DataError(

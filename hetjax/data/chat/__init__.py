@@ -1,6 +1,6 @@
 """Make the arrays that the modules of a multimodal model take, of conversations with text and media."""
 
-from hetjax.data.chat.chat_rendering import end_mark
+from hetjax.data.chat.chat_rendering import end_mark, ending_of
 from hetjax.data.chat.collate import make_arrays, prompt_lengths, row_routes, row_shapes
 from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages
 from hetjax.data.chat.packing import best_fit_rows
@@ -25,6 +25,7 @@ __all__ = [
     "Turn",
     "best_fit_rows",
     "end_mark",
+    "ending_of",
     "load_template",
     "load_tokenizer",
     "make_arrays",

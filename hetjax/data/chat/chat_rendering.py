@@ -44,11 +44,12 @@ class _Whole(NamedTuple):
 
 
 def render_chat(
-    chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, **options: object
+    chat: Chat, template: ChatTemplate, *, specials: Iterable[str], training: bool, ending: str = "", **options: object
 ) -> RenderedChat:
     """Return the text of a chat, which is to be tokenized as a whole.
 
-    In `training` the text ends behind the last turn; else it asks for the next answer, and nothing is counted.
+    In `training` the text ends behind the last turn; else it asks for the next answer, and nothing is counted. `ending`
+    is what `ending_of` gives: it is put behind a last answer, too.
 
     Raises:
         DataError: the template refuses the messages or leaves out some of it, or nothing can be counted.
@@ -67,12 +68,17 @@ def render_chat(
         counted: Sequence[Span] = ()
         if training:
             counted = counted_spans(
-                chat, marked, found.shown, template.marks_answers, _frame_of(template, options, in_parts)
+                chat, marked, found.shown, template.marks_answers, _frame_of(template, options, in_parts), ending
             )
     except DataError as error:
         raise DataError(f"{chat.where}: {error}") from error
+    text = marked.text
+    if training and ending and chat.turns[-1].role == "assistant":
+        text += ending
+        if chat.turns[-1].weight:
+            counted = [*counted[:-1], counted[-1]._replace(stop=len(text))]
     return RenderedChat(
-        text=marked.text,
+        text=text,
         counted=tuple(counted),
         media=marked.media,
         literal=tuple(literal.spans(marked.text, marked.literal)),
@@ -86,6 +92,28 @@ def end_mark(template: ChatTemplate, **options: object) -> str:
             return _frame_of(template, options, in_parts)().end
         except DataError:
             continue
+    return ""
+
+
+def ending_of(template: ChatTemplate, stops: Sequence[str], **options: object) -> str:
+    """Return the special token that ends an answer where the template writes no end mark; nothing where it does.
+
+    That is what begins the next question, if generation stops there as GLM's does, else the first of `stops`, at which
+    generation stops. A template with `generation` blocks says itself what is learned.
+    """
+    if template.marks_answers or end_mark(template, **options).strip() or not stops:
+        return ""
+    asked, answered = {"role": "user", "content": "?"}, {"role": "assistant", "content": "\u2042"}
+    for in_parts in (False, True):
+        chat = [asked, answered, asked]
+        if in_parts:
+            chat = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in chat]
+        try:
+            _, found, behind = template.render(chat, add_generation_prompt=False, **options).text.partition("\u2042")
+        except DataError:
+            continue
+        if found:
+            return next((stop for stop in stops if behind.lstrip().startswith(stop)), stops[0])
     return ""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from hetjax.data.balance import imbalance
-from hetjax.data.chat.balanced_rows import balanced_rows, route_shapes
+from hetjax.data.chat.balanced_rows import EncoderRows, balanced_rows, route_shapes
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
 from hetjax.data.chat.sample import RowUse, Sample
@@ -43,27 +43,38 @@ def make_arrays(
     """
     capacity = processor.capacity if capacity is None else capacity
     balanced = processor.encoder_rows if training else {}
-    made = [_row(capacity, samples, processor.tokenizer.pad, without=balanced) for samples in rows]
-    shapes = row_shapes(capacity, training=training)
-    arrays: HostArrays = {"routes": {}, "metrics": {}} if balanced else {}
-    for placeholder in capacity.encoders if balanced else ():
-        found = balanced_rows(capacity, placeholder, rows, balanced[placeholder.module])
+    arrays = {
+        module: {port: np.empty((len(rows), *shape), dtype) for port, (shape, dtype) in ports.items()}
+        for module, ports in row_shapes(capacity, training=training).items()
+        if module not in balanced
+    }
+    for number, samples in enumerate(rows):  # one by one, so that only one row is held beside the batch
+        row = _row(capacity, samples, processor.tokenizer.pad, without=balanced)
+        for module, ports in arrays.items():
+            for port, array in ports.items():
+                if port in row[module]:  # positions of balanced media come below
+                    array[number] = row[module][port]
+    return arrays if not balanced else arrays | _balanced(capacity, rows, balanced, arrays["llm"])
+
+
+def _balanced(
+    capacity: RowCapacity,
+    rows: Sequence[Sequence[Sample]],
+    encoder_rows: EncoderRows,
+    llm: dict[str, np.ndarray],
+) -> HostArrays:
+    """Return the inputs of encoders with their media balanced, "routes" and "metrics"; writes positions into `llm`."""
+    arrays: HostArrays = {"routes": {}, "metrics": {}}
+    for placeholder in capacity.encoders:
+        found = balanced_rows(capacity, placeholder, rows, encoder_rows[placeholder.module])
+        llm[f"{placeholder.name}_positions"] = found.positions
         arrays[placeholder.module] = found.arrays
         arrays["routes"] |= found.routes
         arrays["metrics"] |= {
             f"{placeholder.module}/imbalance_in_order": imbalance(found.before),
             f"{placeholder.module}/imbalance": imbalance(found.after),
         }
-        for row, positions in zip(made, found.positions, strict=True):
-            row["llm"][f"{placeholder.name}_positions"] = positions
-    return arrays | {
-        module: {
-            port: np.stack([row[module][port] for row in made]) if made else np.empty((0, *shape), dtype)
-            for port, (shape, dtype) in ports.items()
-        }
-        for module, ports in shapes.items()
-        if module not in arrays
-    }
+    return arrays
 
 
 def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, ArraySpec]]:

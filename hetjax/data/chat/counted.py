@@ -54,11 +54,17 @@ def _asks(render: RenderMessages) -> str:
 
 
 def counted_spans(
-    chat: Chat, rendered: MarkedText, shown: Sequence[Place], marks_answers: bool, frame: Callable[[], Frame]
+    chat: Chat,
+    rendered: MarkedText,
+    shown: Sequence[Place],
+    marks_answers: bool,
+    frame: Callable[[], Frame],
+    ending: str = "",
 ) -> list[Span]:
     """Return what the loss counts of a rendered chat, in the order of the text.
 
-    `shown` says where the text shows something of which message.
+    `shown` says where the text shows something of which message, and `ending` what ends an answer where the template
+    writes no end mark: it counts where it follows one.
 
     Raises DataError where nothing of an assistant's turn can be counted, or no turn counts.
     """
@@ -68,7 +74,7 @@ def counted_spans(
     if marks_answers:
         found = _in_blocks(chat, rendered, turns)
     else:
-        found = [_span(rendered, turn, chat.turns[turn].weight, frame()) for turn in turns]
+        found = [_span(rendered, turn, chat.turns[turn].weight, frame(), ending) for turn in turns]
     for position, number in shown:
         if number not in turns and any(span.start <= position < span.stop for span in found):
             raise DataError(
@@ -101,7 +107,7 @@ def _in_blocks(chat: Chat, rendered: MarkedText, turns: Sequence[int]) -> list[S
     return [Span(block.start, block.stop, chat.turns[block.turn].weight) for block in blocks]
 
 
-def _span(rendered: MarkedText, turn: int, weight: float, frame: Frame) -> Span:
+def _span(rendered: MarkedText, turn: int, weight: float, frame: Frame, ending: str) -> Span:
     """Return what a turn contributes to a text."""
     own = _written(rendered, turn)
     if own is None:
@@ -116,6 +122,8 @@ def _span(rendered: MarkedText, turn: int, weight: float, frame: Frame) -> Span:
     spare = len(frame.end) - len(frame.end.rstrip()) if frame.end.strip() else 0
     stop = own.stop - spare if text.endswith(frame.end) else own.start + len(text.rstrip())
     start = own.start + len(common)
+    if ending and not frame.end.strip() and rendered.text.startswith(ending, own.stop):
+        stop = own.stop + len(ending)
     if stop <= start:
         raise DataError(f"message {turn}: it is empty, and the chat template ends it by nothing; remove it")
     return Span(start, stop, weight)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hetjax.data.chat.marks import check_unmarked
 from hetjax.data.chat.message_keys import IGNORED_IN_SILENCE, check_sample_keys, loss_weight
+from hetjax.data.chat.pretokenized import KEY, Pretokenized
 from hetjax.data.media import located
 from hetjax.data.modalities import MODALITIES
 from hetjax.data.reading import MediaFolder
@@ -64,15 +65,21 @@ class Chat:
         turns: in their order.
         where: what opens every error about it ("file:line", "the prompt").
         tools: what the chat template gets as its tools, or None.
+        pretokenized: what stands in the place of turns where the sample is tokenized already.
+        stored_media: the media of such a sample.
     """
 
     turns: tuple[Turn, ...]
     where: str
     tools: tuple[Mapping[str, object], ...] | None = None
+    pretokenized: Pretokenized | None = None
+    stored_media: tuple[Part, ...] = ()
 
     @property
     def media(self) -> list[Part]:
         """Return all media, in order."""
+        if self.pretokenized is not None:
+            return list(self.stored_media)
         return [part for turn in self.turns for part in turn.parts if part.kind != "text"]
 
     @property
@@ -85,6 +92,8 @@ class Chat:
 
         Raises DataError where there is none, or one of tool calls without a text.
         """
+        if self.pretokenized is not None:
+            raise DataError(f"{self.where}: the sample is tokenized, and no question; evaluate on messages")
         answers = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
         if not answers:
             raise DataError(f"{self.where}: no assistant message, so there is no answer to compare with")
@@ -107,6 +116,8 @@ def parse_line(
         raise DataError(f"{where}: not a line of JSON: {error}") from error
     if not isinstance(record, Mapping):
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
+    if KEY in record:
+        return _stored(record[KEY], where, folder)
     lists = {kind: f"{kind}s" for kind in MODALITIES}
     check_sample_keys(record, ("messages", "tools", *lists.values()), where, ignore)
     files = {}
@@ -118,6 +129,18 @@ def parse_line(
     tools = None if "tools" in ignore else record.get("tools")
     chat = parse_messages(record.get("messages"), where=where, files=files, tools=tools, ignore=ignore)
     return dataclasses.replace(chat, turns=tuple(_in_folder(turn, folder) for turn in chat.turns))
+
+
+def _stored(value: object, where: str, folder: Path | MediaFolder) -> Chat:
+    try:
+        found = Pretokenized.of(value)
+        unknown = [each.kind for each in found.media if each.kind not in MODALITIES]
+        if unknown:
+            raise DataError(f"there is {unknown[0]} in it, which is no modality; they are {', '.join(MODALITIES)}")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    media = tuple(Part(kind=each.kind, value=located(each.name, folder)) for each in found.media)
+    return Chat(turns=(), where=where, pretokenized=found, stored_media=media)
 
 
 def parse_messages(

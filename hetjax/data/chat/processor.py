@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.chat_rendering import render_chat
+from hetjax.data.chat.counted import Span
 from hetjax.data.chat.expanded_text import ExpandedText, expand
 from hetjax.data.chat.messages import Chat, Part
+from hetjax.data.chat.pretokenized import Pretokenized, StoredMedium, checksum, position_runs, runs_of
 from hetjax.data.chat.row_capacity import RowCapacity
 from hetjax.data.chat.sample import PlacedMedium, RowUse, Sample
 from hetjax.data.chat.template import ChatTemplate
@@ -23,6 +28,8 @@ from hetjax.data.modalities.modality import Budget, Modality, PromptPart
 from hetjax.data.modalities.prompt_order import Item, Tokens
 from hetjax.errors import DataError
 
+# L ids of a sample
+
 
 class ProcessedChat(NamedTuple):
     """A chat as a text and as the sample that is made of it.
@@ -32,12 +39,16 @@ class ProcessedChat(NamedTuple):
         sample: what is made of it.
         raw: its media as they were read.
         parts: its media as they stand in the prompt.
+        positions: of each medium the positions of its placeholders among the ids, by the name of their `Placeholder`.
+        text_tokens: tokens of the text alone.
     """
 
     text: ExpandedText
     sample: Sample
     raw: Sequence[object]
     parts: Sequence[PromptPart]
+    positions: Sequence[Mapping[str, Sequence[int]]]
+    text_tokens: int
 
 
 class Processor:
@@ -49,6 +60,7 @@ class Processor:
         template: turns to text.
         seq_len: positions of the language model's sequence, after pruning.
         encoders: config of each encoder of the model, by the name of its module.
+        ending: what ends an answer in training where the template writes no end mark (`ending_of`).
 
     Attributes:
         capacity: of a row of the batch.
@@ -65,7 +77,9 @@ class Processor:
         *,
         seq_len: int,
         encoders: Mapping[str, object],
+        ending: str = "",
     ):
+        self.ending = ending
         self.config, self.tokenizer, self.template = config, tokenizer, template
         self.encoders = encoders
         self.encoder_rows: EncoderRows = {}
@@ -99,11 +113,14 @@ class Processor:
 
     def process(self, chat: Chat, *, training: bool) -> ProcessedChat:
         """Return the sample of a chat with the text that it was made of. Raises as `sample`."""
+        if chat.pretokenized is not None:
+            return self._restored(chat, chat.pretokenized, training=training)
         rendered = render_chat(
             chat,
             self.template,
             specials=self.tokenizer.specials,
             training=training,
+            ending=self.ending,
             **self.config.template_options,
         )
         raw = [self._read(part, chat.where) for part in chat.media]
@@ -112,9 +129,74 @@ class Processor:
         prepared = self._prepare(chat, raw, taken)
         parts = [prepared[number] for number in range(len(raw))]
         text = expand(rendered, [part.items for part in parts], texts)
-        sample = self._sample(chat, text, parts)
-        self.capacity.check(sample.use, chat.where)
-        return ProcessedChat(text, sample, raw, parts)
+        encoded = self._encode(text, chat.where)
+        positions = [self._positions(chat, text, encoded, number) for number in range(len(raw))]
+        sample = self._sample(chat, encoded.ids.astype(np.int32), encoded.weights(text.counted), positions, parts)
+        return ProcessedChat(text, sample, raw, parts, positions, taken if raw else len(sample.ids))
+
+    def pretokenized(self, chat: Chat, made: ProcessedChat, names: Sequence[str]) -> Pretokenized:
+        """Return what is stored of a processed chat, whose media are called by these names."""
+        media = []
+        for number, (part, name) in enumerate(zip(chat.media, names, strict=True)):
+            runs = [run for kind, own in made.positions[number].items() for run in position_runs(kind, own)]
+            media.append(StoredMedium(part.kind, name, tuple(runs)))
+        return Pretokenized(
+            ids=made.sample.ids,
+            counted=runs_of(made.sample.weights),
+            media=tuple(media),
+            text_tokens=made.text_tokens,
+            made_by=self.made_by,
+        )
+
+    @functools.cached_property
+    def made_by(self) -> Mapping[str, str]:
+        """Return checksums of what decides about the tokens of a chat, without the capacity of a row."""
+        config, tokenizer = self.config, self.tokenizer
+        encoders = {
+            name: [getattr(encoder, each, None) for each in ("image_rows", "video_rows", "image_size", "tubelet")]
+            for name, encoder in sorted(self.encoders.items())
+        }
+        rates = {name: getattr(each, "video_pruning_rate", 0) for name, each in sorted(self.encoders.items())}
+        context = config.context or self.capacity.most.tokens
+        settings = (config.resolution, config.frames, config.clip_seconds, config.audio_in_video, config.video_prefix)
+        return {
+            "tokenizer": tokenizer.checksum(),
+            "template": checksum(self.template.checksum(), self.ending, sorted(config.template_options.items())),
+            "media": checksum(*settings, sorted(config.others.items()), context, encoders, rates),
+        }
+
+    def _restored(self, chat: Chat, stored: Pretokenized, *, training: bool) -> ProcessedChat:
+        """Return the sample that was stored, with its media read again."""
+        if not training:
+            raise DataError(f"{chat.where}: the sample is tokenized, and no question; evaluate on messages")
+        try:
+            stored.check_made_by(self.made_by)
+        except DataError as error:
+            raise DataError(f"{chat.where}: {error}") from error
+        raw = [self._read(part, chat.where) for part in chat.media]
+        prepared = self._prepare(chat, raw, stored.text_tokens)
+        parts = [prepared[number] for number in range(len(raw))]
+        positions = [medium.positions() for medium in stored.media]
+        for part, found, medium in zip(parts, positions, stored.media, strict=True):
+            wanted = sum(each.tokens for each in part.media)
+            if wanted != sum(map(len, found.values())):
+                raise DataError(
+                    f"{chat.where}: '{medium.name}' takes {wanted} placeholders, and the sample has "
+                    f"{sum(map(len, found.values()))}; convert the data anew (hetjax data convert)"
+                )
+        sample = self._sample(chat, stored.ids, stored.weights(), positions, parts)
+        return ProcessedChat(self._spelled(stored), sample, raw, parts, positions, stored.text_tokens)
+
+    def _spelled(self, stored: Pretokenized) -> ExpandedText:
+        """Return the text of tokens, with what the loss counts."""
+        borders = sorted({0, len(stored.ids), *(each for start, stop, _ in stored.counted for each in (start, stop))})
+        pieces, spans, weights = [], [], {start: weight for start, _, weight in stored.counted}
+        for start, stop in itertools.pairwise(borders):
+            begin = sum(map(len, pieces))
+            pieces.append(self.tokenizer.spell(stored.ids[start:stop].tolist()))
+            if start in weights:
+                spans.append(Span(begin, begin + len(pieces[-1]), weights[start]))
+        return ExpandedText(text="".join(pieces), counted=tuple(spans), literal=(), placeholders=())
 
     def _encode(self, text: ExpandedText, where: str) -> EncodedText:
         try:
@@ -151,30 +233,38 @@ class Processor:
             parts |= zip(numbers, new, strict=True)
         return parts
 
-    def _sample(self, chat: Chat, text: ExpandedText, parts: Sequence[PromptPart]) -> Sample:
-        """Return the sample of a text, and give each array of the media the positions of its own placeholders."""
-        encoded = self._encode(text, chat.where)
+    def _sample(
+        self,
+        chat: Chat,
+        ids: Int32[np.ndarray, " L"],
+        weights: Float32[np.ndarray, " L"],
+        positions: Sequence[Mapping[str, Sequence[int]]],
+        parts: Sequence[PromptPart],
+    ) -> Sample:
+        """Return the sample of a text, and give each array of the media the `positions` of its own placeholders."""
         media: dict[str, list[PlacedMedium]] = {name: [] for name in self.capacity.modalities}
         use = dict.fromkeys(self.capacity.most.media, 0)
-        for number, part in enumerate(parts):
-            positions = self._positions(chat, text, encoded, number)
-            used = dict.fromkeys(positions, 0)
+        for own, part in zip(positions, parts, strict=True):
+            used = dict.fromkeys(own, 0)
             for medium in part.media:
                 kind = self.capacity.modalities[medium.modality].placeholder.name
                 first = used[kind]
                 used[kind] += medium.tokens
-                own = np.asarray(positions[kind][first : used[kind]], np.int32)
-                media[medium.modality].append(PlacedMedium(medium.array, own))
+                media[medium.modality].append(
+                    PlacedMedium(medium.array, np.asarray(own[kind][first : used[kind]], np.int32))
+                )
             for name, amount in part.use.items():
                 use[name] += amount
         dropped = sum(part.dropped for part in parts)
-        return Sample(
-            ids=encoded.ids.astype(np.int32),
-            weights=encoded.weights(text.counted),
+        sample = Sample(
+            ids=ids,
+            weights=weights,
             media={name: tuple(each) for name, each in media.items()},
-            use=RowUse(tokens=len(encoded.ids) - dropped, before_pruning=len(encoded.ids), media=use),
+            use=RowUse(tokens=len(ids) - dropped, before_pruning=len(ids), media=use),
             where=chat.where,
         )
+        self.capacity.check(sample.use, chat.where)
+        return sample
 
     def _positions(self, chat: Chat, text: ExpandedText, encoded: EncodedText, number: int) -> dict[str, list[int]]:
         """Return the positions of all placeholders of a medium among the ids, by the name of their `Placeholder`."""

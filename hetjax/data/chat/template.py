@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jinja2
 
 from hetjax.data.chat.marks import TURN, MarkedText, read_marks
+from hetjax.data.chat.pretokenized import checksum
 from hetjax.data.chat.template_environment import TURN_FUNCTION, mark_loops, template_environment
 from hetjax.errors import DataError
 
@@ -85,6 +86,11 @@ class ChatTemplate:
     def for_chat(self, tools: object) -> ChatTemplate:
         """Return the template for a chat with these tools, or with None."""
         return self if tools is None or self._for_tools is None else self._for_tools
+
+    def checksum(self) -> str:
+        """Return a checksum of all that decides about the text of a chat, but for options."""
+        tools = "" if self._for_tools is None else self._for_tools.checksum()
+        return checksum(self.source, sorted(self.specials.items()), tools)
 
     def render(self, messages: Messages, *, add_generation_prompt: bool, **options: object) -> MarkedText:
         """Return the text of a chat, with what was written for which message.

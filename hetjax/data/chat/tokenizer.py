@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from hetjax.data.chat.pretokenized import checksum
 from hetjax.data.chat.whole_text import AliasedTokenizer, EncodedText
 from hetjax.data.modalities import placeholder_texts
 from hetjax.errors import ConfigError, DataError
@@ -81,6 +83,12 @@ class Tokenizer:
         texts = placeholder_texts()
         self._unspelled = [texts[name] for name in self.placeholders if texts[name] not in atomic]
 
+    @property
+    def stop_texts(self) -> list[str]:
+        """Return the texts of those of `stop_ids` that are special tokens."""
+        texts = [self._model.id_to_token(token) for token in self.stop_ids]
+        return [text for text in texts if text in self.specials]
+
     def stopping_at(self, more: Iterable[int]) -> Tokenizer:
         """Return the tokenizer with further ids that end an answer."""
         stops = dict.fromkeys((*self.stop_ids, *more))
@@ -107,6 +115,20 @@ class Tokenizer:
         texts = placeholder_texts()
         ids = {text: self._model.token_to_id(text) for text in sorted(self.specials)}
         return AliasedTokenizer(self._model, {**ids, **{texts[name]: i for name, i in self.placeholders.items()}})
+
+    def spell(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, special ones and placeholders by their own texts."""
+        names = {token: placeholder_texts()[name] for name, token in self.placeholders.items()}
+        pieces = []
+        for is_named, group in itertools.groupby(ids, key=names.__contains__):
+            own = list(group)
+            text = "".join(map(names.get, own)) if is_named else self._model.decode(own, skip_special_tokens=False)
+            pieces.append(text)
+        return "".join(pieces)
+
+    def checksum(self) -> str:
+        """Return a checksum of all that decides about the ids of a text."""
+        return checksum(self._model.to_str(), sorted(self.placeholders.items()))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special ids and ids outside the vocabulary stand for no text."""
@@ -154,7 +176,8 @@ def _byte_tokenizer() -> tokenizers.Tokenizer:
             special[text] = free.pop()
     special |= {f"<unused_{i}>": i for i in free}
     letters = {letter: _BYTES_FROM + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    model = tokenizers.Tokenizer(models.BPE(vocab={**special, **letters}, merges=[]))
+    # Without merges there is nothing to remember of a word, which is a whole text here.
+    model = tokenizers.Tokenizer(models.BPE(vocab={**special, **letters}, merges=[], cache_capacity=0))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])

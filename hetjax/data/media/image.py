@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,6 +16,8 @@ from hetjax.data.media.limits import MediaLimits
 from hetjax.data.media.media_file import Source, named, open_media
 from hetjax.data.media.orientation import upright_image
 from hetjax.errors import DataError
+
+T = TypeVar("T")
 
 _MOST_BYTES = 16  # of a pixel in a file: four channels of 32 bits
 # What Pillow decodes by itself: of other formats some run programs, such as Ghostscript for EPS.
@@ -32,6 +36,16 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
     Raises:
         DataError: the file is missing, truncated, too large or no image; the message names it and what is wrong.
     """
+    return _opened(source, limits, Image.Image.copy)
+
+
+def read_image(source: Source, limits: MediaLimits | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of an image, as `open_image` reads it. Raises DataError."""
+    return _opened(source, limits, np.asarray)
+
+
+def _opened(source: Source, limits: MediaLimits | None, take: Callable[[Image.Image], T]) -> T:
+    """Return what `take` makes of the RGB picture while its file is open. Raises DataError."""
     what = named("image", source)
     with open_media(source, "image") as file:
         limits = limits or MediaLimits()
@@ -45,16 +59,11 @@ def open_image(source: Source, limits: MediaLimits | None = None) -> Image.Image
                 if image.format in ("JPEG", "MPO"):
                     refuse_if(jpeg_damage(file), what)
                 image.load()
-                return _rgb(upright_image(image)).copy()
+                return take(_rgb(upright_image(image)))
         except DataError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly every type when a file is damaged
             raise DataError(f"{what} {_defect(error)}; replace the file or remove its line") from error
-
-
-def read_image(source: Source, limits: MediaLimits | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the pixels of an image, as `open_image` reads it. Raises DataError."""
-    return np.asarray(open_image(source, limits))
 
 
 def _known_formats() -> list[str]:

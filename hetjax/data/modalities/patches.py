@@ -52,7 +52,8 @@ def sized_pixels(
 ) -> Float32[np.ndarray, "H2 W2 3"]:
     """Resize an image to a grid of (rows, columns) of patches, and normalize it."""
     size = config.resolution.patch_size
-    return normalize(resize(image, grid[0] * size, grid[1] * size), config.pixel_mean, config.pixel_std)
+    resized = resize(image, grid[0] * size, grid[1] * size)
+    return normalize(resized, config.pixel_mean, config.pixel_std, in_place=True)
 
 
 def sequence_cost(encoder: VisionSizes, rows: int) -> float:

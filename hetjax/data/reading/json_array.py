@@ -100,9 +100,11 @@ def _lists(text: mmap.mmap) -> Iterator[tuple[str, int]]:
                 return
             position = _skip(text, position) + 1  # the colon
             begin = _skip(text, position)
-            value, position = _value(text, begin)
-            if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-                found.append((name, begin))
+            if text[begin : begin + 1] == b"[":
+                has_objects, position = _has_objects(text, begin + 1)
+                found += [(name, begin)] if has_objects else []
+            else:
+                _, position = _value(text, begin)
             position = _skip(text, position)
             position += text[position : position + 1] == b","
     except (ValueError, RecursionError):
@@ -111,6 +113,20 @@ def _lists(text: mmap.mmap) -> Iterator[tuple[str, int]]:
     samples = {"messages", "conversations", "images", "videos", "audios", "tools", "history"}
     if _skip(text, position + 1) >= len(text) and not samples & {name for name, _ in found}:
         yield from found
+
+
+def _has_objects(text: mmap.mmap, position: int) -> tuple[bool, int]:
+    """Return whether a list has objects and nothing else, and the position behind it; only one element is in memory."""
+    count, are_objects = 0, True
+    while (position := _skip(text, position)) < len(text) and text[position : position + 1] != b"]":
+        are_objects &= text[position : position + 1] == b"{"
+        _, position = _value(text, position)
+        count += 1
+        position = _skip(text, position)
+        position += text[position : position + 1] == b","
+    if position >= len(text):
+        raise ValueError("a list is not closed")
+    return bool(count) and are_objects, position + 1
 
 
 def _elements(text: mmap.mmap, position: int, path: Path) -> Iterator[tuple[int, int]]:

@@ -78,6 +78,8 @@ def _record(text: bytes | Mapping[str, object]) -> object:
 
 def _in_dialect(sample: Mapping[str, object], media: NamedMedia, where: str) -> Mapping[str, object]:
     """Return the sample with "messages", the same object where nothing was to change."""
+    if "pretokenized" in sample:  # as `hetjax data convert` writes it; its media are found by their names
+        return {"pretokenized": sample["pretokenized"]}
     sample = _with_members(sample, media)
     native = "messages" in sample
     if native and any(key in ABOUT for key in sample):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -16,7 +17,10 @@ from hetjax.data.bad_samples import reason_of
 from hetjax.data.chat import Chat
 from hetjax.data.chat.processor import ProcessedChat
 from hetjax.errors import ConfigError
+from hetjax.tools.data.media_pictures import Picture, pictures_of
+from hetjax.tools.data.report_page import ShownMedium, ShownSample, write_page
 from hetjax.tools.outcome import Json, Outcome
+from hetjax.tools.pictures import output_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class InspectedSample:
         counted: tokens that the loss counts.
         media: kind, file, shape of the array, and the seconds of a video's frames.
         error: why it cannot be used, or None.
+        pictures: of each medium.
     """
 
     where: str = ""
@@ -38,6 +43,7 @@ class InspectedSample:
     counted: int = 0
     media: Sequence[dict[str, Json]] = ()
     error: str | None = None
+    pictures: Sequence[Sequence[Picture]] = ()
 
     def as_json(self) -> dict[str, Json]:
         """Return what --json prints."""
@@ -48,6 +54,17 @@ class InspectedSample:
             "media": list(self.media),
             "error": self.error,
         }
+
+    def on_page(self) -> ShownSample:
+        """Return what is shown on the page."""
+        media = [
+            ShownMedium(f"{each['kind']} {each['file']} {each['shape']}", pictures)
+            for each, pictures in zip(self.media, self.pictures, strict=True)
+        ]
+        return ShownSample(
+            where=self.where, text=self.text, tokens=len(self.tokens), counted=self.counted, media=media,
+            error=self.error,
+        )  # fmt: skip
 
     def shown(self) -> Iterator[RenderableType]:
         """Yield what is printed for people."""
@@ -66,7 +83,13 @@ class InspectedSample:
 
 
 def inspect_data(
-    *, config: TrainConfig, source: Literal["train", "eval"] = "train", index: int | None = None, samples: int = 4
+    *,
+    config: TrainConfig,
+    source: Literal["train", "eval"] = "train",
+    index: int | None = None,
+    samples: int = 4,
+    out: str | None = None,
+    of: int = 500,
 ) -> Outcome:
     """Show samples of a run's data as the model gets them, what the loss counts of them in colour.
 
@@ -75,7 +98,13 @@ def inspect_data(
         source: Which data: train or eval, whose samples are shown as in training.
         index: The number of the only sample to show, from 0.
         samples: How many of the first samples are shown without an index.
+        out: Page to write, .html: these samples with pictures of their media, lengths, padding, how unevenly encoders
+            are loaded, and what is skipped and why.
+        of: How many samples of an epoch the figures of the page are of, at most.
     """
+    if of < 1:
+        raise ConfigError(f"of is {of}; give 1 or more samples")
+    path = None if out is None else output_path(out, (".html",))
     if source == "eval" and config.data.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to inspect; give --source train")
     loader = make_loader(config.data, config.model)
@@ -83,24 +112,38 @@ def inspect_data(
     if index is not None and not 0 <= index < len(opened):
         raise ConfigError(f"--index is {index}, but '{opened.path}' has {len(opened)} samples, counted from 0")
     numbers = range(min(samples, len(opened))) if index is None else [index]
-    found = [_inspect(loader, opened, number) for number in numbers]
+    found = [_inspect(loader, opened, number, with_pictures=path is not None) for number in numbers]
     shown = tuple(each for sample in found for each in sample.shown())
+    if path is not None:
+        write_page(path, config, loader, source, [each.on_page() for each in found], of)
+        shown = (*shown, f"wrote {path}")
     return Outcome(numbers=[sample.as_json() for sample in found], shown=shown)
 
 
-def _inspect(loader: SampleLoader, source: Source, number: int) -> InspectedSample:
+def _inspect(loader: SampleLoader, source: Source, number: int, *, with_pictures: bool) -> InspectedSample:
     try:
         chat = loader.parse(source, number)
         made = loader.processor.process(chat, training=True)
     except Exception as error:
         return InspectedSample(error=reason_of(error, source, number))
+    media = [_medium(chat, made, number) for number in range(len(made.raw))]
     return InspectedSample(
         where=chat.where,
         text=list(_pieces(made)),
         tokens=made.sample.ids.tolist(),
         counted=int((made.sample.weights > 0).sum()),
-        media=[_medium(chat, made, number) for number in range(len(made.raw))],
+        media=media,
+        pictures=[_pictures(loader, made, number, each["times"]) for number, each in enumerate(media) if with_pictures],
     )
+
+
+def _pictures(loader: SampleLoader, made: ProcessedChat, number: int, times: Sequence[float] | None) -> list[Picture]:
+    arrays: dict[str, list[np.ndarray]] = {}
+    for medium in made.parts[number].media:
+        arrays.setdefault(medium.modality, []).append(medium.array)
+    config = loader.processor.config
+    groups = [pictures_of(each, times, config.pixel_mean, config.pixel_std) for each in arrays.values()]
+    return [picture for group in groups for picture in group]
 
 
 def _pieces(made: ProcessedChat) -> Iterator[tuple[str, bool]]:
