@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hetjax.config.model_config import ModelConfig
@@ -75,6 +75,20 @@ def tokenizer_of(data: DataConfig, model: ModelConfig, processor: Processor | No
             f"tokens; set it to {need} or more"
         )
     return tokenizer
+
+
+def check_blank(blank: Sequence[str], data: DataConfig, model: ModelConfig) -> None:
+    """Raise ConfigError where `eval.blank` names a modality that the run does not take."""
+    capacity = row_capacity(data, model)
+    if capacity is None:
+        taken = ["image"] if "vision" in model.components else []
+    else:
+        taken = [name for name, modality in capacity.modalities.items() if capacity.takes(modality)]
+    for name in blank:
+        if name not in taken:
+            raise ConfigError(
+                f"eval.blank names {name}, but the run takes {', '.join(taken) or 'text alone'}; leave it out"
+            )
 
 
 def _check_built_in_template(template: ChatTemplate, tokenizer: OmniTokenizer, path: str | None) -> None:

@@ -18,6 +18,7 @@ from hetjax.data.conversation import (
     render_prompt,
 )
 from hetjax.data.demo_digits import write_digits
+from hetjax.data.demo_digits_and_tones import write_digits_and_tones
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
 from hetjax.data.images import load_image
@@ -59,5 +60,6 @@ __all__ = [
     "render_prompt",
     "train_data",
     "write_digits",
+    "write_digits_and_tones",
     "write_shapes",
 ]

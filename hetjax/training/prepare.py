@@ -26,7 +26,7 @@ from hetjax.config.build import (
     tokens_per_image,
     use_devices,
 )
-from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.build_processor import check_blank, make_processor, tokenizer_of
 from hetjax.config.run_config import EvalConfig, TrainConfig
 from hetjax.data import PackedData, Tokenizer, TrainData, open_eval, train_data
 from hetjax.data.chat import OmniTokenizer, Processor
@@ -180,6 +180,7 @@ def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Conso
 
 def _prepare_language(config: TrainConfig, resolved: str, job: Job, console: Console) -> Language:
     """Make tokenizer and processor, check with them the data, and compare versions and settings of all processes."""
+    check_blank(config.eval.blank, config.data, config.model)
     processor = make_processor(config.data, config.model)
     tokenizer = tokenizer_of(config.data, config.model, processor)
     for what, package in (("jax", jax), ("hetjax", hetjax)):
@@ -194,6 +195,7 @@ def _prepare_language(config: TrainConfig, resolved: str, job: Job, console: Con
             steps=config.steps,
             tokens_per_image=tokens_per_image(config.model),
             processor=processor,
+            by=config.eval.by,
         )
     return Language(tokenizer=tokenizer, processor=processor)
 

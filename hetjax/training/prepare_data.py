@@ -7,18 +7,30 @@ from pathlib import Path
 from rich.console import Console
 
 from hetjax.cluster.job import Job
-from hetjax.data import DataConfig, Tokenizer, check_dataset, open_eval, open_train, write_digits, write_shapes
+from hetjax.data import (
+    DataConfig,
+    Tokenizer,
+    check_dataset,
+    open_eval,
+    open_train,
+    write_digits,
+    write_digits_and_tones,
+    write_shapes,
+)
 from hetjax.data.chat import OmniTokenizer, Processor
+from hetjax.data.evaluation import group_of
 from hetjax.data.pipeline import sample_order
 from hetjax.data.source_config import train_sources
 from hetjax.errors import DataError
+
+_DEMO_DATA = {"digits": write_digits, "shapes": write_shapes, "digits_and_tones": write_digits_and_tones}
 
 
 def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: Console) -> None:
     """Make demonstration data that is missing, in one process for all.
 
     Args:
-        demo_data: "digits" or "shapes"; None for a run on other data.
+        demo_data: "digits", "shapes" or "digits_and_tones"; None for a run on other data.
         data: Whose file of training samples is made with the others of its folder if it does not exist.
         job: The job, which waits until the data is there.
         console: Where the folder is printed.
@@ -27,9 +39,8 @@ def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: C
         return
     train = train_sources(data.train)[0].path
     if job.is_main and not Path(train).exists():
-        write = {"digits": write_digits, "shapes": write_shapes}[demo_data]
-        folder = write(Path(train).parent)
-        console.print(f"wrote the {demo_data} to {folder}")
+        folder = _DEMO_DATA[demo_data](Path(train).parent)
+        console.print(f"wrote the {demo_data.replace('_', ' ')} to {folder}")
     job.agree("demonstration data")
 
 
@@ -41,6 +52,7 @@ def check_data(
     steps: int,
     tokens_per_image: int,
     processor: Processor | None = None,
+    by: str | None = None,
 ) -> None:
     """Check the files of training and evaluation, and print what they hold.
 
@@ -51,6 +63,7 @@ def check_data(
         steps: Training steps, which the samples must suffice for.
         tokens_per_image: Positions of the sequence that an image of fixed size takes.
         processor: What makes the samples; None for images of one fixed size.
+        by: Key that held-out samples must have, by which their answers are counted.
 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
@@ -58,6 +71,8 @@ def check_data(
     checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
         held_out = open_eval(data)
+        if by is not None:
+            group_of(held_out[0], by)  # of one sample: a key that all lack should not show at the end of the training
         checked.append((f"{held_out.path} (held out)", held_out))
     what = "images" if processor is None else "image, video and audio files"
     for name, source in checked:

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 from jaxtyping import Float
 from rich.console import Console
+from rich.table import Table
 
 from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
@@ -32,7 +33,9 @@ class PendingStep:
         learning_rate: The learning rate of its update.
         metrics: What the trainer returned, scalars by name.
         seconds: How long each module took, where this step was timed.
-        accuracy: Share of held-out questions answered right after it, from 0 to 1, where it was evaluated.
+        data_wait: Seconds for which it waited for its batch.
+        accuracies: Shares of held-out questions answered right after it, from 0 to 1, by metric, where it was
+            evaluated.
     """
 
     step: int
@@ -41,20 +44,20 @@ class PendingStep:
     learning_rate: float
     metrics: dict[str, Float[jax.Array, ""]]
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    accuracy: float | None = None
+    data_wait: float = 0.0
+    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def known(self) -> StepMetrics:
         """Return the numbers that the host knows without waiting for the devices."""
-        known: StepMetrics = {
+        return {
             "step": self.step,
             "epoch": self.epoch,
             "bad_samples": self.bad_samples,
             "learning_rate": self.learning_rate,
+            "data_wait": round(self.data_wait, 6),
             **rounded(self.seconds),
+            **self.accuracies,
         }
-        if self.accuracy is not None:
-            known["eval/accuracy"] = self.accuracy
-        return known
 
 
 class Reporter:
@@ -75,6 +78,7 @@ class Reporter:
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
         self._last = 0.0
+        self._waited = self._trained = 0.0
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -97,6 +101,8 @@ class Reporter:
             )
         now = time.perf_counter()
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(self._tokens / (now - self._last), 1)}
+        self._waited += pending.data_wait
+        self._trained += now - self._last
         self._last = now
         if self._log is not None:
             self._log.write(metrics)
@@ -106,6 +112,10 @@ class Reporter:
     def message(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.message(text)
+
+    def table(self, table: Table) -> None:
+        """Print a table above the bar."""
+        self._bar.console.print(table)
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -125,6 +135,8 @@ class Reporter:
         if step < self._steps:
             self._console.print(f"stopped after step {step}; run the same command to go on")
             raise SystemExit(130)
+        if self._trained:
+            self._console.print(f"waiting for data took {100 * self._waited / self._trained:.2f} % of the steps' time")
         self._console.print(f"done: metrics, curves and checkpoints are in {self._directory}")
         return steps[-1] if steps else {}
 

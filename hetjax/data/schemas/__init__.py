@@ -4,6 +4,6 @@
 """
 
 from hetjax.data.schemas.columns import KEYS, Columns, check_columns, likely
-from hetjax.data.schemas.dialect import SchemaSource, normalised
+from hetjax.data.schemas.dialect import ABOUT, SchemaSource, normalised
 
-__all__ = ["KEYS", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
+__all__ = ["ABOUT", "KEYS", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
