@@ -14,7 +14,6 @@ from rich.console import Console
 
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
-from hetjax.config.build import tokens_per_image
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
@@ -182,18 +181,9 @@ def _evaluate(run: Run, pending: PendingStep) -> None:
 
 def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
     """Answer every held-out question, with the media of some modalities blanked."""
-    config, language = run.config, run.parts.language
-    batches = eval_batches(
-        config.data,
-        language.tokenizer,
-        tokens_per_image(config.model),
-        config.eval.batch_size,
-        language.processor,
-        source=run.parts.held_out,
-        by=config.eval.by,
-        blank=blank,
-    )
-    return evaluate(run.parts.generator, run.progress.state, batches, language.tokenizer)
+    settings, loader = run.config.eval, run.parts.loader
+    batches = eval_batches(loader, settings.batch_size, by=settings.by, blank=blank)
+    return evaluate(run.parts.generator, run.progress.state, batches, loader.tokenizer)
 
 
 def _save(run: Run, pending: PendingStep | None) -> None:

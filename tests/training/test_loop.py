@@ -114,7 +114,7 @@ def test_the_time_that_steps_wait_for_data_is_measured(tmp_path, capsys, monkeyp
     waits = [row["data_wait"] for row in rows(tmp_path)]
     assert waits[2] >= 0.5 > max(waits[1], waits[3])
     share = float(re.search(r"waiting for data took ([0-9.]+) % of the steps' time", capsys.readouterr().out)[1])
-    taken = sum(8 * 56 / row["tokens_per_second"] for row in rows(tmp_path))
+    taken = sum(8 * 64 / row["tokens_per_second"] for row in rows(tmp_path))
     assert share == pytest.approx(100 * sum(waits) / taken, rel=0.02)
 
 
@@ -206,8 +206,8 @@ name: text
 fake_devices: 8
 placement: {{llm: {{devices: 0-1, tensor: 2}}}}
 model:
-  llm: {{vocab_size: 264, width: 16, layers: 1, heads: 2, kv_heads: 2, head_dim: 8, mlp_width: 32}}
-data: {{train: {data}, eval: {data}, seq_len: 24, batch_size: 4}}
+  llm: {{vocab_size: 288, width: 16, layers: 1, heads: 2, kv_heads: 2, head_dim: 8, mlp_width: 32}}
+data: {{train: {data}, eval: {data}, seq_len: 40, batch_size: 4}}
 optimizer: {{learning_rate: 1.0e-2}}
 steps: 2
 run_dir: {tmp_path / "run"}

@@ -50,7 +50,7 @@ class PlacedMedium(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OmniSample:
+class Sample:
     """One conversation, ready to be collated.
 
     Attributes:
@@ -68,7 +68,7 @@ class OmniSample:
     use: RowUse
     where: str
 
-    def blanked(self, kinds: Collection[str]) -> OmniSample:
+    def blanked(self, kinds: Collection[str]) -> Sample:
         """Return the sample with the media of some modalities without content: all pixels of the mean colour, silence.
 
         Their sizes and lengths stay, and so do the prompt and the positions of their tokens.

@@ -3,7 +3,7 @@
 `dialect.normalised` chooses the schema by the keys of the sample: one with turns (`turns`), or one of `instructions`.
 """
 
-from hetjax.data.schemas.columns import KEYS, Columns, check_columns, likely
+from hetjax.data.schemas.columns import Columns, check_columns, likely
 from hetjax.data.schemas.dialect import ABOUT, SchemaSource, normalised
 
-__all__ = ["ABOUT", "KEYS", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
+__all__ = ["ABOUT", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
