@@ -83,3 +83,12 @@ def test_a_sample_without_a_group_is_bad_and_counts_under_the_limit(make_dataset
     ]
     with pytest.raises(DataError, match=r"max_bad_share 0\.2"):
         list(eval_batches(make_loader(make_config(path, eval=str(path), max_bad_share=0.2)), 4, by="task"))
+
+
+def test_groups_are_found_beside_columns_that_the_settings_name(tmp_path, make_config):
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"chat": chat, "language": each}) + "\n" for each in ("de", "fr")))
+    source = {"path": str(path), "columns": {"messages": "chat"}}
+    loader = make_loader(make_config(path, eval=source))
+    assert next(eval_batches(loader, 2, by="language")).groups == ("de", "fr")
