@@ -6,6 +6,7 @@ shuffles and mixes them. `media` decodes files, `modalities` has a file for each
 it `pipeline` streams training batches, `evaluation` held-out prompts.
 """
 
+from hetjax.data.batches_ahead import BatchesAhead
 from hetjax.data.chat import Tokenizer, load_tokenizer
 from hetjax.data.check import DatasetSummary, check_dataset
 from hetjax.data.config import DataConfig
@@ -20,6 +21,7 @@ from hetjax.data.source_config import EvalShare, SourceConfig
 from hetjax.data.sources import open_eval, open_source, open_train
 
 __all__ = [
+    "BatchesAhead",
     "DataConfig",
     "DatasetSummary",
     "EvalBatch",

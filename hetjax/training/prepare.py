@@ -27,7 +27,7 @@ from hetjax.config.build import (
 )
 from hetjax.config.build_loader import check_blank, make_loader
 from hetjax.config.run_config import EvalConfig, TrainConfig
-from hetjax.data import SampleLoader, Tokenizer, TrainData
+from hetjax.data import BatchesAhead, SampleLoader, Tokenizer, TrainData
 from hetjax.generation.generator import Generator
 from hetjax.stages.batch import check_batch, rows_needed
 from hetjax.state.train_state import TrainState
@@ -56,7 +56,7 @@ class Parts:
     trainer: Trainer
     generator: Generator
     answering: Mapping[str, Callable[[], object]]
-    data: TrainData
+    data: BatchesAhead
     checkpoints: Checkpoints
     learning_rates: Float[np.ndarray, " T"]
 
@@ -104,7 +104,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         trainer=trainer,
         generator=generator,
         answering={} if prompts is None else generator.trace(prompts),
-        data=TrainData(loader, _rows_of_process(trainer, config, job)),
+        data=BatchesAhead(TrainData(loader, _rows_of_process(trainer, config, job)), workers=config.data.workers),
         checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
