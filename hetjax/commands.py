@@ -67,6 +67,7 @@ TOOLS = {
     "data convert": Tool("hetjax.tools.data.convert", "convert_data"),
     "demo-data digits": Tool("hetjax.tools.demo_data", "digits"),
     "demo-data shapes": Tool("hetjax.tools.demo_data", "shapes"),
+    "demo-data digits-and-tones": Tool("hetjax.tools.demo_data", "digits_and_tones"),
     "bench overhead": Tool("hetjax.tools.bench.overhead", "overhead"),
     "bench step": Tool("hetjax.tools.bench.step", "step"),
     "bench overlap": Tool("hetjax.tools.bench.overlap", "overlap"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hetjax.config.model_config import ModelConfig
@@ -55,6 +55,17 @@ def make_loader(data: DataConfig, model: ModelConfig) -> SampleLoader:
         ending=ending_of(template, tokenizer.stop_texts, **data.processor.template_options),
     )
     return SampleLoader(data, processor)
+
+
+def check_blank(blank: Sequence[str], data: DataConfig, model: ModelConfig) -> None:
+    """Raise ConfigError where `eval.blank` names a modality that the run does not take."""
+    capacity = row_capacity(data, model)
+    taken = [name for name, modality in capacity.modalities.items() if capacity.takes(modality)]
+    for name in blank:
+        if name not in taken:
+            raise ConfigError(
+                f"eval.blank names {name}, but the run takes {', '.join(taken) or 'text alone'}; leave it out"
+            )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, data: DataConfig, model: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from hetjax.config.command_line import PARSE_ERRORS, explain
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
+from hetjax.data.schemas import ABOUT
 from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
@@ -75,14 +76,22 @@ class EvalConfig:
         batch_size: Questions answered at once.
         max_new_tokens: Longest answer, in tokens.
         sampling: How each token is chosen; the most likely one unless a temperature is given.
+        by: Key of the held-out samples, such as task or language, by whose values the answers are also counted one by
+            one; null for all together.
+        blank: Modalities, such as [image, audio], for each of which the questions are answered once more after the
+            last step, with its media blanked: whoever answers as well then does not look, or listen.
     """
 
     every: int | None = None
     batch_size: int = 100
     max_new_tokens: int = 16
     sampling: Sampling = GREEDY
+    by: str | None = None
+    blank: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if self.by is not None and self.by not in ABOUT:
+            raise ConfigError(f"eval.by is {self.by!r}, which samples may not have; give one of {', '.join(ABOUT)}")
         _check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
         sampling = self.sampling
         if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
@@ -157,7 +166,7 @@ class TrainConfig:
     run_dir: str | None = None
     resume: Literal["same", "changed", "never"] = "same"
     overwrite: bool = False
-    demo_data: Literal["digits", "shapes"] | None = None
+    demo_data: Literal["digits", "shapes", "digits_and_tones"] | None = None
     fake_devices: int | None = None
     peer_timeout: float = 60.0
     join_timeout: float = 300.0

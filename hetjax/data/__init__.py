@@ -6,10 +6,12 @@ shuffles and mixes them. `media` decodes files, `modalities` has a file for each
 it `pipeline` streams training batches, `evaluation` held-out prompts.
 """
 
+from hetjax.data.batches_ahead import BatchesAhead
 from hetjax.data.chat import Tokenizer, load_tokenizer
 from hetjax.data.check import DatasetSummary, check_dataset
 from hetjax.data.config import DataConfig
 from hetjax.data.demo_digits import write_digits
+from hetjax.data.demo_digits_and_tones import write_digits_and_tones
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
 from hetjax.data.host_batch import HostBatch
@@ -20,6 +22,7 @@ from hetjax.data.source_config import EvalShare, SourceConfig
 from hetjax.data.sources import open_eval, open_source, open_train
 
 __all__ = [
+    "BatchesAhead",
     "DataConfig",
     "DatasetSummary",
     "EvalBatch",
@@ -41,5 +44,6 @@ __all__ = [
     "open_train",
     "register_format",
     "write_digits",
+    "write_digits_and_tones",
     "write_shapes",
 ]

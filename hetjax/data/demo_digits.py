@@ -35,23 +35,22 @@ def write_digits(folder: str | os.PathLike[str], *, held_out: int = 297, seed: i
         ConfigError: scikit-learn is not installed, or `held_out` leaves one part empty.
         DataError: `folder` holds other files, or cannot be written (a full disk, no permission).
     """
-    scans, digits = _load()
+    scans, digits = load_scans()
     if not 0 < held_out < len(digits):
         raise ConfigError(f"held_out is {held_out}; give 1 to {len(digits) - 1} of the {len(digits)} samples")
     order = np.random.default_rng(seed).permutation(len(digits))
     parts = {"heldout.jsonl": np.sort(order[:held_out]), "train.jsonl": np.sort(order[held_out:])}
 
     def write(partial: Path) -> None:
-        (partial / "images").mkdir()
-        for i, scan in enumerate(scans):
-            Image.fromarray(scan).save(partial / "images" / _name(i))
+        write_scans(partial, scans)
         for name, indices in parts.items():
             (partial / name).write_text("".join(_line(i, digits[i]) for i in indices), encoding="utf-8")
 
     return write_whole(folder, write, what="digits")
 
 
-def _load() -> tuple[UInt8[np.ndarray, "N 8 8"], Int[np.ndarray, N]]:
+def load_scans() -> tuple[UInt8[np.ndarray, "N 8 8"], Int[np.ndarray, N]]:
+    """Return the 1,797 scans, ink white, and the digits they show. Raises ConfigError without scikit-learn."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -60,10 +59,18 @@ def _load() -> tuple[UInt8[np.ndarray, "N 8 8"], Int[np.ndarray, N]]:
     return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target
 
 
-def _name(index: int) -> str:
+def write_scans(folder: Path, scans: UInt8[np.ndarray, "N 8 8"]) -> None:
+    """Write all scans to `images/` in a folder, each under its `scan_name`."""
+    (folder / "images").mkdir()
+    for i, scan in enumerate(scans):
+        Image.fromarray(scan).save(folder / "images" / scan_name(i))
+
+
+def scan_name(index: int) -> str:
+    """Return the name of the file of a scan."""
     return f"{index:04d}.png"
 
 
 def _line(index: int, digit: int) -> str:
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": NAMES[digit]}]
-    return json.dumps({"messages": messages, "images": [f"images/{_name(index)}"]}) + "\n"
+    return json.dumps({"messages": messages, "images": [f"images/{scan_name(index)}"]}) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -24,8 +24,8 @@ class EvalBatch:
 
     `arrays` holds by module and port what `hetjax.data.chat.make_arrays` makes, without labels; "tokens" are padded
     after the prompt, and `lengths` is how many ids of each row are prompt. The first `count` rows are real and have
-    their text in `answers`; the rest of a last batch repeats the last sample. `bad` names the samples skipped, each as
-    "file:line: reason".
+    their text in `answers`; the rest of a last batch repeats the last sample. `groups` has the group of each of these,
+    where answers are counted by groups. `bad` names the samples skipped, each as "file:line: reason".
     """
 
     arrays: HostArrays
@@ -33,10 +33,16 @@ class EvalBatch:
     answers: list[str]
     count: int
     bad: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
 
-def eval_batches(loader: SampleLoader, batch_size: int) -> Iterator[EvalBatch]:
+def eval_batches(
+    loader: SampleLoader, batch_size: int, *, by: str | None = None, blank: Collection[str] = ()
+) -> Iterator[EvalBatch]:
     """Return every held-out sample once, in file order.
+
+    `by` is the key of samples whose value is their group. Media of the modalities in `blank` have no content: see
+    `hetjax.data.chat.sample.Sample.blanked`.
 
     Bad samples are skipped under the same limit as in training.
 
@@ -47,7 +53,7 @@ def eval_batches(loader: SampleLoader, batch_size: int) -> Iterator[EvalBatch]:
     config, source = loader.config, loader.held_out
     samples = read_ahead(
         grain.MapDataset.range(len(source)),
-        lambda index: tried(lambda: loader.load_prompt(source, index), source, index),
+        lambda index: tried(lambda: loader.load_prompt(source, index, by=by, blank=blank), source, index),
         workers=config.workers,
         batch_size=batch_size,
     )
@@ -84,4 +90,5 @@ def _batch(samples: Sequence[Prompt], bad: Sequence[str], batch_size: int, loade
         answers=prompts.answers[: len(samples)],
         count=len(samples),
         bad=tuple(bad),
+        groups=tuple(sample.group for sample in samples if sample.group is not None),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 import numpy as np
@@ -26,18 +26,20 @@ from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.modalities.modality import ArraySpec
-from hetjax.data.reading import Source
+from hetjax.data.reading import Line, Source
 from hetjax.data.sources import TrainSources, open_eval, open_train
+from hetjax.errors import DataError
 
 # B rows of the batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A conversation up to its last answer, and that answer."""
+    """A conversation up to its last answer, that answer, and the group it is counted in, None without groups."""
 
     sample: Sample
     answer: str
+    group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class SampleLoader:
 
     def parse(self, source: Source, index: int) -> Chat:
         """Return the conversation at an index, without opening its files. Raises DataError."""
-        line = source[index]
+        return self._parsed(source[index], source)
+
+    def _parsed(self, line: Line, source: Source) -> Chat:
         return parse_line(
             line.text, where=line.where, folder=line.folder or source.folder, ignore=self.config.ignore_keys
         )
@@ -108,10 +112,15 @@ class SampleLoader:
         }
         return dataclasses.replace(sample, media=moved)
 
-    def load_prompt(self, source: Source, index: int) -> Prompt:
-        """Return the sample at an index as a prompt with its answer. Raises as `load`."""
-        asked, answer = self.parse(source, index).asked()
-        return Prompt(sample=self.processor.sample(asked), answer=answer)
+    def load_prompt(self, source: Source, index: int, *, by: str | None = None, blank: Collection[str] = ()) -> Prompt:
+        """Return the sample at an index as a prompt with its answer. Raises as `load`.
+
+        Its group is what it has under the key `by`. Media of the modalities in `blank` have no content.
+        """
+        line = source[index]
+        group = None if by is None else group_of(line, by)
+        asked, answer = self._parsed(line, source).asked()
+        return Prompt(sample=self.processor.sample(asked).blanked(blank), answer=answer, group=group)
 
     def collate(self, rows: Sequence[Sequence[Sample]], capacity: RowCapacity) -> HostArrays:
         """Return the arrays of a batch whose rows have this capacity (see `hetjax.data.chat.make_arrays`)."""
@@ -129,3 +138,14 @@ class SampleLoader:
     def shapes(self, *, training: bool) -> dict[str, dict[str, ArraySpec]]:
         """Return shape and dtype of one row of every array of a batch, by module and port."""
         return row_shapes(self.processor.capacity, training=training)
+
+
+def group_of(line: Line, by: str) -> str:
+    """Return the group of a sample, the value of its key `by`. Raises DataError where it has none."""
+    value = line.about.get(by)
+    if not isinstance(value, str | int):
+        raise DataError(
+            f"{line.where}: the sample has {'no' if value is None else 'neither a text nor a number under the'} key "
+            f"'{by}', by which eval.by counts answers; give it one, or set eval.by to null"
+        )
+    return str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,13 @@ class EvalSample(NamedTuple):
     answer: str
 
 
+class Group(NamedTuple):
+    """Prompts that are counted together: the share of exact answers, from 0 to 1, and how many prompts there are."""
+
+    accuracy: float
+    count: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
     """The answers of a model to held-out prompts, compared with the expected ones.
@@ -34,12 +41,14 @@ class EvalResult:
         count: Prompts answered.
         bad: Samples that the data skipped, each as "file:line: reason".
         samples: The first few, for display.
+        groups: Those of each group, by its name in alphabetical order; none where the data has no groups.
     """
 
     accuracy: float
     count: int
     bad: tuple[str, ...]
     samples: tuple[EvalSample, ...]
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -55,21 +64,29 @@ def evaluate(
     An answer ends at one of `tokenizer.stop_ids`. `state` stays valid; its weights are cast once. At most `shown`
     samples are kept for display. Raises DataError without any sample.
     """
-    right, count = 0, 0
+    right: list[bool] = []
+    groups: dict[str, list[bool]] = {}
     bad: list[str] = []
     samples: list[EvalSample] = []
     for batch, ids in _read_one_late(generator, generator.prepare(state), batches):
         bad += batch.bad
         for row in range(batch.count):
             expected, answer = batch.answers[row].strip(), answer_text(ids[row], tokenizer).strip()
-            right += answer == expected
+            right.append(answer == expected)
+            if batch.groups:
+                groups.setdefault(batch.groups[row], []).append(right[-1])
             if len(samples) < shown:
                 prompt = batch.arrays[generator.sink]["tokens"][row, : batch.lengths[row]]
                 samples.append(EvalSample(tokenizer.decode(prompt), expected, answer))
-        count += batch.count
-    if count == 0:
+    if not right:
         raise DataError("there is no held-out sample to evaluate on; give an evaluation file with good samples")
-    return EvalResult(accuracy=right / count, count=count, bad=tuple(bad), samples=tuple(samples))
+    return EvalResult(
+        accuracy=sum(right) / len(right),
+        count=len(right),
+        bad=tuple(bad),
+        samples=tuple(samples),
+        groups={name: Group(sum(each) / len(each), len(each)) for name, each in sorted(groups.items())},
+    )
 
 
 def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer) -> str:

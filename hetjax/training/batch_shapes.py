@@ -6,12 +6,12 @@ from collections import defaultdict
 
 from hetjax.config.build import BatchShapes, batch_shapes, shapes_of_rows
 from hetjax.config.run_config import TrainConfig
-from hetjax.data import TrainData
+from hetjax.data import BatchesAhead
 from hetjax.execution.flops import backward_factor, forward_flops
 from hetjax.trainer import Trainer
 
 
-def choose_batch_shapes(data: TrainData, trainer: Trainer, config: TrainConfig) -> list[BatchShapes]:
+def choose_batch_shapes(data: BatchesAhead, trainer: Trainer, config: TrainConfig) -> list[BatchShapes]:
     """Return the shapes of the batches that `data` will give, the largest first, choosing them where it has none yet.
 
     What a shape costs is estimated from the FLOPs of the largest one's programs.

@@ -18,8 +18,9 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
-from hetjax.generation.evaluate import evaluate
+from hetjax.generation.evaluate import EvalResult, evaluate
 from hetjax.stages.routed_link import LinkTraffic
+from hetjax.training.held_out_answers import HeldOutAnswers
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
@@ -108,6 +109,7 @@ def _train(run: Run, stop: AgreedStop) -> None:
     pending: PendingStep | None = None
     while progress.state.step < config.steps and not stop.reached(progress.state.step):
         run.job.before_batch(progress.state.step + 1)
+        asked = time.perf_counter()
         try:
             batch = next(batches)
         except DataError as error:
@@ -117,7 +119,9 @@ def _train(run: Run, stop: AgreedStop) -> None:
                 with run.job.unlimited("writing a checkpoint"):
                     run.parts.checkpoints.wait()
             raise
+        waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
+        pending.data_wait = waited
         if before is not None:
             run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
@@ -190,17 +194,30 @@ def _traffic(traffic: Mapping[str, LinkTraffic]) -> StepMetrics:
 
 def _evaluate(run: Run, pending: PendingStep) -> None:
     """Answer the held-out questions, if any, after the step that is pending."""
-    config, loader = run.config, run.parts.loader
+    config = run.config
     if config.data.eval is None:
         return
+    blank = config.eval.blank if pending.step == config.steps else ()
     with run.job.unlimited("evaluating"):
         jax.block_until_ready(pending.metrics)
         with run.reporter.untimed():
-            batches = eval_batches(loader, config.eval.batch_size)
-            result = evaluate(run.parts.generator, run.progress.state, batches, loader.tokenizer)
-    for bad in result.bad:
+            answers = HeldOutAnswers(
+                by=config.eval.by,
+                given=_answers(run),
+                blanked={modality: _answers(run, blank=(modality,)) for modality in blank},
+            )
+    for bad in answers.given.bad:
         run.reporter.message(f"skipped a bad held-out sample: {bad}")
-    pending.accuracy = result.accuracy
+    if config.eval.by is not None or blank:
+        run.reporter.table(answers.table())
+    pending.accuracies = answers.metrics()
+
+
+def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
+    """Answer every held-out question, with the media of some modalities blanked."""
+    settings, loader = run.config.eval, run.parts.loader
+    batches = eval_batches(loader, settings.batch_size, by=settings.by, blank=blank)
+    return evaluate(run.parts.generator, run.progress.state, batches, loader.tokenizer)
 
 
 def _save(run: Run, pending: PendingStep | None) -> None:

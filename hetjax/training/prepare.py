@@ -25,9 +25,9 @@ from hetjax.config.build import (
     learning_rate,
     use_devices,
 )
-from hetjax.config.build_loader import make_loader
+from hetjax.config.build_loader import check_blank, make_loader
 from hetjax.config.run_config import EvalConfig, TrainConfig
-from hetjax.data import SampleLoader, Tokenizer, TrainData
+from hetjax.data import BatchesAhead, SampleLoader, Tokenizer, TrainData
 from hetjax.generation.generator import Generator
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
@@ -61,7 +61,7 @@ class Parts:
     trainer: Trainer
     generator: Generator
     answering: Mapping[str, Callable[[], object]]
-    data: TrainData
+    data: BatchesAhead
     checkpoints: Checkpoints
     learning_rates: Float[np.ndarray, " T"]
 
@@ -109,7 +109,10 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         trainer=trainer,
         generator=generator,
         answering={} if prompts is None else generator.trace(prompts),
-        data=TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
+        data=BatchesAhead(
+            TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
+            workers=config.data.workers,
+        ),
         checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
@@ -169,13 +172,14 @@ def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Conso
 
 def _prepare_samples(config: TrainConfig, resolved: str, job: Job, console: Console) -> SampleLoader:
     """Make what loads samples, check with it the data, and compare versions and settings of all processes."""
+    check_blank(config.eval.blank, config.data, config.model)
     loader = make_loader(config.data, config.model)
     for what, package in (("jax", jax), ("hetjax", hetjax)):
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
     make_demo_data(config.demo_data, config.data, job, console)
     if job.is_main:
-        check_data(loader, console, steps=config.steps)
+        check_data(loader, console, steps=config.steps, by=config.eval.by)
     elif config.data.eval is not None:
         loader.held_out.path  # noqa: B018  opened ahead of the first step, where an error costs nothing
     return loader

@@ -7,17 +7,20 @@ from pathlib import Path
 from rich.console import Console
 
 from hetjax.cluster.job import Job
-from hetjax.data import DataConfig, SampleLoader, check_dataset, write_digits, write_shapes
+from hetjax.data import DataConfig, SampleLoader, check_dataset, write_digits, write_digits_and_tones, write_shapes
 from hetjax.data.pipeline import sample_order
+from hetjax.data.sample_loader import group_of
 from hetjax.data.source_config import train_sources
 from hetjax.errors import DataError
+
+_DEMO_DATA = {"digits": write_digits, "shapes": write_shapes, "digits_and_tones": write_digits_and_tones}
 
 
 def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: Console) -> None:
     """Make demonstration data that is missing, in one process for all.
 
     Args:
-        demo_data: "digits" or "shapes"; None for a run on other data.
+        demo_data: "digits", "shapes" or "digits_and_tones"; None for a run on other data.
         data: Whose file of training samples is made with the others of its folder if it does not exist.
         job: The job, which waits until the data is there.
         console: Where the folder is printed.
@@ -26,25 +29,27 @@ def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: C
         return
     train = train_sources(data.train)[0].path
     if job.is_main and not Path(train).exists():
-        write = {"digits": write_digits, "shapes": write_shapes}[demo_data]
-        folder = write(Path(train).parent)
-        console.print(f"wrote the {demo_data} to {folder}")
+        folder = _DEMO_DATA[demo_data](Path(train).parent)
+        console.print(f"wrote the {demo_data.replace('_', ' ')} to {folder}")
     job.agree("demonstration data")
 
 
-def check_data(loader: SampleLoader, console: Console, *, steps: int) -> None:
+def check_data(loader: SampleLoader, console: Console, *, steps: int, by: str | None = None) -> None:
     """Check the files of training and evaluation, and print what they hold.
 
     Args:
         loader: What loads their samples.
         console: Where the counts and the bad samples are printed.
         steps: Training steps, which the samples must suffice for.
+        by: Key that held-out samples must have, by which their answers are counted.
 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
     data, trained = loader.config, loader.trained
     checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
+        if by is not None:
+            group_of(loader.held_out[0], by)  # a key that all lack should not show at the end of the training
         checked.append((f"{loader.held_out.path} (held out)", loader.held_out))
     for name, source in checked:
         summary = check_dataset(source, loader)

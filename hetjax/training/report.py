@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from jaxtyping import Float
 from rich.console import Console
+from rich.table import Table
 
 from hetjax.cluster.exit_codes import STOPPED
 from hetjax.cluster.job import Job
@@ -39,7 +40,9 @@ class PendingStep:
         padding: Share of padding in what its rows have of each resource, from 0 to 1.
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
-        accuracy: Share of held-out questions answered right after it, from 0 to 1, where it was evaluated.
+        data_wait: Seconds for which it waited for its batch.
+        accuracies: Shares of held-out questions answered right after it, from 0 to 1, by metric, where it was
+            evaluated.
     """
 
     step: int
@@ -53,11 +56,12 @@ class PendingStep:
     padding: Mapping[str, float]
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    accuracy: float | None = None
+    data_wait: float = 0.0
+    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def known(self) -> StepMetrics:
         """Return the numbers that the host knows without waiting for the devices."""
-        known: StepMetrics = {
+        return {
             "step": self.step,
             "epoch": self.epoch,
             "bad_samples": self.bad_samples,
@@ -66,11 +70,10 @@ class PendingStep:
             "samples": self.samples,
             "tokens": self.tokens,
             **{f"padding/{name}": round(share, 4) for name, share in self.padding.items()},
+            "data_wait": round(self.data_wait, 6),
             **rounded(self.seconds),
+            **self.accuracies,
         }
-        if self.accuracy is not None:
-            known["eval/accuracy"] = self.accuracy
-        return known
 
 
 class Reporter:
@@ -93,6 +96,7 @@ class Reporter:
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
         self._ended = 0.0  # when the last step that was reported came to its end
+        self._waited = self._trained = 0.0
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -120,6 +124,8 @@ class Reporter:
         ended = following.began if is_done and following is not None else time.perf_counter()
         speed = pending.tokens / max(ended - self._ended, 1e-9)
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(speed, 1)}
+        self._waited += pending.data_wait
+        self._trained += ended - self._ended
         self._ended = ended
         if self._log is not None:
             self._log.write(metrics)
@@ -129,6 +135,10 @@ class Reporter:
     def message(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.message(text)
+
+    def table(self, table: Table) -> None:
+        """Print a table above the bar."""
+        self._bar.console.print(table)
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -150,6 +160,8 @@ class Reporter:
         if step < self._steps:
             self._console.print(f"stopped after step {step}; run the same command to go on")
             raise SystemExit(STOPPED)
+        if self._trained:
+            self._console.print(f"waiting for data took {100 * self._waited / self._trained:.2f} % of the steps' time")
         self._console.print(f"done: metrics, curves and checkpoints are in {self._folder.path}")
         return steps[-1] if steps else {}
 

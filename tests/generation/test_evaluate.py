@@ -6,7 +6,7 @@ import pytest
 import hetjax
 from hetjax.data import EvalBatch, load_tokenizer
 from hetjax.errors import DataError
-from hetjax.generation.evaluate import EvalSample, answer_text, evaluate
+from hetjax.generation.evaluate import EvalSample, Group, answer_text, evaluate
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel
@@ -16,7 +16,7 @@ TOKENIZER = load_tokenizer(None)
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
 
 
-def eval_batch(prompts, answers, *, size=None, bad=()):
+def eval_batch(prompts, answers, *, size=None, bad=(), groups=()):
     """Prompts as the data pipeline gives them: padded at the end, the last one repeated up to `size`."""
     rows = [TOKENIZER.encode(prompt) for prompt in prompts]
     rows += [rows[-1]] * ((size or len(rows)) - len(rows))
@@ -27,6 +27,7 @@ def eval_batch(prompts, answers, *, size=None, bad=()):
         answers=list(answers),
         count=len(answers),
         bad=tuple(bad),
+        groups=tuple(groups),
     )
 
 
@@ -75,6 +76,17 @@ def test_an_answer_counts_when_it_equals_the_expected_text_up_to_eos():
     result = evaluate(Scripted([ids for _, ids, _ in cases]), None, [batch], TOKENIZER)
     assert [sample.expected == sample.answer for sample in result.samples] == [right for _, _, right in cases]
     assert result.accuracy == 4 / 7 and result.count == 7
+
+
+def test_answers_are_counted_by_group_over_all_batches():
+    batches = [
+        eval_batch(["?"] * 3, ["1", "2", "3"], groups=["read", "count", "read"]),
+        eval_batch(["?"] * 2, ["4", "5"], size=3, groups=["count", "read"]),
+    ]
+    said = [[text("1"), text("2"), text("-")], [text("-"), text("5"), text("5")]]
+    result = evaluate(Scripted(*said), None, batches, TOKENIZER)
+    assert list(result.groups.items()) == [("count", Group(0.5, 2)), ("read", Group(2 / 3, 3))]
+    assert result.accuracy == 3 / 5
 
 
 def test_repeated_rows_of_a_last_batch_do_not_count():

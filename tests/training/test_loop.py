@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,54 @@ def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, caps
     printed = " ".join(capsys.readouterr().out.split())
     assert "has ended: its checkpoint is of step 5 of 5; raise steps to go on" in printed
     assert rows(tmp_path) == logged
+
+
+def test_held_out_answers_are_counted_by_group_and_once_more_with_images_blanked(tmp_path, capsys):
+    command = arguments(tmp_path, "--steps", "2", "--eval.every", "1", "--eval.by", "task", "--eval.blank", "[image]")
+    path = tmp_path / "data" / "train.jsonl"
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"task": "ab"[i % 2], **each}) + "\n" for i, each in enumerate(samples)))
+    train_main(command)
+    first, last = ({key for key in row if key.startswith("eval/")} for row in rows(tmp_path))
+    assert first == {"eval/accuracy", "eval/task/a", "eval/task/b"}
+    assert last == first | {"eval/blank_image/accuracy", "eval/blank_image/task/a", "eval/blank_image/task/b"}
+    printed = capsys.readouterr().out
+    assert printed.count("exact answers on held-out questions") == 2 and printed.count("image blanked") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--eval.by", "colour"), "eval.by is 'colour', which samples may not have; give one of id"),
+        (("--eval.by", "task"), "train.jsonl:1: the sample has no key 'task', by which eval.by counts answers"),
+        (("--eval.blank", "[audio]"), "eval.blank names audio, but the run takes image; leave it out"),
+    ],
+)
+def test_groups_and_blanks_that_no_sample_has_are_refused_before_training(tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        train_main(arguments(tmp_path, *changes))
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_time_that_steps_wait_for_data_is_measured(tmp_path, capsys, monkeypatch):
+    from hetjax.training import loop
+
+    batches = loop._batches
+
+    def slow(run):
+        for batch in batches(run):
+            time.sleep(0.5 if run.progress.state.step == 2 else 0)
+            yield batch
+
+    monkeypatch.setattr(loop, "_batches", slow)
+    train_main(arguments(tmp_path, "--steps", "4"))
+    waits = [row["data_wait"] for row in rows(tmp_path)]
+    assert waits[2] >= 0.5 > max(waits[1], waits[3])
+    share = float(re.search(r"waiting for data took ([0-9.]+) % of the steps' time", capsys.readouterr().out)[1])
+    taken = sum(8 * 64 / row["tokens_per_second"] for row in rows(tmp_path))
+    assert share == pytest.approx(100 * sum(waits) / taken, rel=0.02)
 
 
 def test_a_run_goes_on_in_another_layout_from_the_same_checkpoint(two_steps, tmp_path, capsys):

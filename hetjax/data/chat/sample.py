@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -75,3 +75,14 @@ class Sample:
     media: Mapping[str, tuple[PlacedMedium, ...]]
     use: RowUse
     where: str
+
+    def blanked(self, kinds: Collection[str]) -> Sample:
+        """Return the sample with the media of some modalities without content: all pixels of the mean colour, silence.
+
+        Their sizes and lengths stay, and so do the prompt and the positions of their tokens.
+        """
+        media = {
+            name: tuple(each._replace(array=np.zeros_like(each.array)) for each in media) if name in kinds else media
+            for name, media in self.media.items()
+        }
+        return dataclasses.replace(self, media=media)

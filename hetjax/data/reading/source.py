@@ -20,12 +20,14 @@ class Line:
         where: opens every error about it: "file:line", lines counted from 1, or what names a sample of that format.
         media: what the format itself holds, by the names that the object calls them.
         folder: what gives the media of these names; None stands for files in the folder of the source.
+        about: what the object has under keys that only tell about it, as "task" and "language".
     """
 
     text: bytes | Mapping[str, object]
     where: str
     media: Mapping[str, HeldMedia] = dataclasses.field(default_factory=dict)
     folder: MediaFolder | None = None
+    about: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -64,7 +64,8 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore:
             f"{line.where}: the sample cannot be written as JSON: {error}; name the columns to read"
         ) from error
     found = MediaFolder(folder=folder, where=line.where, media=media.by_name, complete=bool(line.media))
-    return Line(text=plain, where=line.where, folder=found)
+    about = {key: value for key, value in record.items() if key in ABOUT}
+    return Line(text=plain, where=line.where, folder=found, about=about)
 
 
 def _record(text: bytes | Mapping[str, object]) -> object:
