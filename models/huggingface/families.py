@@ -43,6 +43,7 @@ QWEN3 = Family(
     write_config=lambda configs: qwen3_hf_config(configs["llm"]),
     build={"llm": _built(LanguageModel)},
     entries=lambda configs: {"llm": qwen3_entries(configs["llm"])},
+    own_type=lambda hf: "qwen3" if hf.get("num_experts", hf.get("num_local_experts")) is None else "qwen3_moe",
 )
 
 NEMOTRON_H = Family(
@@ -78,6 +79,7 @@ SIGLIP2_TOWER = Family(
     build={"vision": _built(Siglip2Encoder)},
     entries=lambda configs: {"vision": siglip2_entries(configs["vision"], prefix="")},
     kept=(r"^head\.",),
+    own_type=lambda hf: "siglip2_vision_model" if "num_patches" in hf else "siglip_vision_model",
 )
 
 
@@ -91,6 +93,7 @@ SIGLIP2 = dataclasses.replace(
     model_types=("siglip2", "siglip"),
     write_config=_no_text_tower,
     entries=lambda configs: {"vision": siglip2_entries(configs["vision"])},
+    own_type=None,
     # The text tower and the pooling head train with no module of ours.
     kept=(r"^text_model\.", r"^logit_(scale|bias)$", r"^vision_model\.head\."),
 )

@@ -25,7 +25,7 @@ class Family:
     Attributes:
         name: how messages call it.
         model_types: `model_type` in config.json.
-        read_config: config.json -> the config of each module.
+        read_config: config.json -> the config of each module; `configs` is for those that call it.
         write_config: the reverse.
         build: each module from its config.
         entries: the tensors of each module, from all configs.
@@ -35,6 +35,7 @@ class Family:
         ones: patterns of tensors that are kept, too, and that hold ones; other numbers would be another model.
         ignored: patterns of tensors without meaning, which are left out.
         float32: patterns of tensors that stay float32 where others are cast.
+        own_type: the one of `model_types` that a config.json with another `model_type` is read as.
     """
 
     name: str
@@ -49,6 +50,16 @@ class Family:
     ones: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
     float32: tuple[str, ...] = ()
+    own_type: Callable[[Mapping[str, Json]], str] | None = None
+
+    def configs(self, hf: Mapping[str, Json]) -> Configs:
+        """Return the config of each module that a config.json describes, read as one of this family.
+
+        Raises ModelError where it asks for what is not built.
+        """
+        if hf.get("model_type") not in self.model_types:
+            hf = {**hf, "model_type": self.model_types[0] if self.own_type is None else self.own_type(hf)}
+        return self.read_config(hf)
 
     def module(self, name: str, configs: Configs) -> nnx.Module:
         """Return a module without its numbers."""

@@ -109,8 +109,8 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
     """The model of the folder `beside`, which the user gave or the import made; else of the run's settings."""
     if (beside / "config.json").exists():
         config_json = read_json(beside / "config.json")
-        found = find_family(config_json, family)
-        return _Model(found, found.read_config(config_json), config_json)
+        found = find_family(config_json, family or (None if is_given else source.extra.get("family")))
+        return _Model(found, found.configs(config_json), config_json)
     if is_given:
         raise ConfigError(f"{beside} has no config.json; give --like a Hugging Face folder of the same model")
     settings = source.folder.parent.parent / "config.yaml"
