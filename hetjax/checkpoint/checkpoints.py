@@ -142,7 +142,7 @@ class Checkpoints:
                 stages.update(split_state(kinds, arrays, parts, self.trainer.updates))
         self._step = step
         in_order = {stage.name: stages[stage.name] for stage in self.trainer.stages if stage.is_local}
-        return TrainState(step=step, stages=in_order), description.extra
+        return self.trainer.known(TrainState(step=step, stages=in_order)), description.extra
 
     def _read(self, step: int, module: str, kinds: StateArrays) -> JoinedArrays:
         """A module's arrays of which this process holds a part, by kind and path."""
