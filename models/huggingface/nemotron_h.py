@@ -27,7 +27,8 @@ BUILT: dict[str, tuple[Json, ...]] = {
     "mamba_proj_bias": (False,), "n_group": (1, None), "topk_group": (1, None), "n_shared_experts": (1,),
     "moe_latent_size": (None,), "num_nextn_predict_layers": (0, None), "attention_dropout": (0, None),
     "hidden_dropout": (0, None), "sliding_window": (None,), "residual_in_fp32": (False,),
-    "time_step_limit": (None, [0.0, math.inf], (0.0, math.inf)),
+    # The last as transformers 5 writes infinity, which JSON lacks.
+    "time_step_limit": (None, [0.0, math.inf], (0.0, math.inf), [0.0, {"__float__": "Infinity"}]),
 }  # fmt: skip
 """The values of keys that mean what `hetjax.models.nemotron_h` computes."""
 
