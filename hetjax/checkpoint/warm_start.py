@@ -69,7 +69,7 @@ def differences(source: WeightSource, module: str, config: object) -> list[str]:
     return [
         f"{name} is {model[name]!r} in the model, {weights[name]!r} in the weights"
         for name in model
-        if model[name] != weights[name]
+        if name != "type" and model[name] != weights[name]
     ]
 
 

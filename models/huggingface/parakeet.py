@@ -171,6 +171,7 @@ def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) 
         if hf.get(name, value) != value:
             raise ModelError(f"config of the audio encoder: {name} = {hf[name]!r}; only {value!r} is supported")
     return ParakeetConfig(
+        type="parakeet",
         width=hf.get("hidden_size", 1024),
         layers=hf.get("num_hidden_layers", 24),
         heads=hf.get("num_attention_heads", 8),

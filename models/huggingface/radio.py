@@ -126,10 +126,11 @@ def radio_config(hf: Mapping[str, Json]) -> RadioConfig:
     RADIO alone has no projector. Raises ModelError for a backbone that is not known by name or has other parts.
     """
     if "vision_config" not in hf:
-        return RadioConfig(**_tower(hf))
+        return RadioConfig(type="radio", **_tower(hf))
     language = hf.get("text_config") or hf.get("llm_config") or {}
     tower = _tower(hf["vision_config"], hf.get("video_temporal_patch_size", 2))
     return RadioConfig(
+        type="radio",
         **tower,
         merge=round(1 / hf.get("downsample_ratio", 0.5)),
         projector_width=hf["projector_hidden_size"],

@@ -92,6 +92,7 @@ def siglip2_config(
     packed = "siglip2" in hf.get("model_type", "") or "num_patches" in hf
     image_size = None if packed else hf.get("image_size", 224)
     return Siglip2Config(
+        type="siglip2",
         patch_size=patch,
         channels=hf.get("num_channels", 3),
         image_size=image_size,
