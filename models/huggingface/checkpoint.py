@@ -85,11 +85,11 @@ class HuggingFaceCheckpoint:
     def _is_tied_head(self, name: str) -> bool:
         """Whether a tensor is a copy of the embedding: some releases have it, and what loads them leaves it out."""
         llm = self.configs.get("llm")
-        return llm is not None and llm.tie_embeddings and name == f"{self.family.language_prefix}lm_head.weight"
+        return llm is not None and llm.tie_embeddings and name == self.family.head_name
 
     def _check_tied_head(self) -> None:
         """Raise ModelError for a head that is no copy of the embedding which config.json ties it to."""
-        head = f"{self.family.language_prefix}lm_head.weight"
+        head = self.family.head_name
         if head not in self.tensors or not self._is_tied_head(head):
             return
         name = next(entry.names[0] for entry in self.entries["llm"] if entry.slots[0].path == "embedding")

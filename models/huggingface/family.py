@@ -28,8 +28,10 @@ class Family:
         read_config: config.json -> the config of each module; `configs` is for those that call it.
         write_config: the reverse.
         build: each module from its config.
+        kinds: the class of each module's config.
         entries: the tensors of each module, from all configs.
         language_prefix: how the names of the language model's tensors begin; it alone is quantized.
+        head: name of the tensor of the head; None for "lm_head.weight" behind `language_prefix`.
         kept: patterns of tensors that no module of ours holds, such as buffers of a front end; they travel along.
         constants: what is written for those of `kept` that no checkpoint gave.
         ones: patterns of tensors that are kept, too, and that hold ones; other numbers would be another model.
@@ -43,8 +45,10 @@ class Family:
     read_config: Callable[[Mapping[str, Json]], Configs]
     write_config: Callable[[Configs], JsonObject]
     build: Mapping[str, Callable[[ComponentConfig, nnx.Rngs], nnx.Module]]
+    kinds: Mapping[str, type[ComponentConfig]]
     entries: Callable[[Configs], dict[str, list[Entry]]]
     language_prefix: str = ""
+    head: str | None = None
     kept: tuple[str, ...] = ()
     constants: Callable[[Configs], dict[str, np.ndarray]] = lambda configs: {}
     ones: tuple[str, ...] = ()
@@ -64,6 +68,11 @@ class Family:
     def module(self, name: str, configs: Configs) -> nnx.Module:
         """Return a module without its numbers."""
         return nnx.eval_shape(lambda: self.build[name](configs[name], nnx.Rngs(0)))
+
+    @property
+    def head_name(self) -> str:
+        """Name of the tensor of the head, which ties may leave out."""
+        return f"{self.language_prefix}lm_head.weight" if self.head is None else self.head
 
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is none of a module's, and travels along."""
