@@ -57,6 +57,11 @@ class Siglip2Config:
         return self.channels * self.patch_size**2
 
     @property
+    def tokens_per_image(self) -> int:
+        """Number of patches of an image of one size, each of which becomes a token."""
+        return self.position_side**2
+
+    @property
     def image_rows(self) -> PatchRows:
         """How images of any size become patch rows."""
         return PatchRows(patch_size=self.patch_size, channels_first=False)

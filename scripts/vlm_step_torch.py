@@ -71,10 +71,10 @@ def make_batch(config: TrainConfig, device: torch.device) -> dict[str, torch.Ten
     vision, llm, data = config.model.components["vision"], config.model.components["llm"], config.data
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, llm.vocab_size - 1, (data.batch_size, data.seq_len), generator=random)
-    pictures = data.images_per_sample * vision.tokens_per_image
+    pictures = data.processor.images * vision.tokens_per_image
     labels = ids.clone()
     ids[:, :pictures], labels[:, :pictures] = llm.vocab_size - 1, -100
-    shape = (data.batch_size * data.images_per_sample, vision.channels, vision.image_size, vision.image_size)
+    shape = (data.batch_size * data.processor.images, vision.channels, vision.image_size, vision.image_size)
     batch = {"input_ids": ids, "labels": labels, "pixel_values": torch.randn(shape, generator=random)}
     return {name: array.to(device) for name, array in batch.items()}
 

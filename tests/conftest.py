@@ -77,7 +77,7 @@ model:
   vision: {image_size: 8, patch_size: 4, width: 16, layers: 2, heads: 2, mlp_width: 32, projector_width: 32,
            output_width: 24}
   llm: {vocab_size: 40, width: 24, layers: 3, heads: 4, kv_heads: 2, head_dim: 6, mlp_width: 48}
-data: {train: none.jsonl, image_size: 8, seq_len: 12, batch_size: 8, images_per_sample: 2}
+data: {train: none.jsonl, seq_len: 12, batch_size: 8, processor: {images: 2}}
 optimizer: {learning_rate: 1.0e-3}
 steps: 10
 """

@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from hetjax.config.build_processor import row_capacity
+from hetjax.config.build_loader import row_capacity
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import OptimizerConfig, TrainConfig
 from hetjax.data import DataConfig
 from hetjax.data.chat import row_shapes
 from hetjax.data.modalities import MODALITIES
+from hetjax.data.modalities.modality import ArraySpec
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
-from hetjax.models import VisionConfig
 from hetjax.models.components import build_component
 from hetjax.models.kernels.attention_scores import Packing
 from hetjax.models.parts.groups import groups_around
@@ -62,12 +61,6 @@ def build_graph(model: ModelConfig) -> ModuleGraph:
         for edge in modality.edges(components[modality.placeholder.module])
     ]
     return ModuleGraph(modules, list(dict.fromkeys(edges)))  # modalities of one encoder share its edges
-
-
-def tokens_per_image(model: ModelConfig) -> int:
-    """Return how many positions of the fused sequence an image of fixed size takes; 0 where images are of any size."""
-    vision = model.components.get("vision")
-    return vision.tokens_per_image if isinstance(vision, VisionConfig) else 0
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
@@ -138,37 +131,16 @@ def build_trainer(
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:
     """Return the shapes of a training batch, as the data pipeline makes them. Raises ConfigError."""
-    capacity = row_capacity(data, model)
-    if capacity is not None:
-        return _batched(row_shapes(capacity, training=True), data.batch_size)
-    shapes = prompt_shapes(data, model, data.batch_size)
-    rows = shapes["llm"]["tokens"].shape
-    shapes["llm"]["labels"] = jax.ShapeDtypeStruct(rows, jnp.int32)
-    shapes["llm"]["loss_weights"] = jax.ShapeDtypeStruct(rows, jnp.float32)
-    return shapes
+    return batched(row_shapes(row_capacity(data, model), training=True), data.batch_size)
 
 
 def assumed_packings(data: DataConfig, model: ModelConfig) -> dict[str, Packing]:
     """Return by module the segments that are assumed where data alone tell them: the largest that settings allow."""
-    capacity = row_capacity(data, model)
-    return {} if capacity is None else capacity.packings
+    return row_capacity(data, model).packings
 
 
-def prompt_shapes(data: DataConfig, model: ModelConfig, samples: int) -> BatchShapes:
-    """Return the shapes of a batch of prompts to be answered. Raises ConfigError."""
-    capacity = row_capacity(data, model)
-    if capacity is not None:
-        return _batched(row_shapes(capacity, training=False), samples)
-    llm = {"tokens": jax.ShapeDtypeStruct((samples, data.seq_len), jnp.int32)}
-    if not tokens_per_image(model):
-        return {"llm": llm}
-    positions = (samples, data.images_per_sample * tokens_per_image(model))
-    llm["image_positions"] = jax.ShapeDtypeStruct(positions, jnp.int32)
-    images = (samples, data.images_per_sample, data.image_size, data.image_size, 3)
-    return {"vision": {"images": jax.ShapeDtypeStruct(images, jnp.float32)}, "llm": llm}
-
-
-def _batched(shapes: Mapping[str, Mapping[str, tuple[tuple[int, ...], type]]], samples: int) -> BatchShapes:
+def batched(shapes: Mapping[str, Mapping[str, ArraySpec]], samples: int) -> BatchShapes:
+    """Return the shapes of a batch of so many rows, given those of one."""
     return {
         module: {port: jax.ShapeDtypeStruct((samples, *shape), dtype) for port, (shape, dtype) in ports.items()}
         for module, ports in shapes.items()

@@ -15,6 +15,15 @@ PARSE_ERRORS = (jsonargparse.ArgumentError, TypeError, OSError)
 """What a parser raises for a command line that it cannot take."""
 
 
+_MOVED = {
+    r"Group 'data' does not accept option 'image_size'|--data\.image_size": "images take model.vision.image_size now",
+    r"Group 'data' does not accept option 'images_per_sample'|--data\.images_per_sample": "give data.processor.images",
+    r"Group 'data' does not accept option 'max_shift'|--data\.max_shift": "give data.processor.max_shift",
+    r"Parser key \"data\.processor\":\s+Unable to load config .null": "leave data.processor out, or give its settings",
+}
+"""What took the place of settings that there were, by what the parser says of them."""
+
+
 def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
     """Return a parser's message, with the name that was likely meant where one is unknown.
 
@@ -24,6 +33,9 @@ def explain(message: str, known: Sequence[str], *, help_line: str) -> str:
         help_line: Where a user finds them, e.g. "`hetjax --help` lists the tools".
     """
     message = _reason_by_type(message)
+    for pattern, advice in _MOVED.items():
+        if re.search(pattern, message):
+            return f"{message.strip()}\n  {advice}; {help_line}"
     named = re.findall(r"Option '([\w.]+)' is not accepted", message)
     for word in named or re.findall(r"[A-Za-z_][\w.]*", message):
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)

@@ -18,7 +18,6 @@ from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
-from hetjax.models import VisionConfig
 from hetjax.models.components import COMPONENTS
 from hetjax.models.sampling import GREEDY, Sampling
 from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
@@ -162,12 +161,6 @@ class TrainConfig:
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
         _check_least(self, 1, *least, "peer_timeout", "join_timeout")
-        vision, data = self.model.components.get("vision"), self.data
-        if isinstance(vision, VisionConfig) and vision.image_size != data.image_size:
-            raise ConfigError(
-                f"model.vision.image_size is {vision.image_size}, but data.image_size is {data.image_size}; "
-                "set both alike"
-            )
 
     @property
     def directory(self) -> str:

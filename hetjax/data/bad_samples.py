@@ -6,15 +6,15 @@ import bisect
 import dataclasses
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from hetjax.data.media import printable
 from hetjax.data.reading import Source
 from hetjax.errors import DataError
 
-S = TypeVar("S", covariant=True)
+S = TypeVar("S")
 """A sample as its loader makes it."""
 
 
@@ -64,13 +64,12 @@ def readable(text: str) -> str:
     )
 
 
-class SampleLoader(Protocol[S]):
-    """Loads samples of a source by index."""
-
-    source: Source
-
-    def shifted(self, index: int, *, turn: int) -> S | BadSample:
-        """Return the sample at an index, with the random changes that `turn` fixes."""
+def tried(load: Callable[[], S], source: Source, index: int) -> S | BadSample:
+    """Return what `load` loads of a sample; any exception comes back as a value, since it would end the pipeline."""
+    try:
+        return load()
+    except Exception as error:
+        return BadSample(reason=reason_of(error, source, index))
 
 
 class StandIns(Generic[S]):
@@ -78,17 +77,18 @@ class StandIns(Generic[S]):
 
     Which one that is depends on the sample alone, not on other rows, so that every process that needs
     the row finds the same by itself. The search goes on from the last sample of a source to its first, and ends after
-    `most` bad samples, the first among them. `ends` says where each of several sources ends that the loader has as one.
+    `most` bad samples, the first among them. `ends` says where each of several sources ends that are one as `source`.
+    `load` takes the index of a sample and the turn, which fixes how its media are moved.
     """
 
-    def __init__(self, loader: SampleLoader[S], *, most: int, ends: Sequence[int] = ()):
-        self._loader, self._most = loader, most
-        self._ends = list(ends) or [len(loader.source)]
+    def __init__(self, load: Callable[[int, int], S], source: Source, *, most: int, ends: Sequence[int] = ()):
+        self._load, self._source, self._most = load, source, most
+        self._ends = list(ends) or [len(source)]
         # Many bad samples on end would otherwise be tried again for each of them.
         self._known_bad: set[int] = set()
 
     def fill(self, index: int, *, turn: int) -> FilledRow[S]:
-        """Return the row whose turn it is for sample `index`; `turn` fixes how its images are moved."""
+        """Return the row whose turn it is for sample `index`."""
         sample = self._try(index, turn)
         if not isinstance(sample, BadSample):
             return FilledRow(sample=sample, skipped=None)
@@ -104,7 +104,7 @@ class StandIns(Generic[S]):
         return FilledRow(sample=None, skipped=sample.reason)
 
     def _try(self, index: int, turn: int) -> S | BadSample:
-        sample = self._loader.shifted(index, turn=turn)
+        sample = tried(lambda: self._load(index, turn), self._source, index)
         if isinstance(sample, BadSample):
             self._known_bad.add(index)
         return sample

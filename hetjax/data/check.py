@@ -7,15 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetjax.data.bad_samples import readable, reason_of
-from hetjax.data.chat import Processor
-from hetjax.data.config import DataConfig
-from hetjax.data.loading import Loader
+from hetjax.data.bad_samples import BadSample, readable, tried
 from hetjax.data.media import check_regular, printable
-from hetjax.data.omni import OmniLoader
 from hetjax.data.reading import Source
-from hetjax.data.sources import open_source
-from hetjax.data.tokenizer import Tokenizer
+from hetjax.data.sample_loader import SampleLoader
 from hetjax.errors import DataError
 
 _PARSED = 10_000  # samples that are parsed; a pass over all of a large dataset would take hours
@@ -26,75 +21,59 @@ _SHOWN = 3  # bad samples that an error spells out
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
-    """Counts of a dataset: `samples` samples naming `images` files of media.
+    """Counts of a dataset: `samples` samples naming `media` files.
 
     `bad` has "file:line: reason" for each bad line found, those of `missing` (or unreadable) files among them.
     """
 
     samples: int
-    images: int
+    media: int
     missing: tuple[str, ...]
     bad: tuple[str, ...]
 
 
-def check_dataset(
-    dataset: str | Source,
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    tokens_per_image: int,
-    processor: Processor | None = None,
-) -> DatasetSummary:
-    """Parse the samples of a dataset, look for every file of media, and render and decode a few samples.
+def check_dataset(source: Source, loader: SampleLoader) -> DatasetSummary:
+    """Parse the samples of a source, look for every file of media, and render and decode a few samples.
 
-    `dataset` is a source or the path of one. Of more than 10,000 samples so many are parsed, spread over all.
+    Of more than 10,000 samples so many are parsed, spread over all.
 
     Raises:
-        DataError: the file is missing or empty; more than `config.max_bad_share` of its lines are
-            malformed or name a missing image; or none of the samples tried can be rendered and decoded.
+        DataError: more than `config.max_bad_share` of the lines are malformed or name a missing file; or none of the
+            samples tried can be rendered and decoded.
     """
-    source = open_source(dataset, ignore=config.ignore_keys) if isinstance(dataset, str) else dataset
-    if processor is not None:
-        loader = OmniLoader(source=source, processor=processor, ignore_keys=config.ignore_keys)
-    else:
-        loader = Loader(source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image)
-    images, missing = 0, []
+    config, media, missing = loader.config, 0, []
     bad: dict[int, str] = {}
     indices = _parsed(source)
     for index in indices:
-        try:
-            conversation = loader.parse(index)
-        except Exception as error:
-            bad[index] = reason_of(error, source, index)
+        chat = tried(lambda index=index: loader.parse(source, index), source, index)
+        if isinstance(chat, BadSample):
+            bad[index] = chat.reason
             continue
-        images += len(conversation.files)
-        for file in conversation.files:
+        media += len(chat.files)
+        for file in chat.files:
             try:
-                check_regular(file, "image" if processor is None else "file")
+                check_regular(file, "file")
             except DataError as error:
                 missing.append(printable(str(file)))
-                bad.setdefault(index, readable(f"{conversation.where}: {error}"))
+                bad.setdefault(index, readable(f"{chat.where}: {error}"))
     allowed = min(int(config.max_bad_share * len(indices)), len(indices) - 1)
     if len(bad) > allowed:
         raise DataError(
             f"dataset '{source.path}': {len(bad)} of {len(indices)} samples are bad, at most {allowed} may be "
             f"(max_bad_share {config.max_bad_share:g}); repair or remove them. {_shown(list(bad.values()))}"
         )
-    failed = _try_some(loader, [index for index in indices if index not in bad])
-    return DatasetSummary(samples=len(source), images=images, missing=tuple(missing), bad=(*bad.values(), *failed))
+    failed = _try_some(source, loader, [index for index in indices if index not in bad])
+    return DatasetSummary(samples=len(source), media=media, missing=tuple(missing), bad=(*bad.values(), *failed))
 
 
-def _try_some(loader: Loader | OmniLoader, indices: list[int]) -> list[str]:
+def _try_some(source: Source, loader: SampleLoader, indices: list[int]) -> list[str]:
     """Load a few samples spread over `indices`, and return the reasons of those that fail."""
-    tried = _spread(indices, _LOADED)
-    failed = []
-    for index in tried:
-        try:
-            loader.load(index)
-        except Exception as error:
-            failed.append(reason_of(error, loader.source, index))
-    if len(failed) == len(tried):
+    chosen = _spread(indices, _LOADED)
+    loaded = [tried(lambda index=index: loader.load(source, index), source, index) for index in chosen]
+    failed = [each.reason for each in loaded if isinstance(each, BadSample)]
+    if len(failed) == len(chosen):
         raise DataError(
-            f"dataset '{loader.source.path}': none of the {len(tried)} samples tried can be used. {_shown(failed)}"
+            f"dataset '{source.path}': none of the {len(chosen)} samples tried can be used. {_shown(failed)}"
         )
     return failed
 

@@ -18,55 +18,39 @@ class DataConfig:
         train: Training samples: a file, a folder or a glob; a source as {path, name, weight, repeat, split, columns};
             or a list of these. Paths of media are relative to the folder of the file that names them.
         eval: Held-out samples, as `train`; {share: 0.01} takes this share of the training samples; null for none.
-        tokenizer: Hugging Face `tokenizers` JSON file, or null for the built-in byte-level tokenizer.
-        image_size: Side in pixels of the square that every image is resized to.
+        tokenizer: Hugging Face `tokenizers` JSON file, or its folder; null for the built-in byte-level tokenizer.
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
         batch_size: Samples a step, over all devices.
-        images_per_sample: Most images a sample may have; one with fewer is padded, one with more is bad.
-        max_shift: Most pixels by which each training image is moved at random, up or down and left or right.
         shuffle: Whether each epoch draws the samples in a random order of its own.
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
         ignore_keys: Keys of samples and of their messages that are left out; any other that nothing reads is an error.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
-        processor: How images of any size, videos and audio are taken in; null for images of one size alone.
+        processor: How text, images, videos and audio are taken in.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 
     train: list[Any] | dict[str, Any] | str
     eval: list[Any] | dict[str, Any] | str | None = None
     tokenizer: str | None = None
-    image_size: int = 224
     seq_len: int
     batch_size: int
-    images_per_sample: int = 1
-    max_shift: int = 0
     shuffle: bool = True
     epochs: int | None = None
     seed: int = 0
     ignore_keys: tuple[str, ...] = ()
     max_bad_share: float = 0.01
-    processor: ProcessorConfig | None = None
+    processor: ProcessorConfig = dataclasses.field(default_factory=ProcessorConfig)
     workers: int = 4
 
     def __post_init__(self):
         train_sources(self.train)
         eval_sources(self.eval)
-        least = {
-            "image_size": 1,
-            "seq_len": 2,
-            "batch_size": 1,
-            "images_per_sample": 1,
-            "max_shift": 0,
-            "seed": 0,
-            "workers": 0,
-        }
+        least = {"seq_len": 2, "batch_size": 1, "seed": 0, "workers": 0}
         if self.epochs is not None:
             least["epochs"] = 1
         for name, least_value in least.items():
             if getattr(self, name) < least_value:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; give {least_value} or more")
-        if self.processor is not None and self.max_shift:
-            raise ConfigError(f"data.max_shift is {self.max_shift}, but data.processor moves no images; set it to 0")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {self.max_bad_share}; give a share from 0 to 1")

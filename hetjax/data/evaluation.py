@@ -1,7 +1,4 @@
-"""Read held-out prompts with the answers that are expected.
-
-B batch · S fused sequence · I images a sample · N = I * tokens_per_image encoder tokens · H, W pixels
-"""
+"""Read held-out prompts with the answers that are expected."""
 
 from __future__ import annotations
 
@@ -13,28 +10,22 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
-from hetjax.data.bad_samples import BadSample, BadTally
-from hetjax.data.chat import Processor
+from hetjax.data.bad_samples import BadSample, BadTally, tried
 from hetjax.data.chat.collate import HostArrays
-from hetjax.data.config import DataConfig
-from hetjax.data.loading import LoadedSample, Loader
-from hetjax.data.omni import OmniLoader, OmniPrompt
 from hetjax.data.prefetch import read_ahead
-from hetjax.data.reading import Source
-from hetjax.data.sources import open_eval
-from hetjax.data.tokenizer import Tokenizer
+from hetjax.data.sample_loader import Prompt, SampleLoader
 
-EvalSample = LoadedSample | OmniPrompt
+# B batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalBatch:
     """Prompts for a model to continue.
 
-    Without a processor `arrays` holds "vision": images float32 [B, I, H, W, 3], and "llm": tokens int32 [B, S]
-    padded after the prompt, and image_positions int32 [B, N] (S where there is no image). `lengths` is how many ids of
-    each row are prompt. The first `count` rows are real and have their text in `answers`; the rest of a last batch
-    repeats the last sample. `bad` names the samples skipped, each as "file:line: reason".
+    `arrays` holds by module and port what `hetjax.data.chat.make_arrays` makes, without labels; "tokens" are padded
+    after the prompt, and `lengths` is how many ids of each row are prompt. The first `count` rows are real and have
+    their text in `answers`; the rest of a last batch repeats the last sample. `bad` names the samples skipped, each as
+    "file:line: reason".
     """
 
     arrays: HostArrays
@@ -44,17 +35,8 @@ class EvalBatch:
     bad: tuple[str, ...]
 
 
-def eval_batches(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    tokens_per_image: int,
-    batch_size: int,
-    processor: Processor | None = None,
-    source: Source | None = None,
-) -> Iterator[EvalBatch]:
-    """Return every held-out sample once, in file order, by `processor` where there is one.
-
-    `source` has the samples where what `config.eval` names is open already.
+def eval_batches(loader: SampleLoader, batch_size: int) -> Iterator[EvalBatch]:
+    """Return every held-out sample once, in file order.
 
     Bad samples are skipped under the same limit as in training.
 
@@ -62,26 +44,21 @@ def eval_batches(
         ConfigError: `config.eval` is not set.
         DataError: the file is missing or empty, or has too many bad samples (see `BadTally`).
     """
-    source = open_eval(config) if source is None else source
-    if processor is not None:
-        loader = OmniLoader(source=source, processor=processor, prompts=True, ignore_keys=config.ignore_keys)
-    else:
-        loader = Loader(
-            source=source, config=config, tokenizer=tokenizer, tokens_per_image=tokens_per_image, prompts=True
-        )
-    order = grain.MapDataset.range(len(source))
-    samples = read_ahead(order, loader, workers=config.workers, batch_size=batch_size)
+    config, source = loader.config, loader.held_out
+    samples = read_ahead(
+        grain.MapDataset.range(len(source)),
+        lambda index: tried(lambda: loader.load_prompt(source, index), source, index),
+        workers=config.workers,
+        batch_size=batch_size,
+    )
     tally = BadTally(path=source.path, samples=len(source), max_share=config.max_bad_share)
     return _batches(samples, tally, batch_size, loader)
 
 
 def _batches(
-    samples: Generator[EvalSample | BadSample, None, None],
-    tally: BadTally,
-    batch_size: int,
-    loader: Loader | OmniLoader,
+    samples: Generator[Prompt | BadSample, None, None], tally: BadTally, batch_size: int, loader: SampleLoader
 ) -> Iterator[EvalBatch]:
-    good: list[EvalSample] = []
+    good: list[Prompt] = []
     bad: list[str] = []
     with contextlib.closing(samples):
         for sample in samples:
@@ -99,10 +76,8 @@ def _batches(
             yield _batch(good, bad, batch_size, loader)
 
 
-def _batch(
-    samples: Sequence[EvalSample], bad: Sequence[str], batch_size: int, loader: Loader | OmniLoader
-) -> EvalBatch:
-    prompts = loader.stack_prompts([*samples, *[samples[-1]] * (batch_size - len(samples))])
+def _batch(samples: Sequence[Prompt], bad: Sequence[str], batch_size: int, loader: SampleLoader) -> EvalBatch:
+    prompts = loader.collate_prompts([*samples, *[samples[-1]] * (batch_size - len(samples))])
     return EvalBatch(
         arrays=prompts.arrays,
         lengths=prompts.lengths,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from hetjax.data.config import DataConfig
@@ -23,11 +23,13 @@ class TrainSources:
         configs: the settings of each.
         sources: the samples of each, without those that are held out.
         joined: all of them, one source behind the other.
+        held_out: those that are held out; None where none are.
     """
 
     configs: tuple[SourceConfig, ...]
     sources: tuple[Source, ...]
     joined: Source
+    held_out: Source | None = None
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -49,19 +51,22 @@ def open_train(data: DataConfig) -> TrainSources:
     """Open what `data.train` names, without the samples that `data.eval` takes of it. Raises DataError."""
     configs = train_sources(data.train)
     sources = [_open(config, data) for config in configs]
-    share = eval_sources(data.eval)
+    share, held = eval_sources(data.eval), None
     if isinstance(share, EvalShare):
         _check_apart(configs)
         chosen = [held_out(len(source), share.share) for source in sources]
-        sources = [Remaining(source, held) for source, held in zip(sources, chosen, strict=True)]
+        held = _joined(list(map(HeldOut, sources, chosen)), _names(configs))
+        sources = list(map(Remaining, sources, chosen))
     for config, source in zip(configs, sources, strict=True):
         if not len(source):
             raise DataError(f"dataset '{config.path}' has one sample, which data.eval holds out; add samples")
-    return TrainSources(configs=configs, sources=tuple(sources), joined=_joined(sources, _names(configs)))
+    return TrainSources(
+        configs=configs, sources=tuple(sources), joined=_joined(sources, _names(configs)), held_out=held
+    )
 
 
-def open_eval(data: DataConfig) -> Source:
-    """Open what `data.eval` names: held-out sources, or a share of those of training.
+def open_eval(data: DataConfig, trained: Callable[[], TrainSources]) -> Source:
+    """Open what `data.eval` names: held-out sources, or a share of those that `trained` opens.
 
     Raises DataError; or ConfigError where it names nothing.
     """
@@ -69,10 +74,7 @@ def open_eval(data: DataConfig) -> Source:
     if asked is None:
         raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a dataset")
     if isinstance(asked, EvalShare):
-        configs = train_sources(data.train)
-        sources = [_open(config, data) for config in configs]
-        held = [HeldOut(source, held_out(len(source), asked.share)) for source in sources]
-        return _joined(held, _names(configs))
+        return trained().held_out
     return _joined([_open(config, data) for config in asked], _names(asked))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from hetjax.data import EvalBatch, Tokenizer
-from hetjax.data.chat import OmniTokenizer
 from hetjax.errors import DataError
 from hetjax.generation.generator import Answers, Generator, Weights
 from hetjax.state.train_state import TrainState
@@ -47,7 +46,7 @@ def evaluate(
     generator: Generator,
     state: TrainState,
     batches: Iterable[EvalBatch],
-    tokenizer: Tokenizer | OmniTokenizer,
+    tokenizer: Tokenizer,
     *,
     shown: int = 8,
 ) -> EvalResult:
@@ -73,12 +72,12 @@ def evaluate(
     return EvalResult(accuracy=right / count, count=count, bad=tuple(bad), samples=tuple(samples))
 
 
-def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> str:
+def answer_text(ids: Int[np.ndarray, R], tokenizer: Tokenizer) -> str:
     """Return the text of generated ids up to the first that ends an answer."""
     return tokenizer.decode(ids[: answer_length(ids, tokenizer)])
 
 
-def answer_length(ids: Int[np.ndarray, R], tokenizer: Tokenizer | OmniTokenizer) -> int:
+def answer_length(ids: Int[np.ndarray, R], tokenizer: Tokenizer) -> int:
     """Return how many generated ids come before the first that ends an answer; all where none does."""
     ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
     return int(ends[0]) if len(ends) else len(ids)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Float32, Int
 from rich.console import RenderableType
 from rich.text import Text
 
-from hetjax.config.build import tokens_per_image
-from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.build_loader import make_loader
 from hetjax.config.run_config import TrainConfig
-from hetjax.data import Tokenizer, open_eval, open_train
+from hetjax.data import SampleLoader, Source
 from hetjax.data.bad_samples import reason_of
-from hetjax.data.chat import Chat, Processor
+from hetjax.data.chat import Chat
 from hetjax.data.chat.processor import ProcessedChat
-from hetjax.data.loading import Loader
-from hetjax.data.omni import OmniLoader
-from hetjax.data.tokenizer import SPECIALS
 from hetjax.errors import ConfigError
 from hetjax.tools.outcome import Json, Outcome
-
-# L ids of a sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,30 +78,22 @@ def inspect_data(
     """
     if source == "eval" and config.data.eval is None:
         raise ConfigError("data.eval is null, so there is nothing to inspect; give --source train")
-    opened = open_train(config.data).joined if source == "train" else open_eval(config.data)
+    loader = make_loader(config.data, config.model)
+    opened = loader.trained.joined if source == "train" else loader.held_out
     if index is not None and not 0 <= index < len(opened):
         raise ConfigError(f"--index is {index}, but '{opened.path}' has {len(opened)} samples, counted from 0")
-    processor = make_processor(config.data, config.model)
-    tokenizer = tokenizer_of(config.data, config.model, processor)
     numbers = range(min(samples, len(opened))) if index is None else [index]
-    if processor is not None:
-        loader = OmniLoader(source=opened, processor=processor, ignore_keys=config.data.ignore_keys)
-        found = [_inspect_chat(loader, processor, number) for number in numbers]
-    else:
-        fixed = Loader(
-            source=opened, config=config.data, tokenizer=tokenizer, tokens_per_image=tokens_per_image(config.model)
-        )
-        found = [_inspect_fixed(fixed, tokenizer, number) for number in numbers]
+    found = [_inspect(loader, opened, number) for number in numbers]
     shown = tuple(each for sample in found for each in sample.shown())
     return Outcome(numbers=[sample.as_json() for sample in found], shown=shown)
 
 
-def _inspect_chat(loader: OmniLoader, processor: Processor, number: int) -> InspectedSample:
+def _inspect(loader: SampleLoader, source: Source, number: int) -> InspectedSample:
     try:
-        chat = loader.parse(number)
-        made = processor.process(chat, training=True)
+        chat = loader.parse(source, number)
+        made = loader.processor.process(chat, training=True)
     except Exception as error:
-        return InspectedSample(error=reason_of(error, loader.source, number))
+        return InspectedSample(error=reason_of(error, source, number))
     return InspectedSample(
         where=chat.where,
         text=list(_pieces(made)),
@@ -141,38 +124,3 @@ def _medium(chat: Chat, made: ProcessedChat, number: int) -> dict[str, Json]:
         "shape": [int(size) for size in shape],
         "times": None if times is None else [float(time) for time in times],
     }
-
-
-def _inspect_fixed(loader: Loader, tokenizer: Tokenizer, number: int) -> InspectedSample:
-    try:
-        conversation, sample = loader.parse(number), loader.load(number)
-    except Exception as error:
-        return InspectedSample(error=reason_of(error, loader.source, number))
-    rendered = sample.rendered
-    length = int(np.max(np.flatnonzero(rendered.tokens != tokenizer.pad), initial=0)) + 1
-    weights = np.concatenate([[0.0], rendered.loss_weights[: length - 1]])
-    shape = list(sample.images.shape[1:])
-    return InspectedSample(
-        where=conversation.where,
-        text=list(_spelled(rendered.tokens[:length], weights, tokenizer)),
-        tokens=rendered.tokens[:length].tolist(),
-        counted=int((weights > 0).sum()),
-        media=[{"kind": "image", "file": str(file), "shape": shape, "times": None} for file in conversation.images],
-    )
-
-
-def _spelled(
-    ids: Int[np.ndarray, " L"], weights: Float32[np.ndarray, " L"], tokenizer: Tokenizer
-) -> Iterator[tuple[str, bool]]:
-    """Yield the texts of ids, special ones by their names, in runs that the loss counts or does not."""
-    names = {getattr(tokenizer, name): f"<{name}>" for name in SPECIALS}
-    borders = [0, *(np.flatnonzero(np.diff(weights > 0)) + 1).tolist(), len(ids)]
-    for start, stop in itertools.pairwise(borders):
-        words, text = [], ""
-        for token in ids[start:stop].tolist():
-            if token not in names:
-                words.append(token)
-                continue
-            text += tokenizer.decode(words) + names[token]
-            words = []
-        yield text + tokenizer.decode(words), bool(weights[start] > 0)

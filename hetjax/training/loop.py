@@ -13,7 +13,6 @@ from rich.console import Console
 
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
-from hetjax.config.build import tokens_per_image
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
@@ -156,21 +155,14 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
 
 def _evaluate(run: Run, pending: PendingStep) -> None:
     """Answer the held-out questions, if any, after the step that is pending."""
-    config, language = run.config, run.parts.language
+    config, loader = run.config, run.parts.loader
     if config.data.eval is None:
         return
     with run.job.unlimited("evaluating"):
         jax.block_until_ready(pending.metrics)
         with run.reporter.untimed():
-            batches = eval_batches(
-                config.data,
-                language.tokenizer,
-                tokens_per_image(config.model),
-                config.eval.batch_size,
-                language.processor,
-                source=run.parts.held_out,
-            )
-            result = evaluate(run.parts.generator, run.progress.state, batches, language.tokenizer)
+            batches = eval_batches(loader, config.eval.batch_size)
+            result = evaluate(run.parts.generator, run.progress.state, batches, loader.tokenizer)
     for bad in result.bad:
         run.reporter.message(f"skipped a bad held-out sample: {bad}")
     pending.accuracy = result.accuracy

@@ -20,17 +20,14 @@ from hetjax.cluster.job import Job
 from hetjax.compilation.gpu_options import gpu_options
 from hetjax.config.build import (
     batch_shapes,
+    batched,
     build_trainer,
     learning_rate,
-    prompt_shapes,
-    tokens_per_image,
     use_devices,
 )
-from hetjax.config.build_processor import make_processor, tokenizer_of
+from hetjax.config.build_loader import make_loader
 from hetjax.config.run_config import EvalConfig, TrainConfig
-from hetjax.data import PackedData, Tokenizer, TrainData, open_eval, train_data
-from hetjax.data.chat import OmniTokenizer, Processor
-from hetjax.data.reading import Source
+from hetjax.data import SampleLoader, Tokenizer, TrainData
 from hetjax.generation.generator import Generator
 from hetjax.stages.batch import check_batch, rows_needed
 from hetjax.state.train_state import TrainState
@@ -42,39 +39,24 @@ from hetjax.training.prepare_data import check_data, make_demo_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Language:
-    """Tokenizer and processor of a run.
-
-    Attributes:
-        tokenizer: Encodes and decodes text.
-        processor: Makes samples with media of any size; None where images have one fixed size.
-    """
-
-    tokenizer: Tokenizer | OmniTokenizer
-    processor: Processor | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
     """The parts of a training run.
 
     Attributes:
-        language: Tokenizer and processor.
+        loader: Loads the samples to train and to evaluate on.
         trainer: Runs the steps.
         generator: Answers the held-out questions, on the meshes of training.
         answering: What remains to compile of the programs that answer, by name; empty without held-out data.
         data: The batches of this process.
-        held_out: The samples to evaluate on; None for none.
         checkpoints: Those of the run's folder.
         learning_rates: The learning rate of every step, for the metrics.
     """
 
-    language: Language
+    loader: SampleLoader
     trainer: Trainer
     generator: Generator
     answering: Mapping[str, Callable[[], object]]
-    data: TrainData | PackedData
-    held_out: Source | None
+    data: TrainData
     checkpoints: Checkpoints
     learning_rates: Float[np.ndarray, " T"]
 
@@ -102,7 +84,7 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     Raises HetjaxError or PlacementError for settings, data or devices that do not fit.
     """
     use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype), processes=job.processes)
-    language = _prepare_language(config, resolved, job, console)
+    loader = _prepare_samples(config, resolved, job, console)
     trainer = build_trainer(config)
     check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
     job.agree("schedule", trainer.schedule.digest()[:16])
@@ -115,21 +97,14 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    generator = _build_generator(trainer, config.eval, language.tokenizer)
-    prompts = prompt_shapes(config.data, config.model, config.eval.batch_size) if config.data.eval else None
+    generator = _build_generator(trainer, config.eval, loader.tokenizer)
+    prompts = batched(loader.shapes(training=False), config.eval.batch_size) if config.data.eval else None
     parts = Parts(
-        language=language,
+        loader=loader,
         trainer=trainer,
         generator=generator,
         answering={} if prompts is None else generator.trace(prompts),
-        data=train_data(
-            config.data,
-            language.tokenizer,
-            tokens_per_image(config.model),
-            _rows_of_process(trainer, config, job),
-            language.processor,
-        ),
-        held_out=None if config.data.eval is None else open_eval(config.data),
+        data=TrainData(loader, _rows_of_process(trainer, config, job)),
         checkpoints=Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
         # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
         learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
@@ -178,27 +153,21 @@ def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Conso
     job.agree("compiled step", parts.trainer.schedule.digest()[:16])
 
 
-def _prepare_language(config: TrainConfig, resolved: str, job: Job, console: Console) -> Language:
-    """Make tokenizer and processor, check with them the data, and compare versions and settings of all processes."""
-    processor = make_processor(config.data, config.model)
-    tokenizer = tokenizer_of(config.data, config.model, processor)
+def _prepare_samples(config: TrainConfig, resolved: str, job: Job, console: Console) -> SampleLoader:
+    """Make what loads samples, check with it the data, and compare versions and settings of all processes."""
+    loader = make_loader(config.data, config.model)
     for what, package in (("jax", jax), ("hetjax", hetjax)):
         job.agree(f"version of {what}", package.__version__)
     job.agree("config", hashlib.sha256(resolved.encode()).hexdigest()[:16])
     make_demo_data(config.demo_data, config.data, job, console)
     if job.is_main:
-        check_data(
-            config.data,
-            tokenizer,
-            console,
-            steps=config.steps,
-            tokens_per_image=tokens_per_image(config.model),
-            processor=processor,
-        )
-    return Language(tokenizer=tokenizer, processor=processor)
+        check_data(loader, console, steps=config.steps)
+    elif config.data.eval is not None:
+        loader.held_out.path  # noqa: B018  opened ahead of the first step, where an error costs nothing
+    return loader
 
 
-def _build_generator(trainer: Trainer, settings: EvalConfig, tokenizer: Tokenizer | OmniTokenizer) -> Generator:
+def _build_generator(trainer: Trainer, settings: EvalConfig, tokenizer: Tokenizer) -> Generator:
     return Generator(
         trainer,
         max_new_tokens=settings.max_new_tokens,

@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hetjax.cluster.job import Job
-from hetjax.data import DataConfig, Tokenizer, check_dataset, open_eval, open_train, write_digits, write_shapes
-from hetjax.data.chat import OmniTokenizer, Processor
+from hetjax.data import DataConfig, SampleLoader, check_dataset, write_digits, write_shapes
 from hetjax.data.pipeline import sample_order
 from hetjax.data.source_config import train_sources
 from hetjax.errors import DataError
@@ -33,38 +32,25 @@ def make_demo_data(demo_data: str | None, data: DataConfig, job: Job, console: C
     job.agree("demonstration data")
 
 
-def check_data(
-    data: DataConfig,
-    tokenizer: Tokenizer | OmniTokenizer,
-    console: Console,
-    *,
-    steps: int,
-    tokens_per_image: int,
-    processor: Processor | None = None,
-) -> None:
+def check_data(loader: SampleLoader, console: Console, *, steps: int) -> None:
     """Check the files of training and evaluation, and print what they hold.
 
     Args:
-        data: Which files, and how they are read.
-        tokenizer: What encodes their text.
+        loader: What loads their samples.
         console: Where the counts and the bad samples are printed.
         steps: Training steps, which the samples must suffice for.
-        tokens_per_image: Positions of the sequence that an image of fixed size takes.
-        processor: What makes the samples; None for images of one fixed size.
 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
-    trained = open_train(data)
+    data, trained = loader.config, loader.trained
     checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
-        held_out = open_eval(data)
-        checked.append((f"{held_out.path} (held out)", held_out))
-    what = "images" if processor is None else "image, video and audio files"
+        checked.append((f"{loader.held_out.path} (held out)", loader.held_out))
     for name, source in checked:
-        summary = check_dataset(source, data, tokenizer, tokens_per_image, processor)
+        summary = check_dataset(source, loader)
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
-        console.print(f"{name}: {summary.samples} samples, {summary.images} {what}")
+        console.print(f"{name}: {summary.samples} samples, {summary.media} media files")
     order = sample_order(data, trained)
     if data.epochs and order.total < steps * data.batch_size:
         raise DataError(

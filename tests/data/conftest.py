@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hetjax.data import DataConfig
-from hetjax.data.loading import Loader
+from hetjax.data import DataConfig, SampleLoader
+from hetjax.data.chat import ProcessorConfig
 
 
 @pytest.fixture
@@ -35,11 +35,12 @@ def make_dataset(tmp_path):
 
 @pytest.fixture
 def make_config():
-    """A function that gives the settings of a small dataset."""
+    """A function that gives the settings of a small dataset, for a model of images of one size."""
 
-    def make(train: Path, **settings) -> DataConfig:
-        defaults = {"image_size": 8, "seq_len": 32, "batch_size": 4, "workers": 2, "max_bad_share": 0.5}
-        return DataConfig(train=str(train), **{**defaults, **settings})
+    def make(train: Path, *, images: int = 1, max_shift: int = 0, **settings) -> DataConfig:
+        defaults = {"seq_len": 48, "batch_size": 4, "workers": 2, "max_bad_share": 0.5}
+        processor = ProcessorConfig(images=images, max_shift=max_shift)
+        return DataConfig(train=str(train), processor=processor, **{**defaults, **settings})
 
     return make
 
@@ -49,15 +50,15 @@ def note_reads(monkeypatch):
     """A function that gives the list to which every read of a dataset's samples adds its index from then on."""
 
     def note(file: Path) -> list[int]:
-        reads, load = [], Loader.load
+        reads, load = [], SampleLoader.load
 
-        def noted(self, index):
+        def noted(self, source, index, **turn):
             # Threads of a stream that an earlier test left open may still read a dataset of theirs.
-            if self.source.path == Path(file):
+            if source.path == Path(file):
                 reads.append(index)
-            return load(self, index)
+            return load(self, source, index, **turn)
 
-        monkeypatch.setattr(Loader, "load", noted)
+        monkeypatch.setattr(SampleLoader, "load", noted)
         return reads
 
     return note

@@ -1,20 +1,20 @@
 import pytest
 
-from hetjax.data import check_dataset, load_tokenizer
+from hetjax.data import check_dataset
 from hetjax.data.reading.parquet import ParquetSource
 from hetjax.errors import DataError
 from tests.harness.dataset_files import write_parquet
+from tests.harness.sample_loaders import make_loader
 
-TOKENIZER = load_tokenizer(None)
 
-
-def check(config, tokens_per_image=2):
-    return check_dataset(config.train, config, TOKENIZER, tokens_per_image)
+def check(config, per_image=2):
+    loader = make_loader(config, per_image=per_image)
+    return check_dataset(loader.trained.joined, loader)
 
 
 def test_a_valid_dataset_is_counted(make_dataset, make_config):
     summary = check(make_config(make_dataset(6)))
-    assert (summary.samples, summary.images, summary.missing, summary.bad) == (6, 6, (), ())
+    assert (summary.samples, summary.media, summary.missing, summary.bad) == (6, 6, (), ())
 
 
 def test_bad_lines_and_missing_images_within_the_share_are_listed(make_dataset, make_config):
@@ -45,8 +45,8 @@ def test_a_dataset_without_a_good_line_stops_whatever_the_share(tmp_path, make_c
 
 
 def test_samples_that_never_fit_stop_before_training(make_dataset, make_config):
-    with pytest.raises(DataError, match=r"none of the 4 samples tried .* seq_len 32"):
-        check(make_config(make_dataset(9)), tokens_per_image=100)
+    with pytest.raises(DataError, match=r"none of the 4 samples tried .* \(seq_len\)"):
+        check(make_config(make_dataset(9)), per_image=100)
 
 
 def test_a_truncated_image_among_those_tried_is_listed(make_dataset, make_config):
@@ -57,7 +57,7 @@ def test_a_truncated_image_among_those_tried_is_listed(make_dataset, make_config
 def test_more_images_than_a_batch_has_capacity_for_are_bad(make_dataset, make_config):
     path = make_dataset(3)
     path.write_text(path.read_text().replace('["1.png"]', '["1.png", "2.png"]'))
-    assert "2 images, more than images_per_sample 1" in check(make_config(path)).bad[0]
+    assert "2 images, more than 1 (processor.images)" in check(make_config(path)).bad[0]
 
 
 def test_of_a_large_table_a_few_row_groups_are_read(tmp_path, make_config, monkeypatch):
@@ -65,6 +65,6 @@ def test_of_a_large_table_a_few_row_groups_are_read(tmp_path, make_config, monke
     read, groups = ParquetSource.read, set()
     monkeypatch.setattr(ParquetSource, "read", lambda self, group: groups.add(group) or read(self, group))
     path = write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": "1"}] * 12_000, rows_a_group=40)
-    summary = check(make_config(path), tokens_per_image=0)
+    summary = check(make_config(path, images=0))
     assert summary.samples == 12_000 and not summary.bad
     assert len(groups) == 16 and {0, 299} < groups

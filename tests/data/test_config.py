@@ -6,16 +6,14 @@ import pytest
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
 
-VALID = {"train": "a", "image_size": 8, "seq_len": 8, "batch_size": 1}
+VALID = {"train": "a", "seq_len": 8, "batch_size": 1}
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        {"image_size": 0},
         {"seq_len": 1},
         {"batch_size": 0},
-        {"images_per_sample": 0},
         {"epochs": 0},
         {"seed": -1},
         {"workers": -1},
@@ -41,7 +39,5 @@ def test_every_setting_has_its_own_words_in_the_command_line_help():
 def test_settings_come_from_the_command_line():
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--data", type=DataConfig)
-    args = ["--data.train=a", "--data.image_size=8", "--data.seq_len=9", "--data.batch_size=2", "--data.epochs=null"]
-    assert parser.instantiate(parser.parse_args(args)).data == DataConfig(
-        train="a", image_size=8, seq_len=9, batch_size=2
-    )
+    args = ["--data.train=a", "--data.seq_len=9", "--data.batch_size=2", "--data.epochs=null"]
+    assert parser.instantiate(parser.parse_args(args)).data == DataConfig(train="a", seq_len=9, batch_size=2)

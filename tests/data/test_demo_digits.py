@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hetjax.data import DataConfig, TrainData, check_dataset, load_tokenizer, write_digits
+from hetjax.data import DataConfig, TrainData, check_dataset, write_digits
+from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
+from tests.harness.sample_loaders import make_loader
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -102,10 +104,12 @@ def test_a_split_with_an_empty_part_is_refused(tmp_path, held_out):
 
 
 def test_a_step_finds_its_batch_of_digits_ready(digits):
-    config = DataConfig(train=str(digits / "train.jsonl"), image_size=32, seq_len=48, batch_size=128)
-    tokenizer = load_tokenizer(None)
-    assert check_dataset(config.train, config, tokenizer, 4).bad == ()
-    data, waits = TrainData(config, tokenizer, 4), []
+    config = DataConfig(
+        train=str(digits / "train.jsonl"), seq_len=64, batch_size=128, processor=ProcessorConfig(images=1)
+    )
+    loader = make_loader(config, image_size=32, per_image=4)
+    assert check_dataset(loader.trained.joined, loader).bad == ()
+    data, waits = TrainData(loader), []
     next(data)
     for _ in range(7):
         time.sleep(0.2)  # the step

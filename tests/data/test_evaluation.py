@@ -1,14 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 
-from hetjax.data import eval_batches, load_image, load_tokenizer
+from hetjax.data import eval_batches, load_tokenizer
 from hetjax.errors import ConfigError, DataError
+from tests.harness.sample_loaders import make_loader, pixels_of
 
 TOKENIZER = load_tokenizer(None)
 
 
 def batches(config, batch_size=4):
-    return list(eval_batches(config, TOKENIZER, 2, batch_size))
+    return list(eval_batches(make_loader(config), batch_size))
 
 
 @pytest.fixture
@@ -24,14 +27,14 @@ def test_prompts_come_in_order_with_their_answers(config, tmp_path):
     for n, batch in enumerate(found):
         llm, images = batch.arrays["llm"], batch.arrays["vision"]["images"]
         assert images.shape == (4, 1, 8, 8, 3)
-        assert (llm["tokens"].shape, llm["tokens"].dtype, batch.lengths.dtype) == ((4, 32), np.int32, np.int32)
+        assert (llm["tokens"].shape, llm["tokens"].dtype, batch.lengths.dtype) == ((4, 48), np.int32, np.int32)
         for row in range(batch.count):
             length, tokens = batch.lengths[row], llm["tokens"][row]
-            assert TOKENIZER.decode(tokens[:length]) == f"What is {4 * n + row}?"
-            assert tokens[length - 1] == TOKENIZER.assistant
+            assert TOKENIZER.decode(tokens[:length]) == f"user\nWhat is {4 * n + row}?\nassistant\n"
             assert (tokens[length:] == TOKENIZER.pad).all()
-            assert llm["image_positions"][row].tolist() == np.flatnonzero(tokens == TOKENIZER.image).tolist()
-            np.testing.assert_array_equal(images[row, 0], load_image(tmp_path / f"{4 * n + row}.png", 8))
+            shown = np.flatnonzero(tokens == TOKENIZER.placeholder("image"))
+            assert llm["image_positions"][row].tolist() == shown.tolist()
+            np.testing.assert_allclose(images[row, 0], pixels_of(tmp_path / f"{4 * n + row}.png", 8), atol=1e-6)
 
 
 def test_the_last_batch_is_filled_with_its_last_sample(config):
@@ -58,4 +61,16 @@ def test_no_eval_file_is_a_config_error(make_config, tmp_path):
 
 def test_a_missing_eval_file_is_an_error_before_the_first_batch_is_asked_for(make_config, tmp_path):
     with pytest.raises(DataError, match="absent"):
-        eval_batches(make_config(tmp_path, eval=str(tmp_path / "absent.jsonl")), TOKENIZER, 2, 4)
+        eval_batches(make_loader(make_config(tmp_path, eval=str(tmp_path / "absent.jsonl"))), 4)
+
+
+def test_a_prompt_ends_before_the_last_answer_and_images_behind_it_are_not_read(tmp_path, make_dataset, make_config):
+    make_dataset(1)
+    talk = [("user", "<image>q"), ("assistant", "one"), ("user", "r"), ("assistant", "two"), ("user", "<image>")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": messages, "images": ["0.png", "absent.png"]}))
+    (batch,) = batches(make_config(path, eval=str(path), seq_len=80), batch_size=1)
+    prompt = batch.arrays["llm"]["tokens"][0, : batch.lengths[0]]
+    assert TOKENIZER.decode(prompt) == "user\nq\nassistant\none\nuser\nr\nassistant\n"
+    assert batch.answers == ["two"] and (prompt == TOKENIZER.placeholder("image")).sum() == 2

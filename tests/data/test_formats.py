@@ -12,10 +12,10 @@ from hetjax.data import (
     TrainData,
     check_dataset,
     eval_batches,
-    load_tokenizer,
 )
 from hetjax.data.reading import FORMATS, register_format
 from hetjax.errors import DataError
+from tests.harness.sample_loaders import make_loader
 
 
 class CsvSource:
@@ -50,17 +50,16 @@ def write(path, rows):
 
 def test_the_pipeline_reads_a_registered_format(tmp_path):
     train = write(tmp_path / "train.csv", [("one?", "first"), ("two?", "second")])
-    config = DataConfig(train=train, eval=train, seq_len=32, batch_size=2, shuffle=False, workers=0, epochs=1)
-    tokenizer = load_tokenizer(None)
-    batch = next(TrainData(config, tokenizer, 0))
-    texts = [tokenizer.decode(row[row != tokenizer.pad]) for row in batch.arrays["llm"]["tokens"]]
-    assert texts == ["one?first", "two?second"]
-    assert check_dataset(train, config, tokenizer, 0).samples == 2
-    assert [answer for each in eval_batches(config, tokenizer, 0, 2) for answer in each.answers] == ["first", "second"]
+    config = DataConfig(train=train, eval=train, seq_len=48, batch_size=2, shuffle=False, workers=0, epochs=1)
+    loader = make_loader(config)
+    texts = [loader.tokenizer.decode(row) for row in next(TrainData(loader)).arrays["llm"]["tokens"]]
+    assert texts == ["user\none?\nassistant\nfirst\n", "user\ntwo?\nassistant\nsecond\n"]
+    assert check_dataset(loader.trained.joined, loader).samples == 2
+    assert [answer for each in eval_batches(loader, 2) for answer in each.answers] == ["first", "second"]
 
 
 def test_errors_name_a_sample_as_its_format_does(tmp_path):
     train = write(tmp_path / "train.csv", [("x" * 50, "long")])
-    config = DataConfig(train=train, seq_len=32, batch_size=1, workers=0, epochs=1)
-    with pytest.raises(DataError, match=r"train.csv, row 1: the sample is \d+ tokens long"):
-        next(TrainData(config, load_tokenizer(None), 0))
+    config = DataConfig(train=train, seq_len=48, batch_size=1, workers=0, epochs=1)
+    with pytest.raises(DataError, match=r"train.csv, row 1: the sample takes \d+ tokens"):
+        next(TrainData(make_loader(config)))

@@ -12,14 +12,13 @@ from hetjax.data import (
     check_dataset,
     eval_batches,
     load_tokenizer,
-    open_eval,
     open_train,
-    train_data,
 )
-from hetjax.data.bad_samples import BadSample, StandIns
-from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer
+from hetjax.data.bad_samples import StandIns
+from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
 from tests.harness.dataset_files import WRITERS, write_jsonl
+from tests.harness.sample_loaders import make_loader
 
 TOKENIZER = load_tokenizer(None)
 SIZES = {"a.jsonl": 31, "b.json": 12, "c.tar": 20}
@@ -37,8 +36,8 @@ def paths(tmp_path):
 
 def make(paths, weights=(3, 1, 2), rows=None, state=None, **settings):
     train = [{"path": path, "weight": weight} for path, weight in zip(paths, weights, strict=True)]
-    defaults = {"seq_len": 16, "batch_size": BATCH, "workers": 2, "epochs": 40}
-    data = TrainData(DataConfig(**{"train": train, **defaults, **settings}), TOKENIZER, 0, rows)
+    defaults = {"seq_len": 40, "batch_size": BATCH, "workers": 2, "epochs": 40}
+    data = TrainData(make_loader(DataConfig(**{"train": train, **defaults, **settings})), rows)
     if state is not None:
         data.set_state(json.loads(json.dumps(state, sort_keys=True)))
     return data
@@ -100,22 +99,18 @@ def test_a_source_of_another_weight_goes_on_where_each_was(paths):
 def test_without_weights_every_source_is_read_as_often_as_it_repeats(paths):
     train = [paths[0], {"path": paths[1], "repeat": 3}, paths[2]]
     total = 31 + 36 + 20
-    config = DataConfig(train=train, seq_len=16, batch_size=total, workers=0, epochs=2)
-    for batch in TrainData(config, TOKENIZER, 0):
+    config = DataConfig(train=train, seq_len=40, batch_size=total, workers=0, epochs=2)
+    for batch in TrainData(make_loader(config)):
         expected = [*range(31), *[*range(100, 112)] * 3, *range(200, 220)]
         assert sorted(answers(batch)) == sorted(expected)
 
 
 @pytest.mark.parametrize("packed", [1, 4])
 def test_a_stream_with_packing_stopped_anywhere_goes_on_the_same(paths, packed):
-    processor = Processor(
-        ProcessorConfig(packed=packed), load_omni_tokenizer(None), ChatTemplate(), seq_len=180, encoders={}
-    )
-
     def stream(weights, state=None):
         train = [{"path": path, "weight": weight} for path, weight in zip(paths, weights, strict=True)]
-        config = DataConfig(train=train, seq_len=180, batch_size=2, workers=2, processor=processor.config)
-        data = train_data(config, None, 0, None, processor)
+        config = DataConfig(train=train, seq_len=180, batch_size=2, workers=2, processor=ProcessorConfig(packed=packed))
+        data = TrainData(make_loader(config))
         if state is not None:
             data.set_state(json.loads(json.dumps(state, sort_keys=True)))
         return data
@@ -142,15 +137,15 @@ def test_a_stream_with_packing_stopped_anywhere_goes_on_the_same(paths, packed):
 
 
 def test_a_held_out_share_is_the_same_whatever_the_seed_and_no_sample_of_training(paths, tmp_path):
-    settings = {"train": [paths[0], paths[1]], "eval": {"share": 0.2}, "seq_len": 16, "batch_size": 1, "workers": 0}
+    settings = {"train": [paths[0], paths[1]], "eval": {"share": 0.2}, "seq_len": 40, "batch_size": 1, "workers": 0}
 
     def held(seed):
         config = DataConfig(**settings, seed=seed)
-        return [int(answer) for batch in eval_batches(config, TOKENIZER, 0, 4) for answer in batch.answers]
+        return [int(answer) for batch in eval_batches(make_loader(config), 4) for answer in batch.answers]
 
     assert held(0) == held(7) == sorted(held(0))
     assert (len([each for each in held(0) if each < 100]), len([each for each in held(0) if each >= 100])) == (6, 2)
-    batches = TrainData(DataConfig(**settings, epochs=2), TOKENIZER, 0)
+    batches = TrainData(make_loader(DataConfig(**settings, epochs=2)))
     trained = [answer for batch in batches for answer in answers(batch)]
     assert sorted(trained + held(0) * 2) == sorted([*range(31), *range(100, 112)] * 2)
     with pytest.raises(DataError, match=r"has one sample, which data\.eval holds out"):
@@ -160,9 +155,9 @@ def test_a_held_out_share_is_the_same_whatever_the_seed_and_no_sample_of_trainin
 
 def test_a_state_from_before_there_were_several_sources_goes_on(tmp_path):
     path = str(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "?", "completion": str(i)} for i in range(21)]))
-    config = DataConfig(train=path, seq_len=16, batch_size=4, workers=0)
-    whole, _ = read(TrainData(config, TOKENIZER, 0), 12)
-    data = TrainData(config, TOKENIZER, 0)
+    config = DataConfig(train=path, seq_len=40, batch_size=4, workers=0)
+    whole, _ = read(TrainData(make_loader(config)), 12)
+    data = TrainData(make_loader(config))
     data.set_state({"samples": 21, "shuffle": True, "seed": 0, "seen": 20, "bad": 0})
     assert read(data, 7)[0] == whole[5:]
 
@@ -178,11 +173,11 @@ def test_many_damaged_samples_among_good_ones_are_each_named_once_and_memory_sta
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
     config = DataConfig(
-        train=str(path), seq_len=16, batch_size=samples // 22, workers=0, epochs=1, max_bad_share=0.2, shuffle=False
+        train=str(path), seq_len=40, batch_size=samples // 22, workers=0, epochs=1, max_bad_share=0.2, shuffle=False
     )
     reasons, read_answers, held = [], set(), []
     tracemalloc.start()
-    for batch in TrainData(config, TOKENIZER, 0):
+    for batch in TrainData(make_loader(config)):
         reasons += batch.bad
         read_answers |= set(answers(batch))
         held.append(tracemalloc.get_traced_memory()[0])
@@ -192,30 +187,31 @@ def test_many_damaged_samples_among_good_ones_are_each_named_once_and_memory_sta
     assert read_answers == set(range(samples)) - damaged
     # What is kept is a number for each, and here the reasons and the answers, which this test collects.
     assert held[-1] - held[3] < 300 * samples
-    found = len(check_dataset(str(path), config, TOKENIZER, 0).bad)
+    loader = make_loader(config)
+    found = len(check_dataset(loader.trained.joined, loader).bad)
     assert found == len(damaged) if samples < 10_000 else 890 < found < 920, "of 10,000 lines spread over all"
 
 
 def test_a_share_of_sources_that_have_some_files_alike_is_refused(paths):
     one, both = paths[0], paths[0].replace("a.jsonl", "*.json*")
-    settings = {"seq_len": 16, "batch_size": BATCH, "eval": {"share": 0.2}}
+    settings = {"seq_len": 40, "batch_size": BATCH, "eval": {"share": 0.2}}
     config = DataConfig(train=[one, both], **settings)
     with pytest.raises(ConfigError, match=r"share .*but not all of their files"):
         open_train(config)
     # One file read twice holds out the same samples both times.
     twice = DataConfig(train=[{"path": one, "name": name} for name in "ab"], **settings)
-    lines = {line.where for line in map(open_eval(twice).__getitem__, range(len(open_eval(twice))))}
+    held_out = make_loader(twice).held_out
+    lines = {held_out[i].where for i in range(len(held_out))}
     trained = open_train(twice).joined
     assert lines and lines.isdisjoint(trained[i].where for i in range(len(trained)))
 
 
 def test_a_stand_in_is_of_the_same_source():
-    class Numbers:
-        source = range(9)
+    def load(index, turn):
+        if index in (4, 8):
+            raise DataError("bad")
+        return index
 
-        def shifted(self, index, *, turn):
-            return BadSample(reason="bad") if index in (4, 8) else index
-
-    whole, apart = (StandIns(Numbers(), most=9, ends=ends) for ends in ((), (5, 9)))
+    whole, apart = (StandIns(load, range(9), most=9, ends=ends) for ends in ((), (5, 9)))
     assert [whole.fill(index, turn=0).sample for index in (4, 8)] == [5, 0]
     assert [apart.fill(index, turn=0).sample for index in (4, 8, 2)] == [0, 5, 2]

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hetjax.data import DataConfig, PackedData, TrainData, check_dataset, eval_batches, train_data, write_shapes
-from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer, row_shapes
-from hetjax.errors import ConfigError, DataError
+from hetjax.data import DataConfig, SampleLoader, TrainData, check_dataset, eval_batches, write_shapes
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_tokenizer
+from hetjax.errors import DataError
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.patch_rows import PatchRows
 
-TOKENIZER = load_omni_tokenizer(None)
+TOKENIZER = load_tokenizer(None)
 SETTINGS = dict(
     image_rows=20, video_rows=40, clips=1, clip_seconds=0.3,
     resolution=DynamicResolution(patch_size=4, merge=2, min_patches=4, max_patches=16, video_patches=16),
@@ -40,7 +40,8 @@ def make(folder, *, rows=None, seq_len=240, batch_size=4, epochs=2, **changes):
         train=str(folder / "train.jsonl"), eval=str(folder / "heldout.jsonl"), seq_len=seq_len, batch_size=batch_size,
         epochs=epochs, workers=2, processor=processor.config,
     )  # fmt: skip
-    return train_data(config, None, 0, rows, processor), config, processor
+    loader = SampleLoader(config, processor)
+    return TrainData(loader, rows), loader
 
 
 def same(first, second):
@@ -64,17 +65,16 @@ def answers(arrays):
 
 
 def test_batches_have_the_shapes_that_are_announced(folder):
-    data, _, processor = make(folder)
-    assert isinstance(data, TrainData)
+    data, loader = make(folder)
     batch = next(data)
-    for module, ports in row_shapes(processor.capacity, training=True).items():
+    for module, ports in loader.shapes(training=True).items():
         for port, (shape, dtype) in ports.items():
             assert batch.arrays[module][port].shape == (4, *shape) and batch.arrays[module][port].dtype == dtype
     data.close()
 
 
 def test_an_epoch_has_every_answer(folder):
-    data, _, _ = make(folder, epochs=1, batch_size=5)
+    data, _ = make(folder, epochs=1, batch_size=5)
     got = sorted(itertools.chain.from_iterable(answers(batch.arrays) for batch in data))
     want = sorted(json.loads(line)["messages"][1]["content"] for line in lines_of(folder, "train"))
     assert got == want
@@ -96,14 +96,13 @@ def test_a_stream_goes_on_where_it_was_saved(folder, packed):
 
 
 def test_packed_rows_have_every_answer_but_the_last_ones(folder):
-    data, config, _ = make(folder, packed=3, seq_len=400, image_rows=80, video_rows=120, clips=3, epochs=1)
-    assert isinstance(data, PackedData)
+    data, loader = make(folder, packed=3, seq_len=400, image_rows=80, video_rows=120, clips=3, epochs=1)
     batches = list(data)
     got = list(itertools.chain.from_iterable(answers(batch.arrays) for batch in batches))
     want = [json.loads(line)["messages"][1]["content"] for line in lines_of(folder, "train")]
     assert len(got) > 2 * 4 * len(batches)  # more than two samples a row
     left = len(want) - len(got)
-    assert 0 <= left < config.batch_size * 3
+    assert 0 <= left < loader.config.batch_size * 3
     for answer in set(got):
         assert got.count(answer) <= want.count(answer)
 
@@ -122,8 +121,7 @@ def test_some_rows_equal_those_of_the_whole(folder, packed):
 
 
 def test_held_out_prompts(folder):
-    _, config, processor = make(folder)
-    batches = list(eval_batches(config, None, 0, 4, processor))
+    batches = list(eval_batches(make(folder)[1], 4))
     assert sum(batch.count for batch in batches) == 10
     want = [json.loads(line)["messages"][1]["content"] for line in lines_of(folder, "heldout")]
     assert [answer for batch in batches for answer in batch.answers] == want
@@ -141,17 +139,26 @@ def test_bad_samples_are_named_and_replaced(folder, tmp_path):
                                         {"role": "assistant", "content": "x"}]})  # fmt: skip
     file = tmp_path / "bad.jsonl"
     file.write_text("\n".join(lines) + "\n")
-    processor = make_processor(240)
     config = DataConfig(
-        train=str(file), seq_len=240, batch_size=6, workers=0, max_bad_share=0.5, processor=processor.config
+        train=str(file), seq_len=240, batch_size=6, workers=0, max_bad_share=0.5, processor=make_processor(240).config
     )
-    summary = check_dataset(str(file), config, None, 0, processor)
-    assert summary.images == 6 and len(summary.missing) == 1
+    loader = SampleLoader(config, make_processor(240))
+    summary = check_dataset(loader.trained.joined, loader)
+    assert summary.media == 6 and len(summary.missing) == 1
     assert "bad.jsonl:2: file" in summary.bad[0] and "does not exist" in summary.bad[0]
-    batch = next(train_data(config, None, 0, None, processor))
+    batch = next(TrainData(loader))
     assert len(batch.bad) == 1 and "bad.jsonl:2: image" in batch.bad[0]
-    small = make_processor(20)
+    small = SampleLoader(config, make_processor(20))
     with pytest.raises(DataError, match=r"bad.jsonl:\d: the sample takes .* more than 20 \(seq_len\)"):
-        check_dataset(str(file), config, None, 0, small)
-    with pytest.raises(ConfigError, match="max_shift"):
-        DataConfig(train="x", seq_len=9, batch_size=1, max_shift=1, processor=processor.config)
+        check_dataset(loader.trained.joined, small)
+
+
+def test_samples_that_wait_for_a_row_are_not_lost_where_none_is_shared(folder):
+    data, alone = make(folder, packed=3)[0], make(folder)[0]
+    next(data)
+    state = data.get_state()
+    assert state["pool"]
+    with pytest.raises(DataError, match=rf"{len(state['pool'])} samples of .* wait .* set it to 2 or more"):
+        alone.set_state(state)
+    for stream in (data, alone):
+        stream.close()

@@ -5,15 +5,15 @@ import threading
 import numpy as np
 import pytest
 
-from hetjax.data import TrainData, eval_batches, load_image, load_tokenizer
+from hetjax.data import TrainData, eval_batches, load_tokenizer
 from hetjax.errors import DataError
+from tests.harness.sample_loaders import PER_IMAGE, make_loader, pixels_of
 
 TOKENIZER = load_tokenizer(None)
-PER_IMAGE = 2
 
 
-def stream(config, state=None):
-    data = TrainData(config, TOKENIZER, PER_IMAGE)
+def stream(config, state=None, **options):
+    data = TrainData(make_loader(config, **options))
     if state is not None:
         data.set_state(state)
     return data
@@ -34,14 +34,14 @@ def assert_equal(left, right):
 
 def test_a_batch_has_the_promised_arrays(make_dataset, make_config):
     path = make_dataset(5)
-    config = make_config(path, images_per_sample=3, image_size=6, shuffle=False)
-    batch = next(stream(config))
+    config = make_config(path, images=3, shuffle=False)
+    batch = next(stream(config, image_size=6))
     shapes = {f"{m}.{k}": (v.dtype.name, v.shape) for m, arrays in batch.arrays.items() for k, v in arrays.items()}
     assert shapes == {
         "vision.images": ("float32", (4, 3, 6, 6, 3)),
-        "llm.tokens": ("int32", (4, 32)),
-        "llm.labels": ("int32", (4, 32)),
-        "llm.loss_weights": ("float32", (4, 32)),
+        "llm.tokens": ("int32", (4, 48)),
+        "llm.labels": ("int32", (4, 48)),
+        "llm.loss_weights": ("float32", (4, 48)),
         "llm.image_positions": ("int32", (4, 3 * PER_IMAGE)),
     }
     assert answers(batch) == [0, 1, 2, 3]
@@ -54,17 +54,17 @@ def test_images_lie_with_their_own_sample_and_padding_is_dropped(make_dataset, m
     lines[3] = lines[3].replace('["3.png"]', "[]")
     lines[4] = lines[4].replace('["4.png"]', '["4.png", "5.png"]')
     path.write_text("\n".join(lines))
-    batch = next(stream(make_config(path, images_per_sample=2, batch_size=20)))
+    batch = next(stream(make_config(path, images=2, batch_size=20)))
     images, llm = batch.arrays["vision"]["images"], batch.arrays["llm"]
     for row, answer in enumerate(answers(batch)):
         names = {3: [], 4: [4, 5]}.get(answer, [answer])
         for slot in range(2):
             file = path.parent / f"{names[slot]}.png" if slot < len(names) else None
-            expected = load_image(file, 8) if file else np.zeros((8, 8, 3), np.float32)
-            np.testing.assert_array_equal(images[row, slot], expected)
+            expected = pixels_of(file, 8) if file else np.zeros((8, 8, 3), np.float32)
+            np.testing.assert_allclose(images[row, slot], expected, atol=1e-6)
         used, padding = np.split(llm["image_positions"][row], [len(names) * PER_IMAGE])
-        assert used.tolist() == np.flatnonzero(llm["tokens"][row] == TOKENIZER.image).tolist()
-        assert (padding == 32).all()
+        assert used.tolist() == np.flatnonzero(llm["tokens"][row] == TOKENIZER.placeholder("image")).tolist()
+        assert (padding == 48).all()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -169,7 +169,7 @@ def test_a_bad_sample_is_named_and_the_next_good_one_of_the_file_stands_in_for_i
     bad = [reason for batch in batches for reason in batch.bad]
     places, reasons = zip(*(reason.split(": ", 1) for reason in bad), strict=True)
     assert places == tuple(f"{path}:{line}" for line in (2, 4, 5, 6))
-    for reason, part in zip(reasons, ("truncated", "JSON", "seq_len 32", "does not exist"), strict=True):
+    for reason, part in zip(reasons, ("truncated", "JSON", "(seq_len)", "does not exist"), strict=True):
         assert part in reason
 
 
@@ -182,7 +182,7 @@ def test_a_bad_sample_shifts_no_other_row_and_behind_the_last_line_comes_the_fir
 
 def test_a_stand_in_is_moved_as_its_row_says(make_dataset, make_config):
     path = make_dataset(4, truncated=[1])
-    batch = next(stream(make_config(path, shuffle=False, max_shift=3, image_size=32)))
+    batch = next(stream(make_config(path, shuffle=False, max_shift=3), image_size=32))
     assert answers(batch) == [0, 2, 2, 3]
     images = batch.arrays["vision"]["images"]
     assert not np.array_equal(images[1], images[2])
@@ -255,12 +255,14 @@ def test_a_missing_dataset_is_a_data_error_before_the_first_batch_is_asked_for(t
 
 
 def test_a_fault_of_the_program_ends_the_run_and_is_named(make_dataset, make_config):
-    class Broken(type(TOKENIZER)):
-        def encode(self, text):
-            raise RuntimeError("a bug")
+    loader = make_loader(make_config(make_dataset(4)))
 
+    def broken(chat, training):
+        raise RuntimeError("a bug")
+
+    loader.processor.sample = broken
     with pytest.raises(DataError, match=r"RuntimeError: a bug \(test_pipeline.py, line \d+\)"):
-        next(TrainData(make_config(make_dataset(4)), Broken(), PER_IMAGE))
+        next(TrainData(loader))
 
 
 def test_reading_is_quiet_and_close_ends_the_threads(make_dataset, make_config, recwarn, caplog, capfd):
@@ -287,9 +289,7 @@ def test_training_images_are_moved_afresh_each_epoch_and_held_out_ones_never(mak
         for image, original in zip(moved[:, 0], still[:, 0], strict=True):
             places = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2)]
             assert any(np.array_equal(image[1:-1, 1:-1], original[i : i + 6, j : j + 6]) for i, j in places)
-    held_out = next(
-        eval_batches(make_config(config.train, eval=config.train, max_shift=1), load_tokenizer(None), PER_IMAGE, 4)
-    )
+    held_out = next(eval_batches(make_loader(make_config(config.train, eval=config.train, max_shift=1)), 4))
     assert np.array_equal(held_out.arrays["vision"]["images"], still)
 
 
@@ -297,8 +297,20 @@ def test_a_model_without_an_encoder_gets_text_only_and_refuses_images(tmp_path, 
     path = tmp_path / "text.jsonl"
     line = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], "images": []}\n'
     path.write_text(line * 4)
-    batch = next(TrainData(make_config(path), load_tokenizer(None), 0))
+    batch = next(stream(make_config(path, images=0)))
     assert set(batch.arrays) == {"llm"}
     assert set(batch.arrays["llm"]) == {"tokens", "labels", "loss_weights"}
-    with pytest.raises(DataError, match="no vision encoder"):
-        next(TrainData(make_config(make_dataset(4), max_bad_share=0.0), load_tokenizer(None), 0))
+    with pytest.raises(DataError, match="there is image in it, but the model has no encoder for it"):
+        next(stream(make_config(make_dataset(4), images=0, max_bad_share=0.0)))
+
+
+def test_a_sample_may_fill_the_sequence_and_not_pass_it(make_dataset, make_config):
+    path = make_dataset(4)
+    longest = stream(make_config(path, shuffle=False))
+    tokens = next(longest).arrays["llm"]["tokens"]
+    length = int((tokens != TOKENIZER.pad).sum(axis=1).max())
+    full = next(stream(make_config(path, shuffle=False, seq_len=length))).arrays["llm"]
+    np.testing.assert_array_equal(full["tokens"], tokens[:, :length])
+    assert full["loss_weights"][0, -1] == 0, "nothing follows the last token"
+    with pytest.raises(DataError, match=rf"takes {length} tokens .* more than {length - 1} \(seq_len\)"):
+        next(stream(make_config(path, shuffle=False, seq_len=length - 1, max_bad_share=0.0)))

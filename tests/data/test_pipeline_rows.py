@@ -6,16 +6,16 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from hetjax.data import TrainData, load_tokenizer
+from hetjax.data import TrainData
 from hetjax.errors import BatchError, DataError
 from hetjax.stages.row_subset import RowSubset
+from tests.harness.sample_loaders import make_loader
 
-TOKENIZER = load_tokenizer(None)
 BATCH = 5
 
 
 def stream(config, rows=None, state=None):
-    data = TrainData(config, TOKENIZER, 2, rows)
+    data = TrainData(make_loader(config), rows)
     if state is not None:
         data.set_state(state)
     return data

@@ -6,7 +6,7 @@ import pytest
 import hetjax
 from hetjax.data import EvalBatch, load_tokenizer
 from hetjax.errors import DataError
-from hetjax.generation.evaluate import EvalSample, evaluate
+from hetjax.generation.evaluate import EvalSample, answer_text, evaluate
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
 from hetjax.models import DecoderConfig, LanguageModel
@@ -18,7 +18,7 @@ EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
 
 def eval_batch(prompts, answers, *, size=None, bad=()):
     """Prompts as the data pipeline gives them: padded at the end, the last one repeated up to `size`."""
-    rows = [list(prompt.encode()) for prompt in prompts]
+    rows = [TOKENIZER.encode(prompt) for prompt in prompts]
     rows += [rows[-1]] * ((size or len(rows)) - len(rows))
     longest = max(map(len, rows))
     return EvalBatch(
@@ -58,7 +58,7 @@ class Scripted:
 
 
 def text(string):
-    return list(string.encode())
+    return TOKENIZER.encode(string)
 
 
 def test_an_answer_counts_when_it_equals_the_expected_text_up_to_eos():
@@ -115,7 +115,7 @@ def test_accuracy_of_a_model_on_a_mesh():
     def on_one_device(seed):
         return generate(graph.build("llm", seed), tokens, lengths, max_new_tokens=3, stop_token=EOS)
 
-    said = [bytes(i for i in row if i < 256).decode(errors="replace").strip() for row in np.asarray(on_one_device(0))]
+    said = [answer_text(row, TOKENIZER).strip() for row in np.asarray(on_one_device(0))]
     batch = eval_batch(prompts, [said[0], "not this", said[2]])
     generator = Generator(trainer, max_new_tokens=3, stop_token=EOS)
     result = evaluate(generator, trainer.init(seed=0), [batch], TOKENIZER)

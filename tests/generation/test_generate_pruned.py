@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hetjax.config.build import build_trainer
-from hetjax.config.build_processor import make_processor
+from hetjax.config.build_loader import make_loader
 from hetjax.config.run_config import load_config
 from hetjax.data import write_shapes
 from hetjax.data.chat import make_arrays, parse_messages, prompt_lengths
@@ -25,7 +25,7 @@ def answer(chats, video_rows: int) -> tuple[np.ndarray, int]:
     room = ["--data.processor.clips", "0", "--data.processor.video_rows", str(video_rows), "--data.seq_len", "256"]
     config, _ = load_config(["--config", str(CONFIG), *changes, *room, "--param_dtype", "float32"])
     config = dataclasses.replace(config, placement={name: Layout(devices="0") for name in ("vision", "llm")})
-    processor = make_processor(config.data, config.model)
+    processor = make_loader(config.data, config.model).processor
     trainer = build_trainer(config)
     generator = Generator(trainer, max_new_tokens=6, stop_token=-1)
     samples = [processor.sample(chat) for chat in chats]

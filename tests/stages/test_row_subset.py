@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hetjax import Edge, ModuleGraph
-from hetjax.data import DataConfig, TrainData, load_tokenizer
+from hetjax.data import DataConfig, TrainData
 from hetjax.errors import BatchError
 from hetjax.meshes import Layout, Placement
 from hetjax.stages.batch import input_shapes, rows_needed
@@ -21,6 +21,7 @@ from hetjax.stages.links import make_links
 from hetjax.stages.row_subset import RowSubset
 from hetjax.stages.windows import ONE_MICROBATCH
 from tests.harness.processes import run_processes
+from tests.harness.sample_loaders import make_loader
 from tests.harness.small_modules import IN, Encoder, Head
 
 BATCH, MICROBATCHES = 16, 2
@@ -154,12 +155,11 @@ def check_rows_and_data(path: str) -> dict:
     windows = {"encoder": ONE_MICROBATCH.joined(4, 4)}
     layouts = {"encoder": Layout(devices="0-3", data=4), "head": Layout(devices="1,3", data=2)}
     in_windows = rows_needed(cut(layouts, windows)[1], BATCH, 8)
-    config = DataConfig(train=path, seq_len=12, batch_size=BATCH, workers=1, epochs=2, max_bad_share=0.5)
+    config = DataConfig(train=path, seq_len=40, batch_size=BATCH, workers=1, epochs=2, max_bad_share=0.5)
     needed = rows_needed(cut(LAYOUTS["split between the processes"])[1], BATCH, 1)
-    tokenizer = load_tokenizer(None)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
     batches = 0
-    for whole, part in zip(TrainData(config, tokenizer, 0), TrainData(config, tokenizer, 0, needed), strict=True):
+    for whole, part in zip(TrainData(make_loader(config)), TrainData(make_loader(config), needed), strict=True):
         for name, host in part.arrays["llm"].items():
             placed = jax.make_array_from_callback(host.shape, sharding, lambda index, host=host: host[index])
             for shard in placed.addressable_shards:

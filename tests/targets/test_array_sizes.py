@@ -58,7 +58,7 @@ placement:
   vision: {data: 8}
   llm: {stage: 2, context: 2, tensor: 2}
 schedule: zero_bubble
-data: {train: none, image_size: 880, seq_len: 8192, batch_size: 16, images_per_sample: 2}
+data: {train: none, seq_len: 8192, batch_size: 16, processor: {images: 2}}
 """
 # Packed text in a sequence that is gathered, weights split.
 PACKED = """

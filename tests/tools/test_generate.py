@@ -13,7 +13,7 @@ from hetjax.cli import main
 from hetjax.config.build import build_trainer
 from hetjax.config.run_config import load_config
 from hetjax.data import write_shapes
-from hetjax.data.chat import load_omni_tokenizer
+from hetjax.data.chat import load_tokenizer
 from hetjax.meshes import Layout
 from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 from tests.harness.huggingface.omni_cases import hf_config
@@ -102,7 +102,7 @@ def test_a_model_of_images_of_one_size_answers_and_refuses_audio(tmp_path, ask, 
 def test_a_hugging_face_folder_answers_as_what_is_converted_from_it(tmp_path, ask, capsys):
     hf = {**LLAMA, "vocab_size": 288, "max_position_embeddings": 64}
     source = write_folder(tmp_path / "hf", hf, tensors_of(hf))
-    load_omni_tokenizer(None)._model.save(str(source / "tokenizer.json"))
+    load_tokenizer(None)._model.save(str(source / "tokenizer.json"))
     (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     main(["convert", "--from", str(source), "--to", str(tmp_path / "ours")])
     asked = [ask("--max_new_tokens", "5", run=folder) for folder in (source, tmp_path / "ours")]
@@ -118,7 +118,7 @@ def test_an_omni_hugging_face_folder_answers_on_all_media_as_what_is_converted_f
     hf = hf_config()
     hf["text_config"]["vocab_size"] = 288
     source = write_folder(tmp_path / "hf", hf, tensors_of(hf))
-    load_omni_tokenizer(None)._model.save(str(source / "tokenizer.json"))
+    load_tokenizer(None)._model.save(str(source / "tokenizer.json"))
     (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     main(["convert", "--from", str(source), "--to", str(tmp_path / "ours")])
     all_media = [word for kind in ("image", "audio", "video") for word in media(folder, kind)]

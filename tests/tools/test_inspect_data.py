@@ -68,8 +68,7 @@ def test_images_of_one_size(tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     sample = json.loads(line)
     record = json.loads((tmp_path / "digits/train.jsonl").read_text().splitlines()[0])
-    assert sample["counted"] == [
-        each["content"] + "<eos>" for each in record["messages"] if each["role"] == "assistant"
-    ]
-    assert sample["text"].startswith("<bos><user>") and "<image><image>" in sample["text"]
-    assert sample["media"][0]["kind"] == "image" and len(sample["media"][0]["shape"]) == 3
+    (answer,) = (each["content"] for each in record["messages"] if each["role"] == "assistant")
+    assert sample["counted"] == [answer + "<|im_end|>"]
+    assert sample["text"].startswith("<|im_start|>user\n<img>" + "<image>" * 16)
+    assert sample["media"][0]["kind"] == "image" and sample["media"][0]["shape"] == [16, 16, 3]

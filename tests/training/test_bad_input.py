@@ -28,7 +28,7 @@ REFUSED = {
     "an offloaded module that is not there": (["--offload", "[audio]"], ["offload", "audio", "vision, llm"]),
     "an offloaded module that is never idle": (["--offload", "[llm]"], ["offload", "'llm'", "loss", "vision"]),
     "widths that do not meet": (["--model.vision.output_width", "32"], ["output_width", "32", "64"]),
-    "a vocabulary that is too small": (["--model.llm.vocab_size", "100"], ["vocab_size", "100", "263"]),
+    "a vocabulary that is too small": (["--model.llm.vocab_size", "100"], ["vocab_size", "100", "288"]),
     "an unknown target": (["--target", "h300x8"], ["h300x8", "a100, h100, h200, b200"]),
     "a placement larger than the target": (["--target", "h100x4"], ["'llm'", "8 devices", "has 4", "--target h100x8"]),
     "an option of targets without one": (["--only", "llm"], ["--only", "--target"]),

@@ -156,8 +156,8 @@ name: text
 fake_devices: 8
 placement: {{llm: {{devices: 0-1, tensor: 2}}}}
 model:
-  llm: {{vocab_size: 264, width: 16, layers: 1, heads: 2, kv_heads: 2, head_dim: 8, mlp_width: 32}}
-data: {{train: {data}, eval: {data}, seq_len: 24, batch_size: 4}}
+  llm: {{vocab_size: 288, width: 16, layers: 1, heads: 2, kv_heads: 2, head_dim: 8, mlp_width: 32}}
+data: {{train: {data}, eval: {data}, seq_len: 40, batch_size: 4}}
 optimizer: {{learning_rate: 1.0e-2}}
 steps: 2
 run_dir: {tmp_path / "run"}

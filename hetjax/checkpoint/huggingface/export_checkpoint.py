@@ -13,9 +13,9 @@ import numpy as np
 
 from hetjax.checkpoint.huggingface.export_list import ExportList
 from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
-from hetjax.checkpoint.huggingface.run_files import with_prompts, write_run_files
+from hetjax.checkpoint.huggingface.run_files import RunPrompts
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
-from hetjax.config.run_config import TrainConfig, load_config
+from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
@@ -48,16 +48,12 @@ class ExportReport:
 
 
 class _Model(NamedTuple):
-    """The family of a checkpoint, the config of each of its modules, its config.json, and the run that said all of it.
-
-    `generation` is generation_config.json, for a run with a language model.
-    """
+    """The family of a checkpoint, the config of each module, config.json; for a run how its prompts are made."""
 
     family: Family
     configs: Configs
     config_json: Mapping[str, Json]
-    run: TrainConfig | None = None
-    generation: Mapping[str, Json] | None = None
+    prompts: RunPrompts | None = None
 
 
 def export_to_huggingface(
@@ -98,10 +94,10 @@ def export_to_huggingface(
         for name, tensor in kept.items():
             writer.write(name, tensor)
         export_list.write(writer, scales)
-    if model.run is not None and model.generation is not None:
-        write_run_files(model.run, model.generation, folder)
-    elif model.run is None:
+    if model.prompts is None:
         copy_files(beside, folder)
+    elif "llm" in model.configs:
+        model.prompts.write(folder)
     exported = _exported_config(model.config_json, export_list, dtype)
     (folder / "config.json").write_text(json.dumps(exported, indent=2) + "\n")
     forms = list(export_list.forms.values())
@@ -141,8 +137,8 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
                 f"family '{found.name}' takes a {kind.__name__} as module '{module}', which is a "
                 f"{type(configs[module]).__name__} in {settings}; give the family of that model"
             )
-    config_json, generation = with_prompts(found.write_config(configs), config)
-    return _Model(found, configs, config_json, config, generation)
+    prompts = RunPrompts(config)
+    return _Model(found, configs, prompts.added_to(found.write_config(configs)), prompts)
 
 
 def _check_left_out(source: SavedWeights, model: _Model, leave_out: Collection[str]) -> None:

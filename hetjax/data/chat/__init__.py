@@ -6,26 +6,26 @@ from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messag
 from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import OmniSample, PlacedMedium, RowUse
-from hetjax.data.chat.special_tokens import OmniTokenizer, load_omni_tokenizer
+from hetjax.data.chat.sample import PlacedMedium, RowUse, Sample
 from hetjax.data.chat.template import ChatTemplate, load_template
+from hetjax.data.chat.tokenizer import Tokenizer, load_tokenizer
 from hetjax.data.modalities.config import ProcessorConfig
 
 __all__ = [
     "Chat",
     "ChatTemplate",
-    "OmniSample",
-    "OmniTokenizer",
     "Part",
     "PlacedMedium",
     "Processor",
     "ProcessorConfig",
     "RowCapacity",
     "RowUse",
+    "Sample",
+    "Tokenizer",
     "Turn",
     "end_mark",
-    "load_omni_tokenizer",
     "load_template",
+    "load_tokenizer",
     "make_arrays",
     "pack",
     "packed_rows",

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 from hetjax.data.chat.packing import pack
 from hetjax.data.chat.processor import Processor
 from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import OmniSample, RowUse
+from hetjax.data.chat.sample import RowUse, Sample
 from hetjax.data.modalities.modality import ArraySpec, Modality
 from hetjax.errors import DataError
 
@@ -21,7 +21,7 @@ HostArrays = dict[str, dict[str, np.ndarray]]
 """The arrays of a batch in host memory, by module and port."""
 
 
-def make_arrays(processor: Processor, rows: Sequence[Sequence[OmniSample]], *, training: bool) -> HostArrays:
+def make_arrays(processor: Processor, rows: Sequence[Sequence[Sample]], *, training: bool) -> HostArrays:
     """Return a batch of rows, each with the samples that share it, by module and port.
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
@@ -60,7 +60,7 @@ def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, 
     return shapes
 
 
-def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least: int = 1) -> list[list[int]]:
+def packed_rows(processor: Processor, samples: Sequence[Sample], *, at_least: int = 1) -> list[list[int]]:
     """Return which samples share a row, so that rows are about equally full, as `hetjax.data.chat.packing.pack` does.
 
     Samples that would fit into fewer rows than `at_least` are spread over so many.
@@ -70,7 +70,7 @@ def packed_rows(processor: Processor, samples: Sequence[OmniSample], *, at_least
     return pack([sample.use.amounts for sample in samples], most.amounts, bins=max(at_least, least))
 
 
-def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) -> HostArrays:
+def _row(processor: Processor, samples: Sequence[Sample], training: bool) -> HostArrays:
     capacity, pad = processor.capacity, processor.tokenizer.pad
     where = samples[0].where if len(samples) == 1 else f"{len(samples)} samples from {samples[0].where} on"
     capacity.check(RowUse.total(sample.use for sample in samples), where)
@@ -96,7 +96,7 @@ def _row(processor: Processor, samples: Sequence[OmniSample], training: bool) ->
 
 
 def _encoder_row(
-    modalities: Sequence[Modality], samples: Sequence[OmniSample], starts: Int32[np.ndarray, " _"], sequence: int
+    modalities: Sequence[Modality], samples: Sequence[Sample], starts: Int32[np.ndarray, " _"], sequence: int
 ) -> tuple[dict[str, np.ndarray], Int32[np.ndarray, " N"]]:
     """Return (arrays of one encoder, positions that its tokens take in the sequence)."""
     arrays: dict[str, np.ndarray] = {}
@@ -120,6 +120,6 @@ def _encoder_row(
     return arrays, positions
 
 
-def prompt_lengths(samples: Sequence[OmniSample]) -> Int32[np.ndarray, " B"]:
+def prompt_lengths(samples: Sequence[Sample]) -> Int32[np.ndarray, " B"]:
     """Return the ids of each prompt, before pruning; the model returns how many are left of them."""
     return np.asarray([sample.use.before_pruning for sample in samples], np.int32)

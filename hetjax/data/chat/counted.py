@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from hetjax.data.chat.marks import MarkedText, Place, Segment
 from hetjax.data.chat.messages import Chat
-from hetjax.data.chat.special_tokens import THOUGHTS
 from hetjax.data.chat.template import Frame
+from hetjax.data.chat.tokenizer import THOUGHTS
 from hetjax.errors import DataError
 
 RenderMessages = Callable[[Sequence[dict[str, object]], bool], MarkedText]

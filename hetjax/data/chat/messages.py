@@ -21,6 +21,7 @@ from hetjax.data.chat.marks import check_unmarked
 from hetjax.data.chat.message_keys import IGNORED_IN_SILENCE, check_sample_keys, loss_weight
 from hetjax.data.media import located
 from hetjax.data.modalities import MODALITIES
+from hetjax.data.reading import MediaFolder
 from hetjax.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -93,16 +94,18 @@ class Chat:
         return dataclasses.replace(self, turns=self.turns[: answers[-1]]), "".join(part.value for part in turn.parts)
 
 
-def parse_line(line: str | bytes, *, where: str, folder: Path, ignore: Collection[str] = ()) -> Chat:
-    """Read one line of JSON; paths are relative to `folder`, and keys of `ignore` are left out.
+def parse_line(
+    line: str | bytes | Mapping[str, object], *, where: str, folder: Path | MediaFolder, ignore: Collection[str] = ()
+) -> Chat:
+    """Read a sample, an object or the JSON of one; paths are relative to `folder`, keys of `ignore` are left out.
 
     Raises DataError, whose message opens with `where`.
     """
     try:
-        record = json.loads(line)
+        record = line if isinstance(line, Mapping) else json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a line of JSON: {error}") from error
-    if not isinstance(record, dict):
+    if not isinstance(record, Mapping):
         raise DataError(f"{where}: a line must be a JSON object with the key 'messages', not {type(record).__name__}")
     lists = {kind: f"{kind}s" for kind in MODALITIES}
     check_sample_keys(record, ("messages", "tools", *lists.values()), where, ignore)
@@ -251,7 +254,7 @@ def _split(part: Part, turn: Turn, left: Mapping[str, Iterator[object]]) -> list
     return pieces
 
 
-def _in_folder(turn: Turn, folder: Path) -> Turn:
+def _in_folder(turn: Turn, folder: Path | MediaFolder) -> Turn:
     parts = tuple(
         dataclasses.replace(part, value=located(part.value, folder))
         if part.kind != "text" and isinstance(part.value, str)

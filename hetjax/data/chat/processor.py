@@ -11,9 +11,9 @@ from hetjax.data.chat.chat_rendering import render_chat
 from hetjax.data.chat.expanded_text import ExpandedText, expand
 from hetjax.data.chat.messages import Chat, Part
 from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import OmniSample, PlacedMedium, RowUse
-from hetjax.data.chat.special_tokens import OmniTokenizer
+from hetjax.data.chat.sample import PlacedMedium, RowUse, Sample
 from hetjax.data.chat.template import ChatTemplate
+from hetjax.data.chat.tokenizer import Tokenizer
 from hetjax.data.chat.whole_text import EncodedText
 from hetjax.data.modalities import placeholder_texts
 from hetjax.data.modalities.config import ProcessorConfig
@@ -33,7 +33,7 @@ class ProcessedChat(NamedTuple):
     """
 
     text: ExpandedText
-    sample: OmniSample
+    sample: Sample
     raw: Sequence[object]
     parts: Sequence[PromptPart]
 
@@ -57,7 +57,7 @@ class Processor:
     def __init__(
         self,
         config: ProcessorConfig,
-        tokenizer: OmniTokenizer,
+        tokenizer: Tokenizer,
         template: ChatTemplate,
         *,
         seq_len: int,
@@ -70,7 +70,7 @@ class Processor:
             for name in placeholder.texts:
                 tokenizer.placeholder(name)
 
-    def sample(self, chat: Chat, *, training: bool = False) -> OmniSample:
+    def sample(self, chat: Chat, *, training: bool = False) -> Sample:
         """Read the media of a chat and fuse them with its text; in `training` with what an assistant says, else
         asking for the next answer.
 
@@ -107,6 +107,10 @@ class Processor:
     def _read(self, part: Part, where: str) -> object:
         """Read a medium by its modality."""
         modality = self.capacity.modalities[part.kind]
+        if not modality.accepts(self.encoders.get(modality.placeholder.module)):
+            raise DataError(
+                f"{where}: there is {part.kind} in it, but the model has no encoder for it; remove the line"
+            )
         if not self.capacity.takes(modality):
             setting = modality.resources[0].setting
             raise DataError(f"{where}: there is {part.kind} in it, but {setting} is 0; raise it or remove the line")
@@ -129,7 +133,7 @@ class Processor:
             parts |= zip(numbers, new, strict=True)
         return parts
 
-    def _sample(self, chat: Chat, text: ExpandedText, parts: Sequence[PromptPart]) -> OmniSample:
+    def _sample(self, chat: Chat, text: ExpandedText, parts: Sequence[PromptPart]) -> Sample:
         """Return the sample of a text, and give each array of the media the positions of its own placeholders."""
         encoded = self._encode(text, chat.where)
         media: dict[str, list[PlacedMedium]] = {name: [] for name in self.capacity.modalities}
@@ -146,7 +150,7 @@ class Processor:
             for name, amount in part.use.items():
                 use[name] += amount
         dropped = sum(part.dropped for part in parts)
-        return OmniSample(
+        return Sample(
             ids=encoded.ids.astype(np.int32),
             weights=encoded.weights(text.counted),
             media={name: tuple(each) for name, each in media.items()},
@@ -170,5 +174,5 @@ class Processor:
         return positions
 
 
-def _length(items: Sequence[Item], tokenizer: OmniTokenizer) -> int:
+def _length(items: Sequence[Item], tokenizer: Tokenizer) -> int:
     return sum(item.count + 2 if isinstance(item, Tokens) else len(tokenizer.encode(item)) for item in items)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from hetjax.data.chat.sample import OmniSample, RowUse
+from hetjax.data.chat.sample import RowUse, Sample
 from hetjax.data.modalities import MODALITIES, Modality, Placeholder
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.errors import ConfigError, DataError
@@ -40,7 +40,8 @@ class RowCapacity:
             if name not in MODALITIES:
                 raise ConfigError(f"processor.others names {name}; the modalities are {', '.join(MODALITIES)}")
         fitted = {
-            name: modality(config, encoders.get(modality.placeholder.module)) for name, modality in MODALITIES.items()
+            name: modality(config, encoders.get(modality.placeholder.module))
+            for name, modality in _for_encoders(encoders).items()
         }
         media = {name: amount for modality in fitted.values() for name, amount in modality.capacity.items()}
         dropped = sum(modality.dropped for modality in fitted.values())
@@ -92,18 +93,25 @@ class RowCapacity:
             raise DataError(f"{where}: the sample takes {'; '.join(over)}; shorten it, or raise these settings")
 
 
-def unlimited(config: ProcessorConfig, modalities: Iterable[str]) -> ProcessorConfig:
+def unlimited(config: ProcessorConfig, modalities: Iterable[str], encoders: Mapping[str, object]) -> ProcessorConfig:
     """Return the settings with all that one prompt may ever take of these modalities, and nothing of the others."""
     wanted = set(modalities)
-    for modality in MODALITIES.values():
+    for modality in _for_encoders(encoders).values():
         amount = UNLIMITED if modality.name in wanted else 0
         config = modality.sized(config, {resource.name: amount for resource in modality.resources})
     return dataclasses.replace(config, packed=1)
 
 
-def just_enough(config: ProcessorConfig, sample: OmniSample) -> ProcessorConfig:
+def just_enough(config: ProcessorConfig, sample: Sample, encoders: Mapping[str, object]) -> ProcessorConfig:
     """Return the settings with exactly the amounts that a sample takes of every modality."""
-    for modality in MODALITIES.values():
+    for modality in _for_encoders(encoders).values():
         amounts = {resource.name: sample.use.media[resource.name] for resource in modality.resources}
         config = modality.sized(config, amounts, [medium.array for medium in sample.media[modality.name]])
     return config
+
+
+def _for_encoders(encoders: Mapping[str, object]) -> dict[str, type[Modality]]:
+    """Return the class of each modality by its name, as the model's encoders take it."""
+    return {
+        name: modality.for_encoder(encoders.get(modality.placeholder.module)) for name, modality in MODALITIES.items()
+    }

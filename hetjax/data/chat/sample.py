@@ -50,7 +50,7 @@ class PlacedMedium(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OmniSample:
+class Sample:
     """One conversation, ready to be collated.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hetjax.data.chat.marks import LITERAL, MEDIUM
 from hetjax.data.chat.message_keys import REASONING_KEYS
 from hetjax.data.chat.messages import Chat, Turn
-from hetjax.data.chat.special_tokens import THOUGHTS
+from hetjax.data.chat.tokenizer import THOUGHTS
 from hetjax.data.modalities import placeholder_texts
 
 Message = dict[str, object]

@@ -62,6 +62,7 @@ class Audio(Modality[AudioClips]):
         id_keys=("sound_context_token_id", "audio_token_id"),
     )
     resources = (Resource("clips", "clips of audio", "processor.clips"),)
+    suffixes = ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac")
 
     def __init__(self, config: ProcessorConfig, encoder: object | None):
         if config.clips and encoder is None:

@@ -23,8 +23,10 @@ class ProcessorConfig:
     """Settings by which conversations with media become arrays of fixed shapes.
 
     Args:
+        images: Images in a row of the batch, for a vision encoder that takes all of them in one size.
+        max_shift: Most pixels by which each such image is moved at random in training, up or down and left or right.
         image_rows: Patch rows (positions of a vision encoder's input: patches, prefix tokens, padding) for all images
-            of a row of the batch.
+            of a row of the batch, for an encoder that takes images of any size.
         video_rows: The same for the tubelets of all videos.
         clips: Clips of audio in a row of the batch.
         clip_seconds: Longest clip; longer audio is split into several.
@@ -45,6 +47,8 @@ class ProcessorConfig:
         packed: Samples that may share a row of the batch in training; 1 packs none.
     """
 
+    images: int = 0
+    max_shift: int = 0
     image_rows: int = 0
     video_rows: int = 0
     clips: int = 0
@@ -63,7 +67,7 @@ class ProcessorConfig:
     packed: int = 1
 
     def __post_init__(self):
-        least = {"image_rows": 0, "video_rows": 0, "clips": 0, "packed": 1, "context": 1}
+        least = {"images": 0, "max_shift": 0, "image_rows": 0, "video_rows": 0, "clips": 0, "packed": 1, "context": 1}
         for name, least_value in least.items():
             value = getattr(self, name)
             if value is not None and value < least_value:

@@ -20,6 +20,8 @@ from hetjax.data.modalities.patches import (
     sized_pixels,
 )
 from hetjax.data.modalities.prompt_order import image_items
+from hetjax.data.modalities.square_image import SquareImage
+from hetjax.errors import ConfigError
 from hetjax.models.patch_rows import PatchRows
 
 # H, W pixels
@@ -31,9 +33,16 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
     name = "image"
     placeholder = VISION
     resources = (Resource("image_rows", "rows of images", "processor.image_rows"),)
+    suffixes = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
     shares_context = True
 
     def __init__(self, config: ProcessorConfig, encoder: object | None):
+        for setting in ("images", "max_shift"):
+            if given := getattr(config, setting):
+                what = "the model has no vision encoder" if encoder is None else "the vision encoder takes any size"
+                raise ConfigError(
+                    f"processor.{setting} is {given}, which is for images of one size, but {what}; set it to 0"
+                )
         self._config = config
         self._patches: PatchRows | None = getattr(encoder, "image_rows", None)
         check_patches(config, "image_rows", self._patches)
@@ -43,11 +52,16 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
             self.longest = self._patches.prefix_rows + config.resolution.max_patches
 
     @classmethod
+    def for_encoder(cls, encoder: object | None) -> type[Modality]:
+        """Return the class for images of one size where the encoder has an `image_size`, else this one."""
+        return cls if getattr(encoder, "image_size", None) is None else SquareImage
+
+    @classmethod
     def sized(
         cls, config: ProcessorConfig, amounts: Mapping[str, int], arrays: Sequence[np.ndarray] = ()
     ) -> ProcessorConfig:
         """Return the settings with so many rows of patches."""
-        return dataclasses.replace(config, image_rows=amounts["image_rows"])
+        return dataclasses.replace(config, image_rows=amounts["image_rows"], images=0, max_shift=0)
 
     def read(self, value: object) -> UInt8[np.ndarray, "H W 3"]:
         """Read the pixels of a file or data URI, or given as uint8 [height, width, 3]."""

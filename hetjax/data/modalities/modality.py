@@ -128,6 +128,7 @@ class Modality(abc.ABC, Generic[Raw]):
         name: type of its parts in a message, its mark "<NAME>" in a text, and its list "NAMEs" in a line of a dataset.
         placeholder: its tokens in a prompt; modalities that share an encoder share it.
         resources: the amounts that it takes of a row; the first one is 0 where the settings take no media of this kind.
+        suffixes: suffixes of the names of files that are taken for media of this kind where nothing else says it.
         shares_context: whether the size of its media depends on what is left of the context; it is prepared last.
 
     Attributes:
@@ -147,6 +148,7 @@ class Modality(abc.ABC, Generic[Raw]):
     name: ClassVar[str]
     placeholder: ClassVar[Placeholder]
     resources: ClassVar[tuple[Resource, ...]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
     shares_context: ClassVar[bool] = False
 
     capacity: Mapping[str, int]
@@ -162,6 +164,12 @@ class Modality(abc.ABC, Generic[Raw]):
     def accepts(cls, encoder: object | None) -> bool:
         """Return whether an encoder of this config, or none, takes media of this kind."""
         return encoder is not None
+
+    @classmethod
+    def for_encoder(cls, encoder: object | None) -> type[Modality]:
+        """Return the class that prepares media of this kind for an encoder of this config: this one, or another."""
+        del encoder
+        return cls
 
     @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
@@ -189,6 +197,11 @@ class Modality(abc.ABC, Generic[Raw]):
     @abc.abstractmethod
     def prepare(self, media: Sequence[Raw], budget: Budget) -> list[PromptPart]:
         """Prepare all media of this kind in a sample, one part each. Raises DataError."""
+
+    def moved(self, array: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return an array of a medium, changed at random for one turn of training (`processor.max_shift`)."""
+        del random
+        return array
 
     @abc.abstractmethod
     def shapes(self) -> dict[str, ArraySpec]:

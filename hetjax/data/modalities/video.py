@@ -47,6 +47,7 @@ class Video(Modality[FramesAndAudio]):
 
     name = "video"
     placeholder = VISION
+    suffixes = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg")
     resources = (
         Resource("video_rows", "rows of videos", "processor.video_rows"),
         Resource("kept", "video tokens left by pruning", "processor.video_rows"),

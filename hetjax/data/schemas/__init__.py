@@ -3,7 +3,7 @@
 `dialect.normalised` chooses the schema by the keys of the sample: one with turns (`turns`), or one of `instructions`.
 """
 
-from hetjax.data.schemas.columns import KEYS, Columns, check_columns, likely
+from hetjax.data.schemas.columns import Columns, check_columns, likely
 from hetjax.data.schemas.dialect import SchemaSource, normalised
 
-__all__ = ["KEYS", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
+__all__ = ["Columns", "SchemaSource", "check_columns", "likely", "normalised"]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+from hetjax.data.schemas.media_values import kinds, lists
 from hetjax.errors import ConfigError, DataError
 
-KEYS = (
-    *("messages", "images", "videos", "audios", "tools"),
-    *("conversations", "image", "video", "audio", "system"),
+_TEXTS = (
+    *("messages", "tools", "conversations", "system"),
     *("instruction", "input", "output", "history"),
     *("prompt", "completion", "response", "question", "answer"),
     *("text", "caption"),
 )
-"""What `columns` may name: every key that a schema reads."""
 
 Columns = Mapping[str, str | list[str]]
+
+
+def keys() -> tuple[str, ...]:
+    """Return what `columns` may name: every key that a schema reads, those of each modality among them."""
+    return (*_TEXTS, *kinds(), *lists())
 
 
 def check_columns(columns: object, where: str) -> Columns:
@@ -24,9 +28,9 @@ def check_columns(columns: object, where: str) -> Columns:
     if not isinstance(columns, Mapping) or not columns:
         raise ConfigError(f"{where} must map keys to columns, as {{messages: conversations}}, not {columns!r}")
     for key, column in columns.items():
-        if key not in KEYS:
+        if key not in keys():
             raise ConfigError(
-                f"{where} has the key '{key}', which no schema reads{likely(key, KEYS)}; keys are {', '.join(KEYS)}"
+                f"{where} has the key '{key}', which no schema reads{likely(key, keys())}; keys are {', '.join(keys())}"
             )
         names = column if isinstance(column, list) else [column]
         if not names or not all(isinstance(name, str) and name for name in names):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hetjax.data.media.held_media import HeldMedia
 from hetjax.data.reading import Line, MediaFolder, Source
-from hetjax.data.schemas.columns import KEYS, Columns, likely, mapped, without
+from hetjax.data.schemas.columns import Columns, keys, likely, mapped, without
 from hetjax.data.schemas.instructions import as_turns
-from hetjax.data.schemas.media_values import LISTS, NamedMedia, kind_of
+from hetjax.data.schemas.media_values import NamedMedia, kind_of, lists
 from hetjax.data.schemas.turns import as_message
 from hetjax.errors import DataError
 
@@ -57,15 +57,14 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore:
         sample = mapped(sample, columns, line.where)
     media = NamedMedia(line.media, line.where)
     made = _in_dialect(without(sample, *ignore) if ignore else sample, media, line.where)
-    unchanged = made is record and isinstance(line.text, bytes)
     try:
-        text = line.text if unchanged else json.dumps(made, default=_no_json).encode()
-    except (DataError, TypeError, ValueError, RecursionError) as error:
+        plain = _plain(made) if isinstance(line.text, Mapping) else made
+    except (DataError, RecursionError) as error:
         raise DataError(
             f"{line.where}: the sample cannot be written as JSON: {error}; name the columns to read"
         ) from error
     found = MediaFolder(folder=folder, where=line.where, media=media.by_name, complete=bool(line.media))
-    return Line(text=text, where=line.where, folder=found)
+    return Line(text=plain, where=line.where, folder=found)
 
 
 def _record(text: bytes | Mapping[str, object]) -> object:
@@ -90,7 +89,7 @@ def _in_dialect(sample: Mapping[str, object], media: NamedMedia, where: str) -> 
         if all(new is old for new, old in zip(messages, turns, strict=True)):
             messages = turns
     if native:
-        files = {key: value for key, value in left.items() if key in LISTS and not _are_names(value)}
+        files = {key: value for key, value in left.items() if key in lists() and not _are_names(value)}
         named = {key: media.names(value, key) for key, value in files.items()}
         tools = {"tools": _tools(left["tools"], where)} if isinstance(left.get("tools"), str) else {}
         if messages is turns and not named and not tools:
@@ -120,25 +119,27 @@ def _others(left: Mapping[str, object], media: NamedMedia, where: str) -> dict[s
     """Return what a sample has beside its turns, in the dialect; keys that only tell about it are left out."""
     made: dict[str, object] = {}
     for key, value in left.items():
-        if key in LISTS or f"{key}s" in LISTS:
-            made.setdefault(key if key in LISTS else f"{key}s", []).extend(media.names(value, key))
+        if key in lists() or f"{key}s" in lists():
+            made.setdefault(key if key in lists() else f"{key}s", []).extend(media.names(value, key))
         elif key == "tools":
             made[key] = _tools(value, where) if isinstance(value, str) else value
         elif key not in ABOUT:
             raise DataError(
-                f"{where}: nothing reads the key '{key}'{likely(key, KEYS)}; rename or remove it, list it in "
+                f"{where}: nothing reads the key '{key}'{likely(key, keys())}; rename or remove it, list it in "
                 "data.ignore_keys, or name the columns to read: columns: {messages: COLUMN}"
             )
     return made
 
 
 def _with_members(sample: Mapping[str, object], media: NamedMedia) -> Mapping[str, object]:
-    """Return a sample of a shard with its media members in the lists "images", "videos" and "audios".
+    """Return a sample of a shard with its media members in the lists of their kinds ("images", ...).
 
     They are left out where the sample itself names media of their kind: there they are what the names stand for.
     """
     members = {
-        key: value for key, value in sample.items() if key not in KEYS and isinstance(value, HeldMedia) and kind_of(key)
+        key: value
+        for key, value in sample.items()
+        if isinstance(value, HeldMedia) and key not in keys() and kind_of(key)
     }
     if not members:
         return sample
@@ -175,8 +176,14 @@ def _tools(value: str, where: str) -> object:
         raise DataError(f"{where}: 'tools' must be JSON: {error}") from error
 
 
-def _no_json(value: object) -> object:
-    """Return a value of a table that JSON does not have as text: a date, a decimal. Refuse bytes."""
+def _plain(value: object) -> object:
+    """Return a value of a table as JSON would have it: a date or a decimal as text. Raises DataError for bytes."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     if isinstance(value, bytes | HeldMedia):
         raise DataError(f"{type(value).__name__} stand where no media are read")
     return str(value)

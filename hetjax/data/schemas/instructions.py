@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from hetjax.data.schemas.columns import likely, without
-from hetjax.data.schemas.media_values import KINDS, LISTS
+from hetjax.data.schemas.media_values import kinds, lists
 from hetjax.errors import DataError
 
 _ANSWERS = {"prompt": ("completion", "response", "answer", "output"), "question": ("answer", "response", "output")}
@@ -60,8 +60,8 @@ def _alpaca(sample: Mapping[str, object], where: str) -> Turns:
 
 
 def _text(sample: Mapping[str, object], name: str, where: str) -> Turns:
-    text, has_media = sample[name], any(sample.get(key) for key in (*KINDS, *LISTS))
-    if has_media and isinstance(text, str) and any(f"<{kind}>" in text for kind in KINDS):
+    text, has_media = sample[name], any(sample.get(key) for key in (*kinds(), *lists()))
+    if has_media and isinstance(text, str) and any(f"<{kind}>" in text for kind in kinds()):
         raise DataError(
             f"{where}: '{name}' has marks of media between its words; write it as messages whose user's turns have them"
         )

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 from hetjax.data.media.held_media import HeldMedia, MediaBytes
+from hetjax.data.modalities import MODALITIES
 from hetjax.errors import DataError
 
-SUFFIXES = {
-    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"),
-    "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg"),
-    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac"),
-}
-"""Suffixes of files by the kind of media that they are taken for where nothing else says it."""
 
-KINDS = tuple(SUFFIXES)
-LISTS = tuple(f"{kind}s" for kind in KINDS)
-"""The keys of a sample that hold several media of a kind."""
+def kinds() -> tuple[str, ...]:
+    """Return the kinds of media that there are: the names of the modalities."""
+    return tuple(MODALITIES)
+
+
+def lists() -> tuple[str, ...]:
+    """Return the keys of a sample that hold several media of a kind."""
+    return tuple(f"{kind}s" for kind in MODALITIES)
 
 
 class NamedMedia:
@@ -81,6 +81,6 @@ class NamedMedia:
 
 
 def kind_of(name: str) -> str | None:
-    """Return which kind of media a file's name tells: "image", "video", "audio"; None where it tells none."""
+    """Return which kind of media a file's name tells by its suffix; None where it tells none."""
     suffix = PurePath(f"x.{name}").suffix[1:].lower()
-    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    return next((kind for kind, modality in MODALITIES.items() if suffix in modality.suffixes), None)

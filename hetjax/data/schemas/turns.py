@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from hetjax.data.schemas.columns import likely
-from hetjax.data.schemas.media_values import KINDS, NamedMedia
+from hetjax.data.schemas.media_values import NamedMedia, kinds
 from hetjax.errors import DataError
 
 _SAID_BY = {
@@ -76,7 +76,7 @@ def _part(part: object, key: str, media: NamedMedia, where: str) -> object:
         return part if kind == "text" and len(part) == 2 else {"type": "text", "text": part.get("text")}
     if kind == "input_audio" and isinstance(part.get(kind), Mapping):
         return {"type": "audio", "audio": media.from_base64(part[kind].get("data"), key)}
-    base = next((each for each in KINDS if kind in (each, f"{each}_url", f"input_{each}")), None)
+    base = next((each for each in kinds() if kind in (each, f"{each}_url", f"input_{each}")), None)
     if base is None:
         return part
     value = next(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from hetjax.data.chat import load_tokenizer
 from hetjax.models import ModelError
 from hetjax.models.huggingface.families import FAMILIES
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors
@@ -41,7 +42,8 @@ def test_a_run_becomes_a_whole_model_with_all_that_stands_beside_its_weights(tmp
     assert (hf["torch_dtype"], hf["image_token_id"], hf["eos_token_id"]) == ("float32", 18, 11)
     assert (hf["text_config"]["max_position_embeddings"], hf["text_config"]["eos_token_id"]) == (64, 11)
     generation = json.loads((out / "generation_config.json").read_text())
-    assert generation == {"eos_token_id": 11, "pad_token_id": 0, "do_sample": False}
+    assert generation == {"bos_token_id": 1, "eos_token_id": 11, "pad_token_id": 0, "do_sample": False}
+    assert load_tokenizer(out).placeholders["image"] == 18 and "im_start" in (out / "chat_template.jinja").read_text()
     assert set(json.loads((out / "preprocessor_config.json").read_text())) == {"image_mean", "image_std"}
 
 

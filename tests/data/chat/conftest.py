@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_omni_tokenizer
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, load_tokenizer
 from hetjax.data.media import VideoSampling
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.patch_rows import PatchRows
@@ -22,7 +22,7 @@ def encoders(pruning_rate=0.0):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return load_omni_tokenizer(None)
+    return load_tokenizer(None)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, parse_line
+from hetjax.data.chat import ChatTemplate, Tokenizer, parse_line
 from hetjax.data.chat.chat_rendering import render_chat
 from tests.harness.chat.conversations import CASES, SPECIALS, conversations
 from tests.harness.chat.tokenizers_of_kinds import KINDS, tokenizer_json
@@ -48,7 +48,7 @@ def test_the_loss_counts_what_an_assistant_contributes_and_nothing_else(name):
 @pytest.mark.parametrize("name", CASES)
 def test_ids_are_those_of_the_whole_text(name, kind):
     case, theirs = CASES[name], tokenizers.Tokenizer.from_str(tokenizer_json(kind))
-    tokenizer = OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
     template = ChatTemplate(case.source, specials=SPECIALS)
     for record in conversations(case, 4):
         made = rendered(case, template, record, specials=tokenizer.specials)

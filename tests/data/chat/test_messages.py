@@ -73,8 +73,15 @@ def test_the_question_and_its_answer():
     ],
 )
 def test_errors_open_with_the_line(tmp_path, record, message):
-    with pytest.raises(DataError, match=f"^f:7: .*{message}"):
-        parse_line(json.dumps(record), where="f:7", folder=tmp_path)
+    for line in (json.dumps(record), *([record] if isinstance(record, dict) else [])):
+        with pytest.raises(DataError, match=f"^f:7: .*{message}"):
+            parse_line(line, where="f:7", folder=tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", b"\xff\xfe{", "[" * 100_000], ids=["cut", "no text", "deep"])
+def test_what_is_no_json_is_an_error_that_opens_with_the_line(tmp_path, line):
+    with pytest.raises(DataError, match=r"^f:7: not a line of JSON"):
+        parse_line(line, where="f:7", folder=tmp_path)
 
 
 def test_null_lists_are_empty_and_letters_of_a_mark_stay_in_parts(tmp_path):

@@ -6,9 +6,9 @@ import tokenizers
 
 from hetjax.data.chat import (
     ChatTemplate,
-    OmniTokenizer,
     Processor,
     ProcessorConfig,
+    Tokenizer,
     make_arrays,
     packed_rows,
     parse_messages,
@@ -227,7 +227,7 @@ def test_a_text_that_the_tokenizer_does_not_take_is_that_samples_error():
     model = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)]))  # without a token for what it does not know
     model.add_special_tokens(["</s>"])
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
-    processor = Processor(ProcessorConfig(), OmniTokenizer(model), template, seq_len=9, encoders={})
+    processor = Processor(ProcessorConfig(), Tokenizer(model), template, seq_len=9, encoders={})
     assert sample(processor, user("aa"), training=False).ids.tolist() == [0, 0]
     with pytest.raises(DataError, match="here: the tokenizer does not take the text"):
         sample(processor, user("b"), training=False)

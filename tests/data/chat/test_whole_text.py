@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, Processor, ProcessorConfig, parse_messages
+from hetjax.data.chat import ChatTemplate, Processor, ProcessorConfig, Tokenizer, parse_messages
 from hetjax.data.chat.chat_rendering import render_chat
 from tests.data.chat.conftest import RESOLUTION, encoders
 from tests.harness.chat.conversations import CASES, SPECIALS
@@ -14,7 +14,7 @@ NAMES = ("qwen3", "llama2", "nemotron_3_nano", "gemma3")
 
 
 def load(kind, **options):
-    return OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)), **options)
+    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)), **options)
 
 
 def template_of(name):
@@ -53,7 +53,7 @@ def test_the_two_ways_to_the_ids_are_one(kind):
 def test_a_special_token_that_takes_white_space_takes_it_by_its_alias_too():
     model = tokenizers.Tokenizer.from_str(tokenizer_json("byte_bpe"))
     model.add_special_tokens([tokenizers.AddedToken("<sep>", special=True, rstrip=True, lstrip=True)])
-    tokenizer = OmniTokenizer(model)
+    tokenizer = Tokenizer(model)
     text = "the cat  <sep>\n ok"
     np.testing.assert_array_equal(tokenizer.encode_whole(text).ids, tokenizer._aliased.encode(text, ()).ids)
 
@@ -86,7 +86,7 @@ def test_placeholders_of_media_are_in_the_whole_text(name, kind):
 def test_placeholders_that_the_tokenizer_has_by_their_id_alone():
     plain = tokenizers.Tokenizer.from_str(tokenizer_json("prepend"))
     ids = {"audio": 5, "audio_start": 6, "audio_end": 7}  # which texts this tokenizer does not have
-    tokenizer = OmniTokenizer(plain, ids=ids)
+    tokenizer = Tokenizer(plain, ids=ids)
     encoded = tokenizer.encode_whole("Hi <so_start><so_embedding><so_embedding><so_end> ok")
     assert [token for token in encoded.ids.tolist() if token in (5, 6, 7)] == [6, 5, 5, 7]
     assert encoded.at(13, 13 + 2 * len("<so_embedding>")).tolist() == np.flatnonzero(encoded.ids == 5).tolist()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +10,23 @@ import pytest
 from flax import nnx
 
 from hetjax import ModuleGraph
-from hetjax.data import DataConfig, train_data
+from hetjax.data import DataConfig, Line, SampleLoader, TrainData
 from hetjax.data.chat import (
     ChatTemplate,
     Processor,
     ProcessorConfig,
-    load_omni_tokenizer,
+    load_tokenizer,
     make_arrays,
+    parse_line,
     parse_messages,
     row_shapes,
 )
 from hetjax.data.chat.row_capacity import just_enough, unlimited
+from hetjax.data.media.held_media import MediaBytes
 from hetjax.data.modalities import MODALITIES, Modality, Placeholder, register
 from hetjax.data.modalities.modality import ArraySpec, EncoderInputs, Medium, PromptPart, Resource
 from hetjax.data.modalities.prompt_order import Tokens
+from hetjax.data.schemas import check_columns, normalised
 from hetjax.errors import ConfigError, DataError
 
 TOKENS = 3  # of every depth map
@@ -48,6 +52,7 @@ class Depth(Modality[np.ndarray]):
         name="depth", module="depth", token="<depth_token>", start="<depth_start>", end="<depth_end>"
     )
     resources = (Resource("maps", "depth maps", "processor.others.depth.maps"),)
+    suffixes = ("dpt",)
 
     def __init__(self, config, encoder):
         self._settings = config.settings_of("depth", DepthSettings)
@@ -120,7 +125,7 @@ MAPS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 def make_processor(maps=2, seq_len=160, **others):
     config = ProcessorConfig(others={"depth": {"maps": maps, **others}})
     encoders = {"depth": ENCODER}
-    return Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=seq_len, encoders=encoders)
+    return Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=seq_len, encoders=encoders)
 
 
 def chat(*maps, text="How far?"):
@@ -167,14 +172,34 @@ def test_files_of_a_dataset_and_their_marks(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": messages, "depths": ["a.npy"]}) + "\n")
     processor = make_processor()
     config = DataConfig(train=str(tmp_path / "train.jsonl"), seq_len=160, batch_size=1, workers=0)
-    batch = next(train_data(config, None, 0, None, processor))
+    batch = next(TrainData(SampleLoader(config, processor)))
     np.testing.assert_array_equal(batch.arrays["depth"]["maps"][0, 0], MAPS[0])
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "depth", "url": "a.npy"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "depth_url", "depth_url": {"url": "a.npy"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "depth"}]}], "depths": ["a.npy"]},
+        {"conversations": [{"from": "human", "value": "<depth>"}], "depth": "a.npy"},
+        {"question": "<depth>", "answer": "near", "depths": "a.npy"},
+        {"text": "near", "depth": {"path": "a.npy", "bytes": None}},
+        {"key": "a", "text": "near", "map.dpt": MediaBytes(name="map.dpt", data=b"x")},
+    ],
+)
+def test_every_schema_knows_it(record):
+    held = {name: value for name, value in record.items() if isinstance(value, MediaBytes)}
+    line = normalised(Line(text=record, where="a:1", media=held), Path("/data"))
+    chat = parse_line(line.text, where="a:1", folder=line.folder)
+    assert [(part.kind, str(part.value)) for part in chat.media] in ([("depth", "/data/a.npy")], [("depth", "map.dpt")])
+    assert check_columns({"depths": "maps"}, "data.train.columns")
+
+
 def test_the_sizes_of_one_prompt_are_those_that_it_takes():
-    config = unlimited(ProcessorConfig(others={"depth": {"side": 4}}), ["depth"])
-    processor = Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=1000, encoders={"depth": ENCODER})
-    fitted = just_enough(config, processor.sample(chat(*MAPS)))
+    config = unlimited(ProcessorConfig(others={"depth": {"side": 4}}), ["depth"], {"depth": ENCODER})
+    processor = Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=1000, encoders={"depth": ENCODER})
+    fitted = just_enough(config, processor.sample(chat(*MAPS)), {"depth": ENCODER})
     assert fitted.others == {"depth": {"side": 4, "maps": 3}}
 
 
@@ -195,4 +220,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(
         ConfigError, match=r"processor.others names smell; the modalities are image, video, audio, depth"
     ):
-        Processor(config, load_omni_tokenizer(None), ChatTemplate(), seq_len=9, encoders={})
+        Processor(config, load_tokenizer(None), ChatTemplate(), seq_len=9, encoders={})

@@ -132,7 +132,7 @@ def test_threads_and_a_pickled_copy_read_the_same_in_any_order(suffix, tmp_path)
     source = pickle.loads(pickle.dumps(open_source(WRITERS[suffix](tmp_path / f"a{suffix}", given))))
     order = np.random.default_rng(0).permutation(60).tolist()
     with ThreadPoolExecutor(8) as pool:
-        texts = [json.loads(line.text)["messages"][0]["content"] for line in pool.map(source.__getitem__, order)]
+        texts = [line.text["messages"][0]["content"] for line in pool.map(source.__getitem__, order)]
     assert texts == [f"text {i}" for i in order]
     assert len({source[i].where for i in range(60)}) == 60
 
@@ -149,7 +149,7 @@ def test_a_folder_and_a_glob_are_the_files_in_the_order_of_their_names(tmp_path)
 
     def found(*args):
         source = open_source(*args)
-        return [json.loads(source[i].text)["messages"][0]["content"] for i in range(len(source))]
+        return [source[i].text["messages"][0]["content"] for i in range(len(source))]
 
     assert found(folder) == [f"{name} {i}" for name in names for i in range(3)]
     assert found(folder, "train") == [f"{name} {i}" for name in names[:2] for i in range(3)]
@@ -196,4 +196,4 @@ def test_a_parquet_file_that_takes_the_place_of_another_is_read_anew(tmp_path):
         write_parquet(tmp_path / "a.parquet", [{"prompt": "?", "completion": answer}] * rows)
         source = open_source(tmp_path / "a.parquet")
         assert len(source) == rows
-        assert json.loads(source[rows - 1].text)["messages"][-1]["content"] == answer
+        assert source[rows - 1].text["messages"][-1]["content"] == answer

@@ -15,7 +15,7 @@ TEXT = json.dumps(RECORDS[0]).encode()
 
 
 def texts(source):
-    return [json.loads(source[i].text)["messages"][0]["content"] for i in range(len(source))]
+    return [source[i].text["messages"][0]["content"] for i in range(len(source))]
 
 
 WRONG = {
@@ -145,7 +145,7 @@ def test_a_tar_that_is_cut_or_out_of_order_is_refused_and_a_name_twice_is_a_bad_
     source = open_source(path)
     with pytest.raises(DataError, match=r"a\.tar:1 \(0\): two members are called '0\.png'"):
         source[0]
-    assert json.loads(source[1].text)["messages"]
+    assert source[1].text["messages"]
 
 
 def test_a_sample_of_a_shard_that_names_no_member_of_it_is_bad(tmp_path):
@@ -164,7 +164,7 @@ def test_a_sample_of_a_shard_that_names_no_member_of_it_is_bad(tmp_path):
 def test_members_of_a_caption_shard(tmp_path):
     members = [("0.jpg", b"x"), ("0.txt", b"A cat."), ("1.jpg", b"y"), ("1.txt", b"\xff")]
     source = open_source(write_tar(tmp_path / "a.tar", members))
-    assert json.loads(source[0].text)["messages"][-1] == {"role": "assistant", "content": "A cat."}
+    assert source[0].text["messages"][-1] == {"role": "assistant", "content": "A cat."}
     with pytest.raises(DataError, match=r"a\.tar:2 \(1\.txt\): no UTF-8"):
         source[1]
 

@@ -14,7 +14,7 @@ from tests.harness.models.radio_cases import image_inputs
 
 IMAGE, GRID = 18, (2, 4)
 TEXT = {
-    "model_type": "qwen3", "vocab_size": 264, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "model_type": "qwen3", "vocab_size": 288, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 36, "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
 }  # fmt: skip
 TOWER = {
@@ -35,7 +35,7 @@ def picture() -> np.ndarray:
 
 def prompt() -> np.ndarray:
     """Tokens [1, S] with a place for each patch of the image."""
-    words = np.random.default_rng(4).integers(32, 264, 9)
+    words = np.random.default_rng(4).integers(32, 288, 9)
     return np.concatenate([words[:3], np.full(GRID[0] * GRID[1], IMAGE), words[3:]])[None]
 
 

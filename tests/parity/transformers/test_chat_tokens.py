@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from hetjax.data.chat import ChatTemplate, OmniTokenizer, parse_line
+from hetjax.data.chat import ChatTemplate, Tokenizer, parse_line
 from hetjax.data.chat.chat_rendering import render_chat
 from tests.harness.chat.conversations import CASES, SPECIALS, TEMPLATES, conversations
 from tests.harness.chat.tokenizers_of_kinds import KINDS, tokenizer_json
@@ -23,7 +23,7 @@ def test_ids_of_conversations(name, kind):
         tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json(kind)), **SPECIALS
     )
     theirs.chat_template = case.source
-    tokenizer = OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json(kind)))
     template = ChatTemplate(case.source, specials=SPECIALS)
     for record in conversations(case, 20):
         chat = parse_line(json.dumps(record), where="f:1", folder=None)
@@ -42,7 +42,7 @@ def test_what_generation_blocks_say():
         tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json("byte_bpe")), **SPECIALS
     )
     theirs.chat_template = source
-    tokenizer = OmniTokenizer(tokenizers.Tokenizer.from_str(tokenizer_json("byte_bpe")))
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json("byte_bpe")))
     template = ChatTemplate(source, specials=SPECIALS)
     for record in conversations(CASES["qwen3"], 20):
         want = theirs.apply_chat_template(

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from hetjax.data.chat import ChatTemplate, load_omni_tokenizer, parse_messages
+from hetjax.data.chat import ChatTemplate, load_tokenizer, parse_messages
 from hetjax.data.chat.chat_rendering import render_chat
 from hetjax.data.chat.template import DEFAULT_TEMPLATE
 from hetjax.data.modalities.prompt_order import Tokens, audio_items, image_items, video_items
@@ -37,7 +37,7 @@ TALK = [
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_ids_of_a_chat(name, count):
-    tokenizer = load_omni_tokenizer(None)
+    tokenizer = load_tokenizer(None)
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._model, bos_token="<s>")
     theirs.chat_template = TEMPLATES[name]
     options = {"documents": [{"title": "ä"}]}

@@ -25,7 +25,7 @@ _BUILT_IN = {
 _BYTES_FROM = 32
 
 
-class OmniTokenizer:
+class Tokenizer:
     """A `tokenizers` model and the ids that a prompt with media needs.
 
     Args:
@@ -81,10 +81,14 @@ class OmniTokenizer:
         texts = placeholder_texts()
         self._unspelled = [texts[name] for name in self.placeholders if texts[name] not in atomic]
 
-    def stopping_at(self, more: Iterable[int]) -> OmniTokenizer:
+    def to_json(self) -> str:
+        """Return the text of its tokenizer.json."""
+        return self._model.to_str(pretty=True)
+
+    def stopping_at(self, more: Iterable[int]) -> Tokenizer:
         """Return the tokenizer with further ids that end an answer."""
         stops = dict.fromkeys((*self.stop_ids, *more))
-        return OmniTokenizer(self._model, ids=self._given, stop_ids=stops, pad=self.pad)
+        return Tokenizer(self._model, ids=self._given, stop_ids=stops, pad=self.pad)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; the text of a special token is that token."""
@@ -122,16 +126,16 @@ class OmniTokenizer:
         return self.placeholders[name]
 
 
-def load_omni_tokenizer(
+def load_tokenizer(
     path: str | Path | None, *, ids: Mapping[str, int] | None = None, stop_ids: Iterable[int] = ()
-) -> OmniTokenizer:
+) -> Tokenizer:
     """Load the tokenizer.json at `path` (or in that folder); for None the built-in one of bytes.
 
     Raises:
         DataError: the file is missing, unreadable or malformed.
     """
     if path is None:
-        return OmniTokenizer(_byte_tokenizer(), ids=ids, stop_ids=stop_ids)
+        return Tokenizer(_byte_tokenizer(), ids=ids, stop_ids=stop_ids)
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
@@ -142,7 +146,7 @@ def load_omni_tokenizer(
         raise DataError(
             f"tokenizer file '{path}' is malformed: {error}; give a tokenizer.json as saved by `tokenizers`"
         ) from error
-    return OmniTokenizer(model, ids=ids, stop_ids=stop_ids)
+    return Tokenizer(model, ids=ids, stop_ids=stop_ids)
 
 
 def _byte_tokenizer() -> tokenizers.Tokenizer:

@@ -1,13 +1,31 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from hetjax.data import load_image
-from hetjax.data.images import shift_image
-from hetjax.errors import DataError
+from hetjax.data.chat import ProcessorConfig, RowCapacity
+from hetjax.data.media import MediaLimits
+from hetjax.data.modalities.modality import Budget
+from hetjax.data.modalities.square_image import shift_image
+from hetjax.errors import ConfigError, DataError
 
 RED = np.array([1.0, -1.0, -1.0], np.float32)
 WHITE, BLACK = np.ones(3, np.float32), -np.ones(3, np.float32)
+
+
+def fitted(size, **settings):
+    """The modality of images for an encoder of one size, with what SigLIP normalizes by."""
+    half = (0.5, 0.5, 0.5)
+    config = ProcessorConfig(**{"images": 2, "pixel_mean": half, "pixel_std": half, **settings})
+    encoder = SimpleNamespace(image_size=size, tokens_per_image=4)
+    return RowCapacity.of(config, 99, {"vision": encoder}).modalities["image"]
+
+
+def load_image(value, size):
+    images = fitted(size)
+    (part,) = images.prepare([images.read(value)], Budget(99, 0))
+    return part.media[0].array
 
 
 def loaded(tmp_path, image, suffix="png", size=4, **options):
@@ -143,3 +161,40 @@ def test_shifted_image_moves_its_pixels_and_repeats_its_border():
     assert np.array_equal(moved[1, 0], image[0, 1])
     assert np.array_equal(moved[0], np.stack([image[0, 1]] * 2))
     assert np.array_equal(shift_image(image, 0, 0), image)
+
+
+def test_a_row_holds_images_and_zeros_behind_them_and_says_which_tokens_are_theirs():
+    images = fitted(4)
+    assert images.tokens == 8 and images.shapes()["images"].shape == (2, 4, 4, 3)
+    one = np.ones((4, 4, 3), np.float32)
+    made = images.encoder_inputs([one])
+    np.testing.assert_array_equal(made.arrays["images"], [one, 0 * one])
+    assert np.asarray(made.tokens).tolist() == [[0, 1, 2, 3]]
+    assert np.asarray(images.encoder_inputs([]).tokens).shape == (0, 4)
+
+
+def test_limits_and_arrays_of_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    np.testing.assert_allclose(load_image(pixels, 6), (pixels / 255.0 - 0.5) / 0.5, atol=1e-6)
+    with pytest.raises(DataError, match="an image is float64"):
+        load_image(np.zeros((4, 4, 3)), 6)
+
+
+def test_a_picture_larger_than_the_limit_is_refused(tmp_path):
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="30 x 30 pixels"):
+        fitted(4, limits=MediaLimits(image_pixels=100)).read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "image_size", "message"),
+    [
+        ({"image_rows": 8}, 4, "image_rows is 8, but the vision encoder takes images of one size"),
+        ({"images": 1}, None, "images is 1, which is for images of one size, but the vision encoder takes any size"),
+        ({"max_shift": 1}, None, "max_shift is 1, which is for images of one size"),
+    ],
+)
+def test_settings_of_the_other_kind_of_encoder_are_refused(settings, image_size, message):
+    encoder = SimpleNamespace(image_size=image_size, tokens_per_image=4)
+    with pytest.raises(ConfigError, match=message):
+        RowCapacity.of(ProcessorConfig(**settings), 99, {"vision": encoder})
