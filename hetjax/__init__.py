@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hetjax.stages.batch import rows_needed
     from hetjax.stages.row_subset import RowSubset
     from hetjax.state.train_state import TrainState
+    from hetjax.state.whole_module import module_of, with_module
     from hetjax.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -29,8 +30,10 @@ __all__ = [
     "RowSubset",
     "TrainState",
     "Trainer",
+    "module_of",
     "rows_needed",
     "target_devices",
+    "with_module",
 ]
 
 # The module that defines each public name; the imports above are the same, for editors and type checkers.
@@ -43,8 +46,10 @@ _DEFINED_IN = {
     "RowSubset": "hetjax.stages.row_subset",
     "TrainState": "hetjax.state.train_state",
     "Trainer": "hetjax.trainer",
+    "module_of": "hetjax.state.whole_module",
     "rows_needed": "hetjax.stages.batch",
     "target_devices": "hetjax.compilation.targets",
+    "with_module": "hetjax.state.whole_module",
 }
 
 

@@ -53,7 +53,7 @@ from hetjax.stages.stage import LOSS, Stage
 from hetjax.stages.windows import make_windows
 from hetjax.state.initialize import initialize
 from hetjax.state.module_arrays import merge_stages
-from hetjax.state.train_state import TrainState, check_state
+from hetjax.state.train_state import StagedModules, TrainState, check_state
 from hetjax.state.weight_source import WeightSource
 
 _log = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class Trainer:
             windows=make_windows(graph, counts, self.placement.placement),
         )
         self.links = make_links(graph, self.stages)
+        self._modules = StagedModules(graph=graph, stages=self.stages, devices=self.devices)
         self.offload = check_offload(offload, graph, self.stages)
         self.schedule: Schedule = self._build_schedule(
             schedule, stage_graph(self.stages, self.links), counts[graph.sink], schedule_costs
@@ -206,7 +207,11 @@ class Trainer:
         """
         self._check_runs()
         check_modules(warm_start or {}, self.graph, "warm_start")
-        return initialize(self.graph, self.stages, self.updates, seed, warm_start)
+        return self.known(initialize(self.graph, self.stages, self.updates, seed, warm_start))
+
+    def known(self, state: TrainState) -> TrainState:
+        """Return a state that knows the modules it is of (`hetjax.module_of`), from arrays of this trainer's stages."""
+        return dataclasses.replace(state, modules=self._modules)
 
     def compile(
         self,
@@ -311,7 +316,7 @@ class Trainer:
         self, stages: Sequence[Stage], arrays: Mapping[str, Arrays], *, trained: bool = False
     ) -> dict[str, dict[str, np.ndarray]]:
         """Host copies of these stages' arrays, which are the same in all processes, from those of the local ones."""
-        copies = to_every_process(stages, arrays, self.devices, trained=trained)
+        copies = to_every_process(stages, arrays, self.devices, kind="trained" if trained else "params")
         return merge_stages(self.graph, stages, copies)
 
     def _check_runs(self) -> None:

@@ -44,6 +44,9 @@ class ParakeetConfig:
     norm_epsilon: float = 1e-5
     """Added to the variance in every norm."""
 
+    type: Literal["parakeet"] | None = dataclasses.field(default=None, compare=False)
+    """Kind of the encoder, which a YAML has to say: its other settings may be those of another kind, too."""
+
     def __post_init__(self):
         check_positive(self)
         if self.width % (2 * self.heads):

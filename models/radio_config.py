@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from hetjax.models.checks import check_divides, check_positive, check_projector
 from hetjax.models.errors import ModelError
@@ -47,6 +48,9 @@ class RadioConfig:
     """Added to the mean square in the projector's RMSNorm."""
     video_pruning_rate: float = 0.0
     """Share of a video's tokens to drop, those most like the ones before them; 0 keeps all."""
+
+    type: Literal["radio"] | None = dataclasses.field(default=None, compare=False)
+    """Kind of the encoder, which a YAML has to say: its other settings may be those of another kind, too."""
 
     def __post_init__(self):
         check_positive(self, [name for name in self.__dataclass_fields__ if name != "video_pruning_rate"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from hetjax.models.checks import check_divides, check_positive, check_projector
 from hetjax.models.errors import ModelError
@@ -35,6 +36,9 @@ class Siglip2Config:
     """Width of the language model that takes the tokens."""
     norm_epsilon: float = 1e-6
     """Added to the variance in every LayerNorm."""
+
+    type: Literal["siglip2"] | None = dataclasses.field(default=None, compare=False)
+    """Kind of the encoder, which a YAML has to say: its other settings may be those of another kind, too."""
 
     def __post_init__(self):
         check_positive(self)

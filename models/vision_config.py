@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from hetjax.models.checks import check_divides, check_positive
 
@@ -31,6 +32,9 @@ class VisionConfig:
     """Width of the language model that takes the tokens."""
     norm_epsilon: float = 1e-6
     """Added to the variance in every LayerNorm."""
+
+    type: Literal["vit"] = dataclasses.field(default="vit", compare=False)
+    """Kind of the encoder; that of a YAML which says none."""
 
     def __post_init__(self):
         check_positive(self)

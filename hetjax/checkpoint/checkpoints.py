@@ -176,7 +176,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
         in_order = {stage.name: stages[stage.name] for stage in self.trainer.stages if stage.is_local}
-        return TrainState(step=step, stages=in_order), description.extra
+        return self.trainer.known(TrainState(step=step, stages=in_order)), description.extra
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Rename damaged checkpoints, and say so. Every process calls it."""

@@ -69,7 +69,7 @@ def differences(source: WeightSource, module: str, config: object) -> list[str]:
     return [
         f"{name} is {model[name]!r} in the model, {weights[name]!r} in the weights"
         for name in model
-        if model[name] != weights[name]
+        if name != "type" and model[name] != weights[name]
     ]
 
 
@@ -81,7 +81,7 @@ def _configs(source: WeightSource) -> Configs:
     if not path.exists():
         return {}
     hf = read_json(path)
-    return find_family(hf, source.extra.get("family") if isinstance(source, SavedWeights) else None).read_config(hf)
+    return find_family(hf, source.extra.get("family") if isinstance(source, SavedWeights) else None).configs(hf)
 
 
 def load_into(trainer: Trainer, folder: str | os.PathLike[str], *, seed: int = 0) -> TrainState:

@@ -17,6 +17,9 @@ from hetjax.models.components import (
 )
 from hetjax.models.presets import find_preset
 
+ENCODER_TYPES = ("vit", "radio", "siglip2", "parakeet")
+"""Kinds of encoders, the `type` of their settings."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -28,10 +31,10 @@ class ModelConfig:
         without: Modules of the preset that are left out, such as [audio].
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
-        vision: Sizes of the vision encoder, a ViT of images of one size, RADIO or SigLIP 2; null for the preset's, or
-            none.
+        vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2.
+            Null for the preset's, or none.
         audio: Sizes of the audio encoder; null for the preset's, or none.
-        encoders: Sizes of the encoders of further modalities, by the name of their module.
+        encoders: Sizes of the encoders of further modalities, with their `type`, by the name of their module.
     """
 
     preset: str | None = None
@@ -61,6 +64,16 @@ class ModelConfig:
         if "llm" not in self.components:
             raise ConfigError("model.llm is missing; give the sizes of a language model, or model.preset")
         self._check_widths()
+
+    def check_types(self) -> None:
+        """Raise ConfigError for an encoder of a YAML that does not say of which kind it is."""
+        for name, config in {"vision": self.vision, **self.encoders}.items():
+            if config is not None and getattr(config, "type", name) is None:  # one of your own may have no type
+                place = name if name == "vision" else f"encoders.{name}"
+                raise ConfigError(
+                    f"model.{place} does not say of which kind it is, and its settings do not either; give "
+                    f"model.{place}.type: {', '.join(ENCODER_TYPES)}"
+                )
 
     @property
     def components(self) -> dict[str, ComponentConfig]:

@@ -204,6 +204,7 @@ def take_settings(values: jsonargparse.Namespace, parser: jsonargparse.ArgumentP
         while error.__cause__ is not None:
             error = error.__cause__
         raise error from None
+    made["model"].check_types()
     return TrainConfig(**{field.name: made[field.name] for field in dataclasses.fields(TrainConfig)})
 
 

@@ -6,6 +6,7 @@ that all of them dispatch the programs they share in one order.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -136,7 +137,7 @@ class Executor:
                     observe(action, updated.params)
         norm = None if square_sum is None else self.step.root(square_sum)
         metrics = {"loss": self.step.reports["loss"](loss), "grad_norm": self.step.reports["grad_norm"](norm)}
-        return TrainState(step=state.step + 1, stages=stages), metrics
+        return dataclasses.replace(state, step=state.step + 1, stages=stages), metrics
 
     def _begin(
         self,

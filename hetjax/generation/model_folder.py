@@ -81,7 +81,7 @@ def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
     beside = source.folder / HUGGING_FACE
     if isinstance(source, SavedWeights) and (beside / "config.json").is_file():
         hf = read_json(beside / "config.json")
-        configs = find_family(hf, source.extra.get("family")).read_config(hf)
+        configs = find_family(hf, source.extra.get("family")).configs(hf)
         return _from_hugging_face(source, configs, beside, hf)
     raise ConfigError(
         f"{folder} has a checkpoint, but no settings of its model: neither config.yaml of a run nor a folder "

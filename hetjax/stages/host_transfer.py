@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -13,6 +14,9 @@ from jax.typing import ArrayLike
 from hetjax.boundary import Transport
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Stage
+
+StageKind: TypeAlias = Literal["params", "trained", "buffers"]
+"""Arrays of a stage, as its attribute of that name lists them."""
 
 
 def to_devices(array: ArrayLike, sharding: NamedSharding) -> jax.Array:
@@ -69,17 +73,17 @@ class ToEveryProcess:
 
 
 def to_every_process(
-    stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device], *, trained: bool = False
+    stages: Sequence[Stage], arrays: Mapping[str, Arrays], devices: Sequence[jax.Device], *, kind: StageKind = "params"
 ) -> dict[str, Arrays]:
-    """Return a copy of each stage's weights in every process that has one of `devices`, by stage and path.
+    """Return a copy of each stage's arrays of a kind in every process that has one of `devices`, by stage and path.
 
     Every process calls it at the same place of its program, with stages that it may or may not run.
 
     Args:
         stages: the stages.
-        arrays: weights of the local stages, or arrays sharded like them.
+        arrays: those of the local stages, or arrays sharded like them.
         devices: devices of all processes that get a copy.
-        trained: whether to copy those weights alone that are updated.
+        kind: weights, those of them that are updated, or the state that does not train.
     """
     if every_process(devices).mesh.size == 1:
         return {name: dict(held) for name, held in arrays.items()}
@@ -88,7 +92,7 @@ def to_every_process(
         held = arrays.get(stage.name, {})
         copied[stage.name] = {
             path: _to_every_process(aval.sharding, aval.shape, str(aval.dtype), tuple(devices))(held.get(path))
-            for path, aval in (stage.trained if trained else stage.params).items()
+            for path, aval in getattr(stage, kind).items()
         }
     return copied
 

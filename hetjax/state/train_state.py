@@ -9,6 +9,7 @@ import jax
 import optax
 
 from hetjax.errors import StateError
+from hetjax.graph import ModuleGraph
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.stage import Stage
 
@@ -26,16 +27,33 @@ class StageState:
     opt_state: optax.OptState | None
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class StagedModules:
+    """The modules that a state is of, and the stages that hold their arrays.
+
+    Attributes:
+        graph: the modules.
+        stages: the stages of all of them, in order, those of other processes too.
+        devices: devices of all processes.
+    """
+
+    graph: ModuleGraph
+    stages: Sequence[Stage]
+    devices: Sequence[jax.Device]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """All stages' arrays by stage name, and the number of steps done.
 
-    A step consumes the state it is given: the memory of its weights is reused.
+    A step consumes the state it is given: the memory of its weights is reused. `modules` says which modules it is of;
+    it is None in a state that no trainer made.
     """
 
     step: int
     stages: dict[str, StageState]
+    modules: StagedModules | None = dataclasses.field(default=None, repr=False, metadata={"static": True})
 
 
 def check_state(state: TrainState, stages: Sequence[Stage]) -> None:

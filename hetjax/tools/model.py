@@ -62,7 +62,7 @@ def components_of(name: str) -> Mapping[str, ComponentConfig]:
         hf = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'config.json'} cannot be read: {error}; give a checkpoint's folder") from None
-    return find_family(hf).read_config(hf)
+    return find_family(hf).configs(hf)
 
 
 def parameter_tree(config: ComponentConfig) -> Branch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -16,8 +16,10 @@ from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.entry_shapes import slot_infos
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import matches
-from hetjax.models.huggingface.tensor_files.quantized import PlainTensors
+from hetjax.models.huggingface.tensor_files.fp8 import row_blocks
+from hetjax.models.huggingface.tensor_files.quantized import FLOATS, PlainTensors
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
+from hetjax.models.json_values import Json
 
 Box = tuple[slice, ...]
 """A start and a stop in every dim of an array."""
@@ -39,11 +41,11 @@ class HuggingFaceCheckpoint:
         self.folder = Path(folder)
         self.hf = read_json(self.folder / "config.json")
         self.family = find_family(self.hf, family)
-        self.configs = self.family.read_config(self.hf)
+        self.configs = self.family.configs(self.hf)
         self.dtype = dtype
         self.tensors = PlainTensors(
             CheckpointTensors(self.folder),
-            self.hf.get("quantization_config") or {},
+            _quantization_config(self.hf),
             np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype,
         )
         self.entries = self.family.entries(self.configs)
@@ -83,7 +85,21 @@ class HuggingFaceCheckpoint:
     def _is_tied_head(self, name: str) -> bool:
         """Whether a tensor is a copy of the embedding: some releases have it, and what loads them leaves it out."""
         llm = self.configs.get("llm")
-        return llm is not None and llm.tie_embeddings and name == f"{self.family.language_prefix}lm_head.weight"
+        return llm is not None and llm.tie_embeddings and name == self.family.head_name
+
+    def _check_tied_head(self) -> None:
+        """Raise ModelError for a head that is no copy of the embedding which config.json ties it to."""
+        head = self.family.head_name
+        if head not in self.tensors or not self._is_tied_head(head):
+            return
+        name = next(entry.names[0] for entry in self.entries["llm"] if entry.slots[0].path == "embedding")
+        if self.tensors.info(head).shape != self.tensors.info(name).shape or not _equal(
+            self.tensors[head], self.tensors[name]
+        ):
+            raise ModelError(
+                f"{self.folder}: {head} differs from {name}, though config.json says tie_word_embeddings = true; "
+                "if the head was trained, set tie_word_embeddings to false there; if not, delete the tensor"
+            )
 
     def infos(self, module: str) -> dict[str, TensorInfo]:
         """Return shape and dtype of every array of a module that the checkpoint fills.
@@ -99,6 +115,8 @@ class HuggingFaceCheckpoint:
         for name in self.tensors:
             if matches(self.family.ones, name) and (self.tensors[name] != 1).any():
                 raise ModelError(f"{self.folder}: {name} is not all ones, and the model has no place for it")
+        if module == "llm":
+            self._check_tied_head()
         ours = arrays_by_path(self.family.module(module, self.configs))
         found: dict[str, TensorInfo] = {}
         filled: dict[str, int] = {}
@@ -111,6 +129,11 @@ class HuggingFaceCheckpoint:
                     raise ModelError(
                         f"{self.folder}: {given_shapes} would be {info.shape} of {slot.path} {whole} in module "
                         f"'{module}'; config.json and shards are of different models"
+                    )
+                if np.issubdtype(ours[slot.path].dtype, np.floating) and info.dtype not in FLOATS:
+                    raise ModelError(
+                        f"{self.folder}: {', '.join(entry.names)} is {info.dtype}, a quantized form that is not read; "
+                        "give the checkpoint that it was quantized from"
                     )
                 found[slot.path] = TensorInfo(whole, self._dtype(entry, info.dtype))
                 filled[slot.path] = filled.get(slot.path, 0) + 1
@@ -151,6 +174,17 @@ class HuggingFaceCheckpoint:
 
     def _dtype(self, entry: Entry, dtype: np.dtype) -> np.dtype:
         return wanted_dtype(dtype, self.dtype, any(map(self.family.keeps_float32, entry.names)))
+
+
+def _quantization_config(hf: Mapping[str, Json]) -> Mapping[str, Json]:
+    """What config.json says of quantized weights, of the whole model or of its language model; {} for nothing."""
+    parts = (hf, *(hf.get(key) or {} for key in ("text_config", "llm_config")))
+    return next((part["quantization_config"] for part in parts if part.get("quantization_config")), {})
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, of which few are in memory at once."""
+    return all((one[rows] == other[rows]).all() for rows in row_blocks(one.shape))
 
 
 def wanted_dtype(dtype: np.dtype, wanted: np.dtype | None, keeps: bool) -> np.dtype:

@@ -8,6 +8,7 @@ from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.config_json import check_keys, required_keys
 from hetjax.models.huggingface.entry import Entry, kernel, same
+from hetjax.models.huggingface.known_keys import key_names
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parts.rope import RopeScaling
 
@@ -19,6 +20,16 @@ ROPE_SCALING_KEYS = {
     "original_max_position_embeddings": "original_length",
 }
 """Keys of Llama 3's scaling in config.json, and our names."""
+PARTIAL = "partial_rotary_factor"
+READ = key_names(
+    f"""
+    vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size
+    hidden_act attention_bias attention_dropout rms_norm_eps tie_word_embeddings layer_types
+    rope_theta rope_scaling rope_parameters {PARTIAL}
+    """
+)
+"""Keys of config.json that are read here, or by the families that call this."""
+_ROPE_KEYS = {*ROPE_SCALING_KEYS, "rope_theta", "rope_type", "type", PARTIAL}
 
 
 def decoder_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
@@ -78,7 +89,10 @@ def _mlp_entries(config: DecoderConfig, theirs: str, i: int) -> list[Entry]:
 
 def shared_sizes(hf: Mapping[str, Json]) -> JsonObject:
     """Return the fields of a DecoderConfig that all these models name alike; a key that lacks raises ModelError."""
-    check_keys(hf, {"hidden_act": ("silu",), "attention_bias": (False,), "attention_dropout": (0, None)})
+    built = {"hidden_act": ("silu",), "attention_bias": (False, None), "attention_dropout": (0, None)}
+    check_keys(hf, built)
+    if other := sorted(set(hf.get("layer_types") or ()) - {"full_attention"}):
+        raise ModelError(f"config.json of {hf.get('model_type')}: layers of {', '.join(other)} are not supported")
     names = {
         "vocab_size": "vocab_size",
         "width": "hidden_size",
@@ -122,10 +136,16 @@ def shared_keys(config: DecoderConfig) -> JsonObject:
 
 def _rope(hf: Mapping[str, Json]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from `rope_theta` and `rope_scaling` or from transformers 5's `rope_parameters`."""
-    given = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    given = {**(hf.get("rope_scaling") or {}), **_of_layers(hf, hf.get("rope_parameters") or {})}
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
     kind = given.get("rope_type", given.get("type", "default"))
-    check_keys({**hf, "rope_type": kind, **_partial(hf, given)}, {"rope_type": ("default", "llama3"), PARTIAL: (1,)})
+    partial = given.get(PARTIAL, hf.get(PARTIAL, 1))
+    check_keys({**hf, "rope_type": kind, PARTIAL: partial}, {"rope_type": ("default", "llama3"), PARTIAL: (1, None)})
+    if unknown := sorted(given.keys() - _ROPE_KEYS):
+        raise ModelError(
+            f"config.json of {hf.get('model_type')}: its rope parameters hold {', '.join(unknown)}, which is not known "
+            "here and may change the model's numbers"
+        )
     if kind == "default":
         return theta, None
     lacking = [key for key in ROPE_SCALING_KEYS if key not in given]
@@ -134,8 +154,15 @@ def _rope(hf: Mapping[str, Json]) -> tuple[float, RopeScaling | None]:
     return theta, RopeScaling(**{ours: given[key] for key, ours in ROPE_SCALING_KEYS.items()})
 
 
-PARTIAL = "partial_rotary_factor"
-
-
-def _partial(hf: Mapping[str, Json], given: Mapping[str, Json]) -> JsonObject:
-    return {PARTIAL: given.get(PARTIAL, hf.get(PARTIAL, 1))}
+def _of_layers(hf: Mapping[str, Json], given: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The rope parameters of the model's layers, where they are given for each type of layer."""
+    if not any(isinstance(value, dict) for value in given.values()):
+        return given
+    types = dict.fromkeys(hf.get("layer_types") or ["full_attention"])
+    lacking = [kind for kind in types if not isinstance(given.get(kind), dict)]
+    if lacking or any(given[kind] != given[next(iter(types))] for kind in types):
+        raise ModelError(
+            f"config.json of {hf.get('model_type')}: rope_parameters = {dict(given)!r} for layers of "
+            f"{', '.join(types)}; only layers that all have the same are supported"
+        )
+    return given[next(iter(types))]

@@ -9,8 +9,9 @@ from flax import nnx
 
 from hetjax.models.components import ComponentConfig
 from hetjax.models.decoder import LanguageModel
+from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface import omni
+from hetjax.models.huggingface import lfm2_vl, omni
 from hetjax.models.huggingface.family import Configs, Family
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
@@ -18,9 +19,13 @@ from hetjax.models.huggingface.qwen3 import qwen3_config, qwen3_entries, qwen3_h
 from hetjax.models.huggingface.siglip2 import siglip2_config, siglip2_entries, siglip2_hf_config
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.nemotron_h import NemotronH
+from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet import ParakeetEncoder
+from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.radio import RadioEncoder
+from hetjax.models.radio_config import RadioConfig
 from hetjax.models.siglip2 import Siglip2Encoder
+from hetjax.models.siglip2_config import Siglip2Config
 
 
 def _built(kind: type[nnx.Module]) -> Callable[[ComponentConfig, nnx.Rngs], nnx.Module]:
@@ -33,6 +38,7 @@ LLAMA = Family(
     read_config=lambda hf: {"llm": llama_config(hf)},
     write_config=lambda configs: llama_hf_config(configs["llm"]),
     build={"llm": _built(LanguageModel)},
+    kinds={"llm": DecoderConfig},
     entries=lambda configs: {"llm": llama_entries(configs["llm"])},
 )
 
@@ -42,7 +48,9 @@ QWEN3 = Family(
     read_config=lambda hf: {"llm": qwen3_config(hf)},
     write_config=lambda configs: qwen3_hf_config(configs["llm"]),
     build={"llm": _built(LanguageModel)},
+    kinds={"llm": DecoderConfig},
     entries=lambda configs: {"llm": qwen3_entries(configs["llm"])},
+    own_type=lambda hf: "qwen3" if hf.get("num_experts", hf.get("num_local_experts")) is None else "qwen3_moe",
 )
 
 NEMOTRON_H = Family(
@@ -51,6 +59,7 @@ NEMOTRON_H = Family(
     read_config=lambda hf: {"llm": nemotron_h_config(hf)},
     write_config=lambda configs: nemotron_h_hf_config(configs["llm"]),
     build={"llm": _built(NemotronH)},
+    kinds={"llm": NemotronHConfig},
     entries=lambda configs: {"llm": nemotron_h_entries(configs["llm"])},
     float32=omni.FLOAT32,
 )
@@ -61,6 +70,7 @@ OMNI = Family(
     read_config=omni.omni_configs,
     write_config=omni.omni_hf_config,
     build={"vision": _built(RadioEncoder), "audio": _built(ParakeetEncoder), "llm": _built(NemotronH)},
+    kinds={"vision": RadioConfig, "audio": ParakeetConfig, "llm": NemotronHConfig},
     entries=omni.omni_entries,
     language_prefix=omni.LANGUAGE,
     kept=omni.KEPT,
@@ -76,8 +86,10 @@ SIGLIP2_TOWER = Family(
     read_config=lambda hf: {"vision": siglip2_config(hf)},
     write_config=lambda configs: siglip2_hf_config(configs["vision"]),
     build={"vision": _built(Siglip2Encoder)},
+    kinds={"vision": Siglip2Config},
     entries=lambda configs: {"vision": siglip2_entries(configs["vision"], prefix="")},
     kept=(r"^head\.",),
+    own_type=lambda hf: "siglip2_vision_model" if "num_patches" in hf else "siglip_vision_model",
 )
 
 
@@ -91,11 +103,25 @@ SIGLIP2 = dataclasses.replace(
     model_types=("siglip2", "siglip"),
     write_config=_no_text_tower,
     entries=lambda configs: {"vision": siglip2_entries(configs["vision"])},
+    own_type=None,
     # The text tower and the pooling head train with no module of ours.
     kept=(r"^text_model\.", r"^logit_(scale|bias)$", r"^vision_model\.head\."),
 )
 
-_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, SIGLIP2, SIGLIP2_TOWER)
+LFM2_VL = Family(
+    name="lfm2_vl",
+    model_types=("lfm2_vl",),
+    read_config=lfm2_vl.lfm2_vl_configs,
+    write_config=lfm2_vl.lfm2_vl_hf_config,
+    build={"vision": _built(Siglip2Encoder), "llm": _built(LanguageModel)},
+    kinds={"vision": Siglip2Config, "llm": DecoderConfig},
+    entries=lfm2_vl.lfm2_vl_entries,
+    language_prefix=lfm2_vl.LANGUAGE,
+    head=lfm2_vl.HEAD,
+    kept=lfm2_vl.KEPT,
+)
+
+_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, LFM2_VL, SIGLIP2, SIGLIP2_TOWER)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All of them, by name."""
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.config_json import check_keys
-from hetjax.models.huggingface.decoder import decoder_entries, shared_keys, shared_sizes
+from hetjax.models.huggingface.decoder import READ, decoder_entries, shared_keys, shared_sizes
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.known_keys import check_known
 from hetjax.models.json_values import Json, JsonObject
 
 
@@ -20,7 +21,8 @@ def llama_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
 
 def llama_config(hf: Mapping[str, Json]) -> DecoderConfig:
     """Return the decoder that a config.json describes. Raises ModelError for what is not built, such as biases."""
-    check_keys(hf, {"model_type": ("llama",), "mlp_bias": (False,)})
+    check_keys(hf, {"model_type": ("llama",), "mlp_bias": (False, None)})
+    check_known(hf, READ, ("mlp_bias",))
     sizes = shared_sizes(hf)
     head_dim = hf.get("head_dim")
     return DecoderConfig(head_dim=sizes["width"] // sizes["heads"] if head_dim is None else head_dim, **sizes)

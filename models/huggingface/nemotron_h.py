@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.config_json import check_keys, required_keys
 from hetjax.models.huggingface.entry import Entry, kernel, same
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.huggingface.mamba import mamba_entries
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.nemotron_h_config import NemotronHConfig
@@ -25,8 +27,29 @@ BUILT: dict[str, tuple[Json, ...]] = {
     "mamba_proj_bias": (False,), "n_group": (1, None), "topk_group": (1, None), "n_shared_experts": (1,),
     "moe_latent_size": (None,), "num_nextn_predict_layers": (0, None), "attention_dropout": (0, None),
     "hidden_dropout": (0, None), "sliding_window": (None,), "residual_in_fp32": (False,),
+    # The last as transformers 5 writes infinity, which JSON lacks.
+    "time_step_limit": (None, [0.0, math.inf], (0.0, math.inf), [0.0, {"__float__": "Infinity"}]),
 }  # fmt: skip
 """The values of keys that mean what `hetjax.models.nemotron_h` computes."""
+
+READ = key_names(
+    """
+    layers_block_type layer_types hybrid_override_pattern num_hidden_layers vocab_size hidden_size num_attention_heads
+    num_key_value_heads head_dim layer_norm_epsilon norm_eps mamba_num_heads mamba_head_dim n_groups ssm_state_size
+    conv_kernel chunk_size n_routed_experts num_experts_per_tok moe_intermediate_size
+    moe_shared_expert_intermediate_size routed_scaling_factor norm_topk_prob intermediate_size tie_word_embeddings
+    """
+)
+"""Keys of sizes."""
+
+UNUSED = key_names(
+    """
+    expand time_step_min time_step_max time_step_floor mamba_ssm_cache_dtype use_mamba_kernels num_logits_to_keep
+    moe_shared_expert_overlap rescale_prenorm_residual output_router_logits mtp_layers_block_type
+    mtp_hybrid_override_pattern rope_theta partial_rotary_factor
+    """
+)
+"""Keys of how weights start, of kernels and of parts that these models lack: attention knows no positions."""
 
 
 def nemotron_h_entries(config: NemotronHConfig, *, prefix: str = "") -> list[Entry]:
@@ -100,6 +123,7 @@ def nemotron_h_config(hf: Mapping[str, Json], *, bias_rate: float = 1e-3, balanc
     not built: biases, groups of experts, latent experts, prediction of several tokens, sliding windows.
     """
     check_keys(hf, BUILT)
+    check_known(hf, BUILT, READ, UNUSED)
     pattern = _pattern(hf)
     sizes = {"pattern": pattern, **required_keys(hf, vocab_size="vocab_size", width="hidden_size")}
     if "*" in pattern:

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.config_json import check_keys
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.family import Configs
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
 from hetjax.models.huggingface.parakeet import (
     FEATURIZER,
@@ -36,6 +38,30 @@ FLOAT32 = (r"\.e_score_correction_bias$",)
 TOKENS = {"image_token_id": 18, "audio_token_id": 27, "img_start_token_id": 21, "img_end_token_id": 22}
 """Ids that a config.json holds, which are no sizes."""
 
+READ = key_names(
+    """
+    text_config llm_config vision_config audio_config sound_config vision_hidden_size vit_hidden_size
+    projector_hidden_size downsample_ratio video_pruning_rate video_temporal_patch_size
+    """
+)
+"""Keys of sizes, beside those of the parts."""
+
+INPUTS = key_names(
+    """
+    image_token_id audio_token_id video_token_id img_start_token_id img_end_token_id img_context_token_id
+    sound_context_token_id video_context_token_id img_context_token img_start_token img_end_token video_context_token
+    sound_context_token sound_start_token sound_end_token image_tag_type force_image_size patch_size norm_mean norm_std
+    template system_message use_thumbnail dynamic_image_size dynamic_resolution min_dynamic_patch max_dynamic_patch
+    min_num_patches max_num_patches num_tiles max_sequence_length
+    """
+)
+"""Keys of how prompts, images and clips come to the model, which the processor settles."""
+
+BUILT: dict[str, tuple[Json, ...]] = {
+    "ps_version": ("v2", None), "select_layer": (-1, None), "tie_word_embeddings": (False, None),
+}  # fmt: skip
+"""The values of keys that mean what the modules compute."""
+
 
 def omni_configs(hf: Mapping[str, Json]) -> Configs:
     """Return the config of each module that a config.json describes; `audio` only where it has an audio encoder.
@@ -48,6 +74,8 @@ def omni_configs(hf: Mapping[str, Json]) -> Configs:
             f"config.json of {hf.get('model_type')} lacks text_config (or llm_config) or vision_config; it is no "
             "omni-modal model"
         )
+    check_keys(hf, BUILT)
+    check_known(hf, READ, INPUTS, BUILT)
     configs = {"vision": radio_config(hf)}
     audio = hf.get("audio_config") or hf.get("sound_config")
     if audio is not None:

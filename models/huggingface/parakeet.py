@@ -8,6 +8,7 @@ import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, same
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE
@@ -17,6 +18,15 @@ PREFIX = "sound_encoder.encoder."
 PROJECTOR = "sound_projection."
 FEATURIZER = r"feature_extractor\.featurizer\.(fb|window)$"
 """The front end's constants, which some checkpoints hold and no module of ours does."""
+
+READ = key_names(
+    """
+    hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size conv_kernel_size
+    num_mel_bins subsampling_conv_channels scale_input projection_hidden_size feat_in
+    activation_dropout attention_dropout dropout dropout_positions layerdrop
+    """
+)
+"""Keys that are read, `feat_in`, and rates of what is dropped in training, which is nothing here."""
 
 _CONVOLUTION_TAPS, _CONVOLUTION_STRIDE, _FACTOR = 3, 2, 8
 
@@ -154,10 +164,14 @@ def parakeet_config(hf: Mapping[str, Json], *, output_width: int | None = None) 
         "subsampling_conv_stride": _CONVOLUTION_STRIDE,
         "sampling_rate": SAMPLE_RATE,
     }
+    check_known(hf, READ, expected)
+    if hf.get("num_key_value_heads", hf.get("num_attention_heads")) != hf.get("num_attention_heads"):
+        raise ModelError(f"config of the audio encoder: num_key_value_heads = {hf['num_key_value_heads']} is not heads")
     for name, value in expected.items():
         if hf.get(name, value) != value:
             raise ModelError(f"config of the audio encoder: {name} = {hf[name]!r}; only {value!r} is supported")
     return ParakeetConfig(
+        type="parakeet",
         width=hf.get("hidden_size", 1024),
         layers=hf.get("num_hidden_layers", 24),
         heads=hf.get("num_attention_heads", 8),

@@ -7,10 +7,21 @@ from collections.abc import Mapping
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.config_json import check_keys
-from hetjax.models.huggingface.decoder import decoder_entries, shared_keys, shared_sizes
+from hetjax.models.huggingface.decoder import READ, decoder_entries, shared_keys, shared_sizes
 from hetjax.models.huggingface.entry import Entry
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.parts.moe import MoEConfig
+
+WINDOWS = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
+"""Keys of sliding windows, of which the first turns the others off."""
+EXPERTS = key_names(
+    """
+    decoder_sparse_step mlp_only_layers num_experts num_local_experts num_experts_per_tok moe_intermediate_size
+    norm_topk_prob router_aux_loss_coef output_router_logits
+    """
+)
+"""Keys of experts; the last two are of a loss that is not ours."""
 
 
 def qwen3_entries(config: DecoderConfig, *, prefix: str = "") -> list[Entry]:
@@ -28,13 +39,8 @@ def qwen3_config(hf: Mapping[str, Json]) -> DecoderConfig:
     Raises ModelError for what is not built: biases, sliding windows, layers without experts among others with them.
     The auxiliary loss of their training is not ours: `MoEConfig.balance_loss` is to be set where one is wanted.
     """
-    built = {"model_type": ("qwen3", "qwen3_moe"), "use_sliding_window": (False,)}
-    check_keys(hf, built)
-    layer_types = set(hf.get("layer_types") or ()) - {"full_attention"}
-    if layer_types:
-        raise ModelError(
-            f"config.json of {hf['model_type']}: layers of {', '.join(sorted(layer_types))} are not supported"
-        )
+    check_keys(hf, {"model_type": ("qwen3", "qwen3_moe"), "use_sliding_window": (False, None)})
+    check_known(hf, READ, WINDOWS, EXPERTS if hf.get("model_type") == "qwen3_moe" else ())
     sizes = {"query_key_norm": True, "head_dim": 128, **shared_sizes(hf)}
     if hf.get("head_dim") is not None:
         sizes["head_dim"] = hf["head_dim"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from hetjax.models.errors import ModelError
 from hetjax.models.huggingface.entry import Entry, Slot, Tensors, kernel, reshaped, same
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.huggingface.vision_block import vision_block_entries
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.radio_config import RadioConfig
@@ -28,6 +29,14 @@ _SIZES = {  # (width, layers, heads, mlp_width) of the backbones that a released
     "vit_huge_patch16_224": (1280, 32, 16, 5120),
 }
 
+READ = key_names(
+    """
+    hidden_size patch_size num_channels num_hidden_layers num_attention_heads mlp_ratio max_img_size num_cls_tokens
+    num_registers video_temporal_patch_size layer_norm_eps image_size norm_mean norm_std summary_idxs patch_dim
+    video_patch_dim attention_probs_dropout_prob hidden_dropout_prob drop_path_rate
+    """
+)
+"""Keys that are read, that follow from others, of the front end, and of what is dropped in training: nothing here."""
 
 _TEACHERS = ("clip", "siglip", "dino_v2", "sam")  # each with a class token
 
@@ -117,10 +126,11 @@ def radio_config(hf: Mapping[str, Json]) -> RadioConfig:
     RADIO alone has no projector. Raises ModelError for a backbone that is not known by name or has other parts.
     """
     if "vision_config" not in hf:
-        return RadioConfig(**_tower(hf))
+        return RadioConfig(type="radio", **_tower(hf))
     language = hf.get("text_config") or hf.get("llm_config") or {}
     tower = _tower(hf["vision_config"], hf.get("video_temporal_patch_size", 2))
     return RadioConfig(
+        type="radio",
         **tower,
         merge=round(1 / hf.get("downsample_ratio", 0.5)),
         projector_width=hf["projector_hidden_size"],
@@ -133,7 +143,9 @@ def _tower(hf: Mapping[str, Json], frames: int | None = None) -> JsonObject:
     """Sizes of the tower; `frames` is what the model around it says of how many a patch of a video spans."""
     args = hf.get("args")
     if args is None:
-        _refuse(hf, {"use_swiglu_ffn": False, "qkv_bias": True, "hidden_act": "gelu", "layerscale_value": 1.0})
+        built = {"use_swiglu_ffn": False, "qkv_bias": True, "hidden_act": "gelu", "layerscale_value": 1.0}
+        _refuse(hf, built)
+        check_known(hf, built, READ)
         width, patch = hf.get("hidden_size", 1280), hf.get("patch_size", 16)
         return dict(
             patch_size=patch,
@@ -147,6 +159,7 @@ def _tower(hf: Mapping[str, Json], frames: int | None = None) -> JsonObject:
             tubelet=hf.get("video_temporal_patch_size", frames),
             norm_epsilon=hf.get("layer_norm_eps", 1e-6),
         )
+    _refuse(hf, {"feature_normalizer_config": None, "vitdet_window_size": None})
     if args.get("model") not in _SIZES:
         raise ModelError(f"RADIO config: backbone {args.get('model')!r} is not known; known are {', '.join(_SIZES)}")
     width, layers, heads, hidden = _SIZES[args["model"]]

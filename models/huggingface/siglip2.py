@@ -8,13 +8,23 @@ from collections.abc import Mapping
 import numpy as np
 
 from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.config_json import check_keys
 from hetjax.models.huggingface.entry import Entry, Slot, kernel, reshaped, same
+from hetjax.models.huggingface.known_keys import check_known, key_names
 from hetjax.models.huggingface.vision_block import vision_block_entries
 from hetjax.models.json_values import Json, JsonObject
 from hetjax.models.siglip2_config import Siglip2Config
 
 PREFIX = "vision_model."
 """Of the tower's names beside a text tower, and in a checkpoint of its own before transformers 5; none after."""
+
+READ = key_names(
+    """
+    hidden_act patch_size num_patches image_size num_channels hidden_size num_hidden_layers num_attention_heads
+    intermediate_size layer_norm_eps attention_dropout vision_use_head
+    """
+)
+"""Keys that are read, or that say how the pooling head, which is left out, is made."""
 
 
 def siglip2_entries(
@@ -70,14 +80,19 @@ def siglip2_config(
 
     The projector's widths are those of the model around it. Raises ModelError for a tower with other parts.
     """
-    hf = hf.get("vision_config", hf)
+    if "vision_config" in hf:
+        check_known(hf, ("vision_config", "text_config"))
+        hf = hf["vision_config"]
+    check_known(hf, READ)
     activation = hf.get("hidden_act", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
         raise ModelError(f"SigLIP 2 config: hidden_act is {activation!r}; SigLIP 2 has 'gelu_pytorch_tanh'")
+    check_keys(hf, {"attention_dropout": (0, None)})
     patch = hf.get("patch_size", 16)
     packed = "siglip2" in hf.get("model_type", "") or "num_patches" in hf
     image_size = None if packed else hf.get("image_size", 224)
     return Siglip2Config(
+        type="siglip2",
         patch_size=patch,
         channels=hf.get("num_channels", 3),
         image_size=image_size,

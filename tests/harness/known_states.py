@@ -88,7 +88,7 @@ def known_state(trainer: hetjax.Trainer, step: int) -> hetjax.TrainState:
             buffers=drawn(stage, "buffers", stage.buffers),
             opt_state=opt_state,
         )
-    return hetjax.TrainState(step=step, stages=stages)
+    return trainer.known(hetjax.TrainState(step=step, stages=stages))
 
 
 def assert_known(trainer: hetjax.Trainer, state: hetjax.TrainState) -> None:

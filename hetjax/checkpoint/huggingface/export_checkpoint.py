@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from hetjax.checkpoint.huggingface.export_list import ExportList
 from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
+from hetjax.checkpoint.huggingface.run_files import RunPrompts
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
 from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
@@ -47,11 +48,12 @@ class ExportReport:
 
 
 class _Model(NamedTuple):
-    """The family of a checkpoint, the config of each of its modules, and its config.json."""
+    """The family of a checkpoint, the config of each module, config.json; for a run how its prompts are made."""
 
     family: Family
     configs: Configs
     config_json: Mapping[str, Json]
+    prompts: RunPrompts | None = None
 
 
 def export_to_huggingface(
@@ -62,12 +64,14 @@ def export_to_huggingface(
     family: str | None = None,
     dtype: np.dtype | None = None,
     quantize: Form | None = None,
+    leave_out: Collection[str] = (),
     shard_bytes: int = SHARD_BYTES,
 ) -> ExportReport:
     """Write one of our checkpoints as a Hugging Face checkpoint into `folder`, which is made.
 
     config.json and the files beside the weights are those of `like`, a Hugging Face folder of the same model; else
-    those that the import kept; else, for a run of ours and a `family`, config.json is written from the run's settings.
+    those that the import kept; else, for a run of ours and a `family`, they are written from the run's settings and the
+    files of its tokenizer. A module that the family has no place for is left behind only where `leave_out` names it.
     Floats are cast to `dtype`, if that is given, and weights of the modules that the release `quantize` quantizes are
     quantized. A file holds at most `shard_bytes`, unless a single tensor has more.
 
@@ -77,6 +81,7 @@ def export_to_huggingface(
         raise ConfigError(f"{folder} is not empty; give another folder")
     beside = Path(like) if like is not None else source.folder / HUGGING_FACE
     model = _read_model(source, beside, like is not None, family)
+    _check_left_out(source, model, leave_out)
     export_list = ExportList(source, model.family, model.configs, dtype, quantize)
     kept = kept_tensors(beside, model.family) if beside.exists() else model.family.constants(model.configs)
     # Scales of activations belong to a quantized form; those of inputs stand beside their weights.
@@ -89,11 +94,12 @@ def export_to_huggingface(
         for name, tensor in kept.items():
             writer.write(name, tensor)
         export_list.write(writer, scales)
-    if beside.exists():
+    if model.prompts is None:
         copy_files(beside, folder)
-    (folder / "config.json").write_text(
-        json.dumps(_exported_config(model.config_json, export_list, dtype), indent=2) + "\n"
-    )
+    elif "llm" in model.configs:
+        model.prompts.write(folder)
+    exported = _exported_config(model.config_json, export_list, dtype)
+    (folder / "config.json").write_text(json.dumps(exported, indent=2) + "\n")
     forms = list(export_list.forms.values())
     return ExportReport(
         family=model.family.name,
@@ -109,8 +115,8 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
     """The model of the folder `beside`, which the user gave or the import made; else of the run's settings."""
     if (beside / "config.json").exists():
         config_json = read_json(beside / "config.json")
-        found = find_family(config_json, family)
-        return _Model(found, found.read_config(config_json), config_json)
+        found = find_family(config_json, family or (None if is_given else source.extra.get("family")))
+        return _Model(found, found.configs(config_json), config_json)
     if is_given:
         raise ConfigError(f"{beside} has no config.json; give --like a Hugging Face folder of the same model")
     settings = source.folder.parent.parent / "config.yaml"
@@ -125,17 +131,45 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
     if lacking := [module for module in found.build if module not in built]:
         raise ConfigError(f"family '{found.name}' has a module '{lacking[0]}', which {settings} lacks")
     configs = {module: built[module] for module in found.build}
-    return _Model(found, configs, found.write_config(configs))
+    for module, kind in found.kinds.items():
+        if not isinstance(configs[module], kind):
+            raise ConfigError(
+                f"family '{found.name}' takes a {kind.__name__} as module '{module}', which is a "
+                f"{type(configs[module]).__name__} in {settings}; give the family of that model"
+            )
+    prompts = RunPrompts(config)
+    return _Model(found, configs, prompts.added_to(found.write_config(configs)), prompts)
+
+
+def _check_left_out(source: SavedWeights, model: _Model, leave_out: Collection[str]) -> None:
+    """Raise ConfigError for a module that would be left behind without being named, or is named and would not be."""
+    left = [module for module in source.modules if module not in model.configs]
+    if wrong := [module for module in leave_out if module not in left]:
+        raise ConfigError(
+            f"leave_out names {', '.join(wrong)}, but {source.name} leaves {', '.join(left) or 'nothing'} behind as a "
+            f"'{model.family.name}'; drop it there"
+        )
+    if behind := [module for module in left if module not in leave_out]:
+        raise ConfigError(
+            f"family '{model.family.name}' has no place for {', '.join(behind)} of {source.name}; give a family of all "
+            f"modules, or leave them behind with --leave_out {' '.join(behind)}"
+        )
 
 
 def _exported_config(
     config_json: Mapping[str, Json], export_list: ExportList, dtype: np.dtype | None
 ) -> dict[str, Json]:
-    """The config.json of the exported checkpoint."""
+    """The config.json of the exported checkpoint, with the dtype that most of its bytes are in."""
     before = config_json.get("quantization_config") or {}
     exported = {key: value for key, value in config_json.items() if key != "quantization_config"}
-    if dtype is not None:
-        exported = _with_dtype(exported, dtype.name)
+    sizes: dict[str, int] = {}
+    for info in export_list.plain.values():
+        sizes[info.dtype.name] = sizes.get(info.dtype.name, 0) + info.nbytes
+    name = max(sizes, key=lambda each: sizes[each]) if dtype is None else dtype.name
+    if "dtype" not in exported:
+        exported.setdefault("torch_dtype", name)
+    if dtype is not None or name != exported.get("torch_dtype", exported.get("dtype")):
+        exported = _with_dtype(exported, name)
     if export_list.forms:
         exported["quantization_config"] = quantization_config(export_list.forms, export_list.plain, before)
     return exported

@@ -89,6 +89,10 @@ class Tokenizer:
         texts = [self._model.id_to_token(token) for token in self.stop_ids]
         return [text for text in texts if text in self.specials]
 
+    def to_json(self) -> str:
+        """Return the text of its tokenizer.json."""
+        return self._model.to_str(pretty=True)
+
     def stopping_at(self, more: Iterable[int]) -> Tokenizer:
         """Return the tokenizer with further ids that end an answer."""
         stops = dict.fromkeys((*self.stop_ids, *more))

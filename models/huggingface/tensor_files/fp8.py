@@ -1,4 +1,4 @@
-"""Quantize to FP8: a weight as E4M3 numbers with one float32 scale, as ModelOpt exports it.
+"""Quantize to FP8: a weight as E4M3 numbers with one float32 scale, as ModelOpt exports it; read scales of blocks, too.
 
 E4M3 (Micikevicius et al. 2022) has 3 bits of mantissa, normal numbers from 2**-6 to 448 and below them steps of 2**-9.
 With the scale s = amax / 448 nothing saturates, and to nearest, ties to even,
@@ -42,6 +42,23 @@ def dequantize_fp8(quantized: np.ndarray, scale: np.ndarray, dtype: np.dtype) ->
     weight = np.empty(quantized.shape, dtype)
     for rows in row_blocks(quantized.shape):
         weight[rows] = (quantized[rows].astype(np.float32) * np.float32(scale)).astype(dtype)
+    return weight
+
+
+def dequantize_fp8_blocks(
+    quantized: np.ndarray, scales: np.ndarray, block: tuple[int, int], dtype: np.dtype
+) -> np.ndarray:
+    """Return a weight [out, in] whose `block` of rows and columns shares a scale, computed in float32, in `dtype`.
+
+    `scales` is [ceil(out / block rows), ceil(in / block columns)]; the blocks at the end may be cut short.
+    """
+    (height, width), (out, columns) = block, quantized.shape
+    scales = np.asarray(scales, np.float32)
+    weight = np.empty(quantized.shape, dtype)
+    for rows in row_blocks(quantized.shape):
+        by_row = scales[np.arange(rows.start, min(rows.stop, out)) // height]
+        factors = np.repeat(by_row, width, axis=1)[:, :columns]
+        weight[rows] = (quantized[rows].astype(np.float32) * factors).astype(dtype)
     return weight
 
 

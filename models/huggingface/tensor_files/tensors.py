@@ -99,25 +99,32 @@ class SafetensorsFile:
 
 
 class CheckpointTensors(Mapping[str, np.ndarray]):
-    """All tensors of a checkpoint's folder by name: shards with an index, or one file.
+    """All tensors of a checkpoint by name: of model.safetensors, else of shards with an index, else of the only file.
 
+    The order is that of transformers: an index or other safetensors files beside model.safetensors are left alone.
     Raises ModelError where the folder, a shard or a tensor of the index is missing, or a file is malformed.
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         index = self.folder / INDEX
-        if index.exists():
+        if index.exists() and not (self.folder / SINGLE).exists():
             self._file_of = self._indexed(index)
         else:
-            paths = sorted(self.folder.glob("*.safetensors"))
-            if len(paths) != 1:
-                found = ", ".join(path.name for path in paths) or "no *.safetensors"
-                raise ModelError(
-                    f"{self.folder} holds {found} and no {INDEX}; give the folder of a checkpoint, with its index or "
-                    "with one safetensors file"
-                )
-            self._file_of = dict.fromkeys((file := SafetensorsFile(paths[0])).tensors, file)
+            file = SafetensorsFile(self._only_file())
+            self._file_of = dict.fromkeys(file.tensors, file)
+
+    def _only_file(self) -> Path:
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if self.folder / SINGLE in paths:
+            return self.folder / SINGLE
+        if len(paths) != 1:
+            found = ", ".join(path.name for path in paths) or "no *.safetensors"
+            raise ModelError(
+                f"{self.folder} holds {found}, but neither {SINGLE} nor {INDEX}; give the folder of a checkpoint, with "
+                "either of them or with one safetensors file"
+            )
+        return paths[0]
 
     def _indexed(self, index: Path) -> dict[str, SafetensorsFile]:
         try:

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from hetjax.checkpoint import Checkpoints
 from hetjax.checkpoint import array_files as plain
+from hetjax.checkpoint.huggingface.run_files import RunPrompts
 from hetjax.checkpoint.items import read_item
 from hetjax.config.run_config import load_config
+from hetjax.data.chat import load_tokenizer
 from hetjax.models import DecoderConfig
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
@@ -165,27 +169,57 @@ def test_a_single_file_of_any_name_is_read(tmp_path):
 
 
 def test_a_run_is_written_by_its_own_settings_or_like_another_folder(tmp_path, capsys, make_trainer, tiny_yaml):
-    trainer = make_trainer()
+    trainer = make_trainer("--model.llm.vocab_size", "288")
     state = trainer.init(5)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1, trainer=trainer)
     checkpoints.save(state, {})
     checkpoints.close()
     message = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back")
     assert "was not converted from a Hugging Face folder; give --like" in message
-    (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text())
-    back = convert(tmp_path / "run", tmp_path / "back", "--family", "llama")
+    (tmp_path / "run" / "config.yaml").write_text(tiny_yaml.read_text().replace("vocab_size: 40", "vocab_size: 288"))
+    message = refused(capsys, "--from", tmp_path / "run", "--to", tmp_path / "back", "--family", "llama")
+    assert "family 'llama' has no place for vision of" in message and "--leave_out vision" in message
+    left = ("--leave_out", "vision")
+    back = convert(tmp_path / "run", tmp_path / "back", "--family", "llama", *left)
     config = json.loads((back / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 11, 0)
+    assert load_tokenizer(back).encode("a<|im_end|>")[1:] == [11]
+    assert (config["torch_dtype"], config["max_position_embeddings"]) == ("float32", 12)
     assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 24, 3)
     family = FAMILIES["llama"]
     entries = family.entries(family.read_config(config))["llm"]
     expected = write_tensors(entries, trainer.weights(state)["llm"])
     like = write_folder(tmp_path / "like", config, tensors_of(config))
-    for folder in (back, convert(tmp_path / "run", tmp_path / "second", "--like", str(like))):
+    for folder in (back, convert(tmp_path / "run", tmp_path / "second", "--like", str(like), *left)):
         found = load_file(folder / "model.safetensors")
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert found[name].tobytes() == tensor.tobytes(), name
     assert (tmp_path / "second" / "tokenizer.json").exists()
+    message = refused(
+        capsys, "--from", tmp_path / "run", "--to", tmp_path / "third", "--like", like, "--leave_out", "llm"
+    )
+    assert "leave_out names llm, but" in message and "leaves vision behind as a 'llama'" in message
+
+
+def test_an_export_says_how_prompts_begin_and_end_and_brings_the_tokenizer(tmp_path, make_config):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    words = Tokenizer(WordLevel({"<pad>": 0, "<bos>": 1, "<eos>": 2, "a": 3}, unk_token="a"))
+    words.add_special_tokens(["<bos>", "<eos>", "<image>", "<img>", "</img>"])
+    words.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}<eos>{% endfor %}")
+    config = make_config("--data.tokenizer", str(folder / "tokenizer.json"))
+    prompts = RunPrompts(config)
+    hf = prompts.added_to(FAMILIES["llama"].write_config({"llm": config.model.llm}))
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert {key: hf[key] for key in ids} == ids and hf["max_position_embeddings"] == config.data.seq_len
+    (tmp_path / "out").mkdir()
+    prompts.write(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {**ids, "do_sample": False}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_the_settings_that_were_written_make_a_run_of_the_model(tmp_path, tiny_yaml):

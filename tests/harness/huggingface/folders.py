@@ -43,20 +43,26 @@ QWEN3_MOE = {
 }
 
 
-def tensors_of(hf: dict[str, Any], dtype: Any = ml_dtypes.bfloat16, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors for every name of the model, norms too."""
-    family, random = find_family(hf), np.random.default_rng(seed)
-    configs, made = family.read_config(hf), {}
-    for module, entries in family.entries(configs).items():
-        ours = arrays_by_path(family.module(module, configs))
+def shapes_of(hf: dict[str, Any], family: str | None = None) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the model, by name."""
+    found = find_family(hf, family)
+    configs, shapes = found.configs(hf), {}
+    for module, entries in found.entries(configs).items():
+        ours = arrays_by_path(found.module(module, configs))
         for entry in entries:
             parts = [
                 TensorInfo(tuple(ours[slot.path].shape[len(slot.index) :]), np.dtype(np.float32))
                 for slot in entry.slots
             ]
-            for name, info in zip(entry.names, name_infos(entry, parts), strict=True):
-                made[name] = random.normal(size=info.shape).astype(dtype)
-    return made
+            infos = zip(entry.names, name_infos(entry, parts), strict=True)
+            shapes |= {name: info.shape for name, info in infos}
+    return shapes
+
+
+def tensors_of(hf: dict[str, Any], dtype: Any = ml_dtypes.bfloat16, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tensors for every name of the model, norms too."""
+    random = np.random.default_rng(seed)
+    return {name: random.normal(size=shape).astype(dtype) for name, shape in shapes_of(hf).items()}
 
 
 def write_folder(folder: Path, hf: dict[str, Any], tensors: dict[str, np.ndarray], shards: int = 1) -> Path:
