@@ -19,6 +19,7 @@ from hetjax.data import HostBatch, eval_batches
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import evaluate
+from hetjax.state.averaged import averaged_state
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
@@ -170,7 +171,9 @@ def _evaluate(run: Run, pending: PendingStep) -> None:
                 language.processor,
                 source=run.parts.held_out,
             )
-            result = evaluate(run.parts.generator, run.progress.state, batches, language.tokenizer)
+            state = run.progress.state
+            answering = averaged_state(state) if config.eval.weights == "average" else state
+            result = evaluate(run.parts.generator, answering, batches, language.tokenizer)
     for bad in result.bad:
         run.reporter.message(f"skipped a bad held-out sample: {bad}")
     pending.accuracy = result.accuracy
@@ -182,5 +185,9 @@ def _save(run: Run, pending: PendingStep | None) -> None:
     if pending is not None:
         run.reporter.report(pending)
     with run.job.unlimited("writing a checkpoint"):
-        extra = {"data": run.parts.data.get_state(), "bad_samples": run.progress.bad_samples}
+        extra = {
+            "data": run.parts.data.get_state(),
+            "bad_samples": run.progress.bad_samples,
+            "steps": run.config.steps,
+        }
         run.parts.checkpoints.save(run.progress.state, extra)

@@ -21,17 +21,18 @@ from hetjax.compilation.gpu_options import gpu_options
 from hetjax.config.build import (
     batch_shapes,
     build_trainer,
-    learning_rate,
     prompt_shapes,
     tokens_per_image,
     use_devices,
 )
+from hetjax.config.build_optimizer import learning_rate
 from hetjax.config.build_processor import make_processor, tokenizer_of
 from hetjax.config.run_config import EvalConfig, TrainConfig
 from hetjax.data import PackedData, Tokenizer, TrainData, open_eval, train_data
 from hetjax.data.chat import OmniTokenizer, Processor
 from hetjax.data.reading import Source
 from hetjax.generation.generator import Generator
+from hetjax.optimizers.schedules import rest_of_schedule
 from hetjax.stages.batch import check_batch, rows_needed
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
@@ -156,7 +157,17 @@ def first_progress(parts: Parts, config: TrainConfig, job: Job, console: Console
         state, extra = parts.checkpoints.restore()
         parts.data.set_state(extra["data"])
         console.print(f"resuming after step {state.step} from {parts.checkpoints.directory}")
+        _print_changed_schedule(config, state.step, extra.get("steps"), console)
         return Progress(state=state, bad_samples=extra["bad_samples"])
+
+
+def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:
+    """Print what the learning rate will be where a run goes on with another number of steps than it had."""
+    if before is None or before == config.steps or done >= config.steps:
+        return
+    settings = config.optimizer
+    now, then = learning_rate(settings, config.steps), learning_rate(settings, before)
+    console.print(rest_of_schedule(settings.schedule, now, then, done=done, steps=config.steps, before=before))
 
 
 def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:
