@@ -44,7 +44,7 @@ class Placed(NamedTuple):
 PLACEMENTS = {
     "one-device": Placed(Layout(devices="0"), Layout(devices="0")),
     "disjoint": Placed(Layout(devices="0-3", data=4), Layout(devices="4-7", fsdp=2, tensor=2)),
-    "colocated": Placed(Layout(data=8), Layout(data=2, fsdp=2, tensor=2)),
+    "colocated": Placed(Layout(data=8), Layout(data=4, fsdp=2)),
     "homogeneous": Placed(Layout(data=4, tensor=2), Layout(data=4, tensor=2)),
     "stages": Placed(Layout(devices="0-3", fsdp=4), Layout(devices="0-7", stage=4, fsdp=2)),
     "microbatches": Placed(Layout(devices="0-1", data=2), Layout(devices="2-5", stage=2, tensor=2), microbatches=4),
