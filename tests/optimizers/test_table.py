@@ -61,8 +61,16 @@ QUICK = (
     ("MultiSteps", "stages"), ("soap", "colocated"),
 )  # fmt: skip
 SLOW = (pytest.mark.slow, pytest.mark.quick)
+REST = (pytest.mark.exhaustive, *SLOW)
+
+
+def marks_of(name: str, place: str) -> tuple:
+    """By default the quick ones, in the slow suite each optimizer over stages, and all by `-m exhaustive`."""
+    return () if (name, place) in QUICK else SLOW if place == "stages" else REST
+
+
 CASES = [
-    pytest.param(name, place, id=f"{name}-{place}", marks=[] if (name, place) in QUICK else SLOW)
+    pytest.param(name, place, id=f"{name}-{place}", marks=marks_of(name, place))
     for name in OPTIMIZERS
     for place in PLACEMENTS
 ]  # fmt: skip
