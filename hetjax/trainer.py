@@ -75,9 +75,9 @@ class Trainer:
     Args:
         graph: modules and edges.
         placement: a layout for every module.
-        optimizer: an optax optimizer, for all modules or by module. It runs on each stage by itself, so a quantity
-            over several weights or over whole ones (a norm in the chain, a factored moment) would depend on the
-            placement: clip with `max_grad_norm`, and use elementwise optimizers such as AdamW.
+        optimizer: an optax optimizer, for all modules or by module. It sees a module's weights that train as
+            {path: array}, those of stacked layers one layer at a time, and the loss as `value`. One that joins weights
+            (a norm in the chain) would depend on the placement and is refused: clip with `max_grad_norm`.
         schedule: the name of one of `hetjax.schedule.SCHEDULES`, of which `DEFAULT_SCHEDULE` is the default.
         schedule_costs: what actions cost, for schedules that choose their order by it ("bubble_fill"); by default
             estimated from the FLOPs of the programs, once `compile` has the shapes of a batch.

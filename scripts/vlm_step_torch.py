@@ -20,7 +20,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from hetjax.config.run_config import OptimizerConfig, TrainConfig, load_config
+from hetjax.config.optimizer_config import OptimizerConfig
+from hetjax.config.run_config import TrainConfig, load_config
 
 
 def make_model(config: TrainConfig, device: torch.device) -> LlavaForConditionalGeneration:
@@ -81,12 +82,13 @@ def make_batch(config: TrainConfig, device: torch.device) -> dict[str, torch.Ten
 
 def make_optimizer(settings: OptimizerConfig, model: torch.nn.Module) -> torch.optim.AdamW:
     """Return AdamW as the run has it, at its peak learning rate."""
+    arguments = settings.all_arguments
     return torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
+        betas=(arguments["b1"], arguments["b2"]),
+        eps=arguments["eps"],
+        weight_decay=arguments["weight_decay"],
         fused=True,
     )
 

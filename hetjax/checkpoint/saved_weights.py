@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from hetjax.checkpoint.array_files import ArrayReader
-from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description
+from hetjax.checkpoint.description import DESCRIPTION_FILE, ArrayInfo, Description, ModuleDescription
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.integrity import damage_of
-from hetjax.checkpoint.items import place_in_item
+from hetjax.checkpoint.items import ArrayPlace, place_in_item
 from hetjax.checkpoint.writer import reason
-from hetjax.errors import CheckpointError
+from hetjax.errors import CheckpointError, ConfigError
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
 from hetjax.state.module_state import Kind
 from hetjax.state.weight_source import Box
 
 HUGGING_FACE = "huggingface"
 """The folder inside a checkpoint with the files that a Hugging Face folder had beside its weights."""
+
+AVERAGE_KEY = re.compile(r"(\d+/)*average/(?P<path>.+)")
+"""The path in the optimizer's tree of the average of a weight: `AverageState`, in chains."""
 
 
 class SavedWeights:
@@ -29,13 +33,15 @@ class SavedWeights:
     Args:
         directory: a run's folder, its folder of checkpoints, the folder of one step, or what `hetjax convert` made.
             Of several checkpoints it is the newest.
+        average: give the running average of the weights that train (`optimizer.ema`) in their place.
 
     The files of all weights are compared with their checksums here; each process of a job takes its share of them.
 
-    Raises CheckpointError where there is no checkpoint, a damaged one, or one of another format.
+    Raises CheckpointError where there is no checkpoint, a damaged one, or one of another format;
+    ConfigError where it has no average.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], *, average: bool = False):
         self.folder = _find(Path(directory).absolute())
         damage = damage_of(self.folder, lambda file: file == DESCRIPTION_FILE or ".weights/" in file)
         if damage is not None:
@@ -53,6 +59,11 @@ class SavedWeights:
             raise CheckpointError(f"cannot read the checkpoint in {self.folder}: {reason(error)}") from None
         self._modules = description.modules
         self.extra, self.step = description.extra, description.step
+        self._averages = {module: _averages(module, kinds) for module, kinds in self._modules.items() if average}
+        if average and not any(self._averages.values()):
+            raise ConfigError(
+                f"the checkpoint in {self.folder} has no average of the weights; train with optimizer.ema, e.g. 0.999"
+            )
         self._open_reader: _OpenReader | None = None
 
     @property
@@ -83,13 +94,24 @@ class SavedWeights:
         if self._open_reader is None or (self._open_reader.module, self._open_reader.path) != (module, path):
             self._open_reader = None
             kind, _ = self._arrays(module)[path]
-            item, name = place_in_item(module, kind, path)
+            averaged = self._averages.get(module, {}).get(path) if kind == "params" else None
+            item, name = place_in_item(module, kind, path) if averaged is None else averaged
             self._open_reader = _OpenReader(module, path, ArrayReader(self.folder / item, name))
         return self._open_reader.reader
 
     def _arrays(self, module: str) -> dict[str, tuple[Kind, ArrayInfo]]:
         kinds = self._modules[module]
         return {path: (kind, info) for kind in ("params", "buffers") for path, info in kinds.get(kind, {}).items()}
+
+
+def _averages(module: str, kinds: ModuleDescription) -> dict[str, ArrayPlace]:
+    """Where the averages of a module's weights are, by path: in the state of `hetjax.optimizers.average`."""
+    found = {}
+    for key in kinds.get("opt_state", {}):
+        match = AVERAGE_KEY.fullmatch(key)
+        if match is not None and match["path"] in kinds["params"]:
+            found[match["path"]] = place_in_item(module, "opt_state", key)
+    return found
 
 
 class _OpenReader(NamedTuple):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
-import optax
 
 from hetjax.config.build_loader import row_capacity
+from hetjax.config.build_optimizer import build_optimizers, frozen_names
 from hetjax.config.model_config import ModelConfig
-from hetjax.config.run_config import OptimizerConfig, TrainConfig
+from hetjax.config.run_config import TrainConfig
 from hetjax.data import DataConfig
 from hetjax.data.chat import RowCapacity, row_routes, row_shapes
 from hetjax.data.modalities import MODALITIES
@@ -20,7 +20,6 @@ from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models.components import build_component
 from hetjax.models.kernels.attention_scores import Packing
-from hetjax.models.parts.groups import groups_around
 from hetjax.schedule import Costs
 from hetjax.stages.batch import ROUTES
 from hetjax.trainer import Trainer
@@ -64,43 +63,6 @@ def build_graph(model: ModelConfig) -> ModuleGraph:
     return ModuleGraph(modules, list(dict.fromkeys(edges)))  # modalities of one encoder share its edges
 
 
-def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the steps done.
-
-    It rises linearly to the peak, then falls by half a cosine to the final one at the last step.
-    """
-    rates = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=max(steps, config.warmup_steps + 1),
-        end_value=config.final_learning_rate,
-    )
-    # Counted from 1: a rate of zero would waste the first step.
-    return lambda done: rates(done + 1)
-
-
-def decays(path: str, dims: int) -> bool:
-    """Return whether weight decay applies to a weight: to matrices, not to scales, biases and other vectors.
-
-    Stacks lead with a dim of layers, and those of a pattern (`hetjax.models.parts.pattern`) with one for each group.
-    """
-    stacked = max(1, groups_around(path)) if path.startswith("layers/") else 0
-    return path.rpartition("/")[2] not in ("scale", "bias") and dims - stacked > 1
-
-
-def build_optimizer(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Build the optimizer of a run of so many steps; the trainer clips, freezes and scales by module."""
-    return optax.adamw(
-        learning_rate(settings, steps),
-        b1=settings.beta1,
-        b2=settings.beta2,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        mask=lambda params: {path: decays(path, param.ndim) for path, param in params.items()},
-    )
-
-
 def build_trainer(
     config: TrainConfig, schedule_costs: Costs | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Trainer:
@@ -110,16 +72,18 @@ def build_trainer(
     that the placement counts; None for all there are.
     """
     settings = config.optimizer
+    graph = build_graph(config.model)
     return Trainer(
-        build_graph(config.model),
+        graph,
         Placement(config.placement),
-        optimizer=build_optimizer(settings, config.steps),
+        optimizer=build_optimizers(settings, graph, config.steps),
         schedule=config.schedule,
         schedule_costs=schedule_costs,
         microbatches=config.microbatches,
-        frozen=settings.frozen,
+        frozen=frozen_names(settings, graph),
         trained=settings.trained,
-        learning_rate_scale=settings.learning_rate_scale,
+        # In the rates of the optimizers already, where an average of the weights sees it; here for its names alone.
+        learning_rate_scale=dict.fromkeys(settings.learning_rate_scale, 1.0),
         max_grad_norm=settings.max_grad_norm,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,

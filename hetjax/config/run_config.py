@@ -12,7 +12,9 @@ import jsonargparse
 import yaml
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
+from hetjax.config.limits import check_least
 from hetjax.config.model_config import ModelConfig
+from hetjax.config.optimizer_config import OptimizerConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
 from hetjax.data.schemas import ABOUT
@@ -22,49 +24,6 @@ from hetjax.meshes import Layout
 from hetjax.models.components import COMPONENTS
 from hetjax.models.sampling import GREEDY, Sampling
 from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
-
-
-def _check_least(settings: object, least: int, *names: str, section: str = "") -> None:
-    """Raise ConfigError for a setting that is less than it may be; null is always fine."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{section}{name} is {value}; give {least} or more")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
-
-    Args:
-        learning_rate: Peak learning rate.
-        final_learning_rate: Learning rate at the last step.
-        warmup_steps: Steps over which the learning rate rises from zero.
-        beta1: Decay of the gradient's running mean.
-        beta2: Decay of the squared gradient's running mean.
-        epsilon: Added to the root of the latter.
-        weight_decay: Decoupled weight decay, for matrices; scales and biases have none.
-        max_grad_norm: Largest norm of the gradient over all modules, or null for no clipping.
-        learning_rate_scale: Factor on the learning rate of a module, e.g. {vision: 0.1}.
-        frozen: Modules that do not train, or parts of them, e.g. [audio, vision.layers].
-        trained: The only modules that train, or parts of them, e.g. [vision.projector]; null for all but `frozen`.
-    """
-
-    learning_rate: float
-    final_learning_rate: float = 0.0
-    warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
-    learning_rate_scale: dict[str, float] = dataclasses.field(default_factory=dict)
-    frozen: list[str] = dataclasses.field(default_factory=list)
-    trained: list[str] | None = None
-
-    def __post_init__(self):
-        names = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon")
-        _check_least(self, 0, *names, section="optimizer.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +39,7 @@ class EvalConfig:
             one; null for all together.
         blank: Modalities, such as [image, audio], for each of which the questions are answered once more after the
             last step, with its media blanked: whoever answers as well then does not look, or listen.
+        weights: Those that answer: trained, or average, as optimizer.ema or a schedule-free optimizer keeps it.
     """
 
     every: int | None = None
@@ -88,11 +48,12 @@ class EvalConfig:
     sampling: Sampling = GREEDY
     by: str | None = None
     blank: tuple[str, ...] = ()
+    weights: Literal["trained", "average"] = "trained"
 
     def __post_init__(self):
         if self.by is not None and self.by not in ABOUT:
             raise ConfigError(f"eval.by is {self.by!r}, which samples may not have; give one of {', '.join(ABOUT)}")
-        _check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
+        check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
         sampling = self.sampling
         if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
             raise ConfigError(
@@ -174,7 +135,13 @@ class TrainConfig:
 
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
-        _check_least(self, 1, *least, "peer_timeout", "join_timeout")
+        check_least(self, 1, *least, "peer_timeout", "join_timeout")
+        averages = self.optimizer.ema is not None or self.optimizer.name.startswith("schedule_free")
+        if self.eval.weights == "average" and not averages:
+            raise ConfigError(
+                "eval.weights is average, and the optimizer keeps none; set optimizer.ema, e.g. 0.999, or choose "
+                "optimizer.name: schedule_free_adamw"
+            )
 
     @property
     def directory(self) -> str:

@@ -120,6 +120,7 @@ class Executor:
         flight, loss = self._run(self._begin(state, inputs, loss_scale), observe, announce)
         self._end_of_step(flight)
         square_sum = self._square_sum(flight)
+        value = None if loss is None or "value" not in self.step.sink_programs else self.step.value(loss)
         stages = {
             name: StageState(params=stage.params, buffers=stage.buffers, opt_state=stage.opt_state)
             for name, stage in flight.stages.items()
@@ -130,8 +131,10 @@ class Executor:
             # Every process takes part in carrying the sum to the stages that it has a device of.
             transport = self.step.norms[action.stage]
             arrived = transport.backward(square_sum) if transport.is_local else None
+            carried = transport.is_local and self.step.updates[action.stage].needs.loss
+            known_loss = transport.backward(value) if carried else None
             if action.stage in stages:
-                updated = self._update(stages[action.stage], flight.stages[action.stage], action, arrived)
+                updated = self._update(stages[action.stage], flight.stages[action.stage], action, arrived, known_loss)
                 stages[action.stage] = updated
                 if observe is not None:
                     observe(action, updated.params)
@@ -279,10 +282,15 @@ class Executor:
         return self.step.total(tuple(arrived)) if self.step.sink.is_local else None
 
     def _update(
-        self, before: StageState, stage: StageInFlight, action: Action, square_sum: jax.Array | None
+        self,
+        before: StageState,
+        stage: StageInFlight,
+        action: Action,
+        square_sum: jax.Array | None,
+        loss: jax.Array | None,
     ) -> StageState:
         gradients, stage.gradients = stage.gradients, {}
         params, opt_state = self.step.updates[action.stage].update(
-            before.params, before.opt_state, gradients, square_sum
+            before.params, before.opt_state, gradients, square_sum, loss
         )
         return StageState(params=params, buffers=before.buffers, opt_state=opt_state)

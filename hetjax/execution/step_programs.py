@@ -74,6 +74,10 @@ class Step:
         """Dispatch: the sum of squares over all stages."""
         return self.sink_programs["total"](square_sums)
 
+    def value(self, loss: jax.Array) -> jax.Array:
+        """Dispatch: the loss for the optimizers that use it, in the dtype of the sum of squares."""
+        return self.sink_programs["value"](loss)
+
     def root(self, square_sum: jax.Array) -> jax.Array:
         """Dispatch: the norm of the gradient."""
         return self.sink_programs["root"](square_sum)
@@ -162,13 +166,17 @@ def trace_step(
             name: made.once(("report", name), functools.partial(ToEveryProcess, whole, (), dtype, devices))
             for name, dtype in (("loss", loss_dtype), ("grad_norm", norm_dtype))
         },
-        sink_programs=_sink_programs(sink, schedule.microbatches, len(updates), norm_dtype, made),
+        sink_programs=_sink_programs(sink, schedule.microbatches, updates, norm_dtype, made),
     )
     return step, _tasks(step)
 
 
 def _sink_programs(
-    sink: ForwardBackward, microbatches: int, updates: int, norm_dtype: jnp.dtype, made: MadePrograms
+    sink: ForwardBackward,
+    microbatches: int,
+    updates: Mapping[str, Update],
+    norm_dtype: jnp.dtype,
+    made: MadePrograms,
 ) -> dict[str, Program]:
     stage = sink.stage
     if not stage.is_local:
@@ -178,9 +186,11 @@ def _sink_programs(
     square_sum = jax.ShapeDtypeStruct((), norm_dtype, sharding=stage.replicated)
     programs: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "finish": (lambda losses, scale: sum(losses) * scale, ((loss,) * microbatches, scale)),
-        "total": (sum, ((square_sum,) * updates,)),
+        "total": (sum, ((square_sum,) * len(updates),)),
         "root": (jnp.sqrt, (square_sum,)),
     }
+    if any(update.needs.loss for update in updates.values()):
+        programs["value"] = (lambda loss: loss.astype(norm_dtype)), (scale,)
     # Without them the batch brings the count of loss tokens.
     if "loss_weights" in sink.inputs:
         weights = (sink.inputs["loss_weights"],) * microbatches

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import DTypeLike
 
 from hetjax.errors import ConfigError
@@ -16,10 +15,13 @@ from hetjax.graph import ModuleGraph, port_of
 from hetjax.meshes import local_devices
 from hetjax.models import ModelError
 from hetjax.models.remat import Remat, check_remat
+from hetjax.optimizers.coupling import make_layerwise
+from hetjax.optimizers.layerwise import Transform
+from hetjax.optimizers.module_weights import module_weights
 from hetjax.programs.update import Update
 from hetjax.stages.stage import Stage
 
-Optimizers = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+Optimizers = Transform | Mapping[str, Transform]
 """One optimizer for all modules, or one for each by name."""
 
 Microbatches = int | Mapping[str, int]
@@ -128,8 +130,8 @@ def make_updates(
 ) -> dict[str, Update]:
     """Return the update of each stage that trains, by stage name; modules of `late_gradients` as in `Update`.
 
-    Raises ConfigError for options of a module that the graph lacks, a learning rate of a frozen module, and a module
-    that trains without an optimizer.
+    Raises ConfigError for options of a module that the graph lacks, a learning rate of a frozen module, a module that
+    trains without an optimizer, and an optimizer that `hetjax.optimizers.coupling` refuses.
     """
     check_modules(learning_rate_scale, graph, "learning_rate_scale")
     training = [stage for stage in stages if stage.trains]
@@ -143,13 +145,18 @@ def make_updates(
             raise ConfigError(
                 f"optimizer has no entry for module '{stage.module}', which trains; add one or freeze the module"
             )
-    return {
-        stage.name: Update(
-            stage,
-            optimizers[stage.module],
-            learning_rate_scale=learning_rate_scale.get(stage.module, 1.0),
-            max_grad_norm=max_grad_norm,
-            late_gradients=stage.module in late_gradients,
+    updates: dict[str, Update] = {}
+    for module in dict.fromkeys(stage.module for stage in training):
+        own = [stage for stage in training if stage.module == module]
+        layerwise, needs = make_layerwise(
+            module, optimizers[module], module_weights(graph, own), scale=learning_rate_scale.get(module, 1.0)
         )
-        for stage in training
-    }
+        for stage in own:
+            updates[stage.name] = Update(
+                stage,
+                layerwise,
+                needs=needs,
+                max_grad_norm=max_grad_norm,
+                late_gradients=module in late_gradients,
+            )
+    return updates

@@ -7,8 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from hetjax.compilation.compiled_program import Program
+from hetjax.optimizers.layerwise import LayerwiseOptimizer, Needs
 from hetjax.programs.data_shards import AXIS as DATA
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.placed_shapes import shardings_of
@@ -20,8 +22,8 @@ class Update:
 
     Args:
         stage: the stage.
-        optimizer: an optax optimizer for its trainable weights.
-        learning_rate_scale: factor on its steps.
+        optimizer: the optimizer of its module.
+        needs: what its updates need.
         max_grad_norm: limit of the gradient's norm over all modules; None for no clipping.
         late_gradients: whether the gradients of zero are made by `zeros`, at the first backward, and not by `prepare`.
 
@@ -34,32 +36,28 @@ class Update:
     def __init__(
         self,
         stage: Stage,
-        optimizer: optax.GradientTransformation,
+        optimizer: LayerwiseOptimizer,
         *,
-        learning_rate_scale: float,
+        needs: Needs = Needs(),
         max_grad_norm: float | None,
         late_gradients: bool = False,
     ):
         self.stage = stage
         self.late_gradients = late_gradients
         self.max_grad_norm = max_grad_norm
-        # Last in the chain, so that it scales all of the step, decoupled weight decay included.
-        self.optimizer = (
-            optimizer if learning_rate_scale == 1 else optax.chain(optimizer, optax.scale(learning_rate_scale))
-        )
+        self.optimizer, self.needs = optimizer, needs
         self.opt_state = self._placed_opt_state()
         self.norm_dtype = jnp.result_type(jnp.float32, *(aval.dtype for aval in stage.trained.values()))
 
     def _placed_opt_state(self) -> optax.OptState:
         params = self.stage.trained
-
-        def placed(aval: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
-            mirrors = param is not None and aval.shape == param.shape
-            sharding = param.sharding if mirrors else self.stage.replicated
-            return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
-
-        opt_state = jax.eval_shape(self.optimizer.init, params)
-        return optax.tree_map_params(self.optimizer, placed, opt_state, params, transform_non_params=placed)
+        leaves, structure = jax.tree.flatten(self.optimizer.state_shapes(params))
+        placed = []
+        for aval, owner in zip(leaves, self.optimizer.owners_of(params), strict=True):
+            mirrors = owner is not None and aval.shape == params[owner].shape
+            sharding = params[owner].sharding if mirrors else self.stage.replicated
+            placed.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding))
+        return structure.unflatten(placed)
 
     # ── the programs, as pure functions ──────────────────────────────────────────────────────────
 
@@ -94,14 +92,25 @@ class Update:
         return jax.shard_map(add, mesh=self.stage.mesh, in_specs=one, out_specs=held, check_vma=False)(gradient)
 
     def _update(
-        self, params: Arrays, opt_state: optax.OptState, gradients: Arrays, square_sum: jax.Array
+        self,
+        params: Arrays,
+        opt_state: optax.OptState,
+        gradients: Arrays,
+        square_sum: jax.Array,
+        loss: jax.Array | None = None,
     ) -> tuple[Arrays, optax.OptState]:
         if self.max_grad_norm is not None:
             norm = jnp.sqrt(square_sum)
             # As optax.clip_by_global_norm: untouched below the limit, else scaled down to it.
             factor = jnp.where(norm < self.max_grad_norm, 1.0, self.max_grad_norm / norm)
             gradients = {path: g * factor.astype(g.dtype) for path, g in gradients.items()}
-        updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+        value = jnp.zeros((), self.norm_dtype) if loss is None else loss  # of which no result depends, then
+        update = self.optimizer.update
+        if self.needs.whole_weights:
+            # Each device does all of it: the partitioner would factor parts of a matrix as if they were matrices.
+            whole = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec()}
+            update = jax.shard_map(update, mesh=self.stage.mesh, check_vma=False, **whole)
+        updates, opt_state = update(gradients, opt_state, params, value)
         return optax.apply_updates(params, updates), opt_state
 
     # ── compilation and running ──────────────────────────────────────────────────────────────────
@@ -141,6 +150,7 @@ class Update:
                 self._update,
                 stage.mesh,
                 *(stage.trained, self.opt_state, stage.trained, scalar),
+                *((scalar,) if self.needs.loss else ()),
                 donate=(0, 1),
                 out_shardings=(params, shardings_of(self.opt_state)),
             ),
@@ -181,13 +191,20 @@ class Update:
         return self.programs["reduce"](gradients)
 
     def update(
-        self, params: Arrays, opt_state: optax.OptState, gradients: Arrays, square_sum: jax.Array
+        self,
+        params: Arrays,
+        opt_state: optax.OptState,
+        gradients: Arrays,
+        square_sum: jax.Array,
+        loss: jax.Array | None = None,
     ) -> tuple[Arrays, optax.OptState]:
         """Dispatch: (weights, optimizer state) after the step.
 
-        Consumes the first two arguments, but for weights that are frozen.
+        `loss` is that of the step, in `norm_dtype` on the stage's mesh, for an optimizer that uses it. Consumes the
+        first two arguments, but for weights that are frozen.
         """
-        trained, opt_state = self.programs["update"](self._trained(params), opt_state, gradients, square_sum)
+        read = (gradients, square_sum, *((loss,) if self.needs.loss else ()))
+        trained, opt_state = self.programs["update"](self._trained(params), opt_state, *read)
         return {path: trained.get(path, params[path]) for path in params}, opt_state
 
     def _trained(self, params: Arrays) -> Arrays:

@@ -46,7 +46,7 @@ def find_state(
             for path, whole in kinds["params"].items()
             if path in trained
         }
-        opt_state = jax.eval_shape(updates[training[0].name].optimizer.init, master)
+        opt_state = updates[training[0].name].optimizer.state_shapes(master)
         parts = {stage.name: by_path(updates[stage.name].opt_state) for stage in training}
         kinds["opt_state"] = find_parts(module, by_path(opt_state), parts)
     return kinds

@@ -29,6 +29,7 @@ def convert(
     quantize: Literal["fp8", "nvfp4"] | None = None,
     allow_unexpected: bool = False,
     leave_out: list[str] | None = None,
+    average: bool = False,
 ) -> Outcome:
     """Convert a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
 
@@ -44,6 +45,7 @@ def convert(
         quantize: Quantize the modules that the FP8 or NVFP4 release quantizes.
         allow_unexpected: Leave out tensors that no module takes, rather than refuse them.
         leave_out: Modules to leave behind that the family has no place for, one word each.
+        average: Write the running average of a run's weights (optimizer.ema) in place of those that train.
     """
     from hetjax.checkpoint.huggingface import (  # only here: they import the models
         export_to_huggingface,
@@ -54,7 +56,12 @@ def convert(
     wanted = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     started = time.perf_counter()
     if (source / "config.json").exists() and not is_checkpoint(source):
-        for option, given in (("quantize", quantize), ("like", like), ("leave_out", leave_out)):
+        for option, given in (
+            ("quantize", quantize),
+            ("like", like),
+            ("leave_out", leave_out),
+            ("average", average or None),
+        ):
             if given is not None:
                 raise ConfigError(f"--{option} is for writing Hugging Face checkpoints, and {source} is one; drop it")
         with busy(f"converting {source}"):
@@ -63,7 +70,7 @@ def convert(
     elif source.exists():
         with busy(f"converting {source}"):
             report = export_to_huggingface(
-                SavedWeights(source),
+                SavedWeights(source, average=average),
                 target,
                 like=None if like is None else Path(like),
                 family=family,

@@ -20,6 +20,7 @@ from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import EvalResult, evaluate
 from hetjax.stages.routed_link import LinkTraffic
+from hetjax.state.averaged import averaged_state
 from hetjax.training.held_out_answers import HeldOutAnswers
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
@@ -217,7 +218,9 @@ def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
     """Answer every held-out question, with the media of some modalities blanked."""
     settings, loader = run.config.eval, run.parts.loader
     batches = eval_batches(loader, settings.batch_size, by=settings.by, blank=blank)
-    return evaluate(run.parts.generator, run.progress.state, batches, loader.tokenizer)
+    state = run.progress.state
+    answering = averaged_state(state) if settings.weights == "average" else state
+    return evaluate(run.parts.generator, answering, batches, loader.tokenizer)
 
 
 def _save(run: Run, pending: PendingStep | None) -> None:
@@ -227,5 +230,9 @@ def _save(run: Run, pending: PendingStep | None) -> None:
         run.reporter.report(pending)
     run.parts.folder.check()
     with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
-        extra = {"data": run.parts.data.get_state(), "bad_samples": run.progress.bad_samples}
+        extra = {
+            "data": run.parts.data.get_state(),
+            "bad_samples": run.progress.bad_samples,
+            "steps": run.config.steps,
+        }
         run.parts.checkpoints.save(run.progress.state, extra)

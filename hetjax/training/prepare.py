@@ -22,13 +22,14 @@ from hetjax.config.build import (
     batch_shapes,
     batched,
     build_trainer,
-    learning_rate,
     use_devices,
 )
 from hetjax.config.build_loader import check_blank, make_loader
+from hetjax.config.build_optimizer import learning_rate
 from hetjax.config.run_config import EvalConfig, TrainConfig
 from hetjax.data import BatchesAhead, SampleLoader, Tokenizer, TrainData
 from hetjax.generation.generator import Generator
+from hetjax.optimizers.schedules import rest_of_schedule
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
@@ -145,7 +146,17 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
         state, extra = parts.checkpoints.restore()
         parts.data.set_state(extra["data"])
         console.print(f"resuming after step {state.step} from {parts.checkpoints.directory}")
+        _print_changed_schedule(config, state.step, extra.get("steps"), console)
         return Progress(state=state, bad_samples=extra["bad_samples"])
+
+
+def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:
+    """Print what the learning rate will be where a run goes on with another number of steps than it had."""
+    if before is None or before == config.steps or done >= config.steps:
+        return
+    settings = config.optimizer
+    now, then = learning_rate(settings, config.steps), learning_rate(settings, before)
+    console.print(rest_of_schedule(settings.schedule, now, then, done=done, steps=config.steps, before=before))
 
 
 def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:

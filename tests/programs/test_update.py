@@ -8,6 +8,8 @@ import pytest
 
 from hetjax import Edge, ModuleGraph, Trainer
 from hetjax.meshes import Layout, Placement
+from hetjax.optimizers.coupling import make_layerwise
+from hetjax.optimizers.module_weights import module_weights
 from hetjax.programs.update import Update, sum_of_squares
 from hetjax.stages.cut import cut_graph
 from hetjax.stages.stage import Stage
@@ -31,7 +33,8 @@ def make_stages(param_dtype: str = "float32", compute_dtype: str | None = None) 
 
 
 def make_update(optimizer, module: str = "tower", *, scale: float = 1.0, max_grad_norm: float | None = None) -> Update:
-    return Update(make_stages()[module], optimizer, learning_rate_scale=scale, max_grad_norm=max_grad_norm)
+    layerwise, _ = make_layerwise(module, optimizer, module_weights(GRAPH, [make_stages()[module]]), scale=scale)
+    return Update(make_stages()[module], layerwise, max_grad_norm=max_grad_norm)
 
 
 def random_arrays(module: str, seed: int, size: float = 1.0) -> dict[str, np.ndarray]:
@@ -88,11 +91,17 @@ def test_moments_are_laid_out_as_their_weights_and_counters_are_copied():
 
 
 def test_factored_moments_of_other_shapes_than_their_weight_are_copied():
-    """Adafactor keeps row and column sums in place of a second moment: no spec of the weight fits them."""
+    """Adafactor keeps row and column sums of each layer in place of a second moment: no spec of a weight fits them."""
     optimizer = optax.adafactor(1e-2, min_dim_size_to_factor=4)
     params, gradients = random_arrays("tower", 0), random_arrays("tower", 1)
     found, opt_state = run(make_update(optimizer), params, gradients, 1.0)
-    assert_close(found, run_plainly(optimizer, params, gradients))
+    layers = [(each.pop("layers/kernel"), each) for each in (dict(params), dict(gradients))]
+    (kernels, params), (kernel_gradients, gradients) = layers
+    apart = [{**own, **{f"layers/{i}": x for i, x in enumerate(kernel)}} for own, kernel in
+             ((params, kernels), (gradients, kernel_gradients))]  # fmt: skip
+    expected = run_plainly(optimizer, *apart)
+    assert_close(found, {path: expected[path] for path in params})
+    assert_close(dict(enumerate(found["layers/kernel"])), {i: expected[f"layers/{i}"] for i in range(len(kernels))})
     factored = [leaf for leaf in jax.tree.leaves(opt_state) if leaf.shape == (4, 8)]
     assert factored
     assert all(leaf.sharding.is_fully_replicated for leaf in factored)
@@ -139,7 +148,8 @@ def test_the_sum_of_squares_counts_each_weight_once_however_many_copies_there_ar
 
 def test_prepare_casts_weights_once_and_makes_gradients_of_zero_in_the_master_dtype():
     stage = make_stages("float32", "bfloat16")["tower"]
-    update = Update(stage, optax.sgd(0.1), learning_rate_scale=1.0, max_grad_norm=None).compile()
+    layerwise, _ = make_layerwise("tower", optax.sgd(0.1), module_weights(GRAPH, [stage]))
+    update = Update(stage, layerwise, max_grad_norm=None).compile()
     params = {path: jax.device_put(np.ones(a.shape, "float32"), a.sharding) for path, a in stage.params.items()}
     compute, zeros = update.prepare(params)
     for path, param in params.items():
