@@ -97,7 +97,7 @@ def test_a_stream_goes_on_where_it_was_saved(folder, groups):
     again = make_it(state)
     for batch in want:
         same(next(again), batch)
-    sizes = {batch.arrays["vision"]["video_patches"].shape for batch in (*got, *want)}
+    sizes = {batch.capacity.amounts for batch in (*got, *want)}
     assert len(sizes) == len(data.shapes) == groups.get("shapes", 1)
     for stream in (data, again):
         stream.close()
