@@ -89,11 +89,14 @@ def test_a_schedule_by_costs_is_that_of_the_first_shapes():
 
 def test_a_batch_of_other_shapes_is_refused_with_the_nearest_ones():
     trainer, batch = plain_trainer(), plain_batch("encoder")
-    half = jax.tree.map(lambda x: x if np.ndim(x) == 0 else x[:6], batch)
-    trainer.compile(batch, half)
-    state, more = trainer.init(0), jax.tree.map(lambda x: x if np.ndim(x) == 0 else np.concatenate([x, x]), batch)
-    with pytest.raises(BatchError, match=r"of 2 sets of shapes .* the batch encoder.x \[24, 6\].* one of the shapes"):
-        trainer.step(state, more)
+
+    def times(count):
+        return jax.tree.map(lambda x: x if np.ndim(x) == 0 else np.concatenate([x] * count), batch)
+
+    trainer.compile(times(2), batch)
+    state = trainer.init(0)
+    with pytest.raises(BatchError, match=r"of 2 sets of shapes .* the batch encoder.x \[36, 6\].* one of the shapes"):
+        trainer.step(state, times(3))
     other = {**batch, "encoder": {"x": batch["encoder"]["x"].astype(np.complex64)}}
     with pytest.raises(BatchError, match="keep dtypes fixed"):
         trainer.step(state, other)

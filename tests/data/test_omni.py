@@ -97,8 +97,11 @@ def test_a_stream_goes_on_where_it_was_saved(folder, groups):
     again = make_it(state)
     for batch in want:
         same(next(again), batch)
-    sizes = {batch.arrays["vision"]["video_patches"].shape for batch in (*got, *want)}
-    assert len(sizes) == len(data.shapes) == groups.get("shapes", 1)
+    assert len(data.shapes) == groups.get("shapes", 1)
+    sizes = {batch.capacity.amounts for batch in (*got, *want)}
+    assert sizes <= {shape.most.times(4).amounts for shape in data.shapes}
+    # A sample a row, all of them fit into the smaller shape.
+    assert len(sizes) == (2 if len(groups) == 2 else 1)
     for stream in (data, again):
         stream.close()
 

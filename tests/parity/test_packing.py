@@ -82,6 +82,8 @@ def test_packed_rows_equal_a_sample_a_row_on_one_device(sources, float64):
     check(gradients_of(trainer, packed.arrays), wanted)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_batches_without_images_and_of_any_shape_run_what_was_compiled(sources, float64):
     data, trainer = make_data(sources["all"], batch_size=4, shapes=2), make_trainer()
     data.choose_shapes(work={"llm": 1.0, "vision": 9.0}, splits={})
