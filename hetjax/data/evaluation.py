@@ -42,7 +42,7 @@ def eval_batches(
     """Return every held-out sample once, in file order.
 
     `by` is the key of samples whose value is their group. Media of the modalities in `blank` have no content: see
-    `hetjax.data.chat.sample.Sample.blanked`.
+    `hetjax.data.rows.sample.Sample.blanked`.
 
     Bad samples are skipped under the same limit as in training.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hetjax.data.chat.sample import RowUse
+from hetjax.data.rows.sample import RowUse
 from hetjax.stages.row_subset import RowSubset
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hetjax.data.chat import RowCapacity, RowUse
-from hetjax.data.chat.shape_choice import choose_shapes
+from hetjax.data.rows.shape_choice import choose_shapes
 
 STEPS = 16
 """Sizes that are told apart of each resource: whole multiples of a sixteenth of the capacity, or of a larger part."""

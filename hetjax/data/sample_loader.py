@@ -22,11 +22,11 @@ from hetjax.data.chat import (
     prompt_lengths,
     row_shapes,
 )
-from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.modalities.modality import ArraySpec
 from hetjax.data.reading import Line, Source
+from hetjax.data.rows.balanced_rows import EncoderRows
 from hetjax.data.sources import TrainSources, open_eval, open_train
 from hetjax.errors import DataError
 

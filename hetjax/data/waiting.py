@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hetjax.data.chat.packing import best_fit_rows, spread_rows
-from hetjax.data.chat.sample import RowUse, Sample
+from hetjax.data.rows.packing import best_fit_rows, spread_rows
+from hetjax.data.rows.sample import RowUse, Sample
 from hetjax.data.run_shapes import rank_of
 
 

@@ -14,8 +14,8 @@ from hetjax.config.build_loader import make_loader
 from hetjax.config.model_config import ModelConfig
 from hetjax.data.chat import RowCapacity, Tokenizer, parse_messages
 from hetjax.data.chat.collate import HostArrays
-from hetjax.data.chat.row_capacity import just_enough, unlimited
 from hetjax.data.modalities import MODALITIES
+from hetjax.data.rows.row_capacity import just_enough, unlimited
 from hetjax.data.sample_loader import Prompt
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hetjax.data.chat.sample import RowUse
+from hetjax.data.rows.sample import RowUse
 from hetjax.data.waiting import Waiting
 
 

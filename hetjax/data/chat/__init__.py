@@ -3,13 +3,13 @@
 from hetjax.data.chat.chat_rendering import end_mark, ending_of
 from hetjax.data.chat.collate import make_arrays, prompt_lengths, row_routes, row_shapes
 from hetjax.data.chat.messages import Chat, Part, Turn, parse_line, parse_messages
-from hetjax.data.chat.packing import best_fit_rows
 from hetjax.data.chat.processor import Processor
-from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import PlacedMedium, RowUse, Sample
 from hetjax.data.chat.template import ChatTemplate, load_template
 from hetjax.data.chat.tokenizer import Tokenizer, load_tokenizer
 from hetjax.data.modalities.config import ProcessorConfig
+from hetjax.data.rows.packing import best_fit_rows
+from hetjax.data.rows.row_capacity import RowCapacity
+from hetjax.data.rows.sample import PlacedMedium, RowUse, Sample
 
 __all__ = [
     "Chat",

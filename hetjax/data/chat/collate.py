@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from hetjax.data.balance import imbalance
-from hetjax.data.chat.balanced_rows import EncoderRows, balanced_rows, route_shapes
 from hetjax.data.chat.processor import Processor
-from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import RowUse, Sample
 from hetjax.data.modalities.modality import ArraySpec, Modality
+from hetjax.data.rows.balanced_rows import EncoderRows, balanced_rows, route_shapes
+from hetjax.data.rows.row_capacity import RowCapacity
+from hetjax.data.rows.sample import RowUse, Sample
 from hetjax.errors import DataError
 
 # B rows of the batch · S sequence, before pruning · N tokens that an encoder makes for a row · P rows of patches

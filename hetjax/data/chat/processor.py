@@ -11,14 +11,11 @@ from typing import NamedTuple, Self
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from hetjax.data.chat.balanced_rows import EncoderRows
 from hetjax.data.chat.chat_rendering import render_chat
 from hetjax.data.chat.counted import Span
 from hetjax.data.chat.expanded_text import ExpandedText, expand
 from hetjax.data.chat.messages import Chat, Part
 from hetjax.data.chat.pretokenized import Pretokenized, StoredMedium, checksum, position_runs, runs_of
-from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import PlacedMedium, RowUse, Sample
 from hetjax.data.chat.template import ChatTemplate
 from hetjax.data.chat.tokenizer import Tokenizer
 from hetjax.data.chat.whole_text import EncodedText
@@ -26,6 +23,9 @@ from hetjax.data.modalities import placeholder_texts
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import Budget, Modality, PromptPart
 from hetjax.data.modalities.prompt_order import Item, Tokens
+from hetjax.data.rows.balanced_rows import EncoderRows
+from hetjax.data.rows.row_capacity import RowCapacity
+from hetjax.data.rows.sample import PlacedMedium, RowUse, Sample
 from hetjax.errors import DataError
 
 # L ids of a sample

@@ -13,9 +13,9 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.data import DataConfig, SampleLoader, Source
 from hetjax.data.bad_samples import BadSample, tried
 from hetjax.data.chat import Sample
-from hetjax.data.chat.row_capacity import UNLIMITED, unlimited
 from hetjax.data.order import SampleOrder
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.rows.row_capacity import UNLIMITED, unlimited
 from hetjax.errors import ConfigError
 
 T = TypeVar("T")

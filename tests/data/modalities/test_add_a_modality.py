@@ -21,11 +21,11 @@ from hetjax.data.chat import (
     parse_messages,
     row_shapes,
 )
-from hetjax.data.chat.row_capacity import just_enough, unlimited
 from hetjax.data.media.held_media import MediaBytes
 from hetjax.data.modalities import MODALITIES, Modality, Placeholder, register
 from hetjax.data.modalities.modality import ArraySpec, EncoderInputs, Medium, PromptPart, Resource
 from hetjax.data.modalities.prompt_order import Tokens
+from hetjax.data.rows.row_capacity import just_enough, unlimited
 from hetjax.data.schemas import check_columns, normalised
 from hetjax.errors import ConfigError, DataError
 

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hetjax.data.chat.shape_choice import choose_shapes
+from hetjax.data.rows.shape_choice import choose_shapes
 
 
 def choose(needs, capacity, most, *, units=None, costs=None, weights=None):

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from hetjax.data.balance import Items, Rooms, assign
-from hetjax.data.chat.row_capacity import RowCapacity
-from hetjax.data.chat.sample import Sample
 from hetjax.data.modalities.modality import Modality, Placeholder
+from hetjax.data.rows.row_capacity import RowCapacity
+from hetjax.data.rows.sample import Sample
 from hetjax.errors import ConfigError, DataError
 
 # B rows of the batch · S sequence · N tokens that an encoder makes for a row · K of them that are left after pruning

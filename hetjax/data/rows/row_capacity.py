@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from hetjax.data.chat.sample import RowUse, Sample
 from hetjax.data.modalities import MODALITIES, Modality, Placeholder
 from hetjax.data.modalities.config import ProcessorConfig
+from hetjax.data.rows.sample import RowUse, Sample
 from hetjax.errors import ConfigError, DataError
 from hetjax.models.kernels.attention_scores import Packed, Packing
 

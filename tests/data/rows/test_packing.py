@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hetjax.data.chat import best_fit_rows
-from hetjax.data.chat.packing import spread_rows
+from hetjax.data.rows.packing import spread_rows
 
 
 def rows_of(lengths, capacity, **options):
