@@ -105,7 +105,7 @@ def test_a_split_with_an_empty_part_is_refused(tmp_path, held_out):
 
 def test_a_step_finds_its_batch_of_digits_ready(digits):
     config = DataConfig(
-        train=str(digits / "train.jsonl"), seq_len=64, batch_size=128, processor=ProcessorConfig(images=1)
+        train=str(digits / "train.jsonl"), seq_len=64, batch_size=64, processor=ProcessorConfig(images=1)
     )
     loader = make_loader(config, image_size=32, per_image=4)
     assert check_dataset(loader.trained.joined, loader).bad == ()

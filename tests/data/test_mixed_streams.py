@@ -1,5 +1,6 @@
 """Streams of several sources: by any number of processes, stopped anywhere, with other weights, a share held out."""
 
+import contextlib
 import json
 import tracemalloc
 
@@ -13,6 +14,7 @@ from hetjax.data import (
     eval_batches,
     load_tokenizer,
     open_train,
+    sources,
 )
 from hetjax.data.bad_samples import StandIns
 from hetjax.data.chat import ProcessorConfig
@@ -215,3 +217,21 @@ def test_a_stand_in_is_of_the_same_source():
     whole, apart = (StandIns(load, range(9), most=9, ends=ends) for ends in ((), (5, 9)))
     assert [whole.fill(index, turn=0).sample for index in (4, 8)] == [5, 0]
     assert [apart.fill(index, turn=0).sample for index in (4, 8, 2)] == [0, 5, 2]
+
+
+@pytest.mark.parametrize("held_out", [{"share": 0.2}, None])
+def test_a_run_opens_each_source_once_and_parses_a_sample_once(paths, monkeypatch, held_out):
+    opened, parsed, loads = [], [], json.loads
+    real = sources.open_files
+    monkeypatch.setattr(sources, "open_files", lambda path, split: opened.append(path) or real(path, split))
+    held_out = held_out or [paths[1]]
+    train = paths if isinstance(held_out, dict) else [paths[0]]
+    loader = make_loader(DataConfig(train=train, eval=held_out, seq_len=40, batch_size=BATCH, workers=0, shuffle=False))
+    for source in (loader.trained.joined, loader.held_out):
+        assert not check_dataset(source, loader).bad
+    list(eval_batches(loader, 4))
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    with contextlib.closing(TrainData(loader)) as data:
+        next(data)
+    assert sorted(opened) == sorted(set(opened)) and set(opened) == {*train, *paths[1:2]}
+    assert len(parsed) == BATCH

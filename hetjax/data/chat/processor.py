@@ -125,7 +125,8 @@ class Processor:
         )
         raw = [self._read(part, chat.where) for part in chat.media]
         texts, nothing = placeholder_texts(), [()] * len(raw)
-        taken = len(self._encode(expand(rendered, nothing, texts), chat.where).ids) if raw else 0
+        shared = any(self.capacity.modalities[part.kind].shares_context for part in chat.media)
+        taken = len(self._encode(expand(rendered, nothing, texts), chat.where).ids) if shared else 0
         prepared = self._prepare(chat, raw, taken)
         parts = [prepared[number] for number in range(len(raw))]
         text = expand(rendered, [part.items for part in parts], texts)
@@ -220,7 +221,7 @@ class Processor:
             raise DataError(f"{where}: {error}") from error
 
     def _prepare(self, chat: Chat, raw: Sequence[object], taken: int) -> dict[int, PromptPart]:
-        """Return all media of a chat by number, ready for the prompt, whose text takes `taken` tokens."""
+        """Return all media of a chat by number, for a prompt whose text takes `taken` tokens, if any shares these."""
         context = self.config.context or self.capacity.most.tokens
         parts: dict[int, PromptPart] = {}
         for modality in sorted(self.capacity.modalities.values(), key=lambda each: each.shares_context):
