@@ -40,7 +40,7 @@ def batch_statistics(
     if not batches:
         return None
     capacity = loader.processor.capacity
-    rows = [RowUse.total(uses[number] for number in row) for batch in batches for row in batch]
+    rows = [RowUse.total((uses[number] for number in row), like=capacity.most) for batch in batches for row in batch]
     padding = {"tokens": 1 - float(np.mean([row.tokens for row in rows])) / capacity.most.tokens}
     for modality in capacity.modalities.values():
         resource = modality.resources[0]
@@ -72,16 +72,10 @@ def _imbalance(loader: SampleLoader, rows: Sequence[RowUse], placement: Mapping[
 
 
 def _batches(loader: SampleLoader, uses: Sequence[RowUse]) -> list[list[list[int]]]:
-    """Return which samples each row of each whole batch has, where rows are filled from so many samples at a time."""
+    """Return which samples each row of each whole batch has, where rows are filled from all of them."""
     size, packed = loader.config.batch_size, loader.processor.config.packed
     rows = [[number] for number in range(len(uses))]
     if packed > 1 and uses:
         needs = np.asarray([use.amounts for use in uses], np.int64)
-        capacity, window = loader.processor.capacity.most.amounts, size * packed
-        starts = range(0, len(uses) - window + 1, window) if len(uses) > window else [0]
-        rows = [
-            [first + number for number in row]
-            for first in starts
-            for row in sorted(shared_rows(needs[first : first + window], capacity))
-        ]
+        rows = shared_rows(needs, loader.processor.capacity.most.amounts, most=packed)
     return [rows[first : first + size] for first in range(0, len(rows) - size + 1, size)]
