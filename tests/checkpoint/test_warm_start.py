@@ -222,7 +222,7 @@ def test_a_run_refuses_weights_of_another_size(run, tmp_path):
     source = write_folder(tmp_path / "hf", LLAMA, tensors_of(LLAMA))
     code, printed = run("--warm_start.llm", str(source))
     assert code == 2
-    assert "module 'llm' does not fit" in printed and "(264, 32) in the weights, (264, 64) in the model" in printed
+    assert "module 'llm' does not fit" in printed and "(264, 32) in the weights, (288, 64) in the model" in printed
     code, printed = run("--warm_start.lml", str(source))
     assert code == 2
     assert "warm_start names module 'lml'" in printed
