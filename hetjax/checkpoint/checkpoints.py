@@ -21,7 +21,7 @@ from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.checkpoint.integrity import Integrity
 from hetjax.checkpoint.items import Saved, Tree, item_arrays, item_trees, place_in_item, read_item
 from hetjax.checkpoint.layer_slices import read_slices
-from hetjax.checkpoint.writer import TIME_LIMIT_S, Write, reason
+from hetjax.checkpoint.writer import Write, reason
 from hetjax.cluster.agree import gather
 from hetjax.errors import CheckpointError, ConfigError
 from hetjax.models.json_values import Json
@@ -31,6 +31,9 @@ from hetjax.state.whole_array import LayerSlices
 from hetjax.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+
+RESTORE_SECONDS = 6 * 3600.0
+"""How long the slowest process may read longer than the fastest; the watchdog knows of one that died."""
 
 
 class Checkpoints:
@@ -191,7 +194,7 @@ class Checkpoints:
                 step, damage, path,
             )  # fmt: skip
         if damaged:
-            gather("", timeout=TIME_LIMIT_S)
+            gather("", timeout=RESTORE_SECONDS)
 
     def _read(self, step: int, module: str, kinds: StateArrays) -> JoinedArrays:
         """A module's arrays of which this process holds a part, by kind and path."""
@@ -256,7 +259,7 @@ def _failing(failure: str, remedy: str) -> Iterator[None]:
 
 def _of_any_process(damage: str | None) -> str | None:
     """Return the damage that the first process found that found any. Every process calls it."""
-    return next(filter(None, gather(damage or "", timeout=TIME_LIMIT_S)), None)
+    return next(filter(None, gather(damage or "", timeout=RESTORE_SECONDS)), None)
 
 
 def _warn_of_a_switch(name: str, module: str, now: ModuleDescription, saved: ModuleDescription) -> None:

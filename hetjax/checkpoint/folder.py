@@ -42,6 +42,10 @@ class CheckpointFolder:
         """Return the names of folders that are called like checkpoints and are none."""
         return sorted(name for name in self._names() if _STEP.fullmatch(name) and not self.is_complete(int(name)))
 
+    def lost(self) -> list[str]:
+        """Return the names of folders that were checkpoints, and were set aside or lack their description."""
+        return [*self.incomplete(), *sorted(name for name in self._names() if ".damaged" in name)]
+
     def path(self, step: int) -> Path:
         """Return where a complete checkpoint is."""
         return self.directory / str(step)
@@ -158,6 +162,8 @@ def _aside(step: int, count: int) -> str:
 
 def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

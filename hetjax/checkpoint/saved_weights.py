@@ -43,7 +43,9 @@ class SavedWeights:
 
     def __init__(self, directory: str | os.PathLike[str], *, average: bool = False):
         self.folder = _find(Path(directory).absolute())
-        damage = damage_of(self.folder, lambda file: file == DESCRIPTION_FILE or ".weights/" in file)
+        # The average lies in the optimizer's state.
+        items = (".weights/", ".opt_state/") if average else (".weights/",)
+        damage = damage_of(self.folder, lambda file: file == DESCRIPTION_FILE or any(item in file for item in items))
         if damage is not None:
             raise CheckpointError(
                 f"the checkpoint in {self.folder} is damaged: {damage}; give the folder of another step or run"
@@ -62,7 +64,8 @@ class SavedWeights:
         self._averages = {module: _averages(module, kinds) for module, kinds in self._modules.items() if average}
         if average and not any(self._averages.values()):
             raise ConfigError(
-                f"the checkpoint in {self.folder} has no average of the weights; train with optimizer.ema, e.g. 0.999"
+                f"the checkpoint in {self.folder} has no average of the weights; train with optimizer.ema, e.g. 0.999 "
+                "(that of a schedule-free optimizer, which eval.weights uses, is not stored)"
             )
         self._open_reader: _OpenReader | None = None
 

@@ -1,7 +1,8 @@
 """How a process proves that it is of the job before a byte of what it says is parsed.
 
-The server sends a random challenge, and the process answers with its HMAC-SHA256 under the secret of the job, which
-only its processes can read. Both have a fixed size. An answer that was overheard is of no use for another challenge.
+The server sends a random challenge, the process answers with its HMAC-SHA256 under the secret of the job, and the
+server says in one byte that it takes it. All have a fixed size. An answer that was overheard is of no use for another
+challenge. The secret lies in the key-value store of JAX's coordinator: who reaches that is in the job.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 
 SIZE = 32
 """Bytes of a challenge, and of its answer."""
+WELCOME = b"+"
 
 
 def new_secret() -> str:
@@ -54,19 +56,28 @@ class Challenge:
             return False
         if len(self._answer) < SIZE:
             return None
-        return hmac.compare_digest(self._answer, self._expected)
+        return hmac.compare_digest(self._answer, self._expected) and _try_send(self.socket, WELCOME)
 
 
 def answer(connection: socket.socket, secret: str, seconds: float) -> None:
-    """Read the server's challenge and answer it. Raises OSError where that fails or takes too long."""
+    """Read the server's challenge, answer it, and wait until it is taken.
+
+    Raises OSError where that fails or takes too long; a server with too many connections may close one, and takes the
+    next.
+    """
     connection.settimeout(seconds)
-    challenge = b""
-    while len(challenge) < SIZE:
-        data = connection.recv(SIZE - len(challenge))
+    connection.sendall(_answer(_read(connection, SIZE), secret))
+    _read(connection, len(WELCOME))
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    read = b""
+    while len(read) < size:
+        data = connection.recv(size - len(read))
         if not data:
-            raise ConnectionError("closed before its challenge was there")
-        challenge += data
-    connection.sendall(_answer(challenge, secret))
+            raise ConnectionError("closed in the middle of a greeting")
+        read += data
+    return read
 
 
 def _answer(challenge: bytes, secret: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import socket
 import threading
@@ -183,8 +184,10 @@ def _listen(coordinator: str) -> socket.socket:
         return socket.create_server(("127.0.0.1", 0))
     with contextlib.suppress(OSError):
         [(family, *_, address), *_] = socket.getaddrinfo(coordinator, 0, type=socket.SOCK_STREAM)
-        return socket.create_server((address[0], 0), family=family)
-    # The name stands for no address of this machine itself, such as that of a service in front of it.
+        # /etc/hosts may give a machine's own name an address that only itself reaches.
+        if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+            return socket.create_server((address[0], 0), family=family)
+    # The name stands for no address of this machine that others reach, such as that of a service in front of it.
     both = socket.has_dualstack_ipv6()
     return socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
 

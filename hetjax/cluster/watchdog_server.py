@@ -36,7 +36,8 @@ class WatchdogServer:
     """Serves the connections of the other processes, in one thread.
 
     Until all have joined anybody may connect: of connections that have not proved the secret so far it keeps the
-    newest `MOST_STRANGERS`, for `GREETING_SECONDS` at most. Then it listens no longer.
+    newest `MOST_STRANGERS`, or as many as the job has processes, for `GREETING_SECONDS` at most. Then it listens no
+    longer.
 
     Args:
         listener: The socket that the others connect to.
@@ -132,7 +133,7 @@ class WatchdogServer:
 
     def _accept(self) -> None:
         """Challenge a connection; the oldest that has not answered makes room for it."""
-        while len(self._strangers) >= MOST_STRANGERS:
+        while len(self._strangers) >= max(MOST_STRANGERS, self._processes):
             self._refuse(self._strangers[0])
         try:
             connection = self._listener.accept()[0]

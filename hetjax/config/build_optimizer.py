@@ -125,13 +125,20 @@ def _one_optimizer(
     arguments: dict[str, Any] = dict(settings.all_arguments)
     if weight_decay is not None and takes(settings.name, "weight_decay"):
         arguments["weight_decay"] = weight_decay
+        if takes(settings.name, "adam_weight_decay"):  # of those weights of the group that muon leaves to Adam
+            arguments["adam_weight_decay"] = weight_decay
     for mask in _MASKS:
         if weight_decay is None and takes(settings.name, mask) and mask not in arguments:
             arguments[mask] = _decaying
     dimensions = "muon_weight_dimension_numbers"
     if takes(settings.name, dimensions) and dimensions not in arguments:
         arguments[dimensions] = muon_weights(graph, module)
-    return make_named(settings.name, learning_rate(settings, steps, scale), arguments)
+    rate = learning_rate(settings, steps, scale)
+    if takes(settings.name, "adam_learning_rate") and arguments.get("adam_learning_rate") is not None:
+        # Its weights warm up and cool down like the others.
+        ratio = arguments["adam_learning_rate"] / settings.learning_rate
+        arguments["adam_learning_rate"] = lambda done: ratio * rate(done)
+    return make_named(settings.name, rate, arguments)
 
 
 def _decaying(params: Arrays) -> dict[str, bool]:

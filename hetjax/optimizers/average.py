@@ -40,7 +40,8 @@ def averaged(params: Arrays, opt_state: optax.OptState | None) -> Arrays:
     """
     for node in jax.tree.leaves(opt_state, is_leaf=_keeps_average):
         if isinstance(node, AverageState):
-            params = {**params, **_held(node.average)}
+            own = _held(node.average)
+            params = {**params, **{path: array.astype(params[path].dtype) for path, array in own.items()}}
         elif isinstance(node, ScheduleFreeState):
             paths = _held(node.z)
             own = {path: params[path] for path in paths}
@@ -55,7 +56,8 @@ def _held(arrays: Mapping[str, object]) -> Arrays:
 
 def _average(decay: float) -> optax.GradientTransformation:
     def init(params: optax.Params) -> AverageState:
-        return AverageState(jax.tree.map(jnp.array, params))
+        # In bfloat16 a decay of 0.999 is 1, and what a step adds is lost to rounding.
+        return AverageState(jax.tree.map(lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32)), params))
 
     def update(updates, state: AverageState, params: optax.Params):
         after = optax.apply_updates(params, updates)

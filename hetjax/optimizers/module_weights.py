@@ -25,7 +25,7 @@ def module_weights(graph: ModuleGraph, stages: Sequence[Stage]) -> dict[str, Wei
     skeleton, whole, _ = flatten_module(graph.abstract(module))
     trained = {path: aval for stage in stages for path, aval in stage.trained.items()}
     unnamed = {path: whole[path].shape for path in trained if path not in skeleton.dims}
-    stacked = _cut_weights(graph, module, unnamed)
+    stacked = cut_weights(graph, module, unnamed)
     return {
         path: Weight(shape=shape[count:], dtype=trained[path].dtype, layer_dims=count)
         for path, shape in ((path, whole[path].shape) for path in whole if path in trained)
@@ -38,7 +38,7 @@ def _leading_layers(skeleton: Skeleton, path: str) -> int:
     return next((i for i, dim in enumerate(dims) if dim != LAYERS), len(dims))
 
 
-def _cut_weights(graph: ModuleGraph, module: str, shapes: dict[str, tuple[int, ...]]) -> set[str]:
+def cut_weights(graph: ModuleGraph, module: str, shapes: dict[str, tuple[int, ...]]) -> set[str]:
     """The weights of which a stage takes a part, found by cutting the module into stages of one layer each."""
     found: set[str] = set()
     if not hasattr(graph.abstract(module), "stage"):

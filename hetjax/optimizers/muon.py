@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from optax.contrib import MuonDimensionNumbers
 
 from hetjax.graph import ModuleGraph
-from hetjax.optimizers.module_weights import LAYERS
+from hetjax.optimizers.module_weights import LAYERS, cut_weights
 from hetjax.stages.flat_state import flatten_module
 
 EMBED, VOCABULARY, EXPERTS = "embed", "vocab", "experts"
@@ -24,7 +24,11 @@ def muon_dimensions(graph: ModuleGraph, module: str) -> Mapping[str, MuonDimensi
     Weights without dim names are matrices where they have two dims.
     """
     skeleton, params, _ = flatten_module(graph.abstract(module))
-    return {path: _dimensions(skeleton.dims.get(path), len(aval.shape)) for path, aval in params.items()}
+    unnamed = {path: aval.shape for path, aval in params.items() if path not in skeleton.dims}
+    stacked = cut_weights(graph, module, unnamed)
+    return {
+        path: _dimensions(skeleton.dims.get(path), len(aval.shape) - (path in stacked)) for path, aval in params.items()
+    }
 
 
 def muon_weights(

@@ -26,7 +26,7 @@ from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
-from hetjax.training.resume import SETTINGS_FILE
+from hetjax.training.resume import SETTINGS_FILE, settings_to_keep
 from hetjax.training.run_folder import RunFolder
 
 
@@ -50,11 +50,11 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
             # Restored before anything is compiled: a checkpoint that does not fit is reported at once.
             progress = first_progress(parts, config, resolved, job, console)
             if progress.state.step >= config.steps:
-                return _nothing_to_do(config, parts.folder, progress, console)
+                return _nothing_to_do(config, parts.folder, progress, console, is_main=job.is_main)
             compile_programs(parts, config, job, console)
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
-                (parts.folder.path / SETTINGS_FILE).write_text(resolved)
+                (parts.folder.path / SETTINGS_FILE).write_text(settings_to_keep(resolved))
             with contextlib.closing(Reporter(config, job, parts.folder, console, done=progress.state.step)) as reporter:
                 return _to_the_end(Run(config, job, parts, progress, reporter))
 
@@ -82,12 +82,16 @@ class _DataEnded(DataError):
     """There is no further batch."""
 
 
-def _nothing_to_do(config: TrainConfig, folder: RunFolder, progress: Progress, console: Console) -> StepMetrics:
-    """Say that a run has ended, before anything is compiled; returns the metrics of its last step."""
+def _nothing_to_do(
+    config: TrainConfig, folder: RunFolder, progress: Progress, console: Console, *, is_main: bool
+) -> StepMetrics:
+    """Say that a run has ended, before anything is compiled; returns the last metrics, in the main process."""
     console.print(
         f"the run in {folder.path} has ended: its checkpoint is of step {progress.state.step} of {config.steps}; raise "
         "steps to go on"
     )
+    if not is_main:
+        return {}
     steps = read_metrics(folder.path / "metrics.jsonl")
     if steps and not (folder.path / "loss.png").exists():  # its last process was killed between the two
         draw_loss(steps, folder.path / "loss.png", title=config.name)

@@ -101,31 +101,30 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         nested = dict.fromkeys(stage.module for stage in trainer.stages if stage.nests_layers)
         aside = f"; not for the layers of {', '.join(nested)}" if nested else ""
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
-    folder = own_folder(Path(config.directory), is_main=job.is_main)
-    generator = _build_generator(trainer, config.eval, loader.tokenizer)
-    prompts = batched(loader.shapes(training=False), config.eval.batch_size) if config.data.eval else None
-    parts = Parts(
-        folder=folder,
-        loader=loader,
-        trainer=trainer,
-        generator=generator,
-        answering={} if prompts is None else generator.trace(prompts),
-        data=BatchesAhead(
-            TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
-            workers=config.data.workers,
-        ),
-        checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
-        # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
-        learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
-    )
-    try:
-        yield parts
-    finally:
-        # A checkpoint may still be under way.
-        with job.unlimited("closing"):
-            parts.data.close()
-            parts.checkpoints.close()
-            parts.folder.close()
+    with contextlib.closing(own_folder(Path(config.directory), is_main=job.is_main)) as folder:
+        generator = _build_generator(trainer, config.eval, loader.tokenizer)
+        prompts = batched(loader.shapes(training=False), config.eval.batch_size) if config.data.eval else None
+        parts = Parts(
+            folder=folder,
+            loader=loader,
+            trainer=trainer,
+            generator=generator,
+            answering={} if prompts is None else generator.trace(prompts),
+            data=BatchesAhead(
+                TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
+                workers=config.data.workers,
+            ),
+            checkpoints=Checkpoints(folder.path / "checkpoints", keep=config.keep_checkpoints, trainer=trainer),
+            # All of them ahead: computed in the loop, each would wait for the device behind the step's programs.
+            learning_rates=np.asarray(jax.vmap(learning_rate(config.optimizer, config.steps))(np.arange(config.steps))),
+        )
+        try:
+            yield parts
+        finally:
+            # A checkpoint may still be under way.
+            with job.unlimited("closing"):
+                parts.data.close()
+                parts.checkpoints.close()
 
 
 def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, console: Console) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Literal, NamedTuple
 import yaml
 
 from hetjax.checkpoint.folder import CheckpointFolder
-from hetjax.errors import ConfigError
+from hetjax.errors import CheckpointError, ConfigError
 from hetjax.training.run_folder import RunFolder
 
 Resume = Literal["same", "changed", "never"]
 
 SETTINGS_FILE = "config.yaml"
+BEGUN_FILE = "overwritten"
+"""Says which command overwrote the run that was there before."""
 
 FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
@@ -31,16 +34,17 @@ _SILENT = ("name", "run_dir", "resume", "overwrite")
 
 
 class Change(NamedTuple):
-    """A setting that is another now: its dotted name, its values then and now."""
+    """A setting that is another now: its dotted name, its values then and now, whether it did not exist then."""
 
     name: str
     before: object
     now: object
+    is_new: bool = False
 
     @property
     def is_free(self) -> bool:
-        """Whether it may change in the middle of a run."""
-        return any(self.name == free or self.name.startswith(f"{free}.") for free in FREE)
+        """Whether it may change in the middle of a run; what earlier versions had not, nobody changed."""
+        return self.is_new or any(self.name == free or self.name.startswith(f"{free}.") for free in FREE)
 
     def __str__(self) -> str:
         """Name it with both values."""
@@ -57,19 +61,24 @@ def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwri
             to go on.
         overwrite: Whether a run that is there is deleted.
 
-    Raises ConfigError where the settings of the experiment changed, or nothing was to be resumed.
+    Raises ConfigError where the settings of the experiment changed, or nothing was to be resumed, CheckpointError where
+    what was there cannot be gone on from.
     """
     checkpoints = CheckpointFolder(folder.path / "checkpoints")
-    if not checkpoints.steps():
+    steps, lost = checkpoints.steps(), checkpoints.lost()
+    if overwrite and (steps or lost):
+        return [_overwrite(folder, resolved, steps)]
+    if lost and not steps:
+        raise CheckpointError(
+            f"{folder.path} holds no whole checkpoint, but {', '.join(lost)}, which were some; put back a copy, give "
+            "another run_dir, or --overwrite true to begin anew"
+        )
+    if not steps:
         return []
-    if overwrite:
-        step = checkpoints.steps()[-1]
-        _delete(folder)
-        return [f"overwrite: the run in {folder.path}, which had come to step {step}, is deleted"]
     if resume == "never":
         raise ConfigError(
-            f"{folder.path} holds a run with a checkpoint of step {checkpoints.steps()[-1]}, and resume is never; give "
-            "another run_dir, or --overwrite true to delete it"
+            f"{folder.path} holds a run with a checkpoint of step {steps[-1]}, and resume is never; give another "
+            "run_dir, or --overwrite true to delete it"
         )
     path = folder.path / SETTINGS_FILE
     if not path.exists():
@@ -94,17 +103,46 @@ def _read(path: Path) -> object:
 
 
 def _changes(before: object, now: object, name: str = "") -> Iterator[Change]:
-    """Yield every setting that differs. A group that only one of them has differs as a whole."""
+    """Yield every setting that differs. A group that only one of them has differs as a whole.
+
+    All settings of a version are written down, so that one that is missing is new since then, and is left out where it
+    is empty.
+    """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*before, *now)):
-            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+            inner = f"{name}.{key}" if name else str(key)
+            if key in before or name.startswith("placement"):
+                yield from _changes(before.get(key), now.get(key), inner)
+            elif now[key]:
+                yield Change(inner, None, now[key], is_new=True)
     elif before != now:
         yield Change(name, before, now)
 
 
+def settings_to_keep(resolved: str) -> str:
+    """Return the settings that a run's folder keeps: by them the run goes on, and is neither deleted nor changed."""
+    return yaml.safe_dump({**yaml.safe_load(resolved), "resume": "same", "overwrite": False}, sort_keys=False)
+
+
+def _overwrite(folder: RunFolder, resolved: str, steps: list[int]) -> str:
+    """Delete a run, unless this very command began it: a command that is started again goes on. Returns what to say."""
+    begun, mark = folder.path / BEGUN_FILE, hashlib.sha256(resolved.encode()).hexdigest()
+    if steps and begun.exists() and begun.read_text() == mark:
+        return f"overwrite: this command began the run in {folder.path}, which goes on; delete the folder to begin anew"
+    came = f", which had come to step {steps[-1]}," if steps else ""
+    _delete(folder)
+    begun.write_text(mark)
+    return f"overwrite: the run in {folder.path}{came} is deleted"
+
+
 def _delete(folder: RunFolder) -> None:
-    """Delete what a run left in its folder; not what others may have put there."""
+    """Delete what a run left in its folder; not what others may have put there. Raises OSError."""
     for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder.path / name, ignore_errors=True)
+        doomed = folder.path / f"{name}.deleted"
+        shutil.rmtree(doomed, ignore_errors=True)
+        if (folder.path / name).exists():
+            # Renamed first: what is deleted in part is no run any more.
+            (folder.path / name).rename(doomed)
+            shutil.rmtree(doomed)
     for name in ("metrics.jsonl", "loss.png", SETTINGS_FILE):
         (folder.path / name).unlink(missing_ok=True)

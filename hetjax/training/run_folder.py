@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import IO
 
 from hetjax.errors import RunFolderError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing keeps two runs apart
+    fcntl = None
 
 LOCK_FILE = "owner"
 
@@ -67,6 +71,8 @@ def own_folder(path: Path, *, is_main: bool) -> RunFolder:
 
 
 def _take(lock: IO[str], path: Path) -> None:
+    if fcntl is None:
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -133,6 +133,8 @@ def test_weights_of_a_damaged_checkpoint_start_nothing(tmp_path, two_steps):
     # What no weight lies in is not read.
     flip(max((run / "6" / "llm.opt_state").rglob("d/*"), key=lambda path: path.stat().st_size), 1000)
     assert SavedWeights(run).step == 6
+    with pytest.raises(CheckpointError, match=r"of llm.opt_state/\S+ are not what was written"):
+        SavedWeights(run, average=True)
 
 
 def test_a_checkpoint_without_checksums_is_restored_with_a_warning(tmp_path, caplog):

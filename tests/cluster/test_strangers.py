@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import os
 import socket
@@ -47,12 +48,7 @@ def wrong_secret(connection, secret):
 
 def replayed(connection, secret):
     """The answer to the challenge of another connection, as somebody may have overheard it."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        Challenge(ours, secret, 1)
-        answer(theirs, secret, 1)
-        ours.setblocking(True)
-        overheard = ours.recv(SIZE)
+    overheard = hmac.digest(secret.encode(), RANDOM.bytes(SIZE), "sha256")
     connection.recv(SIZE)
     connection.sendall(overheard)
     connection.sendall(encode(Hello(process=1, host="elsewhere", pid=1)))
@@ -152,6 +148,30 @@ def test_once_all_have_joined_nobody_else_can_connect(tmp_path):
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         assert job.end(10)[0] == {0: 0, 1: 0}
+
+
+def test_a_greeting_is_over_once_the_server_has_taken_the_answer():
+    """One that was closed instead, to make room for others, is an error, so that it is tried again."""
+    for taken in (True, False):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            challenge, failures = Challenge(ours, "secret", 1), []
+            thread = threading.Thread(target=lambda sock=theirs, found=failures: greet(sock, found))
+            thread.start()
+            if taken:
+                while challenge.receive() is None:
+                    time.sleep(0.001)
+            else:
+                ours.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+            assert bool(failures) is not taken
+
+
+def greet(connection, failures):
+    try:
+        answer(connection, "secret", 1)
+    except OSError as error:
+        failures.append(error)
 
 
 @pytest.mark.parametrize("line", [b"[" * 60_000, b"{}", b"1", b'{"kind": "Status", "position": {"a": 1}}', b"\xff"])

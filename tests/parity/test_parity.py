@@ -8,6 +8,7 @@ import pytest
 
 from hetjax.boundary.copies import Copies
 from hetjax.execution.executor import Executor
+from hetjax.execution.steps_by_shape import StepsByShape
 from hetjax.meshes import Layout
 from hetjax.schedule import build_schedule
 from tests.harness.parity.cases import ALL, LAYOUTS, MICROBATCHES, SCHEDULES, Case, applies, covering_sample, pairs_of
@@ -49,7 +50,8 @@ def test_every_case_equals_one_device(layout, microbatches, dtype):
     for name in SCHEDULES:
         if applies(name, layout[0]):
             schedule = build_schedule(name, step.schedule.graph, microbatches)
-            trainer._executor = Executor(dataclasses.replace(step, schedule=schedule))
+            trainer._steps = StepsByShape([make_batch()], [Executor(dataclasses.replace(step, schedule=schedule))])
+            assert trainer.compiled.schedule.name == name
             assert_equal(largest_errors(trainer, dtype), dtype)
 
 

@@ -40,7 +40,8 @@ def shard_errors(trainer: Trainer, history: list) -> dict[str, float]:
     batch, state = make_batch(), trainer.init()
     errors = {"loss": 0.0, "gradient": 0.0, "weight": 0.0}
     for loss, gradients, weights in history:
-        flight, _ = trainer._ready(batch).gradients(state, *trainer._place(batch))
+        executor = trainer._ready(batch)
+        flight, _ = executor.gradients(state, *trainer._place(batch, executor.step))
         errors["gradient"] = max(errors["gradient"], largest_shard_error(trainer, flight.gradients, gradients))
         state, metrics = trainer.step(state, batch)
         params = {name: stage.params for name, stage in state.stages.items()}

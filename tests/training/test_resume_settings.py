@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from hetjax.config.run_config import TrainConfig
-from hetjax.errors import ConfigError
-from hetjax.training.resume import FREE, SETTINGS_FILE, start_or_resume
+from hetjax.errors import CheckpointError, ConfigError
+from hetjax.training.resume import FREE, SETTINGS_FILE, settings_to_keep, start_or_resume
 from hetjax.training.run_folder import own_folder
 
 BEFORE = {
@@ -17,11 +17,15 @@ BEFORE = {
 }  # fmt: skip
 
 
+def save(path, step):
+    (path / "checkpoints" / str(step) / "description").mkdir(parents=True)
+    (path / "checkpoints" / str(step) / "description" / "metadata").write_text("{}")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run with a checkpoint of step 4."""
-    (tmp_path / "checkpoints" / "4" / "description").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "4" / "description" / "metadata").write_text("{}")
+    save(tmp_path, 4)
     (tmp_path / SETTINGS_FILE).write_text(yaml.safe_dump(BEFORE, sort_keys=False))
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "notes.txt").write_text("mine")
@@ -51,7 +55,7 @@ def test_free_settings_are_printed_and_go_on(folder):
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"optimizer": {"learning_rate": 0.2}}, "optimizer.learning_rate: 0.1 -> 0.2"),
         ({"data": {**BEFORE["data"], "batch_size": 16}}, "data.batch_size: 8 -> 16"),
-        ({"data": {**BEFORE["data"], "ignore_keys": ["a"]}}, r"data.ignore_keys: None -> \['a'\]"),
+        ({"data": {**BEFORE["data"], "batch_size": [1]}}, r"data.batch_size: 8 -> \[1\]"),
     ],
 )
 def test_those_of_the_experiment_need_a_word(folder, changes, named):
@@ -66,8 +70,37 @@ def test_never_refuses_and_overwrite_deletes_the_run_alone(folder):
         start_or_resume(folder, settings(), "never", overwrite=False)
     [line] = start_or_resume(folder, settings(seed=7), "never", overwrite=True)
     assert "which had come to step 4, is deleted" in line
-    assert sorted(path.name for path in folder.path.iterdir()) == ["notes.txt", "owner"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["notes.txt", "overwritten", "owner"]
     assert start_or_resume(folder, settings(), "never", overwrite=False) == []
+    # Started again, by a launcher or a scheduler, the command that overwrote a run goes on with its own.
+    save(folder.path, 2)
+    [line] = start_or_resume(folder, settings(seed=7), "same", overwrite=True)
+    assert "this command began the run" in line and (folder.path / "checkpoints" / "2").exists()
+    [line] = start_or_resume(folder, settings(seed=8), "same", overwrite=True)
+    assert "which had come to step 2, is deleted" in line and not (folder.path / "checkpoints").exists()
+
+
+def test_what_a_folder_keeps_of_its_settings_deletes_nothing():
+    kept = yaml.safe_load(settings_to_keep(settings(overwrite=True, resume="changed")))
+    assert (kept["overwrite"], kept["resume"], kept["seed"]) == (False, "same", 0)
+
+
+def test_settings_that_are_new_since_are_no_change_of_the_experiment(folder):
+    now = settings(optimizer={"learning_rate": 0.1, "name": "adamw", "groups": []}, unheard=None)
+    assert start_or_resume(folder, now, "same", overwrite=False) == [
+        "changed since the run was started: optimizer.name: None -> 'adamw'"
+    ]
+
+
+@pytest.mark.parametrize("name", ["4", "4.damaged"])
+def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(folder, name):
+    (folder.path / "checkpoints" / "4" / "description" / "metadata").unlink()
+    (folder.path / "checkpoints" / "4").rename(folder.path / "checkpoints" / name)
+    with pytest.raises(
+        CheckpointError, match=f"holds no whole checkpoint, but {name}, which were some; put back a copy"
+    ):
+        start_or_resume(folder, settings(), "same", overwrite=False)
+    assert start_or_resume(folder, settings(), "same", overwrite=True)
 
 
 def test_settings_that_cannot_be_compared(folder):
