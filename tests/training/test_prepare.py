@@ -25,9 +25,9 @@ class StubTrainer:
 
 
 def printed_by_compiling(monkeypatch, trainer: StubTrainer) -> str:
-    monkeypatch.setattr(prepare, "batch_shapes", lambda data, model: {})
+    monkeypatch.setattr(prepare, "choose_batch_shapes", lambda data, trainer, config: [{}])
     out = io.StringIO()
-    parts = SimpleNamespace(trainer=trainer, answering={})
+    parts = SimpleNamespace(trainer=trainer, data=None, answering={})
     config = SimpleNamespace(data=None, model=None)
     prepare.compile_programs(parts, config, Job(0, 1, Watchdog()), Console(file=out, soft_wrap=True))
     return out.getvalue()
