@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from hetjax.generation.stage_programs import Encode
 from hetjax.meshes import Layout
 from hetjax.programs.whole_weights import WholeWeights
 from tests.harness.compiled_trainer import make_trainer as make_own_models
@@ -70,6 +71,15 @@ def test_no_weight_is_kept_for_the_backward():
     program = step.programs["tower"]
     weights = {aval.shape for aval in program.stage.params.values() if len(aval.shape) > 1}
     assert not weights & {aval.shape for aval in program.residual_shapes}
+
+
+@pytest.mark.parametrize("zero", [3, 1])
+def test_they_are_gathered_to_generate_too(zero):
+    layout = Layout(data=2, fsdp=2, tensor=2, zero=zero)
+    program = trace_alone(tower_on(layout), make_batch()).programs["tower"]
+    encoding = Encode(program.stage, program.inputs).programs["forward"]
+    gathered = [eqn for eqn in encoding.traced.jaxpr.eqns if eqn.primitive.name == "sharding_constraint"]
+    assert len(gathered) == (2 if zero == 3 else 0)
 
 
 def test_layers_that_communicate_by_themselves_keep_their_weights_split():
