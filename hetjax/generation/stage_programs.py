@@ -16,6 +16,7 @@ from hetjax.compilation.compiled_program import ArrayTree, Program
 from hetjax.models.dims import Dims
 from hetjax.models.mode import inference
 from hetjax.models.sampling import Sampling, choose, is_stop, keys_of_samples
+from hetjax.programs.whole_weights import WholeWeights
 from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
@@ -48,6 +49,7 @@ class Encode:
         self.programs: dict[str, Program] = {}
         if stage.is_local:
             shardings = shardings_of(self.outputs)
+            forward = WholeWeights(stage, forward, *avals).before(forward)
             program = Program(f"{stage.name} encoding", forward, stage.mesh, *avals, out_shardings=shardings)
             self.programs["forward"] = program.trace()
 
@@ -122,7 +124,8 @@ class Decode:
         self.programs: dict[str, Program] = {}
         if stage.is_local:
             shardings = shardings_of((self.outputs, self.carry))
-            program = Program(f"{stage.name} prefill", self._prefill, stage.mesh, *avals, out_shardings=shardings)
+            prefill = WholeWeights(stage, self._prefill, *avals).before(self._prefill)
+            program = Program(f"{stage.name} prefill", prefill, stage.mesh, *avals, out_shardings=shardings)
             self.programs["prefill"] = program.trace()
 
     def trace_step(self, passed: Shapes) -> Shapes:
@@ -133,7 +136,8 @@ class Decode:
         if stage.is_local:
             shardings = shardings_of((outputs, self.carry))
             name = f"{stage.name} decode step"
-            program = Program(name, self._step, stage.mesh, *avals, donate=3, out_shardings=shardings)
+            step = WholeWeights(stage, self._step, *avals).before(self._step)
+            program = Program(name, step, stage.mesh, *avals, donate=3, out_shardings=shardings)
             self.programs["step"] = program.trace()
         return outputs
 

@@ -16,6 +16,7 @@ from hetjax.errors import GraphError
 from hetjax.models.remat import remat_in_force, whole
 from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.programs.residuals import ResidualPlaces, Residuals
+from hetjax.programs.whole_weights import WholeWeights
 from hetjax.stages.flat_state import Arrays, Shapes
 from hetjax.stages.stage import LOSS, Stage
 
@@ -50,7 +51,9 @@ class StageFunctions:
         self._places = ResidualPlaces()
         self._taken_again: tuple[int, ...] = ()
         with remat_in_force(stage.remat) as setting:
-            outputs, _ = jax.eval_shape(stage.call, stage.compute_params, stage.buffers, inputs)
+            arguments = stage.compute_params, stage.buffers, inputs
+            outputs, _ = jax.eval_shape(stage.call, *arguments)
+            self._whole = WholeWeights(stage, stage.call, *arguments)
         # A model none of whose layers asks for the setting is wrapped as one layer.
         self._remat_whole = "none" if setting.layers else stage.remat
         self.outputs: Shapes = {
@@ -85,6 +88,7 @@ class StageFunctions:
 
     def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays, tuple[jax.Array, ...]]:
         """Return (outputs by port, buffers after the call, residuals that are no arguments)."""
+        params = self._whole.gather(params)
         if not self.has_backward:
             return *self.stage.call(params, buffers, inputs), ()
         shards = self.stage.gradient_shards
@@ -127,6 +131,7 @@ class StageFunctions:
     def gradients(self, params: Arrays, residuals: Residuals, cotangents: Cotangents) -> tuple[Arrays, Arrays]:
         """Return (gradients of the weights, of each shard where shards keep their own; of the inputs asked for)."""
         arguments, kept = residuals
+        params = self._whole.gather(params)
         shards = self.stage.gradient_shards
         if shards == 1:
             return self._transposed(params, arguments, kept, cotangents, {})

@@ -44,7 +44,7 @@ class Placed(NamedTuple):
 PLACEMENTS = {
     "one-device": Placed(Layout(devices="0"), Layout(devices="0")),
     "disjoint": Placed(Layout(devices="0-3", data=4), Layout(devices="4-7", fsdp=2, tensor=2)),
-    "colocated": Placed(Layout(data=8), Layout(data=4, fsdp=2)),
+    "colocated": Placed(Layout(data=8), Layout(data=2, fsdp=2, tensor=2)),
     "homogeneous": Placed(Layout(data=4, tensor=2), Layout(data=4, tensor=2)),
     "stages": Placed(Layout(devices="0-3", fsdp=4), Layout(devices="0-7", stage=4, fsdp=2)),
     "microbatches": Placed(Layout(devices="0-1", data=2), Layout(devices="2-5", stage=2, tensor=2), microbatches=4),
@@ -79,6 +79,13 @@ def _one_device():
         return tower(features=features, **batch["tower"])["loss"] / SAMPLES
 
     return {name: unstacked(params) for name, (_, params, _) in apart.items()}, jax.jit(jax.value_and_grad(loss_of))
+
+
+def gradients_on_one_device():
+    """(loss, gradients) of the first weights, as of one device."""
+    weights, gradient_of = _one_device()
+    loss, gradients = gradient_of(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), weights))
+    return float(loss), {name: stacked(own, np.stack) for name, own in jax.device_get(gradients).items()}
 
 
 def train_on_one_device(optimizer, *, frozen: str | None = None, steps: int = STEPS):
