@@ -106,7 +106,6 @@ def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
     for wrong, message in [
         (np.where(np.arange(8)[:, None] > 0, tokens, last), "encoded together"),
         (tokens[:, :-1], "keep shapes fixed"),
-        (np.where(tokens == tokens[tokens >= 0].max(), tokens[tokens >= 0].max() - 1, tokens), "may go to one slot"),
     ]:
         with pytest.raises(BatchError, match=message):
             place({**batch, "routes": {**batch["routes"], "vision.tokens": wrong}})
@@ -116,7 +115,6 @@ def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
         ("vision.hidden", tokens, "no edge leaves"),
         ("vision.tokens", tokens[:4], "of all rows of the batch"),
         ("vision.tokens", tokens.astype(float), "give integers"),
-        ("vision.tokens", tokens.tolist(), "give integers"),
     ]:
         with pytest.raises(BatchError, match=message):
             trainer.trace({**batch, "routes": {port: routes}})
