@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from hetjax.data.chat import RowCapacity
@@ -41,8 +41,8 @@ class BatchesAhead(Iterator[HostBatch]):
         """The capacities that rows of a batch may have, the smallest first."""
         return self._data.shapes
 
-    def choose_shapes(self, *, work: Mapping[str, float], splits: Mapping[str, int]) -> None:
-        """Choose them where the stream has none yet (`TrainData.choose_shapes`); before the first batch."""
+    def choose_shapes(self, *, work: Callable[[], Mapping[str, float]], splits: Mapping[str, int]) -> None:
+        """Choose them where none are chosen yet (`TrainData.choose_shapes`); before the first batch."""
         self._data.choose_shapes(work=work, splits=splits)
         self._state = self._data.get_state()
 

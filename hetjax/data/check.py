@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,10 +32,11 @@ class DatasetSummary:
     bad: tuple[str, ...]
 
 
-def check_dataset(source: Source, loader: SampleLoader) -> DatasetSummary:
+def check_dataset(source: Source, loader: SampleLoader, *, held_out: bool = False) -> DatasetSummary:
     """Parse the samples of a source, look for every file of media, and render and decode a few samples.
 
-    Of more than 10,000 samples so many are parsed, spread over all.
+    Of more than 10,000 samples so many are parsed, spread over all. Those that are `held_out` are tried as questions
+    with their answers, as an evaluation takes them.
 
     Raises:
         DataError: more than `config.max_bad_share` of the lines are malformed or name a missing file; or none of the
@@ -62,14 +63,15 @@ def check_dataset(source: Source, loader: SampleLoader) -> DatasetSummary:
             f"dataset '{source.path}': {len(bad)} of {len(indices)} samples are bad, at most {allowed} may be "
             f"(max_bad_share {config.max_bad_share:g}); repair or remove them. {_shown(list(bad.values()))}"
         )
-    failed = _try_some(source, loader, [index for index in indices if index not in bad])
+    load = loader.load_prompt if held_out else loader.load
+    failed = _try_some(source, load, [index for index in indices if index not in bad])
     return DatasetSummary(samples=len(source), media=media, missing=tuple(missing), bad=(*bad.values(), *failed))
 
 
-def _try_some(source: Source, loader: SampleLoader, indices: list[int]) -> list[str]:
+def _try_some(source: Source, load: Callable[[Source, int], object], indices: list[int]) -> list[str]:
     """Load a few samples spread over `indices`, and return the reasons of those that fail."""
     chosen = _spread(indices, _LOADED)
-    loaded = [tried(lambda index=index: loader.load(source, index), source, index) for index in chosen]
+    loaded = [tried(lambda index=index: load(source, index), source, index) for index in chosen]
     failed = [each.reason for each in loaded if isinstance(each, BadSample)]
     if len(failed) == len(chosen):
         raise DataError(

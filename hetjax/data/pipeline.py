@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -37,7 +37,7 @@ class StreamState(TypedDict, total=False):
 
     `shuffle`, `seed`, `sources` and `legs` fix its order (see `SampleOrder`); `seen` and `bad` count samples; `pool`
     holds the positions of samples that are read and in no batch yet (`hetjax.data.position_set`), and `shapes` what
-    batches have for shapes, where these are several.
+    batches have for shapes, where they were chosen.
     """
 
     shuffle: bool
@@ -97,6 +97,7 @@ class TrainData(Iterator[HostBatch]):
         )
         self._seen = 0  # samples of the whole stream, in batches given out or waiting
         self._waiting: Waiting | None = None
+        self._chosen = False  # the shapes, by what samples take; it may be one alone
         self._use_shapes([loader.processor.capacity])
         self._reader = self._read()
 
@@ -105,14 +106,15 @@ class TrainData(Iterator[HostBatch]):
         """Return the shapes that rows of a batch have, the one of the least work first."""
         return self._shapes
 
-    def choose_shapes(self, *, work: Mapping[str, float], splits: Mapping[str, int]) -> None:
-        """Choose the shapes of this stream, before its next batch, where it is to have several and has none yet.
+    def choose_shapes(self, *, work: Callable[[], Mapping[str, float]], splits: Mapping[str, int]) -> None:
+        """Choose the shapes of this stream, before its next batch, where it is to have several and none are chosen.
 
-        They are chosen by what samples of the next pass take, the same in every process. `work` and `splits` are as
-        for `hetjax.data.run_shapes.run_shapes`. Raises DataError where none of these samples can be used.
+        They are chosen by what samples of the next pass take, the same in every process. What `work()` returns, asked
+        only then, and `splits` are as for `hetjax.data.run_shapes.run_shapes`. Raises DataError where none of these
+        samples can be used.
         """
         left = min(self._order.epoch, self._order.total - self._seen)
-        if self._config.shapes == 1 or len(self._shapes) > 1 or not left:
+        if self._config.shapes == 1 or self._chosen or not left:
             return
         every = np.linspace(self._seen, self._seen + left - 1, MEASURED)
         rows = list(self._fill(sorted({int(position) for position in every})))
@@ -121,8 +123,9 @@ class TrainData(Iterator[HostBatch]):
             raise self._tally.no_stand_in(rows[0].skipped)
         packed = self._packing.packed > 1
         capacity = self._loader.processor.capacity
-        shapes = run_shapes(uses, capacity, most=self._config.shapes, packed=packed, work=work, splits=splits)
+        shapes = run_shapes(uses, capacity, most=self._config.shapes, packed=packed, work=work(), splits=splits)
         self._use_shapes(shapes)
+        self._chosen = True
 
     def _use_shapes(self, shapes: Sequence[RowCapacity]) -> None:
         """Let batches have these shapes; the samples that wait go on waiting."""
@@ -190,7 +193,7 @@ class TrainData(Iterator[HostBatch]):
         bad = (self._tally.bad * size + loaded // 2) // loaded if loaded else 0
         order = self._order.state(self._seen, oldest=pool[0] if pool else None)
         state = {**self._stream, **order, "seen": self._seen, "bad": bad, "pool": pack_positions(pool)}
-        return state | ({"shapes": self._described(self._shapes)} if len(self._shapes) > 1 else {})
+        return state | ({"shapes": self._described(self._shapes)} if self._chosen else {})
 
     def set_state(self, state: StreamState) -> None:
         """Go on after the batch at which `get_state` gave `state`, of these or of other rows.
@@ -220,20 +223,22 @@ class TrainData(Iterator[HostBatch]):
         self._tally.bad = (state["bad"] * loaded + size // 2) // size
         self._tally.in_a_row = 0
         self._waiting = None
-        self._use_shapes(self._shapes_of(state))
+        saved = self._saved_shapes(state)
+        self._chosen = saved is not None
+        self._use_shapes(saved or [self._loader.processor.capacity])
         for position, row in zip(pool, self._fill(pool), strict=True):
             if row.sample is None:
                 raise self._tally.no_stand_in(row.skipped)
             self._waiting.add(position, row.sample)
         self._go_to(state["seen"])
 
-    def _shapes_of(self, state: StreamState) -> list[RowCapacity]:
-        """Return the shapes of a state; the whole capacity alone where other settings than this run's chose them."""
+    def _saved_shapes(self, state: StreamState) -> list[RowCapacity] | None:
+        """Return the shapes of a state; None where it has none, or other settings than this run's chose them."""
         saved, capacity = state.get("shapes"), self._loader.processor.capacity
         if saved is None:
-            return [capacity]
+            return None
         shapes = [capacity.sized(amounts) for amounts in saved["amounts"]]
-        return shapes if self._described([*shapes[:-1], capacity]) == saved else [capacity]
+        return shapes if self._described([*shapes[:-1], capacity]) == saved else None
 
     def _described(self, shapes: Sequence[RowCapacity]) -> dict[str, Any]:
         """Return shapes by the amounts of their resources, and the settings that they were chosen by; fit for JSON."""

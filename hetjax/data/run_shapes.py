@@ -39,7 +39,8 @@ def run_shapes(
 ) -> list[RowCapacity]:
     """Return at most so many shapes of rows, the one of the least work first and `capacity` last.
 
-    Rows that are packed are full of tokens, so that their shapes differ in media alone.
+    Rows that are packed are full of tokens, so that their shapes differ in media alone. Where video tokens are pruned,
+    shapes are left out that devices could not split as they split the capacity.
 
     Args:
         uses: what samples take, as many of each kind as the stream has.
@@ -66,7 +67,26 @@ def run_shapes(
         most=most,
     )
     names = [name for _, name in limit]
-    return [capacity.sized(dict(zip(names, shape, strict=True))) for shape in chosen.shapes]
+    *smaller, largest = [capacity.sized(dict(zip(names, shape, strict=True))) for shape in chosen.shapes]
+    return [*(shape for shape in smaller if _pruned_divides(shape, capacity, splits)), largest]
+
+
+def _pruned_divides(shape: RowCapacity, capacity: RowCapacity, splits: Mapping[str, int]) -> bool:
+    """Return whether devices can split what pruning of video tokens takes and leaves, as they can of the capacity.
+
+    Both follow from the rows of videos, and are no multiples of a unit as these are.
+    """
+    if capacity.most.before_pruning == capacity.most.tokens:
+        return True
+    llm = splits.get("llm", 1)
+    amounts = [(capacity.most.before_pruning, shape.most.before_pruning, llm)]
+    for placeholder, modalities in capacity.encoders.items():
+        left, own = (
+            sum(each.tokens - each.dropped for each in found) for found in (modalities, shape.encoders[placeholder])
+        )
+        amounts += [(left, own, llm), (left, own, splits.get(placeholder.module, 1))]
+    # Twice, as for the units.
+    return all(own % math.gcd(whole, 2 * parts) == 0 for whole, own, parts in amounts if parts > 1)
 
 
 def _amount(use: RowUse, name: str) -> int:

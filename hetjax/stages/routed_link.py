@@ -172,10 +172,14 @@ class RoutedLink:
         tables: dict[int, Mapping[str, PlacedTables]] = {}
         needed = sent = 0
         count = len(routes) // size
+        times = np.zeros((count // self.ratio, len(self._source_order) * slots), np.int64)
         for microbatch in range(count):
             own = np.asarray(routes[microbatch * size :][:size])[self._destination_order]
             numbers, shift = (own[..., 0], own[..., 1]) if own.ndim == 3 else (own, None)
-            numbers = self._in_window(numbers, microbatch // self.ratio, slots)
+            window = microbatch // self.ratio
+            numbers = self._in_window(numbers, window, slots)
+            times[window] += np.bincount(numbers[numbers >= 0], minlength=times.shape[1])
+            self._check_once(times[window], slots)
             placed, traffic = self._transport.place(numbers, shift)
             if self.is_local:
                 tables[microbatch] = placed
@@ -184,6 +188,15 @@ class RoutedLink:
             always = way.exchange.bytes_sent
             sent += 0 if always is None else count * always
         return tables, LinkTraffic(needed, sent or needed, count // self.ratio * self._unrouted)
+
+    def _check_once(self, times: Int[np.ndarray, " tokens"], slots: int) -> None:
+        """Raise BatchError where a token of a window goes to two slots, also those of two microbatches."""
+        if np.any(times > 1):
+            place, slot = divmod(int(times.argmax()), slots)
+            raise BatchError(
+                f"edge {self.name}: {int(times.max())} routes ask for slot {slot} of row "
+                f"{int(self._source_order[place])} of a microbatch of its encoder; a token may go to one slot"
+            )
 
     def _in_window(self, numbers: Int[np.ndarray, "B M"], window: int, slots: int) -> Int[np.ndarray, "B M"]:
         """Return routes counted from the first row of the source's microbatch, in the order in which its rows lie."""

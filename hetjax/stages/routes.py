@@ -34,11 +34,13 @@ def route_shapes(batch: Batch, links: Sequence[Link], stages: Sequence[Stage]) -
     for port, routes in batch.get(ROUTES, {}).items():
         if port not in ports:
             raise BatchError(f"the batch has routes for '{port}', which no edge leaves; the ports are {sorted(ports)}")
-        shape = np.shape(routes)
+        dtype = getattr(routes, "dtype", None)
+        shape = () if dtype is None else np.shape(routes)
         fits = len(shape) == 2 or (len(shape) == 3 and shape[2] == 2)
-        if isinstance(routes, RowSubset) or not fits or shape[0] != rows or not np.issubdtype(routes.dtype, np.integer):
+        whole = dtype is not None and np.issubdtype(dtype, np.integer) and not isinstance(routes, RowSubset)
+        if not whole or not fits or shape[0] != rows:
             raise BatchError(
-                f"routes of '{port}' are {type(routes).__name__} {routes.dtype} of shape {shape}; give integers "
+                f"routes of '{port}' are {type(routes).__name__} {dtype} of shape {shape}; give integers "
                 f"[{rows}, slots] of all rows of the batch in every process, or [{rows}, slots, 2] with numbers to add"
             )
     return {port: tuple(np.shape(routes)) for port, routes in batch.get(ROUTES, {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 
 from hetjax.config.build import BatchShapes, batch_shapes, shapes_of_rows
@@ -17,7 +18,7 @@ def choose_batch_shapes(data: BatchesAhead, trainer: Trainer, config: TrainConfi
     What a shape costs is estimated from the FLOPs of the largest one's programs.
     """
     if config.data.shapes > 1:
-        data.choose_shapes(work=_module_flops(trainer, config), splits=_splits(trainer))
+        data.choose_shapes(work=functools.partial(_module_flops, trainer, config), splits=_splits(trainer))
     return [shapes_of_rows(shape, config.data.batch_size) for shape in reversed(data.shapes)]
 
 

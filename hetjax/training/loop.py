@@ -120,9 +120,7 @@ def _train(run: Run, stop: AgreedStop) -> None:
         except DataError as error:
             # A checkpoint takes all processes, and all reach this only at the end of the data.
             if run.job.processes == 1 or isinstance(error, _DataEnded):
-                _save(run, pending)
-                with run.job.unlimited("writing a checkpoint"):
-                    run.parts.checkpoints.wait()
+                _save_at_once(run, pending)
             raise
         waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
@@ -133,7 +131,11 @@ def _train(run: Run, stop: AgreedStop) -> None:
             _report_memory(run)
         step = progress.state.step
         if step == config.steps or (config.eval.every and step % config.eval.every == 0):
-            _evaluate(run, pending)
+            try:
+                _evaluate(run, pending)
+            except DataError:  # in all processes: each reads every held-out sample
+                _save_at_once(run, pending)
+                raise
         if step == config.steps or step % config.checkpoint_every == 0:
             _save(run, pending)
             pending = None
@@ -225,6 +227,13 @@ def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
     state = run.progress.state
     answering = averaged_state(state) if settings.weights == "average" else state
     return evaluate(run.parts.generator, answering, batches, loader.tokenizer)
+
+
+def _save_at_once(run: Run, pending: PendingStep | None) -> None:
+    """Save the steps so far, and wait until the checkpoint is written."""
+    _save(run, pending)
+    with run.job.unlimited("writing a checkpoint"):
+        run.parts.checkpoints.wait()
 
 
 def _save(run: Run, pending: PendingStep | None) -> None:

@@ -46,13 +46,13 @@ def check_data(loader: SampleLoader, console: Console, *, steps: int, by: str | 
     Raises DataError where a file is missing or malformed, or has too few samples.
     """
     data, trained = loader.config, loader.trained
-    checked = [(config.label, source) for config, source in zip(trained.configs, trained.sources, strict=True)]
+    checked = [(config.label, source, False) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
         if by is not None:
             group_of(loader.held_out[0], by)  # a key that all lack should not show at the end of the training
-        checked.append((f"{loader.held_out.path} (held out)", loader.held_out))
-    for name, source in checked:
-        summary = check_dataset(source, loader)
+        checked.append((f"{loader.held_out.path} (held out)", loader.held_out, True))
+    for name, source, held_out in checked:
+        summary = check_dataset(source, loader, held_out=held_out)
         for bad in (*summary.missing, *summary.bad):
             console.print(f"bad sample: {bad}")
         console.print(f"{name}: {summary.samples} samples, {summary.media} media files")

@@ -68,3 +68,12 @@ def test_of_a_large_table_a_few_row_groups_are_read(tmp_path, make_config, monke
     summary = check(make_config(path, images=0))
     assert summary.samples == 12_000 and not summary.bad
     assert len(groups) == 16 and {0, 299} < groups
+
+
+def test_held_out_samples_are_tried_as_questions(tmp_path, make_config):
+    path, answer = tmp_path / "d.jsonl", "a" * 100
+    path.write_text(f'{{"prompt": "?", "completion": "{answer}"}}\n' * 2)
+    loader = make_loader(make_config(path, images=0))
+    with pytest.raises(DataError, match="none of the 2 samples tried"):
+        check_dataset(loader.trained.joined, loader)
+    assert check_dataset(loader.trained.joined, loader, held_out=True).bad == ()

@@ -43,7 +43,7 @@ def make(paths, packed=1, shapes=1, rows=None, state=None, weights=(3, 1, 2), wi
     data = TrainData(make_loader(config), rows)
     if state is not None:
         data.set_state(json.loads(json.dumps(state, sort_keys=True)))
-    data.choose_shapes(work={"llm": 1.0}, splits={})
+    data.choose_shapes(work=lambda: {"llm": 1.0}, splits={})
     return data
 
 
@@ -152,3 +152,13 @@ def test_positions_are_packed_to_a_short_text():
         assert unpack_positions(packed) == positions
         assert len(json.dumps(packed)) < 40 + 3 * len(positions)
     assert unpack_positions([3, 9]) == [3, 9] and unpack_positions([3]) == [3]
+
+
+def test_shapes_are_chosen_once_even_where_it_is_one(paths, monkeypatch):
+    monkeypatch.setattr("hetjax.data.pipeline.run_shapes", lambda uses, capacity, **settings: [capacity])
+    data = make(paths, shapes=3)
+    state = data.get_state()
+    data.close()
+    assert len(state["shapes"]["amounts"]) == 1
+    monkeypatch.setattr("hetjax.data.pipeline.run_shapes", None)  # calling it again would fail
+    make(paths, shapes=3, state=state).close()

@@ -87,7 +87,7 @@ def test_a_stream_goes_on_where_it_was_saved(folder, groups):
         data = make(folder, seq_len=400, image_rows=80, video_rows=120, clips=3, packing_window=8, **groups)[0]
         if state is not None:
             data.set_state(state)
-        data.choose_shapes(work={"llm": 1.0, "vision": 4.0, "audio": 4.0}, splits={})
+        data.choose_shapes(work=lambda: {"llm": 1.0, "vision": 4.0, "audio": 4.0}, splits={})
         return data
 
     data = make_it()

@@ -1,5 +1,7 @@
 """Shapes of rows from what samples take, and the shape that a sample belongs to."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,3 +70,16 @@ def test_a_packed_sample_belongs_where_a_row_of_its_like_fits():
     assert rank_of(use, shapes, packed=False) == 0
     assert rank_of(use, shapes, packed=True) == 1, "two of them have two clips"
     assert rank_of(RowUse(tokens=5, before_pruning=5, media={"clips": 8}), shapes, packed=True) == 2
+
+
+def test_what_pruning_leaves_divides_as_that_of_the_capacity_does():
+    config = dataclasses.replace(CONFIG, image_rows=0, clips=0, video_rows=2560)
+    capacity = RowCapacity.of(config, 640, {"vision": VISION})
+    nothing = dict.fromkeys(capacity.most.media, 0)
+    uses = [RowUse(tokens=n, before_pruning=n, media=nothing | {"video_rows": 8 * (n // 2)}) for n in range(20, 640)]
+    kept = lambda shape: shape.most.media["kept"]  # noqa: E731
+    for splits in ({}, {"llm": 4, "vision": 4}):
+        shapes = run_shapes(uses, capacity, most=6, packed=False, work=WORK, splits=splits)
+        before = [shape.most.before_pruning % math.gcd(capacity.most.before_pruning, 8) for shape in shapes]
+        left = [kept(shape) % math.gcd(kept(capacity), 8) for shape in shapes]
+        assert (any(before) or any(left)) is not bool(splits)

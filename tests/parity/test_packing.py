@@ -86,7 +86,7 @@ def test_packed_rows_equal_a_sample_a_row_on_one_device(sources, float64):
 @pytest.mark.quick
 def test_batches_without_images_and_of_any_shape_run_what_was_compiled(sources, float64):
     data, trainer = make_data(sources["all"], batch_size=4, shapes=2), make_trainer()
-    data.choose_shapes(work={"llm": 1.0, "vision": 9.0}, splits={})
+    data.choose_shapes(work=lambda: {"llm": 1.0, "vision": 9.0}, splits={})
     assert [shape.most.media["images"] for shape in data.shapes] == [1, 2]
     trainer.compile(*(shapes_of_rows(shape, 4) for shape in reversed(data.shapes)))
     by_size = {batch.capacity.media["images"]: batch for batch in data}

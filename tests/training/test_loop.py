@@ -17,6 +17,7 @@ from hetjax.cli import train_main
 from hetjax.cluster.interrupt import StopRequest
 from hetjax.config.build_optimizer import decays, learning_rate
 from hetjax.config.optimizer_config import OptimizerConfig
+from hetjax.errors import DataError
 from tests.harness.digits_run import CONFIG, ONE_DEVICE, write_dataset
 from tests.harness.paths import ROOT
 
@@ -271,3 +272,17 @@ def test_a_run_in_another_thread_leaves_the_signals_alone():
     worker.start()
     worker.join()
     assert seen == [False]
+
+
+def test_steps_are_saved_before_too_many_bad_held_out_samples_end_the_run(tmp_path, capsys, monkeypatch):
+    from hetjax.training import loop
+
+    def fail(run, blank=()):
+        raise DataError("all held-out samples are bad")
+
+    monkeypatch.setattr(loop, "_answers", fail)
+    with pytest.raises(SystemExit) as stop:
+        train_main(arguments(tmp_path, "--steps", "3", "--eval.every", "2"))
+    assert stop.value.code == 2 and "all held-out samples are bad" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

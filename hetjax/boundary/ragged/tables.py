@@ -33,13 +33,9 @@ class Traffic(NamedTuple):
 
     Attributes:
         needed: bytes that must move: of every unit that a device takes and does not hold.
-        used: bytes of all units that devices take, those that stay included.
-        busiest: the most bytes that one device sends, or receives.
     """
 
     needed: int
-    used: int
-    busiest: int
 
 
 class _Units(NamedTuple):
@@ -72,9 +68,7 @@ def make_tables(places: RaggedPlaces, routes: Int[np.ndarray, "B M"]) -> tuple[D
     sent = np.zeros((count, places.most_sent), np.int32)
     sent[source, (np.cumsum(counts, axis=1) - counts)[source, destination] + rank] = source_unit
     taken[destination, destination_unit] = (np.cumsum(counts, axis=0) - counts)[source, destination] + rank
-    busiest = max(counts.sum(axis=0).max(), counts.sum(axis=1).max())
-    traffic = Traffic(*(int(number) * places.unit_bytes for number in (len(order), len(own), busiest)))
-    return DeviceTables(sent, counts.astype(np.int32), taken), traffic
+    return DeviceTables(sent, counts.astype(np.int32), taken), Traffic(needed=len(order) * places.unit_bytes)
 
 
 def _units(places: RaggedPlaces, routes: Int[np.ndarray, "B M"]) -> _Units:

@@ -150,8 +150,10 @@ class _Filling:
         more = costs[ours][:, None] - costs[others]
         larger = np.maximum(self.load[fullest] - more, self.load[shard_of[others]] + more)
         larger[more <= 0] = math.inf
-        for place in np.argsort(larger, axis=None)[:64]:
-            if larger.flat[place] >= self.load[fullest] * (1 - 1e-9):
+        flat = larger.reshape(-1)
+        tried = np.argpartition(flat, 63)[:64] if len(flat) > 64 else np.arange(len(flat))
+        for place in tried[np.argsort(flat[tried], kind="stable")]:
+            if flat[place] >= self.load[fullest] * (1 - 1e-9):
                 return False
             mine, other = ours[place // len(others)], others[place % len(others)]
             if self._exchange(mine, other):

@@ -43,8 +43,12 @@ def make_arrays(
     """
     capacity = processor.capacity if capacity is None else capacity
     balanced = processor.encoder_rows if training else {}
+    # Positions of balanced media come below, with the inputs of their encoders.
+    later = {f"{placeholder.name}_positions" for placeholder in capacity.encoders if placeholder.module in balanced}
     arrays = {
-        module: {port: np.empty((len(rows), *shape), dtype) for port, (shape, dtype) in ports.items()}
+        module: {
+            port: np.empty((len(rows), *shape), dtype) for port, (shape, dtype) in ports.items() if port not in later
+        }
         for module, ports in row_shapes(capacity, training=training).items()
         if module not in balanced
     }
@@ -52,8 +56,7 @@ def make_arrays(
         row = _row(capacity, samples, processor.tokenizer.pad, without=balanced)
         for module, ports in arrays.items():
             for port, array in ports.items():
-                if port in row[module]:  # positions of balanced media come below
-                    array[number] = row[module][port]
+                array[number] = row[module][port]
     return arrays if not balanced else arrays | _balanced(capacity, rows, balanced, arrays["llm"])
 
 

@@ -52,7 +52,8 @@ class Pretokenized:
         ids: its tokens, placeholders among them.
         counted: runs of ids that the loss counts: (first, behind the last, weight).
         media: in the order of the prompt.
-        text_tokens: tokens without those that stand for media: what these leave of the context.
+        text_tokens: tokens without those that stand for media, where one of these shares the context with them, else
+            0; all tokens where there are no media.
         made_by: checksums of what made it.
     """
 

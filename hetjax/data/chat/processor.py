@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -35,15 +36,16 @@ class ProcessedChat(NamedTuple):
     """A chat as a text and as the sample that is made of it.
 
     Attributes:
-        text: the text, with placeholders.
+        text: the text, with placeholders; None of a sample that came as tokens (`Processor.spelled`).
         sample: what is made of it.
         raw: its media as they were read.
         parts: its media as they stand in the prompt.
         positions: of each medium the positions of its placeholders among the ids, by the name of their `Placeholder`.
-        text_tokens: tokens of the text alone.
+        text_tokens: tokens of the text without its media, where one of them shares the context with it, else 0; all
+            tokens where there are no media.
     """
 
-    text: ExpandedText
+    text: ExpandedText | None
     sample: Sample
     raw: Sequence[object]
     parts: Sequence[PromptPart]
@@ -174,21 +176,40 @@ class Processor:
             stored.check_made_by(self.made_by)
         except DataError as error:
             raise DataError(f"{chat.where}: {error}") from error
+        self._check_places(chat.where, stored)
         raw = [self._read(part, chat.where) for part in chat.media]
         prepared = self._prepare(chat, raw, stored.text_tokens)
         parts = [prepared[number] for number in range(len(raw))]
         positions = [medium.positions() for medium in stored.media]
         for part, found, medium in zip(parts, positions, stored.media, strict=True):
-            wanted = sum(each.tokens for each in part.media)
-            if wanted != sum(map(len, found.values())):
+            wanted: Counter[str] = Counter()
+            for each in part.media:
+                wanted[self.capacity.modalities[each.modality].placeholder.name] += each.tokens
+            has = Counter({kind: len(own) for kind, own in found.items()})
+            if wanted != has:
                 raise DataError(
-                    f"{chat.where}: '{medium.name}' takes {wanted} placeholders, and the sample has "
-                    f"{sum(map(len, found.values()))}; convert the data anew (hetjax data convert)"
+                    f"{chat.where}: '{medium.name}' takes {wanted.total()} placeholders {dict(wanted)}, and the sample "
+                    f"has {has.total()} {dict(has)}; convert the data anew (hetjax data convert)"
                 )
         sample = self._sample(chat, stored.ids, stored.weights(), positions, parts)
-        return ProcessedChat(self._spelled(stored), sample, raw, parts, positions, stored.text_tokens)
+        return ProcessedChat(None, sample, raw, parts, positions, stored.text_tokens)
 
-    def _spelled(self, stored: Pretokenized) -> ExpandedText:
+    def _check_places(self, where: str, stored: Pretokenized) -> None:
+        """Raise DataError unless all runs of a stored sample lie within it, and placeholders stand where it says."""
+        count = len(stored.ids)
+        wrong = [f"counts {start} to {stop}" for start, stop, _ in stored.counted if not 0 <= start < stop <= count]
+        for medium in stored.media:
+            for kind, first, length in medium.placeholders:
+                inside = 0 <= first < first + length <= count
+                if not inside or np.any(stored.ids[first : first + length] != self.tokenizer.placeholder(kind)):
+                    wrong.append(f"says that {length} placeholders of '{medium.name}' begin at {first}")
+        if wrong:
+            raise DataError(
+                f"{where}: the sample has {count} tokens, and {wrong[0]}, which is not so; convert the data anew "
+                "(hetjax data convert)"
+            )
+
+    def spelled(self, stored: Pretokenized) -> ExpandedText:
         """Return the text of tokens, with what the loss counts."""
         borders = sorted({0, len(stored.ids), *(each for start, stop, _ in stored.counted for each in (start, stop))})
         pieces, spans, weights = [], [], {start: weight for start, _, weight in stored.counted}

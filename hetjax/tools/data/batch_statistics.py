@@ -1,4 +1,8 @@
-"""Padding of the batches of a run, and how unevenly they load the shards of its encoders."""
+"""Padding of the batches of a run, and how unevenly they load the shards of its encoders.
+
+An estimate: all rows have the largest shape and are filled from all inspected samples, however long a sample would wait
+in training; media are not balanced, and the load of a shard is the rows of media in its part of the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,15 @@ from hetjax.tools.data.shared_rows import shared_rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchStatistics:
-    """What the batches of some samples are like.
+    """What the batches of some samples would be like, of rows of the largest shape, filled from all of these samples.
 
     Attributes:
         batches: how many there are.
         samples_per_row: on average.
         padding: by amount the part of the rows that nothing takes, 0 to 1.
         imbalance: by encoder the load of the fullest shard of the batch against the mean, where its layout has
-            several; the mean over batches, as rows come.
+            several; the mean over batches, as rows come, without balancing. A load is what media take of rows, not
+            their cost, and a shard is cut from the whole batch, not from a microbatch.
     """
 
     batches: int
@@ -35,7 +40,7 @@ class BatchStatistics:
 def batch_statistics(
     loader: SampleLoader, uses: Sequence[RowUse], placement: Mapping[str, Layout]
 ) -> BatchStatistics | None:
-    """Return what the whole batches are like that training makes of these samples; None where there is none."""
+    """Return what the whole batches of these samples would be like; None where there is none."""
     batches = _batches(loader, uses)
     if not batches:
         return None

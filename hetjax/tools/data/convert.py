@@ -20,6 +20,7 @@ from hetjax.data.chat import parse_line
 from hetjax.data.chat.pretokenized import KEY
 from hetjax.data.media import VideoSampling, read_audio, read_image, read_video
 from hetjax.data.media.media_file import Source as MediaSource
+from hetjax.data.reading import Line
 from hetjax.errors import ConfigError, DataError
 from hetjax.tools.data.embedded import Embedder, Member, as_json, with_names
 from hetjax.tools.data.run_samples import ahead
@@ -64,8 +65,9 @@ def convert_data(
 ) -> Outcome:
     """Write the samples of a dataset as shards of ArrayRecord or WebDataset, with the bytes of their media inside.
 
-    What they are read from is what a run names, or --path. Every sample is made ready as training would, or, of a path,
-    its media are decoded; one that cannot be used is named and left out. The folder appears when all of it is written.
+    What they are read from is what a run names, or --path. Every sample is made ready as training would, a held-out one
+    as an evaluation would, or, of a path, its media are decoded; one that cannot be used is named and left out. The
+    folder appears when all of it is written.
 
     Args:
         to: Folder that is made; of a run with several sources it has a folder for each.
@@ -82,6 +84,11 @@ def convert_data(
         raise ConfigError("give --path, or --config for the data that a run names; one of them")
     if pretokenized and config is None:
         raise ConfigError("--pretokenized needs the tokenizer and the sizes of a run; give --config in place of --path")
+    if pretokenized and source == "eval":
+        raise ConfigError(
+            "--pretokenized stores samples as training takes them, with no question to answer, so that an evaluation "
+            "cannot read them; convert held-out data without it"
+        )
     if per_shard < 1:
         raise ConfigError(f"per_shard is {per_shard}; give 1 or more")
     loader = None if config is None else make_loader(config.data, config.model)
@@ -138,7 +145,7 @@ def _of_run(loader: SampleLoader, which: str, pretokenized: bool) -> list[_Part]
         opened = list(zip(trained.configs, trained.sources, strict=True))
     else:
         opened = [(SourceConfig(path=str(loader.held_out.path)), loader.held_out)]
-    make = _tokenized if pretokenized else _checked
+    make = _tokenized if pretokenized else _checked if which == "train" else _asked
     return [
         _Part(config, source, lambda index, source=source: make(loader, source, index)) for config, source in opened
     ]
@@ -149,6 +156,11 @@ def _checked(loader: SampleLoader, source: Source, index: int) -> _Written:
     return _embedded(source, index)
 
 
+def _asked(loader: SampleLoader, source: Source, index: int) -> _Written:
+    loader.load_prompt(source, index)
+    return _embedded(source, index)
+
+
 def _embedded(source: Source, index: int) -> _Written:
     line = source[index]
     record = line.text if isinstance(line.text, Mapping) else json.loads(line.text)
@@ -156,9 +168,9 @@ def _embedded(source: Source, index: int) -> _Written:
     if KEY in record:  # tokenized already
         stored = dict(record[KEY])
         stored["media"] = [[kind, embedder.name(kind, name), places] for kind, name, places in stored["media"]]
-        return _Written(as_json({KEY: stored}), embedder.members)
+        return _Written(as_json({**_about(line), KEY: stored}), embedder.members)
     named = _named(line.where, lambda: with_names(record, embedder.name))
-    return _Written(as_json({**named, "source": line.where}), embedder.members)
+    return _Written(as_json({**_about(line), **named}), embedder.members)
 
 
 def _tokenized(loader: SampleLoader, source: Source, index: int) -> _Written:
@@ -167,7 +179,16 @@ def _tokenized(loader: SampleLoader, source: Source, index: int) -> _Written:
     embedder = Embedder(line.folder or source.folder)
     names = [embedder.held(part.kind, part.value) for part in chat.media]
     stored = loader.processor.pretokenized(chat, made, names).as_json()
-    return _Written(as_json({KEY: stored, "source": line.where}), embedder.members)
+    return _Written(as_json({**_about(line), KEY: stored}), embedder.members)
+
+
+def _about(line: Line) -> dict[str, Json]:
+    """Return what a sample says about itself, such as its task; without a "source" its name is that."""
+    about = {
+        key: value if value is None or isinstance(value, str | int | float) else str(value)
+        for key, value in line.about.items()
+    }
+    return {"source": line.where, **about}
 
 
 def _write(

@@ -15,6 +15,7 @@ from hetjax.config.run_config import TrainConfig
 from hetjax.data import SampleLoader, Source
 from hetjax.data.bad_samples import reason_of
 from hetjax.data.chat import Chat
+from hetjax.data.chat.expanded_text import ExpandedText
 from hetjax.data.chat.processor import ProcessedChat
 from hetjax.errors import ConfigError
 from hetjax.tools.data.media_pictures import Picture, pictures_of
@@ -129,7 +130,7 @@ def _inspect(loader: SampleLoader, source: Source, number: int, *, with_pictures
     media = [_medium(chat, made, number) for number in range(len(made.raw))]
     return InspectedSample(
         where=chat.where,
-        text=list(_pieces(made)),
+        text=list(_pieces(made.text or loader.processor.spelled(chat.pretokenized))),
         tokens=made.sample.ids.tolist(),
         counted=int((made.sample.weights > 0).sum()),
         media=media,
@@ -146,13 +147,13 @@ def _pictures(loader: SampleLoader, made: ProcessedChat, number: int, times: Seq
     return [picture for group in groups for picture in group]
 
 
-def _pieces(made: ProcessedChat) -> Iterator[tuple[str, bool]]:
+def _pieces(text: ExpandedText) -> Iterator[tuple[str, bool]]:
     last = 0
-    for span in made.text.counted:
-        yield made.text.text[last : span.start], False
-        yield made.text.text[span.start : span.stop], True
+    for span in text.counted:
+        yield text.text[last : span.start], False
+        yield text.text[span.start : span.stop], True
         last = span.stop
-    yield made.text.text[last:], False
+    yield text.text[last:], False
 
 
 def _medium(chat: Chat, made: ProcessedChat, number: int) -> dict[str, Json]:

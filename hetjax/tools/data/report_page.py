@@ -50,7 +50,9 @@ figcaption { text-align: center; color: #666 } img { max-width: 100% }
 <td>{{ "%.1f" | format(100 - 100 * batches.padding.tokens) }} %</td></tr>
 {% for module, ratio in batches.imbalance.items() %}<tr><td>fullest shard of {{ module }} against the mean</td>
 <td>{{ "%.2f" | format(ratio) }}</td></tr>
-{% endfor %}</table><p><small>Over {{ batches.batches }} batches, as rows come.</small></p>{% endif %}
+{% endfor %}</table><p><small>An estimate over {{ batches.batches }} batches of the inspected samples: rows of the
+largest shape, filled from all of these samples; shards are cut from whole batches as rows come, and their load is counted
+in rows of media, not by cost and without balancing.</small></p>{% endif %}
 <h2>Samples</h2><p>Green is what the loss counts.</p>
 {% for sample in samples %}
 {% if sample.error %}<p class="error">{{ sample.error }}</p>

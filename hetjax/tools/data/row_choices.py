@@ -25,7 +25,7 @@ class RowChoice:
 
     Attributes:
         sizes: what a row has of each amount.
-        packed: samples that share a row on average, rounded up; 1 packs none.
+        packed: the most samples that share a row; 1 packs none.
         padding: the part of each amount that nothing takes, 0 to 1.
         left_out: the part of the samples that do not fit into a row.
         is_run: whether these are the sizes of the run.
@@ -39,17 +39,17 @@ class RowChoice:
 
 
 def row_choices(amounts: Mapping[str, Amount], *, packed: int) -> list[RowChoice]:
-    """Return sizes to choose from, the first of them those of the run, whose rows `packed` samples share."""
+    """Return sizes to choose from, the first of them those of the run, whose rows at most `packed` samples share."""
     settings = {name: amount for name, amount in amounts.items() if name == "tokens" or amount.has}
     needs = np.stack([amount.taken for amount in settings.values()], axis=1)
     own = {name: amount.has for name, amount in settings.items()}
-    found = [dataclasses.replace(_choice(needs, own, packed > 1), is_run=True)]
+    found = [dataclasses.replace(_choice(needs, own, packed), is_run=True)]
     for part in _KEPT:
         sizes = {name: amount.up(np.quantile(amount.taken, part)) for name, amount in settings.items()}
-        found.append(_choice(needs, sizes, False))
+        found.append(_choice(needs, sizes, 1))
     longest = settings["tokens"].up(settings["tokens"].taken.max())
     for times in _TIMES:
-        found.append(_choice(needs, _packed_sizes(needs, settings, times * longest), True))
+        found.append(_choice(needs, _packed_sizes(needs, settings, times * longest), len(needs)))
     return [choice for place, choice in enumerate(found) if choice not in found[:place]]
 
 
@@ -71,17 +71,18 @@ def _packed_sizes(needs: Int64[np.ndarray, "M K"], settings: Mapping[str, Amount
     return {**sizes, "tokens": tokens}
 
 
-def _choice(needs: Int64[np.ndarray, "M K"], sizes: Mapping[str, int], packs: bool) -> RowChoice:
+def _choice(needs: Int64[np.ndarray, "M K"], sizes: Mapping[str, int], most: int) -> RowChoice:
+    """Return what rows of these sizes come to, each of at most `most` samples."""
     capacity = np.asarray(list(sizes.values()))
     fits = np.all(needs <= capacity, axis=1)
     kept = needs[fits]
     if not len(kept):
         return RowChoice(sizes=sizes, packed=1, padding=dict.fromkeys(sizes, 1.0), left_out=1.0)
-    rows = len(shared_rows(kept, capacity.tolist())) if packs else len(kept)
-    padding = 1 - kept.sum(axis=0) / np.maximum(capacity * rows, 1)
+    rows = shared_rows(kept, capacity.tolist(), most=most) if most > 1 else [[number] for number in range(len(kept))]
+    padding = 1 - kept.sum(axis=0) / np.maximum(capacity * len(rows), 1)
     return RowChoice(
         sizes=dict(sizes),
-        packed=-(-len(kept) // rows) if packs else 1,
+        packed=max(map(len, rows)),
         padding=dict(zip(sizes, padding.tolist(), strict=True)),
         left_out=1 - len(kept) / len(needs),
     )

@@ -71,7 +71,7 @@ def open_samples(config: TrainConfig, source: str = "train", *, measured: bool =
     if measured:
         loader = make_loader(_without_limits(config, loader), config.model)
     if source == "train":
-        order = SampleOrder(loader.trained, shuffle=True, seed=config.data.seed, epochs=1)
+        order = SampleOrder(loader.trained, shuffle=config.data.shuffle, seed=config.data.seed, epochs=1)
         return RunSamples(loader=loader, source=loader.trained.joined, drawn=order.epoch, order=order.__getitem__)
     if config.data.eval is None:
         raise ConfigError("data.eval is null, so there is no held-out data; give --source train")

@@ -1,11 +1,13 @@
 """What is stored of a sample that is tokenized already."""
 
+import dataclasses
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from hetjax.data.chat import parse_line
+from hetjax.data.chat import make_arrays, parse_line, parse_messages
 from hetjax.data.chat.pretokenized import Pretokenized, StoredMedium, position_runs, runs_of
 from hetjax.errors import DataError
 
@@ -55,3 +57,40 @@ def test_a_malformed_one_is_refused(change, words, tmp_path):
         parse_line(json.dumps(record), where="a:1", folder=tmp_path)
     chat = parse_line(json.dumps({"pretokenized": STORED.as_json()}), where="a:1", folder=tmp_path)
     assert [part.value for part in chat.media] == [tmp_path / "0.png"] == chat.files
+
+
+def test_places_beyond_the_sample_or_of_other_tokens_are_refused(make_processor, tmp_path):
+    PIL.Image.new("RGB", (24, 16)).save(tmp_path / "0.png")
+    processor = make_processor()
+    record = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}],
+        "images": ["0.png"],
+    }
+    chat = parse_line(json.dumps(record), where="a:1", folder=tmp_path)
+    made = processor.process(chat, training=True)
+    stored = processor.pretokenized(chat, made, ["0.png"])
+
+    def restored(**changes):
+        line = json.dumps({"pretokenized": dataclasses.replace(stored, **changes).as_json()})
+        return processor.process(parse_line(line, where="a:1", folder=tmp_path), training=True)
+
+    again = restored()
+    np.testing.assert_array_equal(again.sample.ids, made.sample.ids)
+    assert again.text is None and processor.spelled(stored).text == made.text.text
+    ((kind, first, count),), end = stored.media[0].placeholders, len(stored.ids)
+    for runs in (((kind, first + 1, count),), ((kind, end - 1, count),), ((kind, -count, count),)):
+        with pytest.raises(DataError, match=r"^a:1: .* placeholders of '0.png' begin at"):
+            restored(media=(StoredMedium("image", "0.png", runs),))
+    with pytest.raises(DataError, match=r"^a:1: .* takes 6 placeholders .* has 5 "):
+        restored(media=(StoredMedium("image", "0.png", ((kind, first, count - 1),)),))
+    with pytest.raises(DataError, match=r"^a:1: .* counts 3 to "):
+        restored(counted=((3, end + 1, 1.0),))
+
+
+def test_a_port_that_a_modality_forgets_is_an_error(make_processor, monkeypatch):
+    processor = make_processor()
+    monkeypatch.setattr("hetjax.data.modalities.image.patch_arrays", lambda prefix, packed: {})
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    sample = processor.sample(parse_messages(turns, where="here"), training=True)
+    with pytest.raises(KeyError, match="patches"):
+        make_arrays(processor, [[sample]], training=True)

@@ -103,6 +103,24 @@ def test_another_tokenizer_template_or_size_is_an_error(folder, tmp_path, capsys
         loader.load_prompt(loader.trained.joined, 0)
 
 
+def test_held_out_data_are_not_tokenized(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert(
+            capsys, "--config", CONFIG, "--source", "eval", "--pretokenized", "true", "--to", tmp_path / "out",
+        )  # fmt: skip
+    assert "an evaluation cannot read them" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_sample_says_about_itself_is_kept(tmp_path, capsys):
+    record = {"prompt": "?", "completion": "!", "task": "ask", "id": 7, "meta": {"a": 1}}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({**record, **more}) + "\n" for more in ({}, {"source": "b"})))
+    convert(capsys, "--path", tmp_path / "a.jsonl", "--to", tmp_path / "out")
+    again = open_source(str(tmp_path / "out"))
+    about = {"task": "ask", "id": 7, "meta": "{'a': 1}"}
+    assert [again[i].about for i in range(2)] == [{**about, "source": s} for s in (f"{tmp_path / 'a.jsonl'}:1", "b")]
+
+
 def test_bad_samples_are_named_and_left_out(folder, tmp_path, capsys):
     lines = (folder / "train.jsonl").read_text().replace("media/", f"{folder}/media/").splitlines()
     picture = next(line for line in lines if ".png" in line)

@@ -39,6 +39,13 @@ def test_choices_say_how_much_is_padding():
     assert best.packed > 1 and best.left_out == 0
 
 
+def test_packed_is_the_most_samples_of_a_row():
+    tokens = amount([10] * 9 + [40], has=40)
+    own, *others = row_choices({"tokens": tokens}, packed=2)
+    assert own.packed == 2 and own.padding["tokens"] == pytest.approx(1 - 130 / (6 * 40))
+    assert max(choice.packed for choice in others if choice.sizes["tokens"] == 40) == 4
+
+
 def test_equal_samples_need_no_packing():
     own, *others = row_choices({"tokens": amount([64] * 50, has=100)}, packed=1)
     best = suggested([own, *others])
