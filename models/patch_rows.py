@@ -122,7 +122,7 @@ class PatchRows:
                         f"PatchRows: {len(sequences)} images or videos need {following} patch rows or more, but there "
                         f"are {rows}; give more of them, or fewer or smaller images"
                     )
-                self._write(frames, packed.patches[first:stop])
+                self.write_patches(frames, packed.patches[first:stop])
                 packed.places[first:stop] = self._places(height, width)
                 packed.places[first - self.prefix_tokens : first] = -1 - np.arange(self.prefix_tokens)[:, None]
                 packed.segments[first - self.prefix_tokens : stop] = segment
@@ -132,7 +132,7 @@ class PatchRows:
             tokens.append(np.concatenate(own) if own else np.zeros(0, np.int32))
         return packed._replace(tokens=tuple(tokens))
 
-    def _write(self, frames: Float[np.ndarray, "T H W C"], patches: Float[np.ndarray, "R F"]) -> None:
+    def write_patches(self, frames: Float[np.ndarray, "T H W C"], patches: Float[np.ndarray, "R F"]) -> None:
         """Put the patches of one tubelet, or of an image as a tubelet of one frame, where they belong, in one copy."""
         height, width = self.grid(frames.shape[1:3])
         size, merge = self.patch_size, self.merge

@@ -27,9 +27,10 @@ def test_images_of_one_size_equal_the_same_as_rows(float64):
     fixed = with_arrays(build(FIXED, np.float64), arrays_by_path(packed))
     pixels = fixed_images(np.float64)
     inputs, (own, _) = image_inputs(PACKED, [[*sample[:, :16, :16]] for sample in pixels], rows=32)
-    inputs["patches"] = np.stack(
-        [np.concatenate([PACKED.image_rows.patches(image[None, :16, :16]) for image in sample]) for sample in pixels]
-    )
+    inputs["patches"] = np.empty(inputs["patches"].shape)  # in float64
+    for row, sample in zip(inputs["patches"], pixels, strict=True):
+        for image, patches in zip(sample, np.split(row, len(sample)), strict=True):
+            PACKED.image_rows.write_patches(image[None, :16, :16], patches)
     assert np.concatenate(own).tolist() == list(range(32))
     assert relative_error(call(fixed, images=pixels)["tokens"], call(packed, **inputs)["tokens"]) < 1e-12
 

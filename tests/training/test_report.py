@@ -10,6 +10,7 @@ from rich.console import Console
 from hetjax.training import report
 from hetjax.training.metrics import read_metrics
 from hetjax.training.report import PendingStep, Reporter
+from hetjax.training.run_folder import RunFolder
 
 SECONDS, TOKENS = 1.0, 100  # of a step
 
@@ -60,7 +61,10 @@ def test_the_speed_of_a_step_counts_no_padding_no_checkpoint_and_no_evaluation(t
     config = SimpleNamespace(name="x", directory=tmp_path, steps=17, log_every=5)
     job = SimpleNamespace(is_main=True, unlimited=lambda what: contextlib.nullcontext())
     text = io.StringIO()
-    reporter, device = Reporter(config, job, Console(file=text, width=200), done=0), Device(clock, at_once=at_once)
+    reporter, device = (
+        Reporter(config, job, RunFolder(tmp_path), Console(file=text, width=200), done=0),
+        Device(clock, at_once=at_once),
+    )
     with reporter.training():
         pending = None
         for step in range(1, 18):  # as `hetjax.training.loop` does
