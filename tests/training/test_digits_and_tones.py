@@ -17,7 +17,7 @@ def test_every_sample_of_the_demonstration_fits_its_settings(tmp_path):
     config, _ = load_config(arguments(tmp_path, 40, 13))
     loader = make_loader(config.data, config.model)
     rows = [[loader.load(loader.trained.joined, i)] for i in range(40)]
-    arrays = loader.collate(rows)
+    arrays = loader.collate(rows, loader.processor.capacity)
     for module, ports in loader.shapes(training=True).items():
         assert {port: (array.shape[1:], array.dtype) for port, array in arrays[module].items()} == {
             port: (spec.shape, spec.dtype) for port, spec in ports.items()
