@@ -201,7 +201,14 @@ def test_settings_that_the_weights_were_not_made_for_are_reported(folders, make_
 @pytest.mark.slow
 @pytest.mark.quick
 def test_a_run_starts_where_its_settings_say(run, tmp_path):
-    digits = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    digits = {
+        **LLAMA,
+        "vocab_size": 288,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+    }
     source = write_folder(tmp_path / "hf", digits, tensors_of(digits, np.float32))
     code, printed = run("--warm_start", str(source))
     assert code is None, printed

@@ -100,7 +100,6 @@ def check(
 @pytest.mark.quick
 def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
     trainer, batch = check("fan in")
-    place = trainer._place
     tokens = batch["routes"]["vision.tokens"]
     last = tokens.size - 1  # of the last row, which is in another microbatch than the first one
     for wrong, message in [
@@ -108,9 +107,9 @@ def test_balanced_media_equal_one_device_and_wrong_routes_are_refused(float64):
         (tokens[:, :-1], "keep shapes fixed"),
     ]:
         with pytest.raises(BatchError, match=message):
-            place({**batch, "routes": {**batch["routes"], "vision.tokens": wrong}})
+            trainer._place({**batch, "routes": {**batch["routes"], "vision.tokens": wrong}}, trainer.compiled)
     with pytest.raises(BatchError, match=r"no routes for 'audio\.tokens'"):
-        place({**batch, "routes": {"vision.tokens": tokens}})
+        trainer._place({**batch, "routes": {"vision.tokens": tokens}}, trainer.compiled)
     for port, routes, message in [
         ("vision.hidden", tokens, "no edge leaves"),
         ("vision.tokens", tokens[:4], "of all rows of the batch"),

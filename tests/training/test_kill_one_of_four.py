@@ -119,7 +119,7 @@ def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by item and path, read on the host by Orbax alone."""
     found = {}
     for item in sorted((run / "checkpoints" / str(step)).iterdir()):
-        if item.name == "description":
+        if item.name == "description" or item.is_file():
             continue
         handler = ocp.PyTreeCheckpointHandler()
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(item).tree)
