@@ -6,9 +6,7 @@ pieces go in rounds of `ppermute`: in a round a device sends to one device and r
 
 from __future__ import annotations
 
-import functools
 import math
-import weakref
 from collections import Counter
 from collections.abc import Sequence
 
@@ -23,13 +21,11 @@ from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.rounds import Round, make_rounds
 from hetjax.boundary.route import Move, spans
 from hetjax.boundary.tiling import Tiling
+from hetjax.boundary.union_exchange import AXIS, UnionExchange
 from hetjax.compilation.compiled_program import Program
-from hetjax.meshes import local_devices
-
-AXIS = "devices"
 
 
-class Exchange:
+class Exchange(UnionExchange):
     """Carries a tensor from `plan.source_fine` to `plan.destination_fine` by one program.
 
     Every process with a device of either side calls it at the same place of its program.
@@ -45,48 +41,25 @@ class Exchange:
     """
 
     def __init__(self, plan: BoundaryPlan, source: Mesh, destination: NamedSharding, dtype: jnp.dtype):
-        self.plan, self.dtype = plan, dtype
-        devices = {device.id: device for mesh in (source, destination.mesh) for device in mesh.devices.flat}
-        self._devices = [devices[number] for number in sorted(devices)]
+        super().__init__(
+            source,
+            destination,
+            plan.source.devices,
+            plan.destination.devices,
+            block=_block_shape(plan.shape, plan.source_fine),
+            arriving=leading(plan.shape),
+            dtype=dtype,
+        )
+        self.plan = plan
         self._place = {device.id: place for place, device in enumerate(self._devices)}
-        self._own = local_devices(self._devices)
-        self._output = destination
-        self._senders, self._receivers = set(plan.source.devices), set(plan.destination.devices)
-        self._block = _block_shape(plan.shape, plan.source_fine)
-        mesh = Mesh(np.array(self._devices), (AXIS,))
-        self._union = NamedSharding(mesh, PartitionSpec(AXIS))
-        self.program = self._make_program(mesh)
-
-    @property
-    def blank_bytes(self) -> dict[int, int]:
-        """Bytes of `blanks` on each device, of all processes."""
-        size = math.prod(self._block) * self.dtype.itemsize
-        return {device.id: size for device in self._devices if device.id not in self._senders}
-
-    @functools.cached_property
-    def blanks(self) -> dict[int, jax.Array]:
-        """Zeros by device id where there is no source tile; to be made before a step, as they come from the host."""
-        return {
-            device.id: blank(device, self._block, self.dtype) for device in self._own if device.id not in self._senders
-        }
+        self.program = self._make_program(self._mesh)
 
     def __call__(self, x: jax.Array | None) -> jax.Array | None:
         """Carry `x`, on the source's fine tiling, to the destination's; None where this process has no part of either.
 
         A scalar comes and goes as an array of one element.
         """
-        given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
-        blocks = [given[d.id] if d.id in self._senders else self.blanks[d.id] for d in self._own]
-        done = self.program(jax.make_array_from_single_device_arrays(self._whole, self._union, blocks))
-        arrays = [shard.data for shard in done.addressable_shards if shard.device.id in self._receivers]
-        if not arrays:
-            return None
-        return jax.make_array_from_single_device_arrays(leading(self.plan.shape), self._output, arrays)
-
-    @property
-    def _whole(self) -> tuple[int, ...]:
-        """All devices' source tiles, one behind the other."""
-        return (len(self._devices) * self._block[0], *self._block[1:])
+        return self._carry(x)
 
     def _make_program(self, mesh: Mesh) -> Program:
         source_spans, destination_spans = (
@@ -146,17 +119,3 @@ class Exchange:
 
 def _block_shape(shape: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
     return leading(tuple(size // count for size, count in zip(shape, tiling.counts, strict=True)))
-
-
-def blank(device: jax.Device, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Return zeros for the source tile of a device without one; never changed, so all in use share one."""
-    blank = _blanks.get((device, shape, dtype))
-    if blank is None:
-        blank = _blanks[device, shape, dtype] = jax.device_put(np.zeros(shape, dtype), device)
-    return blank
-
-
-# Not beyond the exchanges that use them: they take memory of the devices.
-_blanks: weakref.WeakValueDictionary[tuple[jax.Device, tuple[int, ...], jnp.dtype], jax.Array] = (
-    weakref.WeakValueDictionary()
-)

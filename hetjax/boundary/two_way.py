@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 from jax.sharding import NamedSharding
 
+from hetjax.boundary.both_ways import BothWays
 from hetjax.boundary.transport import Transport
 from hetjax.boundary.ways import Way
 
 
-class TwoWayTransport:
+class TwoWayTransport(BothWays[Transport]):
     """The two transports of one tensor over a boundary, for one shape and dtype.
 
     `hetjax.Boundary` holds one for each shape that it meets, a trainer one for each link between stages, generation
@@ -36,30 +35,9 @@ class TwoWayTransport:
         gradient: bool = True,
         way: Way | None = None,
     ):
-        self.forward = Transport(source, destination, shape, dtype, way=way)
-        self._gradient, self._way = gradient, way
+        super().__init__(Transport(source, destination, shape, dtype, way=way), gradient=gradient)
+        self._way = way
 
-    @functools.cached_property
-    def backward(self) -> Transport | None:
-        """The transport of the gradient, None where none comes back. Raises BoundaryError as `Transport` does."""
-        if not self._gradient:
-            return None
+    def _make_backward(self) -> Transport:
         forward = self.forward
         return Transport(forward.destination, forward.source, forward.shape, forward.dtype, way=self._way)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this process has a part in it."""
-        return self.forward.is_local
-
-    @property
-    def arriving(self) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of the tensor at the destination."""
-        return self.forward.arriving
-
-    def compile(self) -> TwoWayTransport:
-        """Compile what this process runs of either way; harmless to call twice."""
-        self.forward.compile()
-        if self.backward is not None:
-            self.backward.compile()
-        return self

@@ -8,7 +8,6 @@ Every device gives its source tile (zeros where it has none) and gets its destin
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -18,16 +17,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from hetjax.boundary.bits import from_bits, to_bits
-from hetjax.boundary.exchange import AXIS, blank
 from hetjax.boundary.ragged.places import RaggedPlaces
 from hetjax.boundary.ragged.tables import DeviceTables
+from hetjax.boundary.union_exchange import AXIS, UnionExchange
 from hetjax.compilation.compiled_program import Program
-from hetjax.meshes import local_devices
 
 # D devices of both meshes · S units sent at most · R units received at most · U units of a tile · W elements of a unit
 
 
-class RaggedExchange:
+class RaggedExchange(UnionExchange):
     """Carries tokens from `places.source_fine` to `places.destination_fine` by one program.
 
     Every process with a device of either side calls it at the same place of its program.
@@ -47,33 +45,21 @@ class RaggedExchange:
     def __init__(
         self, places: RaggedPlaces, source: Mesh, destination: NamedSharding, dtype: jnp.dtype, *, shifted: bool
     ):
-        self.places, self.dtype, self.shifted = places, dtype, shifted
-        devices = {device.id: device for mesh in (source, destination.mesh) for device in mesh.devices.flat}
-        self._devices = [devices[number] for number in places.devices]
-        self._own = local_devices(self._devices)
-        self._output = destination
-        self._senders, self._receivers = set(places.source.devices), set(places.destination.devices)
-        self._block = _block(places.source_shape, places.source_fine.counts)
+        super().__init__(
+            source,
+            destination,
+            places.source.devices,
+            places.destination.devices,
+            block=_block(places.source_shape, places.source_fine.counts),
+            arriving=places.destination_shape,
+            dtype=dtype,
+        )
+        self.places, self.shifted = places, shifted
         self.ragged = self._devices[0].platform != "cpu"
         # CPU devices run programs on threads that they share. Those without a source tile could begin at once, and of
         # several exchanges they would take all threads, waiting for devices that then have none to compute on.
         self._waits = not self.ragged and jax.process_count() == 1 and self._senders != set(places.devices)
-        mesh = Mesh(np.array(self._devices), (AXIS,))
-        self._union = NamedSharding(mesh, PartitionSpec(AXIS))
-        self.program = self._make_program(mesh)
-
-    @property
-    def blank_bytes(self) -> dict[int, int]:
-        """Bytes of `blanks` on each device, of all processes."""
-        size = math.prod(self._block) * self.dtype.itemsize
-        return {device.id: size for device in self._devices if device.id not in self._senders}
-
-    @functools.cached_property
-    def blanks(self) -> dict[int, jax.Array]:
-        """Zeros by device id where there is no source tile; to be made before a step, as they come from the host."""
-        return {
-            device.id: blank(device, self._block, self.dtype) for device in self._own if device.id not in self._senders
-        }
+        self.program = self._make_program(self._mesh)
 
     @property
     def queue(self) -> int:
@@ -109,18 +95,7 @@ class RaggedExchange:
         """
         if self._waits:
             jax.block_until_ready((x, tables))
-        given = {shard.device.id: shard.data for shard in x.addressable_shards} if x is not None else {}
-        blocks = [given[d.id] if d.id in self._senders else self.blanks[d.id] for d in self._own]
-        done = self.program(jax.make_array_from_single_device_arrays(self._whole, self._union, blocks), *tables)
-        arrays = [shard.data for shard in done.addressable_shards if shard.device.id in self._receivers]
-        if not arrays:
-            return None
-        return jax.make_array_from_single_device_arrays(self.places.destination_shape, self._output, arrays)
-
-    @property
-    def _whole(self) -> tuple[int, ...]:
-        """All devices' source tiles, one behind the other."""
-        return (len(self._devices) * self._block[0], *self._block[1:])
+        return self._carry(x, *tables)
 
     @property
     def _sizes(self) -> tuple[int, int]:

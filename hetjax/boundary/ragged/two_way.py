@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Int
 
+from hetjax.boundary.both_ways import BothWays
 from hetjax.boundary.ends import join_program, split_program
 from hetjax.boundary.plan import BoundaryPlan
 from hetjax.boundary.ragged.exchange import RaggedExchange
@@ -128,7 +129,7 @@ class RaggedWay:
         return arrived if arrived is None or "join" not in self.programs else self.programs["join"](arrived)
 
 
-class RaggedTransport:
+class RaggedTransport(BothWays[RaggedWay]):
     """The two ways of a tensor of tokens over a boundary that gives each token a place of its own.
 
     Args:
@@ -153,34 +154,13 @@ class RaggedTransport:
         gradient: bool = True,
         shifted: bool = False,
     ):
-        self.forward = RaggedWay(source, destination, source_shape, destination_shape, dtype, shifted=shifted)
-        self._gradient = gradient
+        forward = RaggedWay(source, destination, source_shape, destination_shape, dtype, shifted=shifted)
+        super().__init__(forward, gradient=gradient)
 
-    @functools.cached_property
-    def backward(self) -> RaggedWay | None:
-        """The way of the gradient, None where none comes back."""
-        if not self._gradient:
-            return None
+    def _make_backward(self) -> RaggedWay:
         there, places = self.forward, self.forward.places
         shapes = places.destination_shape, places.source_shape
         return RaggedWay(there.destination, there.source, *shapes, there.dtype)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this process has a part in it."""
-        return self.forward.is_local
-
-    @property
-    def arriving(self) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of the tensor at the destination."""
-        return self.forward.arriving
-
-    def compile(self) -> RaggedTransport:
-        """Compile what this process runs of either way; harmless to call twice."""
-        self.forward.compile()
-        if self.backward is not None:
-            self.backward.compile()
-        return self
 
     def place(
         self, routes: Int[np.ndarray, "B M"], shift: Int[np.ndarray, "B M"] | None = None
