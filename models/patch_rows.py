@@ -139,7 +139,11 @@ class PatchRows:
         split = frames.reshape(len(frames), height // merge, merge, size, width // merge, merge, size, -1)
         order = (1, 4, 2, 5, 0, 7, 3, 6) if self.channels_first else (1, 4, 2, 5, 0, 3, 6, 7)
         split = split.transpose(order)
-        patches.reshape(split.shape)[...] = split
+        target = patches.reshape(split.shape)
+        if split.strides[-1] == split.itemsize and split.dtype == target.dtype:
+            line = np.dtype((np.void, split.shape[-1] * split.itemsize))  # copied as one item: twice as fast
+            split, target = split.view(line), target.view(line)
+        target[...] = split
 
     def _places(self, height: int, width: int) -> Int[np.ndarray, "R 4"]:
         places = np.empty((height, width, 4), np.int32)
