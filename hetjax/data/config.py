@@ -27,6 +27,8 @@ class DataConfig:
         epochs: Passes over the training samples, or null to repeat forever.
         seed: Seed of the order of samples.
         ignore_keys: Keys of samples and of their messages that are left out; any other that nothing reads is an error.
+        allow_outside: Whether samples may name files outside of their dataset's folder: the one that is given, or
+            that its file is in. Leave it off for data of others: they could name any file that you can read.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
         processor: How text, images, videos and audio are taken in.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
@@ -42,6 +44,7 @@ class DataConfig:
     epochs: int | None = None
     seed: int = 0
     ignore_keys: tuple[str, ...] = ()
+    allow_outside: bool = False
     max_bad_share: float = 0.01
     processor: ProcessorConfig = dataclasses.field(default_factory=ProcessorConfig)
     workers: int = 4

@@ -38,13 +38,24 @@ class TrainSources:
 
 
 def open_source(
-    path: str | Path, split: str | None = None, columns: Columns | None = None, ignore: Collection[str] = ()
+    path: str | Path,
+    split: str | None = None,
+    columns: Columns | None = None,
+    ignore: Collection[str] = (),
+    *,
+    allow_outside: bool = False,
 ) -> Source:
     """Open a file, a folder or a glob, its samples in the one dialect, without the keys of `ignore`.
 
+    Unless `allow_outside`, samples may name no files but those in the folder that is given, or that a file is in.
     Raises DataError where it cannot be read or has no sample.
     """
-    return _joined([SchemaSource(source, columns, ignore) for source in open_files(path, split)], str(path))
+    given = Path(path).expanduser()
+    sources = [
+        SchemaSource(source, columns, ignore, None if allow_outside else given if given.is_dir() else source.folder)
+        for source in open_files(path, split)
+    ]
+    return _joined(sources, str(path))
 
 
 def open_train(data: DataConfig) -> TrainSources:
@@ -79,7 +90,7 @@ def open_eval(data: DataConfig, trained: Callable[[], TrainSources]) -> Source:
 
 
 def _open(config: SourceConfig, data: DataConfig) -> Source:
-    return open_source(config.path, config.split, config.columns, data.ignore_keys)
+    return open_source(config.path, config.split, config.columns, data.ignore_keys, allow_outside=data.allow_outside)
 
 
 def _check_apart(configs: tuple[SourceConfig, ...]) -> None:

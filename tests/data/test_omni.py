@@ -151,8 +151,9 @@ def test_bad_samples_are_named_and_replaced(folder, tmp_path):
     file = tmp_path / "bad.jsonl"
     file.write_text("\n".join(lines) + "\n")
     config = DataConfig(
-        train=str(file), seq_len=240, batch_size=6, workers=0, max_bad_share=0.5, processor=make_processor(240).config
-    )
+        train=str(file), seq_len=240, batch_size=6, workers=0, max_bad_share=0.5, processor=make_processor(240).config,
+        allow_outside=True,
+    )  # fmt: skip
     loader = SampleLoader(config, make_processor(240))
     summary = check_dataset(loader.trained.joined, loader)
     assert summary.media == 6 and len(summary.missing) == 1

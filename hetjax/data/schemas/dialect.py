@@ -24,22 +24,34 @@ ABOUT = (
 
 
 class SchemaSource:
-    """The samples of a source in the one dialect, each with the folder that its media are in."""
+    """The samples of a source in the one dialect, each with the folder of its media, which lie below `root`."""
 
-    def __init__(self, source: Source, columns: Columns | None = None, ignore: Collection[str] = ()):
+    def __init__(
+        self,
+        source: Source,
+        columns: Columns | None = None,
+        ignore: Collection[str] = (),
+        root: Path | None = None,
+    ):
         self.path, self.folder = source.path, source.folder
         self.blocks = getattr(source, "blocks", None)
-        self._source, self._columns, self._ignore = source, columns, ignore
+        self._source, self._columns, self._ignore, self._root = source, columns, ignore, root
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Line:
-        return normalised(self._source[index], self.folder, self._columns, self._ignore)
+        return normalised(self._source[index], self.folder, self._columns, self._ignore, self._root)
 
 
-def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore: Collection[str] = ()) -> Line:
-    """Return a sample of any schema as one with "messages", whose media are found from `folder`.
+def normalised(
+    line: Line,
+    folder: Path,
+    columns: Columns | None = None,
+    ignore: Collection[str] = (),
+    root: Path | None = None,
+) -> Line:
+    """Return a sample of any schema as one with "messages", whose media are found from `folder`, all below `root`.
 
     With `columns` its keys are taken from there; keys of `ignore` are left out.
     A text that is no JSON object comes back as it is: whoever parses the messages refuses it.
@@ -49,7 +61,7 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore:
     """
     record = _record(line.text)
     if not isinstance(record, Mapping):
-        return Line(text=line.text, where=line.where, folder=MediaFolder(folder=folder, where=line.where))
+        return Line(text=line.text, where=line.where, folder=MediaFolder(folder=folder, where=line.where, root=root))
     sample: Mapping[str, object] = {key: value for key, value in record.items() if value is not None}
     if len(sample) == len(record):
         sample = record
@@ -63,7 +75,7 @@ def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore:
         raise DataError(
             f"{line.where}: the sample cannot be written as JSON: {error}; name the columns to read"
         ) from error
-    found = MediaFolder(folder=folder, where=line.where, media=media.by_name, complete=bool(line.media))
+    found = MediaFolder(folder=folder, where=line.where, media=media.by_name, complete=bool(line.media), root=root)
     about = {key: value for key, value in record.items() if key in ABOUT}
     return Line(text=plain, where=line.where, folder=found, about=about)
 

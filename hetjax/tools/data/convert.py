@@ -62,6 +62,7 @@ def convert_data(
     pretokenized: bool = False,
     per_shard: int = 10_000,
     max_bad_share: float | None = None,
+    allow_outside: bool = False,
 ) -> Outcome:
     """Write the samples of a dataset as shards of ArrayRecord or WebDataset, with the bytes of their media inside.
 
@@ -79,6 +80,8 @@ def convert_data(
             tokenizer, chat template or other sizes of media are an error then when the samples are read.
         per_shard: Samples of a shard.
         max_bad_share: Largest share of bad samples that is left out; null for data.max_bad_share of the run, or 0.01.
+        allow_outside: Whether samples of --path may name files outside of its folder, whose content is then put into
+            the shards; a run has data.allow_outside for that.
     """
     if (path is None) == (config is None):
         raise ConfigError("give --path, or --config for the data that a run names; one of them")
@@ -89,11 +92,13 @@ def convert_data(
             "--pretokenized stores samples as training takes them, with no question to answer, so that an evaluation "
             "cannot read them; convert held-out data without it"
         )
+    if allow_outside and config is not None:
+        raise ConfigError("--allow_outside is for --path; with --config set data.allow_outside")
     if per_shard < 1:
         raise ConfigError(f"per_shard is {per_shard}; give 1 or more")
     loader = None if config is None else make_loader(config.data, config.model)
     share = max_bad_share if max_bad_share is not None else 0.01 if loader is None else loader.config.max_bad_share
-    parts = _of_path(path) if loader is None else _of_run(loader, source, pretokenized)
+    parts = _of_path(path, allow_outside) if loader is None else _of_run(loader, source, pretokenized)
     folders = [""] if len(parts) == 1 else [_folder_name(i, part.config) for i, part in enumerate(parts)]
     workers = 4 if loader is None else loader.config.workers
     bad: list[str] = []
@@ -115,8 +120,8 @@ def convert_data(
     )
 
 
-def _of_path(path: str) -> list[_Part]:
-    source = open_source(path)
+def _of_path(path: str, allow_outside: bool) -> list[_Part]:
+    source = open_source(path, allow_outside=allow_outside)
 
     def make(index: int) -> _Written:
         line = source[index]

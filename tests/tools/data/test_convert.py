@@ -128,7 +128,8 @@ def test_bad_samples_are_named_and_left_out(folder, tmp_path, capsys):
     bad = json.loads(picture)
     bad["images"] = [str(tmp_path / "cut.png")]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:3], json.dumps(bad), *lines[3:], '{"text": 3}']))
-    made = convert(capsys, "--path", tmp_path / "a.jsonl", "--to", tmp_path / "out", "--max_bad_share", 0.2)
+    options = ("--max_bad_share", 0.2, "--allow_outside", "true")
+    made = convert(capsys, "--path", tmp_path / "a.jsonl", "--to", tmp_path / "out", *options)
     assert made["sources"][0] | {"bytes": 0, "shards": 1} == {
         "source": str(tmp_path / "a.jsonl"), "samples": 20, "bad": 2, "shards": 1, "bytes": 0,
     }  # fmt: skip
