@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jinja2
 
+from hetjax.data.chat import template_limits
 from hetjax.data.chat.marks import TURN, MarkedText, read_marks
 from hetjax.data.chat.pretokenized import checksum
 from hetjax.data.chat.template_environment import TURN_FUNCTION, mark_loops, template_environment
@@ -80,7 +81,7 @@ class ChatTemplate:
         self._for_tools = None if for_tools is None else ChatTemplate(for_tools, specials=specials)
         try:
             self._program = template_environment().from_string(mark_loops(source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
             raise DataError(f"the chat template is malformed: {error}; give one that Jinja can read") from error
 
     def for_chat(self, tools: object) -> ChatTemplate:
@@ -107,6 +108,7 @@ class ChatTemplate:
             found = [numbers[id(value)] for value in values if id(value) in numbers]
             return f"{TURN}{found[0]}{TURN}" if found else ""
 
+        template_limits.begin()
         given = {**self.specials, "tools": None, "documents": None, **options}
         try:
             text = self._program.render(
@@ -116,6 +118,8 @@ class ChatTemplate:
             raise RefusedError(f"the chat template refuses the messages: {error}") from error
         except RecursionError as error:
             raise RefusedError("the chat template refuses the messages: it calls itself too often") from error
+        except MemoryError as error:
+            raise RefusedError("the chat template refuses the messages: it wants more memory than there is") from error
         return read_marks(text)
 
 

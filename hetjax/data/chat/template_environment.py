@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hetjax.data.chat.marks import LOOP_END, LOOP_START, SAID_END, SAID_START
+from hetjax.data.chat.template_limits import LimitedEnvironment, limited
 
 TURN_FUNCTION = "_turn_mark"
 """What a marked template calls at the beginning of each round of a loop, with the loop's variables."""
@@ -22,24 +22,27 @@ _HELD = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
 
 
 @functools.cache
-def template_environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> LimitedEnvironment:
     """Return the environment, with `raise_exception`, `strftime_now`, `tojson`, loop controls and `generation`."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = strftime_now
     return environment
 
 
 def mark_loops(source: str) -> nodes.Template:
-    """Return the syntax tree of a template that also writes where its loops begin, come to a message, and end."""
+    """Return the syntax tree of a template that also writes where its loops begin, come to a message, and end.
+
+    It counts what it computes (`hetjax.data.chat.template_limits`).
+    """
     environment = template_environment()
     tree = environment.parse(source)
     _mark_children(tree)
     tree.set_environment(environment)
-    return tree
+    return limited(tree)
 
 
 def _mark_children(node: nodes.Node) -> None:
@@ -74,6 +77,11 @@ class _Generation(Extension):
 
     def _marked(self, caller: Callable[[], str]) -> str:
         return SAID_START + caller() + SAID_END
+
+
+def strftime_now(form: str) -> str:
+    """Return the time of now in a format of `strftime`."""
+    return datetime.datetime.now().strftime(form)
 
 
 def _refuse(message: str) -> None:

@@ -131,6 +131,11 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
             weight_map = json.loads(index.read_text())["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{index} is no index with a weight_map ({error}); fetch it again") from None
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ModelError(f"{index} is no index: its weight_map must give a file for each tensor; fetch it again")
+        outside = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
+        if outside:
+            raise ModelError(f"{index} names {listed(outside)}, and not files of its own folder; fetch it again")
         missing = sorted(shard for shard in set(weight_map.values()) if not (self.folder / shard).exists())
         if missing:
             raise ModelError(f"{index} names {listed(missing)}, which the folder lacks; fetch the missing shards")

@@ -121,3 +121,17 @@ def test_a_missing_shard_and_a_folder_without_weights_are_refused(tmp_path):
     save_file({"b": TENSORS["a"]}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=r"puts tensor a into x\.safetensors, which does not hold it"):
         CheckpointTensors(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path, shard):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(ModelError, match="not files of its own folder"):
+        CheckpointTensors(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [["a"], {"a": 1}, {"a": None}])
+def test_a_malformed_index_is_an_error(tmp_path, weight_map):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelError, match="is no index"):
+        CheckpointTensors(tmp_path)
