@@ -89,6 +89,8 @@ class Trainer:
         trained: the only modules, or parts of them ("vision.projector"), that train; None for all that is not frozen.
         learning_rate_scale: factor on a module's steps; 1 for the modules left out.
         max_grad_norm: clip the gradient to this norm, taken over all modules; None for no clipping.
+        skip_bad_steps: whether a step whose gradient norm is no finite number leaves weights, optimizer and buffers as
+            they were; its number counts, and its loss and norm are returned as they are.
         param_dtype: dtype of the weights that are trained.
         compute_dtype: dtype that weights are cast to, once a step, for the programs; None for no cast.
         remat: what the layers of a module keep for the backward: "none" computes nothing again (for the modules left
@@ -109,6 +111,7 @@ class Trainer:
         report: the result of its check, with the most microbatches alive on each stage.
         updates: the update of each stage that trains, by stage name.
         offload: the modules of `offload`.
+        square_sums: sums of squares of the last step's gradients, by stage of this process; still on the devices.
         traffic: what the links moved in the last step whose routes came with the batch, by the link's name.
 
     Over many processes (`jax.distributed`) every one makes the same trainer and calls the same methods in the
@@ -130,6 +133,7 @@ class Trainer:
         trained: Collection[str] | None = None,
         learning_rate_scale: Mapping[str, float] | None = None,
         max_grad_norm: float | None = None,
+        skip_bad_steps: bool = False,
         param_dtype: DTypeLike = "float32",
         compute_dtype: DTypeLike | None = None,
         remat: Mapping[str, Remat | Sequence[str]] | None = None,
@@ -174,7 +178,9 @@ class Trainer:
             learning_rate_scale=learning_rate_scale or {},
             max_grad_norm=max_grad_norm,
             late_gradients=self.offload,
+            skip_bad=skip_bad_steps,
         )
+        self.square_sums: Mapping[str, jax.Array] = {}
         self.traffic: Mapping[str, LinkTraffic] = {}
         self._steps: StepsByShape | None = None
 
@@ -291,7 +297,20 @@ class Trainer:
         """
         check_state(state, self.stages)
         executor = self._ready(batch)
-        return executor.train(state, *self._place(batch, executor.step), observe, announce)
+        state, metrics = executor.train(state, *self._place(batch, executor.step), observe, announce)
+        self.square_sums = executor.square_sums
+        return state, metrics
+
+    def without_measure(self, state: TrainState) -> list[str]:
+        """Return the stages of this process whose weights are no finite numbers, or too large to be squared.
+
+        It waits for them. For a trainer with `skip_bad_steps`: a step whose gradient is finite may still end so, where
+        its learning rate is far too high.
+        """
+        check_state(state, self.stages)
+        own = [name for name in state.stages if name in self.updates]
+        sizes = {name: self.updates[name].size(state.stages[name].params) for name in own}
+        return [name for name, size in sizes.items() if not np.isfinite(size)]
 
     def loss_and_gradients(self, state: TrainState, batch: Batch) -> tuple[jax.Array, dict[str, dict[str, np.ndarray]]]:
         """Return the loss, and the gradients of all trained weights as host arrays by module and path; keeps `state`.

@@ -85,6 +85,7 @@ def build_trainer(
         # In the rates of the optimizers already, where an average of the weights sees it; here for its names alone.
         learning_rate_scale=dict.fromkeys(settings.learning_rate_scale, 1.0),
         max_grad_norm=settings.max_grad_norm,
+        skip_bad_steps=config.bad_steps > 0,
         param_dtype=config.param_dtype,
         compute_dtype=config.compute_dtype,
         remat=config.remat,

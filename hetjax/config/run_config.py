@@ -89,6 +89,8 @@ class TrainConfig:
         warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
             that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
             optimizer starts fresh. Null for weights from the seed.
+        bad_steps: Steps in a row whose loss or gradient is no finite number that are skipped, with the weights left as
+            they were; one more ends the run.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
@@ -120,6 +122,7 @@ class TrainConfig:
     kernels: Kernels = "auto"
     seed: int = 0
     warm_start: str | dict[str, str] | None = None
+    bad_steps: int = 3
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     profile_every: int | None = 100
@@ -136,6 +139,7 @@ class TrainConfig:
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
         check_least(self, 1, *least, "peer_timeout", "join_timeout")
+        check_least(self, 0, "bad_steps")
         averages = self.optimizer.ema is not None or self.optimizer.name.startswith("schedule_free")
         if self.eval.weights == "average" and not averages:
             raise ConfigError(

@@ -7,7 +7,7 @@ that all of them dispatch the programs they share in one order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -51,10 +51,12 @@ class Executor:
 
     Attributes:
         step: the programs, the transports and the schedule.
+        square_sums: sums of squares of the last step's gradients, by stage of this process; still on the devices.
     """
 
     def __init__(self, step: Step):
         self.step = step
+        self.square_sums: Mapping[str, jax.Array] = {}
         graph = step.schedule.graph
         self._links_from = {name: [step.links[edge.name] for edge in graph.outputs(name)] for name in step.stages}
         self._links_to = {name: [step.links[edge.name] for edge in graph.inputs(name)] for name in step.stages}
@@ -134,10 +136,14 @@ class Executor:
             carried = transport.is_local and self.step.updates[action.stage].needs.loss
             known_loss = transport.backward(value) if carried else None
             if action.stage in stages:
-                updated = self._update(stages[action.stage], flight.stages[action.stage], action, arrived, known_loss)
+                before = dataclasses.replace(stages[action.stage], buffers=state.stages[action.stage].buffers)
+                updated = self._update(before, flight.stages[action.stage], action, arrived, known_loss)
                 stages[action.stage] = updated
                 if observe is not None:
                     observe(action, updated.params)
+        self.square_sums = {
+            name: stage.square_sum for name, stage in flight.stages.items() if stage.square_sum is not None
+        }
         norm = None if square_sum is None else self.step.root(square_sum)
         metrics = {"loss": self.step.reports["loss"](loss), "grad_norm": self.step.reports["grad_norm"](norm)}
         return dataclasses.replace(state, step=state.step + 1, stages=stages), metrics
@@ -293,4 +299,5 @@ class Executor:
         params, opt_state = self.step.updates[action.stage].update(
             before.params, before.opt_state, gradients, square_sum, loss
         )
-        return StageState(params=params, buffers=before.buffers, opt_state=opt_state)
+        buffers = self.step.updates[action.stage].keep_buffers(before.buffers, stage.buffers, square_sum)
+        return StageState(params=params, buffers=buffers, opt_state=opt_state)

@@ -127,8 +127,11 @@ def make_updates(
     learning_rate_scale: Mapping[str, float],
     max_grad_norm: float | None,
     late_gradients: Collection[str] = (),
+    skip_bad: bool = False,
 ) -> dict[str, Update]:
-    """Return the update of each stage that trains, by stage name; modules of `late_gradients` as in `Update`.
+    """Return the update of each stage that trains, by stage name.
+
+    Modules of `late_gradients`, and `skip_bad`, are as in `Update`.
 
     Raises ConfigError for options of a module that the graph lacks, a learning rate of a frozen module, a module that
     trains without an optimizer, and an optimizer that `hetjax.optimizers.coupling` refuses.
@@ -158,5 +161,6 @@ def make_updates(
                 needs=needs,
                 max_grad_norm=max_grad_norm,
                 late_gradients=module in late_gradients,
+                skip_bad=skip_bad,
             )
     return updates

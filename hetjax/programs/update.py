@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from hetjax.stages.flat_state import Arrays
 from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
 
+T = TypeVar("T")
+
 
 class Update:
     """The optimizer programs of a stage that trains.
@@ -26,6 +29,7 @@ class Update:
         needs: what its updates need.
         max_grad_norm: limit of the gradient's norm over all modules; None for no clipping.
         late_gradients: whether the gradients of zero are made by `zeros`, at the first backward, and not by `prepare`.
+        skip_bad: whether a step whose gradient's norm over all modules is no finite number changes nothing.
 
     Attributes:
         opt_state: shape, dtype and sharding of the optimizer's tree: what mirrors a weight is laid out as the weight;
@@ -41,9 +45,10 @@ class Update:
         needs: Needs = Needs(),
         max_grad_norm: float | None,
         late_gradients: bool = False,
+        skip_bad: bool = False,
     ):
         self.stage = stage
-        self.late_gradients = late_gradients
+        self.late_gradients, self.skip_bad = late_gradients, skip_bad
         self.max_grad_norm = max_grad_norm
         self.optimizer, self.needs = optimizer, needs
         self.opt_state = self._placed_opt_state()
@@ -110,8 +115,18 @@ class Update:
             # Each device does all of it: the partitioner would factor parts of a matrix as if they were matrices.
             whole = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec()}
             update = jax.shard_map(update, mesh=self.stage.mesh, check_vma=False, **whole)
-        updates, opt_state = update(gradients, opt_state, params, value)
-        return optax.apply_updates(params, updates), opt_state
+        updates, after = update(gradients, opt_state, params, value)
+        return self._unless_bad(square_sum, (optax.apply_updates(params, updates), after), (params, opt_state))
+
+    def _unless_bad(self, square_sum: jax.Array, after: T, before: T) -> T:
+        """What a step makes of its state, or the state before it where the step is bad and such steps are skipped."""
+        if not self.skip_bad:
+            return after
+        is_good = jnp.isfinite(square_sum)
+        return jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, before)
+
+    def _keep_buffers(self, before: Arrays, after: Arrays, square_sum: jax.Array) -> Arrays:
+        return self._unless_bad(square_sum, after, before)
 
     # ── compilation and running ──────────────────────────────────────────────────────────────────
 
@@ -119,7 +134,8 @@ class Update:
     def programs(self) -> dict[str, Program]:
         """Those of a step, by name: "prepare", "reduce", "update".
 
-        Where gradients are late also "zeros", and "prepare" only if it casts a weight.
+        Where gradients are late also "zeros", and "prepare" only if it casts a weight. Where bad steps are skipped also
+        "size", and "keep_buffers" if the stage has buffers.
         """
         stage = self.stage
         params, cast, gradients = map(shardings_of, (stage.trained, stage.cast_params, stage.gradients))
@@ -154,7 +170,21 @@ class Update:
                 donate=(0, 1),
                 out_shardings=(params, shardings_of(self.opt_state)),
             ),
+            **(self._programs_against_bad_steps(scalar) if self.skip_bad else {}),
         }
+
+    def _programs_against_bad_steps(self, square_sum: jax.ShapeDtypeStruct) -> dict[str, Program]:
+        stage, buffers = self.stage, self.stage.buffers
+        sizes = functools.partial(sum_of_squares, dtype=self.norm_dtype)
+        programs = {
+            "size": Program(f"{stage.name} size", sizes, stage.mesh, stage.trained, out_shardings=stage.replicated)
+        }
+        if buffers:
+            arguments = stage.mesh, buffers, buffers, square_sum
+            programs["keep_buffers"] = Program(
+                f"{stage.name} keep_buffers", self._keep_buffers, *arguments, out_shardings=shardings_of(buffers)
+            )
+        return programs
 
     def compile(self) -> Update:
         """Compile all of them."""
@@ -206,6 +236,16 @@ class Update:
         read = (gradients, square_sum, *((loss,) if self.needs.loss else ()))
         trained, opt_state = self.programs["update"](self._trained(params), opt_state, *read)
         return {path: trained.get(path, params[path]) for path in params}, opt_state
+
+    def keep_buffers(self, before: Arrays, after: Arrays, square_sum: jax.Array) -> Arrays:
+        """Dispatch: the buffers after the step, those from before it where it was bad and such steps are skipped."""
+        if "keep_buffers" not in self.programs:
+            return after
+        return self.programs["keep_buffers"](before, after, square_sum)
+
+    def size(self, params: Arrays) -> jax.Array:
+        """Dispatch: the sum of squares of the weights that train, where bad steps are skipped."""
+        return self.programs["size"](self._trained(params))
 
     def _trained(self, params: Arrays) -> Arrays:
         return {path: params[path] for path in self.stage.trained}

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 import jax
 from rich.console import Console
 
+from hetjax.cluster.agree import gather
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch, eval_batches
-from hetjax.errors import DataError
+from hetjax.errors import DataError, DivergenceError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.generation.evaluate import EvalResult, evaluate
 from hetjax.stages.routed_link import LinkTraffic
@@ -180,6 +181,7 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         bad_samples=progress.bad_samples,
         learning_rate=float(run.parts.learning_rates[step - 1]),
         metrics=metrics,
+        square_sums=trainer.square_sums,
         of_batch={**batch.metrics, **_traffic(trainer.traffic)},
         began=began,
         samples=batch.samples,
@@ -236,12 +238,28 @@ def _save_at_once(run: Run, pending: PendingStep | None) -> None:
         run.parts.checkpoints.wait()
 
 
+def _check_weights(run: Run) -> None:
+    """Raise DivergenceError, in all processes, where the weights are not fit to be saved."""
+    if not run.config.bad_steps:
+        return
+    state = run.progress.state
+    with run.job.unlimited("waiting for the devices"):
+        found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=run.config.peer_timeout)
+    bad = ", ".join(dict.fromkeys(stage for names in found if names for stage in names.split(", ")))
+    if bad:
+        raise DivergenceError(
+            f"step {state.step}: the weights of {bad} are no finite numbers, or too large to compute with, and are not "
+            "saved; lower optimizer.learning_rate and go on from the newest checkpoint with --resume changed"
+        )
+
+
 def _save(run: Run, pending: PendingStep | None) -> None:
     """Report the step that is pending, if any, and begin to write a checkpoint."""
     # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
     if pending is not None:
         run.reporter.report(pending)
     run.parts.folder.check()
+    _check_weights(run)
     with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
         extra = {
             "data": run.parts.data.get_state(),

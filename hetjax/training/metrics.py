@@ -96,7 +96,8 @@ def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], linewidth=1.2, color="#1f5fa8")
+    good = [step for step in steps if "loss" in step]
+    axes.plot([step["step"] for step in good], [step["loss"] for step in good], linewidth=1.2, color="#1f5fa8")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", yscale="log")
     axes.grid(True, alpha=0.3, which="both")
     evaluated = [step for step in steps if "eval/accuracy" in step]

@@ -17,8 +17,8 @@ from rich.table import Table
 from hetjax.cluster.exit_codes import STOPPED
 from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
-from hetjax.errors import DivergenceError
 from hetjax.execution.action_timer import rounded
+from hetjax.training.bad_steps import BadSteps
 from hetjax.training.display import LiveBar
 from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
 from hetjax.training.run_folder import RunFolder
@@ -41,6 +41,7 @@ class PendingStep:
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
         data_wait: Seconds for which it waited for its batch.
+        square_sums: Sums of squares of its gradients, by stage of this process.
         accuracies: Shares of held-out questions answered right after it, from 0 to 1, by metric, where it was
             evaluated.
     """
@@ -57,6 +58,7 @@ class PendingStep:
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     data_wait: float = 0.0
+    square_sums: Mapping[str, Float[jax.Array, ""]] = dataclasses.field(default_factory=dict)
     accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def known(self) -> StepMetrics:
@@ -89,6 +91,7 @@ class Reporter:
 
     def __init__(self, config: TrainConfig, job: Job, folder: RunFolder, console: Console, *, done: int):
         self._name, self._folder, self._steps = config.name, folder, config.steps
+        self._bad = BadSteps(config.bad_steps)
         self._job, self._console = job, console
         self._log = MetricsLog(folder, resume_step=done) if job.is_main else None
         for line in self._log.damaged if self._log is not None else ():
@@ -111,24 +114,24 @@ class Reporter:
         `following` is the step that was dispatched behind it, if any. A step that is done when its metrics are asked
         for had its end before: on devices that run programs as they are dispatched (a CPU), as the next began.
 
-        Raises DivergenceError where one is no finite number.
+        Raises DivergenceError where one is no finite number, in more steps in a row than `bad_steps` allows.
         """
         is_done = all(value.is_ready() for value in pending.metrics.values())
         with self._job.unlimited("waiting for the devices"):
             numbers = {name: float(value) for name, value in pending.metrics.items()}
-        if not all(map(math.isfinite, numbers.values())):
-            raise DivergenceError(
-                f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
-                "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
-            )
+            wrong = self._bad.check(pending.step, numbers, pending.square_sums)
+        if wrong is not None:
+            self.message(f"step {pending.step} is skipped, the weights stay as they were: {wrong}")
         ended = following.began if is_done and following is not None else time.perf_counter()
         speed = pending.tokens / max(ended - self._ended, 1e-9)
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(speed, 1)}
+        if self._bad.total:
+            metrics["skipped_steps"] = self._bad.total
         self._waited += pending.data_wait
         self._trained += ended - self._ended
         self._ended = ended
         if self._log is not None:
-            self._log.write(metrics)
+            self._log.write({name: each for name, each in metrics.items() if math.isfinite(each)})
         self._seconds = pending.seconds or self._seconds
         self._bar.show(metrics, self._seconds)
 

@@ -23,7 +23,7 @@ BEGUN_FILE = "overwritten"
 FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
     "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
-    "checkpoint_every", "keep_checkpoints", "profile_every", "log_every", "log_every_process",
+    "bad_steps", "checkpoint_every", "keep_checkpoints", "profile_every", "log_every", "log_every_process",
     "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
