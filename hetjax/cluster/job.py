@@ -15,7 +15,7 @@ from hetjax.cluster.agree import check_agreement
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.connect import connect, disconnect
 from hetjax.cluster.environment import find_environment
-from hetjax.cluster.watchdog import Watchdog
+from hetjax.cluster.watchdog import DEVICES, Watchdog
 from hetjax.error_report import USER_ERROR_CODE, is_user_error, message_of, report_error
 from hetjax.schedule.actions import Action
 
@@ -52,6 +52,10 @@ class Job:
         """A block that may take any time: the peers wait as long as this process lives."""
         return self._watchdog.unlimited(doing)
 
+    def waiting_for_devices(self) -> AbstractContextManager[None]:
+        """A block that waits for this process's programs: peers give it any time, a lone process `step_timeout`."""
+        return self._watchdog.unlimited(DEVICES)
+
     def before_batch(self, step: int) -> None:
         """Report to the watchdog that this process waits for the batch of a step; the peer timeout runs from here."""
         self._watchdog.set_position((step, -1), f"step {step}, its batch")
@@ -66,7 +70,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def join_job(*, peer_timeout: float, join_timeout: float) -> Iterator[Job]:
+def join_job(*, peer_timeout: float, join_timeout: float, step_timeout: float | None = None) -> Iterator[Job]:
     """Take this process's place in the job that its environment describes. Must come before JAX is first used.
 
     A process of several that fails reports its error to the others, then to its user, and ends at once: an orderly
@@ -75,12 +79,17 @@ def join_job(*, peer_timeout: float, join_timeout: float) -> Iterator[Job]:
     Args:
         peer_timeout: Seconds without a heartbeat, or without progress, after which a process counts as lost.
         join_timeout: Seconds that the processes have to find each other.
+        step_timeout: In a run of one process: seconds without progress in a step after which it ends; None for any.
 
     Raises ClusterError where they do not.
     """
     environment = find_environment(os.environ)
     if environment is None:
-        yield Job(0, 1, Watchdog.start(0, 1, timeout=peer_timeout, store=key_value_store))
+        watchdog = Watchdog.start(0, 1, timeout=peer_timeout, store=key_value_store, own_timeout=step_timeout)
+        try:
+            yield Job(0, 1, watchdog)
+        finally:
+            watchdog.close()
         return
     watchdog = None
     try:

@@ -15,6 +15,7 @@ from hetjax.cluster.abort_delay import delay_abort
 from hetjax.cluster.exit_codes import end_process
 from hetjax.cluster.greeting import answer, new_secret
 from hetjax.cluster.messages import Status
+from hetjax.cluster.own_watch import OwnWatch
 from hetjax.cluster.peers import RESUME
 from hetjax.cluster.watchdog_client import WatchdogClient
 from hetjax.cluster.watchdog_server import GREETING_SECONDS, WatchdogServer
@@ -24,6 +25,9 @@ try:
     import resource
 except ImportError:  # not on Windows, where there is no such limit
     resource = None
+
+DEVICES = "waiting for the devices"
+"""What a process does that waits for its own programs."""
 
 # Every process starts its watchdogs in the same order, so the count is the same in all.
 _watchdogs = itertools.count()
@@ -62,14 +66,21 @@ class Watchdog:
     def __init__(self) -> None:
         self._at: tuple[tuple[int, ...], str] | None = None
         self._unlimited: list[str] = []
-        self._side: WatchdogServer | WatchdogClient | None = None
+        self._side: WatchdogServer | WatchdogClient | OwnWatch | None = None
         self._thread: threading.Thread | None = None
 
     @classmethod
     def start(
-        cls, process: int, processes: int, *, timeout: float, store: KeyValueStore, join_timeout: float = 60
+        cls,
+        process: int,
+        processes: int,
+        *,
+        timeout: float,
+        store: KeyValueStore,
+        join_timeout: float = 60,
+        own_timeout: float | None = None,
     ) -> Watchdog:
-        """Begin to watch; in a run of one process there is nothing to do. Every process of the job must call it.
+        """Begin to watch. Every process of the job must call it.
 
         Args:
             process: Which process this is.
@@ -77,10 +88,15 @@ class Watchdog:
             timeout: Seconds without a heartbeat, or without progress, that end the job.
             store: Where the processes find the address of process 0.
             join_timeout: Seconds that the processes have to call this.
+            own_timeout: In a run of one process: seconds without progress that end it; None to watch nothing then.
 
         Raises ClusterError when process 0 cannot be found or reached.
         """
         watchdog = cls()
+        if processes == 1 and own_timeout is not None:
+            watchdog._side = OwnWatch(watchdog._own_status, timeout=own_timeout, end=end_process)
+            watchdog._thread = threading.Thread(target=watchdog._run, name="hetjax-watchdog", daemon=True)
+            watchdog._thread.start()
         if processes > 1:
             key = f"hetjax/watchdog/{next(_watchdogs)}"
             if process == 0:
@@ -133,6 +149,15 @@ class Watchdog:
         at, blocks = self._at, list(self._unlimited)
         position, doing = at or ((), "starting")
         return Status(position=position, doing=blocks[-1] if blocks else doing, unlimited=bool(blocks) or at is None)
+
+    def _own_status(self) -> Status:
+        """What a process without peers is doing: where others would wait for its devices as long as it lives, nobody
+        else can tell that these hang."""
+        at, blocks = self._at, list(self._unlimited)
+        position, doing = at or ((), "starting")
+        if blocks:
+            doing = f"{doing}, {blocks[-1]}"
+        return Status(position=position, doing=doing, unlimited=at is None or any(each != DEVICES for each in blocks))
 
     def _open_server(
         self, processes: int, timeout: float, join_timeout: float, key: str, store: KeyValueStore

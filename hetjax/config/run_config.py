@@ -101,6 +101,8 @@ class TrainConfig:
         overwrite: Whether a run that is there is deleted, to begin anew.
         demo_data: Demonstration data that is made when data.train does not exist.
         fake_devices: Run on this many CPU devices, over all processes, on any machine; null for those there are.
+        step_timeout: Seconds without progress in a step, or in the wait for its batch, after which a run of one process
+            prints what its threads are doing and ends; null for any time.
         peer_timeout: Seconds without progress after which a process counts as lost and its job ends.
         join_timeout: Seconds that the processes of a job have to find each other at its start.
         log_every_process: Whether every process of a job writes a log into the run's folder, not process 0 alone.
@@ -132,12 +134,21 @@ class TrainConfig:
     overwrite: bool = False
     demo_data: Literal["digits", "shapes", "digits_and_tones"] | None = None
     fake_devices: int | None = None
+    step_timeout: float | None = 1800.0
     peer_timeout: float = 60.0
     join_timeout: float = 300.0
     log_every_process: bool = False
 
     def __post_init__(self):
-        least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
+        least = (
+            "steps",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "profile_every",
+            "fake_devices",
+            "step_timeout",
+        )
         check_least(self, 1, *least, "peer_timeout", "join_timeout")
         check_least(self, 0, "bad_steps")
         averages = self.optimizer.ema is not None or self.optimizer.name.startswith("schedule_free")

@@ -45,7 +45,8 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
 
     Raises HetjaxError or PlacementError.
     """
-    with join_job(peer_timeout=config.peer_timeout, join_timeout=config.join_timeout) as job:
+    timeouts = {"peer_timeout": config.peer_timeout, "join_timeout": config.join_timeout}
+    with join_job(**timeouts, step_timeout=config.step_timeout) as job:
         console = console_of_process(job, config, console)
         with open_parts(config, resolved, job, console) as parts:
             # Restored before anything is compiled: a checkpoint that does not fit is reported at once.
@@ -170,7 +171,7 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
     step = progress.state.step + 1
     # The first steps of a process still warm up: time the third, and then one in so many.
     due = every and (progress.steps_here - 3) % every == 0
-    with run.job.unlimited("waiting for the devices"):
+    with run.job.waiting_for_devices():
         timer = ActionTimer().start(progress.state) if due else None
     began = time.perf_counter()
     announce = functools.partial(run.job.before_action, step) if run.job.processes > 1 else None
@@ -243,7 +244,7 @@ def _check_weights(run: Run) -> None:
     if not run.config.bad_steps:
         return
     state = run.progress.state
-    with run.job.unlimited("waiting for the devices"):
+    with run.job.waiting_for_devices():
         found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=run.config.peer_timeout)
     bad = ", ".join(dict.fromkeys(stage for names in found if names for stage in names.split(", ")))
     if bad:

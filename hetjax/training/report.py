@@ -117,7 +117,7 @@ class Reporter:
         Raises DivergenceError where one is no finite number, in more steps in a row than `bad_steps` allows.
         """
         is_done = all(value.is_ready() for value in pending.metrics.values())
-        with self._job.unlimited("waiting for the devices"):
+        with self._job.waiting_for_devices():
             numbers = {name: float(value) for name, value in pending.metrics.items()}
             wrong = self._bad.check(pending.step, numbers, pending.square_sums)
         if wrong is not None:

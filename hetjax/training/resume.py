@@ -24,7 +24,7 @@ FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
     "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
     "bad_steps", "checkpoint_every", "keep_checkpoints", "profile_every", "log_every", "log_every_process",
-    "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
+    "step_timeout", "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
 rounding of sums, or concern what is measured and kept. `warm_start` is read at the beginning alone. Files of
