@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from hetjax.error_report import USER_ERROR_CODE, is_user_error, report_error
+from hetjax.error_report import USER_ERROR_CODE, exit_code_of, is_user_error, report_error
 
 if TYPE_CHECKING:
     from hetjax.config.run_config import TrainConfig
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error that the user caused into its message on stderr and exit code 2."""
+    """Turn an error that the user caused into its message on stderr and exit code 2; 74 where storage failed and may
+    come back."""
     try:
         yield
     except Exception as error:
         if not is_user_error(error):
             raise
         report_error(error)
-        raise SystemExit(USER_ERROR_CODE) from None
+        raise SystemExit(exit_code_of(error)) from None
 
 
 def train_main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
@@ -11,6 +13,16 @@ from hetjax.errors import HetjaxError
 
 USER_ERROR_CODE = 2
 """Exit code of a command that ends with an error of the user's."""
+
+STORAGE_ERROR_CODE = 74
+"""EX_IOERR of sysexits.h: storage or network failed in a way that may pass, so that the same command may succeed."""
+
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENETRESET, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.EREMOTEIO, errno.ENOLCK,
+}  # fmt: skip
+_OF_TENSORSTORE = re.compile(r"\[OS error (\d+): ")  # by which Orbax's storage passes an error on as a text
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -24,6 +36,26 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, (PlacementError, ModelError))
 
 
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that ends with an error that `is_user_error`."""
+    return STORAGE_ERROR_CODE if any(code in _PASSING for code in _system_errors(error)) else USER_ERROR_CODE
+
+
+def _system_errors(error: BaseException) -> Iterator[int]:
+    """Yield the codes of the operating system's errors that an error comes from."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, OSError) and each.errno is not None:
+            yield each.errno
+        yield from map(int, _OF_TENSORSTORE.findall(str(each)))
+        waiting += [each.__cause__, None if each.__suppress_context__ else each.__context__]
+
+
 def message_of(error: BaseException) -> str:
     """Return the message to print for an error that `is_user_error`."""
     if not isinstance(error, OSError):
@@ -31,6 +63,8 @@ def message_of(error: BaseException) -> str:
     where = f": {error.filename}" if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     fix = "free some space, then run the same command again" if full else "check the path and its permissions"
+    if error.errno in _PASSING:
+        fix = "storage or network failed; run the same command again"
     return f"{error.strerror or error}{where}; {fix}"
 
 

@@ -16,7 +16,7 @@ from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.connect import connect, disconnect
 from hetjax.cluster.environment import find_environment
 from hetjax.cluster.watchdog import DEVICES, Watchdog
-from hetjax.error_report import USER_ERROR_CODE, is_user_error, message_of, report_error
+from hetjax.error_report import exit_code_of, is_user_error, message_of, report_error
 from hetjax.schedule.actions import Action
 
 AGREE_SECONDS = 3600.0
@@ -133,4 +133,4 @@ def _fail(error: BaseException, watchdog: Watchdog | None) -> None:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(USER_ERROR_CODE if by_user else 1)
+    os._exit(exit_code_of(error) if by_user else 1)
