@@ -9,10 +9,11 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from isal import isal_zlib
 
 CHECKSUMS_FILE = "checksums"
 """Where the checksums are inside a checkpoint."""
@@ -63,14 +64,14 @@ def files_in(folder: Path) -> list[str]:
 def to_text(checksums: Checksums) -> str:
     """Return the content of a file of checksums."""
     content = json.dumps({file: [each.size, *each.blocks] for file, each in sorted(checksums.items())})
-    return f"{zlib.crc32(content.encode())}\n{content}\n"
+    return f"{isal_zlib.crc32(content.encode())}\n{content}\n"
 
 
 def from_text(text: str) -> dict[str, Checksum]:
     """Return the checksums that a file holds. Raises ValueError where it is damaged."""
     crc, _, content = text.partition("\n")
     content = content.removesuffix("\n")
-    if crc != str(zlib.crc32(content.encode())):
+    if crc != str(isal_zlib.crc32(content.encode())):
         raise ValueError("the checksums themselves are damaged")
     return {file: Checksum(size, tuple(blocks)) for file, (size, *blocks) in json.loads(content).items()}
 
@@ -113,7 +114,7 @@ def _crc(path: Path, start: int, stop: int) -> int:
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while start < stop and (count := file.readinto(buffer[: min(_READ_BYTES, stop - start)])):
-            crc, start = zlib.crc32(buffer[:count], crc), start + count
+            crc, start = isal_zlib.crc32(buffer[:count], crc), start + count
     return crc
 
 
