@@ -248,9 +248,11 @@ def _check_weights(run: Run) -> None:
         found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=run.config.peer_timeout)
     bad = ", ".join(dict.fromkeys(stage for names in found if names for stage in names.split(", ")))
     if bad:
+        saved = run.parts.checkpoints.latest_step()
+        begin = "begin anew" if saved is None else f"go on from the checkpoint of step {saved} with --resume changed"
         raise DivergenceError(
             f"step {state.step}: the weights of {bad} are no finite numbers, or too large to compute with, and are not "
-            "saved; lower optimizer.learning_rate and go on from the newest checkpoint with --resume changed"
+            f"saved; lower optimizer.learning_rate and {begin}"
         )
 
 
@@ -266,5 +268,6 @@ def _save(run: Run, pending: PendingStep | None) -> None:
             "data": run.parts.data.get_state(),
             "bad_samples": run.progress.bad_samples,
             "steps": run.config.steps,
+            "dataset": dict(run.progress.dataset),
         }
         run.parts.checkpoints.save(run.progress.state, extra)

@@ -36,7 +36,7 @@ from hetjax.trainer import Trainer
 from hetjax.training.batch_shapes import choose_batch_shapes
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
-from hetjax.training.resume import start_or_resume
+from hetjax.training.resume import compare_datasets, fingerprints, start_or_resume
 from hetjax.training.run_folder import RunFolder, own_folder
 
 # T steps
@@ -74,11 +74,13 @@ class Progress:
     Attributes:
         state: The training state, which each step replaces.
         bad_samples: Samples that were skipped so far.
+        dataset: Fingerprints of the sources of training samples, by their names; in process 0 alone.
         steps_here: Steps since this process started.
     """
 
     state: TrainState
     bad_samples: int = 0
+    dataset: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps_here: int = 0
 
 
@@ -137,16 +139,21 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
         for line in start_or_resume(parts.folder, resolved, config.resume, overwrite=config.overwrite):
             console.print(line)
     job.agree("decision to resume", "")  # nobody looks for checkpoints before those to overwrite are gone
+    dataset = fingerprints(config.data) if job.is_main else {}
     step = parts.checkpoints.latest_step()
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):
         if step is None:
-            return Progress(state=_fresh_state(parts.trainer, config, console))
+            return Progress(state=_fresh_state(parts.trainer, config, console), dataset=dataset)
         state, extra = parts.checkpoints.restore()
+        if job.is_main:
+            for line in compare_datasets(extra.get("dataset", {}), dataset, config.resume):
+                console.print(line)
+        job.agree("decision about the dataset")
         parts.data.set_state(extra["data"])
         console.print(f"resuming after step {state.step} from {parts.checkpoints.directory}")
         _print_changed_schedule(config, state.step, extra.get("steps"), console)
-        return Progress(state=state, bad_samples=extra["bad_samples"])
+        return Progress(state=state, bad_samples=extra["bad_samples"], dataset=dataset)
 
 
 def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Compare the settings of a run that goes on with those that it began with."""
+"""Compare the settings and the data of a run that goes on with those that it began with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Literal, NamedTuple
 import yaml
 
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.data import DataConfig
+from hetjax.data.reading import files_of
+from hetjax.data.reading.fingerprint import fingerprint
+from hetjax.data.source_config import train_sources
 from hetjax.errors import CheckpointError, ConfigError
 from hetjax.training.run_folder import RunFolder
 
@@ -91,6 +95,27 @@ def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwri
             "the new ones, another run_dir to begin anew, or the old ones"
         )
     return [f"changed since the run was started: {change}" for change in changes]
+
+
+def fingerprints(data: DataConfig) -> dict[str, str]:
+    """Return the fingerprint of each source of training samples, by its name. Raises DataError or OSError."""
+    return {source.label: fingerprint(files_of(source.path, source.split)) for source in train_sources(data.train)}
+
+
+def compare_datasets(before: Mapping[str, str], now: Mapping[str, str], resume: Resume) -> list[str]:
+    """Return lines about sources whose files hold something else than when the checkpoint was written.
+
+    Raises ConfigError for them where `resume` is "same".
+    """
+    edited = [f"'{name}'" for name in before if now.get(name, before[name]) != before[name]]
+    if not edited:
+        return []
+    if resume == "same":
+        raise ConfigError(
+            f"the training samples of {', '.join(edited)} are not those of the run so far: the files were edited; give "
+            "--resume changed to go on with the new ones, another run_dir to begin anew, or the old ones"
+        )
+    return [f"changed since the run was started: the files of {', '.join(edited)}"]
 
 
 def _read(path: Path) -> object:

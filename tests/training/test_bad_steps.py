@@ -59,6 +59,7 @@ def test_weights_that_a_step_made_absurd_are_not_saved_and_the_run_goes_on_from_
     code, printed, saved = train(tmp_path, capsys, 6, 1e38)
     assert code == 2 and saved[-1] == 3
     assert "step 4: the weights of vision, llm are no finite numbers, or too large to compute with" in printed
+    assert "go on from the checkpoint of step 3 with --resume changed" in printed
     code, printed, saved = train(tmp_path, capsys, 6, 1e-3)
     assert code == 0 and saved[-1] == 6, printed
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 7))

@@ -181,6 +181,8 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path, cap
             "null",
             "--optimizer.warmup_steps",
             "0",
+            "--bad_steps",
+            "0",
         ]
         train_main(arguments(tmp_path, "--steps", "9", "--checkpoint_every", "1", *huge))
     assert stop.value.code == 2

@@ -7,8 +7,16 @@ import pytest
 import yaml
 
 from hetjax.config.run_config import TrainConfig
+from hetjax.data import DataConfig
 from hetjax.errors import CheckpointError, ConfigError
-from hetjax.training.resume import FREE, SETTINGS_FILE, settings_to_keep, start_or_resume
+from hetjax.training.resume import (
+    FREE,
+    SETTINGS_FILE,
+    compare_datasets,
+    fingerprints,
+    settings_to_keep,
+    start_or_resume,
+)
 from hetjax.training.run_folder import own_folder
 
 BEFORE = {
@@ -116,3 +124,20 @@ def test_every_free_setting_exists():
     """One that is renamed must not be refused for its new name, nor stay free by its old one."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     assert {name.partition(".")[0] for name in FREE} <= fields
+
+
+def test_edited_files_need_a_word_and_new_or_moved_sources_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    files = [{"path": str(tmp_path / f"{name}.jsonl"), "name": name} for name in "ab"]
+
+    def found(*sources):
+        return fingerprints(DataConfig(train=list(sources), seq_len=8, batch_size=1))
+
+    before = found(files[0])
+    assert compare_datasets(before, found(*files), "same") == compare_datasets({}, before, "same") == []
+    assert compare_datasets(before, found(files[1]), "same") == []
+    (tmp_path / "a.jsonl").write_text("{}\n[]\n")
+    with pytest.raises(ConfigError, match=r"the training samples of 'a' are not those .* --resume changed"):
+        compare_datasets(before, found(*files), "same")
+    assert compare_datasets(before, found(*files), "changed") == ["changed since the run was started: the files of 'a'"]
