@@ -22,6 +22,7 @@ _PASSING = {
     errno.ENETRESET, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.EREMOTEIO, errno.ENOLCK,
 }  # fmt: skip
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _OF_TENSORSTORE = re.compile(r"\[OS error (\d+): ")  # by which Orbax's storage passes an error on as a text
 
 
@@ -70,5 +71,7 @@ def message_of(error: BaseException) -> str:
 
 def report_error(error: BaseException) -> None:
     """Print the message of an error that `is_user_error` on stderr."""
-    text = Text.assemble(("error", "bold red"), f": {message_of(error)}")
+    # Names of files may be in it, which must not move the cursor or colour what follows.
+    message = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), message_of(error))
+    text = Text.assemble(("error", "bold red"), f": {message}")
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)

@@ -7,7 +7,7 @@ import pytest
 
 from hetjax.cli import user_errors
 from hetjax.cluster.launch import FINAL_CODES
-from hetjax.error_report import STORAGE_ERROR_CODE, USER_ERROR_CODE, exit_code_of
+from hetjax.error_report import STORAGE_ERROR_CODE, USER_ERROR_CODE, exit_code_of, report_error
 from hetjax.errors import CheckpointError, ConfigError
 
 
@@ -50,3 +50,8 @@ def test_storage_that_may_come_back_has_a_code_that_restarts_try_again(code, cap
 )
 def test_what_a_restart_would_meet_again_is_final(error):
     assert exit_code_of(error) == USER_ERROR_CODE in FINAL_CODES
+
+
+def test_names_of_files_do_not_steer_the_terminal(capsys):
+    report_error(ConfigError("no file 'a\x1b[2J\x9b1m\u202eb'\nsecond line"))
+    assert capsys.readouterr().err == "error: no file 'a\\x1b[2J\\x9b1m\\u202eb'\nsecond line\n"

@@ -92,6 +92,8 @@ BAD = {
     "a data URI of no image": line(images=["data:image/png;base64," + "QUJD" * 500]),
     "a data URI in an object": line(images=[{"file": uri()}]),
     "a folder": line(images=["."]),
+    "a line of a log in a name": line(images=["a.png\nerror: all is lost"]),
+    "escapes in a name": line(images=["\x1b[2J\x1b]0;owned\x07\u202egnp.a"]),
 }
 
 
@@ -101,6 +103,7 @@ def test_a_bad_line_is_named_and_replaced(make, kind):
     config, (reason,) = loader.config, first_batch(loader).bad
     assert reason.startswith(f"{config.train}:7: ") and len(reason) < 1200
     reason.encode()  # a log takes it
+    assert reason.isprintable()  # on one line, and no terminal obeys it
     assert "QUJDQUJDQUJDQUJD" not in reason and uri()[30:70] not in reason
     held_out = list(eval_batches(loader, 4))
     assert sum((each.bad for each in held_out), ()) == (reason,) and sum(each.count for each in held_out) == 6
@@ -162,6 +165,8 @@ def test_a_line_that_cannot_be_read_any_more_has_a_number():
 
 def test_messages_are_short_and_have_no_content():
     assert readable("bad \ud800 text") == "bad \\ud800 text"
+    assert readable("a\nb\x1b[31mc\u202e\u2028") == r"a\nb\x1b[31mc\u202e\u2028"
+    assert readable("naïve 文 🙂") == "naïve 文 🙂"
     assert readable(f"not '{uri()}'") == f"not 'data:image/png;base64,(... {len(uri()) - 22} characters)'"
     assert len(readable("x" * 10**6)) < 1100
 

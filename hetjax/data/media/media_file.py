@@ -23,6 +23,7 @@ _KINDS = {
     stat.S_ISCHR: "device",
     stat.S_ISBLK: "device",
 }
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _ADDRESS = re.compile(r"(?:^|/)[a-z][a-z0-9+.-]+:/+", re.IGNORECASE)
 
 
@@ -67,8 +68,13 @@ def located(name: str, folder: Path) -> Path | DataUri:
 
 
 def printable(text: str) -> str:
-    """Return a text that any terminal or file takes: lone surrogates become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return a text that any terminal or log takes, on one line.
+
+    Lone surrogates, control characters, ends of lines, and marks that turn the direction of writing become escapes: a
+    file's name must not forge a line of a log, nor move the cursor.
+    """
+    one_line = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return one_line.encode("utf-8", "backslashreplace").decode()
 
 
 def named(kind: str, source: Source) -> str:
