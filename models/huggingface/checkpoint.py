@@ -11,7 +11,7 @@ import numpy as np
 
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.config_json import read_json
+from hetjax.models.huggingface.config_json import check_values, read_json
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.entry_shapes import slot_infos
 from hetjax.models.huggingface.families import find_family
@@ -40,15 +40,25 @@ class HuggingFaceCheckpoint:
     def __init__(self, folder: Path, *, family: str | None = None, dtype: np.dtype | None = None):
         self.folder = Path(folder)
         self.hf = read_json(self.folder / "config.json")
-        self.family = find_family(self.hf, family)
-        self.configs = self.family.configs(self.hf)
+        check_values(self.hf)
         self.dtype = dtype
+        # Whatever a value of another type brings about is the file's fault, wherever it shows.
+        try:
+            self.family = find_family(self.hf, family)
+            self.configs = self.family.configs(self.hf)
+            self.entries = self.family.entries(self.configs)
+        except ModelError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ModelError(
+                f"{self.folder / 'config.json'} describes no model of this family: {type(error).__name__}: {error}; "
+                "compare it with the published one"
+            ) from error
         self.tensors = PlainTensors(
             CheckpointTensors(self.folder),
             _quantization_config(self.hf),
             np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype,
         )
-        self.entries = self.family.entries(self.configs)
         self._slots: dict[tuple[str, str], dict[tuple[int, ...], tuple[Entry, int]]] = {}
         for module, entries in self.entries.items():
             for entry in entries:

@@ -129,7 +129,7 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
     def _indexed(self, index: Path) -> dict[str, SafetensorsFile]:
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(f"{index} is no index with a weight_map ({error}); fetch it again") from None
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ModelError(f"{index} is no index: its weight_map must give a file for each tensor; fetch it again")
@@ -170,6 +170,8 @@ def listed(names: list[str], limit: int = 8) -> str:
 
 def _read_header(path: Path) -> tuple[JsonObject, int]:
     """(the header, where the data begins)."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ModelError(f"{path} is no regular file; fetch it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -180,7 +182,7 @@ def _read_header(path: Path) -> tuple[JsonObject, int]:
             )
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ModelError(f"{path}: the header is no JSON; fetch the file again") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path}: the header is no JSON object; fetch the file again")
