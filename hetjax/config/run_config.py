@@ -12,54 +12,17 @@ import jsonargparse
 import yaml
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
+from hetjax.config.eval_config import BestCheckpoint, EvalConfig
 from hetjax.config.limits import check_least
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.optimizer_config import OptimizerConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
-from hetjax.data.schemas import ABOUT
 from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
 from hetjax.models.components import COMPONENTS
-from hetjax.models.sampling import GREEDY, Sampling
 from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """The settings of generating answers to the held-out questions.
-
-    Args:
-        every: Steps between evaluations, or null for only one, at the end.
-        batch_size: Questions answered at once.
-        max_new_tokens: Longest answer, in tokens.
-        sampling: How each token is chosen; the most likely one unless a temperature is given.
-        by: Key of the held-out samples, such as task or language, by whose values the answers are also counted one by
-            one; null for all together.
-        blank: Modalities, such as [image, audio], for each of which the questions are answered once more after the
-            last step, with its media blanked: whoever answers as well then does not look, or listen.
-        weights: Those that answer: trained, or average, as optimizer.ema or a schedule-free optimizer keeps it.
-    """
-
-    every: int | None = None
-    batch_size: int = 100
-    max_new_tokens: int = 16
-    sampling: Sampling = GREEDY
-    by: str | None = None
-    blank: tuple[str, ...] = ()
-    weights: Literal["trained", "average"] = "trained"
-
-    def __post_init__(self):
-        if self.by is not None and self.by not in ABOUT:
-            raise ConfigError(f"eval.by is {self.by!r}, which samples may not have; give one of {', '.join(ABOUT)}")
-        check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
-        sampling = self.sampling
-        if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
-            raise ConfigError(
-                f"eval.sampling.temperature is 0, so that the most likely token is taken, and top_p = {sampling.top_p} "
-                f"and top_k = {sampling.top_k} change nothing; give a temperature too"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +36,7 @@ class TrainConfig:
         placement: A layout for each module.
         optimizer: How weights change.
         steps: Training steps.
-        eval: How held-out questions are answered.
+        eval: How held-out samples are evaluated.
         schedule: Order of the microbatches' programs.
         microbatches: Parts that each batch is split into, for all modules or by module, e.g. {llm: 8, vision: 2}; a
             module left out has as many as the one that it feeds.
@@ -91,6 +54,8 @@ class TrainConfig:
             optimizer starts fresh. Null for weights from the seed.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
+        best_checkpoint: A number of the evaluations, e.g. {metric: eval/loss}, by which the best checkpoint is kept
+            beside the newest; null for none.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
         log_every: Steps between the lines printed where no terminal shows the live bar.
         run_dir: Folder of the run's files; null for runs/<name>.
@@ -110,7 +75,7 @@ class TrainConfig:
     placement: dict[str, Layout]
     optimizer: OptimizerConfig
     steps: int
-    eval: EvalConfig = EvalConfig()
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     schedule: ScheduleName = DEFAULT_SCHEDULE
     microbatches: int | dict[str, int] = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
@@ -122,6 +87,7 @@ class TrainConfig:
     warm_start: str | dict[str, str] | None = None
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    best_checkpoint: BestCheckpoint | None = None
     profile_every: int | None = 100
     log_every: int = 20
     run_dir: str | None = None

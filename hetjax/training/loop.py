@@ -15,13 +15,10 @@ from rich.console import Console
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
 from hetjax.config.run_config import TrainConfig
-from hetjax.data import HostBatch, eval_batches
+from hetjax.data import HostBatch
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
-from hetjax.generation.evaluate import EvalResult, evaluate
 from hetjax.stages.routed_link import LinkTraffic
-from hetjax.state.averaged import averaged_state
-from hetjax.training.held_out_answers import HeldOutAnswers
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
@@ -104,6 +101,8 @@ def _to_the_end(run: Run) -> StepMetrics:
         _train(run, stop)
     with run.job.unlimited("writing a checkpoint"):
         run.parts.checkpoints.wait()
+    if run.progress.best.best is not None:
+        run.reporter.message(f"best checkpoint: {run.progress.best.best}")
     return run.reporter.finish(run.progress.state.step)
 
 
@@ -130,13 +129,14 @@ def _train(run: Run, stop: AgreedStop) -> None:
         if progress.steps_here == 3:
             _report_memory(run)
         step = progress.state.step
+        is_best = False
         if step == config.steps or (config.eval.every and step % config.eval.every == 0):
             try:
-                _evaluate(run, pending)
+                is_best = _evaluate(run, pending)
             except DataError:  # in all processes: each reads every held-out sample
                 _save_at_once(run, pending)
                 raise
-        if step == config.steps or step % config.checkpoint_every == 0:
+        if step == config.steps or step % config.checkpoint_every == 0 or is_best:
             _save(run, pending)
             pending = None
     # Here, not in the loop: a signal may come at any moment of it.
@@ -199,34 +199,29 @@ def _traffic(traffic: Mapping[str, LinkTraffic]) -> StepMetrics:
     return dict(totals)
 
 
-def _evaluate(run: Run, pending: PendingStep) -> None:
-    """Answer the held-out questions, if any, after the step that is pending."""
+def _evaluate(run: Run, pending: PendingStep) -> bool:
+    """Evaluate on the held-out samples, if any, after the step that is pending; returns whether that is the best."""
     config = run.config
     if config.data.eval is None:
-        return
+        return False
     blank = config.eval.blank if pending.step == config.steps else ()
     with run.job.unlimited("evaluating"):
         jax.block_until_ready(pending.metrics)
         with run.reporter.untimed():
-            answers = HeldOutAnswers(
-                by=config.eval.by,
-                given=_answers(run),
-                blanked={modality: _answers(run, blank=(modality,)) for modality in blank},
-            )
-    for bad in answers.given.bad:
-        run.reporter.message(f"skipped a bad held-out sample: {bad}")
-    if config.eval.by is not None or blank:
-        run.reporter.table(answers.table())
-    pending.accuracies = answers.metrics()
-
-
-def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
-    """Answer every held-out question, with the media of some modalities blanked."""
-    settings, loader = run.config.eval, run.parts.loader
-    batches = eval_batches(loader, settings.batch_size, by=settings.by, blank=blank)
-    state = run.progress.state
-    answering = averaged_state(state) if settings.weights == "average" else state
-    return evaluate(run.parts.generator, answering, batches, loader.tokenizer)
+            found = run.parts.evaluator.evaluate(run.progress.state, blank=blank)
+    for each in found:
+        for note in each.notes:
+            run.reporter.message(note)
+        if each.given is not None and (config.eval.by is not None or blank):
+            run.reporter.table(each.table())
+        if each.given is not None and config.eval.answers and run.job.is_main:
+            each.save(run.parts.folder.path / "answers", pending.step)
+        pending.headline |= each.headline
+        pending.held_out |= each.numbers
+    if not run.progress.best.is_best(pending.step, pending.headline):
+        return False
+    run.reporter.message(f"best checkpoint so far: {run.progress.best.best}")
+    return True
 
 
 def _save_at_once(run: Run, pending: PendingStep | None) -> None:
@@ -247,5 +242,9 @@ def _save(run: Run, pending: PendingStep | None) -> None:
             "data": run.parts.data.get_state(),
             "bad_samples": run.progress.bad_samples,
             "steps": run.config.steps,
+            "best": run.progress.best.to_json(),
         }
-        run.parts.checkpoints.save(run.progress.state, extra)
+        best = run.progress.best.best
+        run.parts.checkpoints.save(run.progress.state, extra, keep_beside=None if best is None else best.step)
+        if best is not None and run.job.is_main:
+            run.progress.best.write(run.parts.folder.path)

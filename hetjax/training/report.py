@@ -41,8 +41,8 @@ class PendingStep:
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
         data_wait: Seconds for which it waited for its batch.
-        accuracies: Shares of held-out questions answered right after it, from 0 to 1, by metric, where it was
-            evaluated.
+        held_out: What was found on held-out samples right after it, by name, where it was evaluated.
+        headline: Those of them that are of whole sets, which the terminal shows.
     """
 
     step: int
@@ -57,7 +57,8 @@ class PendingStep:
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     data_wait: float = 0.0
-    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    held_out: StepMetrics = dataclasses.field(default_factory=dict)
+    headline: StepMetrics = dataclasses.field(default_factory=dict)
 
     def known(self) -> StepMetrics:
         """Return the numbers that the host knows without waiting for the devices."""
@@ -72,7 +73,7 @@ class PendingStep:
             **{f"padding/{name}": round(share, 4) for name, share in self.padding.items()},
             "data_wait": round(self.data_wait, 6),
             **rounded(self.seconds),
-            **self.accuracies,
+            **self.held_out,
         }
 
 
@@ -130,7 +131,7 @@ class Reporter:
         if self._log is not None:
             self._log.write(metrics)
         self._seconds = pending.seconds or self._seconds
-        self._bar.show(metrics, self._seconds)
+        self._bar.show(metrics, self._seconds, pending.headline)
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
