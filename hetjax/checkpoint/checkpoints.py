@@ -122,6 +122,10 @@ class Checkpoints:
             with self._writing(write.step):
                 write.wait()
 
+    def is_complete(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is complete, on the disk as this process sees it."""
+        return self._folder.is_complete(step)
+
     def close(self) -> None:
         """Wait, so that nothing is left in the background. Raises CheckpointError as `wait` does."""
         self.wait()

@@ -57,6 +57,8 @@ class TrainConfig:
         best_checkpoint: A number of the evaluations, e.g. {metric: eval/loss}, by which the best checkpoint is kept
             beside the newest; null for none.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
+        loggers: Where metrics are logged beside metrics.jsonl: tensorboard, wandb, mlflow.
+        logger_project: What wandb and mlflow group the run under.
         log_every: Steps between the lines printed where no terminal shows the live bar.
         run_dir: Folder of the run's files; null for runs/<name>.
         resume: What happens where the folder has a run already: same goes on unless settings of the experiment have
@@ -89,6 +91,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     best_checkpoint: BestCheckpoint | None = None
     profile_every: int | None = 100
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    logger_project: str = "hetjax"
     log_every: int = 20
     run_dir: str | None = None
     resume: Literal["same", "changed", "never"] = "same"

@@ -7,27 +7,32 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import yaml
 from rich.console import Console
 
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
+from hetjax.config.build import assumed_packings
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import HostBatch
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.stages.routed_link import LinkTraffic
+from hetjax.training.callbacks import EvaluateEvent, Events, SaveEvent
+from hetjax.training.loggers import Logger, check_loggers, open_loggers
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
 from hetjax.training.resume import SETTINGS_FILE, settings_to_keep
 from hetjax.training.run_folder import RunFolder
+from hetjax.training.utilisation import Utilisation, busy_seconds
 
 
-def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetrics:
+def train(config: TrainConfig, resolved: str, *, console: Console, callbacks: Sequence[object] = ()) -> StepMetrics:
     """Train to the last step, going on from the newest checkpoint in the run's folder; returns the last metrics.
 
     In a job of several processes every one calls this, and process 0 prints, logs and draws for all; the others return
@@ -38,9 +43,12 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
         config: The settings of the run.
         resolved: The same as YAML, kept in the run's folder.
         console: Where process 0 prints.
+        callbacks: What is called at the events of the run (`hetjax.training.callbacks`).
 
     Raises HetjaxError or PlacementError.
     """
+    events = Events(callbacks)
+    check_loggers(config.loggers)
     with join_job(peer_timeout=config.peer_timeout, join_timeout=config.join_timeout) as job:
         console = console_of_process(job, config, console)
         with open_parts(config, resolved, job, console) as parts:
@@ -52,8 +60,25 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
                 (parts.folder.path / SETTINGS_FILE).write_text(settings_to_keep(resolved))
-            with contextlib.closing(Reporter(config, job, parts.folder, console, done=progress.state.step)) as reporter:
-                return _to_the_end(Run(config, job, parts, progress, reporter))
+            utilisation = Utilisation(parts.trainer, assumed_packings(config.data, config.model))
+            reporter = Reporter(
+                config,
+                job,
+                parts.folder,
+                console,
+                done=progress.state.step,
+                loggers=_loggers(config, resolved, parts.folder, progress.state.step) if job.is_main else (),
+                utilisation=utilisation,
+                events=events,
+            )
+            with contextlib.closing(reporter):
+                return _to_the_end(Run(config, job, parts, progress, reporter, utilisation, events))
+
+
+def _loggers(config: TrainConfig, resolved: str, folder: RunFolder, done: int) -> list[Logger]:
+    settings = yaml.safe_load(resolved)
+    project = config.logger_project
+    return open_loggers(config.loggers, folder.path, name=config.name, project=project, settings=settings, done=done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +91,8 @@ class Run:
         parts: Trainer, data, generator and checkpoints.
         progress: The training state, and what was counted so far.
         reporter: Prints and logs.
+        utilisation: Counts the FLOPs of steps.
+        events: Calls the callbacks.
     """
 
     config: TrainConfig
@@ -73,6 +100,8 @@ class Run:
     parts: Parts
     progress: Progress
     reporter: Reporter
+    utilisation: Utilisation
+    events: Events
 
 
 class _DataEnded(DataError):
@@ -101,6 +130,7 @@ def _to_the_end(run: Run) -> StepMetrics:
         _train(run, stop)
     with run.job.unlimited("writing a checkpoint"):
         run.parts.checkpoints.wait()
+    _tell_of_save(run)
     if run.progress.best.best is not None:
         run.reporter.message(f"best checkpoint: {run.progress.best.best}")
     return run.reporter.finish(run.progress.state.step)
@@ -124,6 +154,7 @@ def _train(run: Run, stop: AgreedStop) -> None:
         waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
         pending.data_wait = waited
+        _tell_of_save(run)
         if before is not None:
             run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
@@ -186,6 +217,8 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         tokens=batch.use.tokens,
         padding=batch.padding,
         seconds={} if timer is None else timer.by_module(trainer.schedule.graph),
+        busy={} if timer is None else busy_seconds(timer, trainer.schedule.graph),
+        flops=run.utilisation.flops(batch.arrays),
     )
 
 
@@ -218,6 +251,15 @@ def _evaluate(run: Run, pending: PendingStep) -> bool:
             each.save(run.parts.folder.path / "answers", pending.step)
         pending.headline |= each.headline
         pending.held_out |= each.numbers
+    event = EvaluateEvent(
+        step=pending.step,
+        numbers=pending.held_out,
+        results=found,
+        state=run.progress.state,
+        is_main=run.job.is_main,
+    )
+    with run.reporter.untimed():
+        run.events.on_evaluate(event)
     if not run.progress.best.is_best(pending.step, pending.headline):
         return False
     run.reporter.message(f"best checkpoint so far: {run.progress.best.best}")
@@ -248,3 +290,15 @@ def _save(run: Run, pending: PendingStep | None) -> None:
         run.parts.checkpoints.save(run.progress.state, extra, keep_beside=None if best is None else best.step)
         if best is not None and run.job.is_main:
             run.progress.best.write(run.parts.folder.path)
+    _tell_of_save(run)  # of the one before, which is complete now, if that was not told yet
+    run.progress.saving = run.progress.state.step
+
+
+def _tell_of_save(run: Run) -> None:
+    """Call the callbacks for the checkpoint that was being written, where it is complete by now."""
+    step, checkpoints = run.progress.saving, run.parts.checkpoints
+    if step is not None and checkpoints.is_complete(step):
+        run.progress.saving = None
+        path = checkpoints.directory / str(step)
+        with run.reporter.untimed():
+            run.events.on_save(SaveEvent(step=step, path=path, is_main=run.job.is_main))

@@ -1,4 +1,4 @@
-"""Write the metrics of a run: metrics.jsonl, TensorBoard curves and a picture of the loss."""
+"""Write the metrics of a run: metrics.jsonl, what other loggers show, and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import tensorboardX
-
+from hetjax.training.loggers import Logger
 from hetjax.training.run_folder import RunFolder
 
 StepMetrics = dict[str, float]
@@ -17,7 +17,7 @@ StepMetrics = dict[str, float]
 
 
 class MetricsLog:
-    """Appends one JSON object a step to metrics.jsonl, and the same numbers to TensorBoard.
+    """Appends one JSON object a step to metrics.jsonl, and gives the same numbers to other loggers.
 
     On a resumed run it first drops what was logged after the checkpoint, so that the file holds each
     step once. Where a line is damaged, the file as it was is kept beside it.
@@ -25,12 +25,13 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         resume_step: Steps that the checkpoint holds; 0 for a fresh run.
+        loggers: The others, which it closes.
 
     Attributes:
         damaged: The lines that hold no metrics, as messages.
     """
 
-    def __init__(self, folder: RunFolder, *, resume_step: int):
+    def __init__(self, folder: RunFolder, *, resume_step: int, loggers: Sequence[Logger] = ()):
         directory = folder.path
         self.path, self._folder = directory / "metrics.jsonl", folder
         rows, self.damaged = _parse(self.path)
@@ -43,21 +44,22 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self.path)
         self._file = self.path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._loggers = loggers
 
     def write(self, metrics: StepMetrics) -> None:
         """Log the metrics of one step; they have the key "step". Raises RunFolderError where the folder is gone."""
         self._folder.check()
         self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if name != "step":
-                self._board.add_scalar(name, value, metrics["step"])
+        numbers = {name: value for name, value in metrics.items() if name != "step"}
+        for logger in self._loggers:
+            logger.log(metrics["step"], numbers)
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

@@ -76,12 +76,14 @@ class Progress:
         bad_samples: Samples that were skipped so far.
         steps_here: Steps since this process started.
         best: Follows the best step by a number of the evaluations.
+        saving: The step of a checkpoint that callbacks are still to be told of; None for none.
     """
 
     state: TrainState
     best: BestStep
     bad_samples: int = 0
     steps_here: int = 0
+    saving: int | None = None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,9 +19,12 @@ from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import DivergenceError
 from hetjax.execution.action_timer import rounded
+from hetjax.training.callbacks import Events, StepEvent
 from hetjax.training.display import LiveBar
+from hetjax.training.loggers import Logger
 from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
 from hetjax.training.run_folder import RunFolder
+from hetjax.training.utilisation import Utilisation, idle_shares
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,6 +43,8 @@ class PendingStep:
         padding: Share of padding in what its rows have of each resource, from 0 to 1.
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
+        busy: How long the devices of each module ran programs, where this step was timed.
+        flops: FLOPs that it needs, over all devices.
         data_wait: Seconds for which it waited for its batch.
         held_out: What was found on held-out samples right after it, by name, where it was evaluated.
         headline: Those of them that are of whole sets, which the terminal shows.
@@ -56,6 +61,8 @@ class PendingStep:
     padding: Mapping[str, float]
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    busy: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops: int = 0
     data_wait: float = 0.0
     held_out: StepMetrics = dataclasses.field(default_factory=dict)
     headline: StepMetrics = dataclasses.field(default_factory=dict)
@@ -86,18 +93,33 @@ class Reporter:
         folder: The run's folder.
         console: Where lines or the bar are printed.
         done: Steps done before; what was logged of later ones is dropped.
+        loggers: Where the metrics go beside, in the main process.
+        utilisation: Says what FLOPs are of the devices' peak.
+        events: Calls the callbacks of the run.
     """
 
-    def __init__(self, config: TrainConfig, job: Job, folder: RunFolder, console: Console, *, done: int):
+    def __init__(
+        self,
+        config: TrainConfig,
+        job: Job,
+        folder: RunFolder,
+        console: Console,
+        *,
+        done: int,
+        loggers: Sequence[Logger],
+        utilisation: Utilisation,
+        events: Events,
+    ):
         self._name, self._folder, self._steps = config.name, folder, config.steps
-        self._job, self._console = job, console
-        self._log = MetricsLog(folder, resume_step=done) if job.is_main else None
+        self._job, self._console, self._utilisation, self._events = job, console, utilisation, events
+        self._log = MetricsLog(folder, resume_step=done, loggers=loggers) if job.is_main else None
         for line in self._log.damaged if self._log is not None else ():
             console.print(line, markup=False)
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
         self._ended = 0.0  # when the last step that was reported came to its end
         self._waited = self._trained = 0.0
+        self._untimed_step: float | None = None  # how long the last step took whose programs were not timed
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -123,8 +145,14 @@ class Reporter:
                 "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
             )
         ended = following.began if is_done and following is not None else time.perf_counter()
-        speed = pending.tokens / max(ended - self._ended, 1e-9)
-        metrics = {**pending.known(), **numbers, "tokens_per_second": round(speed, 1)}
+        taken = max(ended - self._ended, 1e-9)
+        metrics = {**pending.known(), **numbers, "tokens_per_second": round(pending.tokens / taken, 1)}
+        if pending.busy:
+            metrics |= {} if self._untimed_step is None else idle_shares(pending.busy, self._untimed_step)
+        else:
+            # A timed step waits for each program, so that its rate says nothing.
+            metrics |= self._utilisation.of(pending.flops, taken)
+            self._untimed_step = taken
         self._waited += pending.data_wait
         self._trained += ended - self._ended
         self._ended = ended
@@ -132,6 +160,8 @@ class Reporter:
             self._log.write(metrics)
         self._seconds = pending.seconds or self._seconds
         self._bar.show(metrics, self._seconds, pending.headline)
+        with self.untimed():
+            self._events.on_step(StepEvent(step=pending.step, metrics=metrics, is_main=self._job.is_main))
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""

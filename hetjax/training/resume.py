@@ -13,6 +13,7 @@ import yaml
 from hetjax.checkpoint.folder import CheckpointFolder
 from hetjax.errors import CheckpointError, ConfigError
 from hetjax.training.best_checkpoint import BEST_FILE
+from hetjax.training.loggers import IDS_FILE
 from hetjax.training.run_folder import RunFolder
 
 Resume = Literal["same", "changed", "never"]
@@ -25,6 +26,7 @@ FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
     "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
     "checkpoint_every", "keep_checkpoints", "best_checkpoint", "profile_every", "log_every", "log_every_process",
+    "loggers", "logger_project",
     "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
@@ -145,5 +147,5 @@ def _delete(folder: RunFolder) -> None:
             # Renamed first: what is deleted in part is no run any more.
             (folder.path / name).rename(doomed)
             shutil.rmtree(doomed)
-    for name in ("metrics.jsonl", "loss.png", BEST_FILE, SETTINGS_FILE):
+    for name in ("metrics.jsonl", "loss.png", BEST_FILE, IDS_FILE, SETTINGS_FILE):
         (folder.path / name).unlink(missing_ok=True)

@@ -58,6 +58,8 @@ def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, caps
         assert {"loss", "tokens_per_second", "grad_norm", "learning_rate"} <= set(row)
     assert [row["step"] for row in logged if "eval/accuracy" in row] == [2, 4, 5]
     assert [row["step"] for row in logged if "seconds/vision" in row] == [3]
+    assert [row["step"] for row in logged if "idle/vision" in row] == [3]
+    assert [row["step"] for row in logged if row.get("tflops_per_second", 0) > 0] == [1, 2, 4, 5]
     # An evaluated step is no slower on paper for its evaluation, nor faster for what it overlapped.
     assert 0.1 < logged[3]["tokens_per_second"] / logged[4]["tokens_per_second"] < 10
     names = {path.name for path in (tmp_path / "run").iterdir()}
