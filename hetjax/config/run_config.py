@@ -16,6 +16,7 @@ from hetjax.config.eval_config import BestCheckpoint, EvalConfig
 from hetjax.config.limits import check_least
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.optimizer_config import OptimizerConfig
+from hetjax.config.profile_config import ProfileConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
 from hetjax.errors import ConfigError
@@ -48,6 +49,8 @@ class TrainConfig:
             until the update, weights between forwards and backwards, residuals of each microbatch.
         kernels: auto for the kernels that compute, on a small problem, what plain operations do on the devices;
             portable for plain operations alone.
+        compilation_cache: Folder in which JAX keeps compiled programs from run to run; auto for that of
+            JAX_COMPILATION_CACHE_DIR or ~/.cache/hetjax/compiled on GPUs and TPUs, and none on CPUs; null for none.
         seed: Seed of the initial weights.
         warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
             that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
@@ -57,9 +60,11 @@ class TrainConfig:
         best_checkpoint: A number of the evaluations, e.g. {metric: eval/loss}, by which the best checkpoint is kept
             beside the newest; null for none.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
+        profile: Which steps JAX's profiler traces.
         loggers: Where metrics are logged beside metrics.jsonl: tensorboard, wandb, mlflow.
         logger_project: What wandb and mlflow group the run under.
         log_every: Steps between the lines printed where no terminal shows the live bar.
+        report: Whether report.html is written into the run's folder at its end.
         run_dir: Folder of the run's files; null for runs/<name>.
         resume: What happens where the folder has a run already: same goes on unless settings of the experiment have
             changed, changed goes on with any, never refuses.
@@ -85,15 +90,18 @@ class TrainConfig:
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     offload: list[str] = dataclasses.field(default_factory=list)
     kernels: Kernels = "auto"
+    compilation_cache: str | None = "auto"
     seed: int = 0
     warm_start: str | dict[str, str] | None = None
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     best_checkpoint: BestCheckpoint | None = None
     profile_every: int | None = 100
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     logger_project: str = "hetjax"
     log_every: int = 20
+    report: bool = True
     run_dir: str | None = None
     resume: Literal["same", "changed", "never"] = "same"
     overwrite: bool = False
@@ -106,6 +114,8 @@ class TrainConfig:
     def __post_init__(self):
         least = ("steps", "checkpoint_every", "keep_checkpoints", "log_every", "profile_every", "fake_devices")
         check_least(self, 1, *least, "peer_timeout", "join_timeout")
+        if self.profile.range and self.profile.range[-1] > self.steps:
+            raise ConfigError(f"profile.steps is {self.profile.steps}, but the run has {self.steps} steps")
         averages = self.optimizer.ema is not None or self.optimizer.name.startswith("schedule_free")
         if self.eval.weights == "average" and not averages:
             raise ConfigError(

@@ -50,7 +50,7 @@ class HeldOutLoss:
 
     Args:
         trainer: its graph, stages and compute dtype are used.
-        row: shapes of a batch of one row, by module and input.
+        rows_of: returns the shapes of a batch of so many rows, by module and input.
         microbatch: rows of a microbatch of the loss.
 
     Attributes:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import yaml
 from rich.console import Console
 
@@ -21,13 +19,15 @@ from hetjax.data import HostBatch
 from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
 from hetjax.stages.routed_link import LinkTraffic
-from hetjax.training.callbacks import EvaluateEvent, Events, SaveEvent
-from hetjax.training.loggers import Logger, check_loggers, open_loggers
+from hetjax.training.callbacks import Events
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
+from hetjax.training.observers.loggers import Logger, check_loggers, open_loggers
+from hetjax.training.observers.profile import StepProfile
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
 from hetjax.training.resume import SETTINGS_FILE, settings_to_keep
+from hetjax.training.run import Run, evaluate, report_save, save, save_at_once
 from hetjax.training.run_folder import RunFolder
 from hetjax.training.utilisation import Utilisation, busy_seconds
 
@@ -72,36 +72,18 @@ def train(config: TrainConfig, resolved: str, *, console: Console, callbacks: Se
                 events=events,
             )
             with contextlib.closing(reporter):
-                return _to_the_end(Run(config, job, parts, progress, reporter, utilisation, events))
+                profile = StepProfile(config.profile, parts.folder.path, reporter.message)
+                with contextlib.closing(profile):
+                    step = _to_the_end(Run(config, job, parts, progress, reporter, utilisation, events, profile))
+                if config.report and job.is_main:
+                    _write_page(config, resolved, parts, progress, job)
+                return reporter.finish(step)
 
 
 def _loggers(config: TrainConfig, resolved: str, folder: RunFolder, done: int) -> list[Logger]:
     settings = yaml.safe_load(resolved)
     project = config.logger_project
     return open_loggers(config.loggers, folder.path, name=config.name, project=project, settings=settings, done=done)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that is ready for its steps.
-
-    Attributes:
-        config: The settings.
-        job: This process's place among those of the run.
-        parts: Trainer, data, generator and checkpoints.
-        progress: The training state, and what was counted so far.
-        reporter: Prints and logs.
-        utilisation: Counts the FLOPs of steps.
-        events: Calls the callbacks.
-    """
-
-    config: TrainConfig
-    job: Job
-    parts: Parts
-    progress: Progress
-    reporter: Reporter
-    utilisation: Utilisation
-    events: Events
 
 
 class _DataEnded(DataError):
@@ -124,16 +106,39 @@ def _nothing_to_do(
     return steps[-1] if steps else {}
 
 
-def _to_the_end(run: Run) -> StepMetrics:
-    """Step until the end or a signal, and wait for the last checkpoint."""
+def _write_page(config: TrainConfig, resolved: str, parts: Parts, progress: Progress, job: Job) -> None:
+    """Write the report of a run, in the main process."""
+    parts.folder.check()
+    steps = read_metrics(parts.folder.path / "metrics.jsonl")
+    if not steps:
+        return
+    from hetjax.training.report_page import RunReport, write_report  # only here: a run may do without pictures
+
+    best = progress.best.best
+    report = RunReport(
+        name=config.name,
+        settings=resolved,
+        total_steps=config.steps,
+        steps=steps,
+        trainer=parts.trainer,
+        timer=progress.timer if job.processes == 1 else None,
+        evaluated=progress.evaluated,
+        best=None if best is None else str(best),
+    )
+    with job.unlimited("writing the report"):
+        write_report(report, parts.folder.path)
+
+
+def _to_the_end(run: Run) -> int:
+    """Step until the end or a signal, and wait for the last checkpoint; returns the last step."""
     with run.reporter.training(), run.job.stop() as stop:
         _train(run, stop)
     with run.job.unlimited("writing a checkpoint"):
         run.parts.checkpoints.wait()
-    _tell_of_save(run)
+    report_save(run)
     if run.progress.best.best is not None:
         run.reporter.message(f"best checkpoint: {run.progress.best.best}")
-    return run.reporter.finish(run.progress.state.step)
+    return run.progress.state.step
 
 
 def _train(run: Run, stop: AgreedStop) -> None:
@@ -149,12 +154,12 @@ def _train(run: Run, stop: AgreedStop) -> None:
         except DataError as error:
             # A checkpoint takes all processes, and all reach this only at the end of the data.
             if run.job.processes == 1 or isinstance(error, _DataEnded):
-                _save_at_once(run, pending)
+                save_at_once(run, pending)
             raise
         waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
         pending.data_wait = waited
-        _tell_of_save(run)
+        report_save(run)
         if before is not None:
             run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
@@ -163,16 +168,16 @@ def _train(run: Run, stop: AgreedStop) -> None:
         is_best = False
         if step == config.steps or (config.eval.every and step % config.eval.every == 0):
             try:
-                is_best = _evaluate(run, pending)
+                is_best = evaluate(run, pending)
             except DataError:  # in all processes: each reads every held-out sample
-                _save_at_once(run, pending)
+                save_at_once(run, pending)
                 raise
         if step == config.steps or step % config.checkpoint_every == 0 or is_best:
-            _save(run, pending)
+            save(run, pending)
             pending = None
     # Here, not in the loop: a signal may come at any moment of it.
     if pending is not None:
-        _save(run, pending)
+        save(run, pending)
 
 
 def _report_memory(run: Run) -> None:
@@ -199,12 +204,18 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
     progress.steps_here += 1
     step = progress.state.step + 1
     # The first steps of a process still warm up: time the third, and then one in so many.
-    due = every and (progress.steps_here - 3) % every == 0
+    # A profile shows steps as they are, with nothing waited for.
+    due = every and (progress.steps_here - 3) % every == 0 and not run.profile.takes(step)
     with run.job.unlimited("waiting for the devices"):
         timer = ActionTimer().start(progress.state) if due else None
     began = time.perf_counter()
     announce = functools.partial(run.job.before_action, step) if run.job.processes > 1 else None
-    progress.state, metrics = trainer.step(progress.state, batch.arrays, observe=timer, announce=announce)
+    with run.profile.step(step, progress.state, announce) as hooks:
+        progress.state, metrics = trainer.step(
+            progress.state, batch.arrays, observe=timer or hooks.observe, announce=hooks.announce
+        )
+    run.profile.after(step, progress.state)
+    progress.timer = timer or progress.timer
     return PendingStep(
         step=step,
         epoch=batch.epoch,
@@ -230,75 +241,3 @@ def _traffic(traffic: Mapping[str, LinkTraffic]) -> StepMetrics:
         for what, number in moved._asdict().items():
             totals[f"{link.partition('->')[0]}/bytes_{what}"] += number
     return dict(totals)
-
-
-def _evaluate(run: Run, pending: PendingStep) -> bool:
-    """Evaluate on the held-out samples, if any, after the step that is pending; returns whether that is the best."""
-    config = run.config
-    if config.data.eval is None:
-        return False
-    blank = config.eval.blank if pending.step == config.steps else ()
-    with run.job.unlimited("evaluating"):
-        jax.block_until_ready(pending.metrics)
-        with run.reporter.untimed():
-            found = run.parts.evaluator.evaluate(run.progress.state, blank=blank)
-    for each in found:
-        for note in each.notes:
-            run.reporter.message(note)
-        if each.given is not None and (config.eval.by is not None or blank):
-            run.reporter.table(each.table())
-        if each.given is not None and config.eval.answers and run.job.is_main:
-            each.save(run.parts.folder.path / "answers", pending.step)
-        pending.headline |= each.headline
-        pending.held_out |= each.numbers
-    event = EvaluateEvent(
-        step=pending.step,
-        numbers=pending.held_out,
-        results=found,
-        state=run.progress.state,
-        is_main=run.job.is_main,
-    )
-    with run.reporter.untimed():
-        run.events.on_evaluate(event)
-    if not run.progress.best.is_best(pending.step, pending.headline):
-        return False
-    run.reporter.message(f"best checkpoint so far: {run.progress.best.best}")
-    return True
-
-
-def _save_at_once(run: Run, pending: PendingStep | None) -> None:
-    """Save the steps so far, and wait until the checkpoint is written."""
-    _save(run, pending)
-    with run.job.unlimited("writing a checkpoint"):
-        run.parts.checkpoints.wait()
-
-
-def _save(run: Run, pending: PendingStep | None) -> None:
-    """Report the step that is pending, if any, and begin to write a checkpoint."""
-    # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
-    if pending is not None:
-        run.reporter.report(pending)
-    run.parts.folder.check()
-    with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
-        extra = {
-            "data": run.parts.data.get_state(),
-            "bad_samples": run.progress.bad_samples,
-            "steps": run.config.steps,
-            "best": run.progress.best.to_json(),
-        }
-        best = run.progress.best.best
-        run.parts.checkpoints.save(run.progress.state, extra, keep_beside=None if best is None else best.step)
-        if best is not None and run.job.is_main:
-            run.progress.best.write(run.parts.folder.path)
-    _tell_of_save(run)  # of the one before, which is complete now, if that was not told yet
-    run.progress.saving = run.progress.state.step
-
-
-def _tell_of_save(run: Run) -> None:
-    """Call the callbacks for the checkpoint that was being written, where it is complete by now."""
-    step, checkpoints = run.progress.saving, run.parts.checkpoints
-    if step is not None and checkpoints.is_complete(step):
-        run.progress.saving = None
-        path = checkpoints.directory / str(step)
-        with run.reporter.untimed():
-            run.events.on_save(SaveEvent(step=step, path=path, is_main=run.job.is_main))

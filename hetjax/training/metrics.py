@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hetjax.training.loggers import Logger
+from hetjax.training.observers.loggers import Logger
 from hetjax.training.run_folder import RunFolder
 
 StepMetrics = dict[str, float]
@@ -93,7 +93,7 @@ def _free(path: Path) -> Path:
 
 
 def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
-    """Draw the loss over the steps, with the held-out accuracy where it was measured."""
+    """Draw the loss over the steps, with the loss and the accuracy of held-out sets where they were measured."""
     from matplotlib.figure import Figure  # only here: matplotlib takes a while to import
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -101,11 +101,27 @@ def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
     axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], linewidth=1.2, color="#1f5fa8")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", yscale="log")
     axes.grid(True, alpha=0.3, which="both")
-    evaluated = [step for step in steps if "eval/accuracy" in step]
-    if evaluated:
+    for name in _held_out(steps, "loss"):
+        axes.plot(*_points(steps, name), "o--", markersize=4, label=name)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    if accuracies := _held_out(steps, "accuracy"):
         right = axes.twinx()
-        accuracy = [100 * step["eval/accuracy"] for step in evaluated]
-        right.plot([step["step"] for step in evaluated], accuracy, "o--", color="#c2571a")
+        for name in accuracies:
+            at, values = _points(steps, name)
+            right.plot(at, [100 * value for value in values], "o--", color="#c2571a", label=name)
         right.set(ylabel="exact answers on held-out data (%)", ylim=(0, 102))
         right.yaxis.label.set_color("#c2571a")
     figure.savefig(path, dpi=120)
+
+
+def _held_out(steps: list[StepMetrics], key: str) -> list[str]:
+    """Return the names of a number of whole held-out sets: "eval/loss", or "eval/SET/loss" of sets by name."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    found = [name for name in names if name.startswith("eval/") and name.endswith(f"/{key}") and "/blank_" not in name]
+    return [name for name in found if name.count("/") <= 2]
+
+
+def _points(steps: list[StepMetrics], name: str) -> tuple[list[float], list[float]]:
+    having = [step for step in steps if name in step]
+    return [step["step"] for step in having], [step[name] for step in having]

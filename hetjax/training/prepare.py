@@ -17,6 +17,7 @@ import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.checkpoint.warm_start import differences, open_warm_start
 from hetjax.cluster.job import Job
+from hetjax.compilation.compilation_cache import use_compilation_cache
 from hetjax.compilation.gpu_options import gpu_options
 from hetjax.config.build import (
     batch_shapes,
@@ -28,6 +29,8 @@ from hetjax.config.build_optimizer import learning_rate
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import BatchesAhead, SampleLoader, TrainData
 from hetjax.evaluation.evaluator import Evaluator
+from hetjax.evaluation.results import SetResult
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.optimizers.schedules import rest_of_schedule
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
@@ -76,7 +79,9 @@ class Progress:
         bad_samples: Samples that were skipped so far.
         steps_here: Steps since this process started.
         best: Follows the best step by a number of the evaluations.
-        saving: The step of a checkpoint that callbacks are still to be told of; None for none.
+        saving: The step of a checkpoint that callbacks do not know of yet; None for none.
+        timer: The times of the programs of the last step that was timed.
+        evaluated: What the last evaluation found.
     """
 
     state: TrainState
@@ -84,6 +89,8 @@ class Progress:
     bad_samples: int = 0
     steps_here: int = 0
     saving: int | None = None
+    timer: ActionTimer | None = None
+    evaluated: tuple[SetResult, ...] = ()
 
 
 @contextlib.contextmanager
@@ -94,6 +101,9 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     Raises HetjaxError or PlacementError for settings, data or devices that do not fit.
     """
     use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype), processes=job.processes)
+    cache = use_compilation_cache(config.compilation_cache, jax.devices()[0])
+    if cache is not None:
+        console.print(f"compiled programs are kept in {cache}")
     loader = _prepare_samples(config, resolved, job, console)
     trainer = build_trainer(config)
     check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import jax
 from jaxtyping import Float
@@ -21,8 +23,8 @@ from hetjax.errors import DivergenceError
 from hetjax.execution.action_timer import rounded
 from hetjax.training.callbacks import Events, StepEvent
 from hetjax.training.display import LiveBar
-from hetjax.training.loggers import Logger
 from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
+from hetjax.training.observers.loggers import Logger
 from hetjax.training.run_folder import RunFolder
 from hetjax.training.utilisation import Utilisation, idle_shares
 
@@ -119,7 +121,8 @@ class Reporter:
         self._seconds: dict[str, float] = {}
         self._ended = 0.0  # when the last step that was reported came to its end
         self._waited = self._trained = 0.0
-        self._untimed_step: float | None = None  # how long the last step took whose programs were not timed
+        # How long the last steps took whose programs were not timed; where the host ran ahead, one has the time of two.
+        self._untimed_steps: deque[float] = deque(maxlen=9)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -148,11 +151,11 @@ class Reporter:
         taken = max(ended - self._ended, 1e-9)
         metrics = {**pending.known(), **numbers, "tokens_per_second": round(pending.tokens / taken, 1)}
         if pending.busy:
-            metrics |= {} if self._untimed_step is None else idle_shares(pending.busy, self._untimed_step)
+            metrics |= idle_shares(pending.busy, median(self._untimed_steps)) if self._untimed_steps else {}
         else:
             # A timed step waits for each program, so that its rate says nothing.
             metrics |= self._utilisation.of(pending.flops, taken)
-            self._untimed_step = taken
+            self._untimed_steps.append(taken)
         self._waited += pending.data_wait
         self._trained += ended - self._ended
         self._ended = ended

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from hetjax.errors import ConfigError
-from hetjax.training.loggers import check_loggers, open_loggers
 from hetjax.training.metrics import MetricsLog
+from hetjax.training.observers.loggers import check_loggers, open_loggers
 from hetjax.training.run_folder import RunFolder
 
 
@@ -41,7 +41,7 @@ def log_of(folder, done):
 
 def test_a_run_logs_to_both_and_goes_on_under_the_same_ids(tmp_path, calls):
     log = log_of(tmp_path, 0)
-    log.write({"step": 1, "loss": 2.0})
+    log.write({"step": 1, "loss": 2.0, "a->b": 3.0})
     log.close()
     init = {"project": "p", "name": "run", "dir": str(tmp_path), "config": {"steps": 3}, "id": None, "resume": "allow"}
     assert calls == [
@@ -49,8 +49,8 @@ def test_a_run_logs_to_both_and_goes_on_under_the_same_ids(tmp_path, calls):
         ("mlflow.set_experiment", "p", {}),
         ("mlflow.start_run", {"run_id": None, "run_name": "run"}),
         ("mlflow.log_dict", {"steps": 3}, "settings.json", {}),
-        ("wandb.log", {"loss": 2.0}, {"step": 1}),
-        ("mlflow.log_metrics", {"loss": 2.0}, {"step": 1}),
+        ("wandb.log", {"loss": 2.0, "a->b": 3.0}, {"step": 1}),
+        ("mlflow.log_metrics", {"loss": 2.0, "a-_b": 3.0}, {"step": 1}),
         ("wandb.finish", {}),
         ("mlflow.end_run", {}),
     ]

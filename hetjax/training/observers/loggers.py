@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,10 @@ _PACKAGES: dict[LoggerName, tuple[str, str]] = {
     "mlflow": ("mlflow", "mlflow-skinny"),
 }
 """For each logger the module that it imports, and the package that has it."""
+
+
+# Letters that MLflow refuses in the name of a metric, as groups of answers may have.
+_NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 class Logger(Protocol):
@@ -122,7 +127,8 @@ class _MLflow:
             module.log_dict(dict(settings), "settings.json")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(metrics), step=step)
+        named = {_NOT_IN_MLFLOW.sub("_", name): value for name, value in metrics.items()}
+        self._mlflow.log_metrics(named, step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()
