@@ -14,7 +14,6 @@ from tests.harness.paths import ROOT
             ("--best_checkpoint.metric", "eval/wer"),
             "best_checkpoint.metric is 'eval/wer', but an evaluation of this run",
         ),
-        (("--eval.metrics", "[bleu]"), "eval.metrics names the metric 'bleu'; there are exact_match"),
         (("--data.eval", "null", "--best_checkpoint.metric", "eval/loss"), "gives none, as data.eval is null"),
     ],
 )

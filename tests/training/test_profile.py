@@ -21,3 +21,9 @@ def test_which_steps():
     for wrong in ("12-10", "0-3", "a", "1,2"):
         with pytest.raises(ConfigError, match=rf"profile\.steps is '{wrong}'; give the first and the last step"):
             ProfileConfig(steps=wrong)
+
+
+def test_steps_behind_the_end_of_the_run_are_refused(make_config):
+    assert make_config("--profile.steps", "9-10").profile.range[-1] == 10
+    with pytest.raises(ConfigError, match=r"profile\.steps is 10-11, but the run has 10 steps"):
+        make_config("--profile.steps", "10-11")
