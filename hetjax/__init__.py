@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hetjax.state.train_state import TrainState
     from hetjax.state.whole_module import module_of, with_module
     from hetjax.trainer import Trainer
+    from hetjax.training.program import train
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "module_of",
     "rows_needed",
     "target_devices",
+    "train",
     "with_module",
 ]
 
@@ -49,6 +51,7 @@ _DEFINED_IN = {
     "module_of": "hetjax.state.whole_module",
     "rows_needed": "hetjax.stages.batch",
     "target_devices": "hetjax.compilation.targets",
+    "train": "hetjax.training.program",
     "with_module": "hetjax.state.whole_module",
 }
 

@@ -61,6 +61,7 @@ TOOLS = {
     "convert": Tool("hetjax.tools.convert", "convert"),
     "checkpoint verify": Tool("hetjax.tools.checkpoint", "verify"),
     "checkpoint inspect": Tool("hetjax.tools.checkpoint", "inspect"),
+    "evaluate": Tool("hetjax.tools.evaluate", "evaluate"),
     "generate": Tool("hetjax.tools.generate", "generate"),
     "data inspect": Tool("hetjax.tools.data.inspect_data", "inspect_data"),
     "data lengths": Tool("hetjax.tools.data.lengths", "lengths"),

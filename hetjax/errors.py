@@ -45,6 +45,10 @@ class CheckpointError(HetjaxError):
     """A checkpoint is missing, of another model, or cannot be written."""
 
 
+class CallbackError(HetjaxError):
+    """A function that a program gave to a run raised an exception; its cause is that exception."""
+
+
 class RunFolderError(HetjaxError):
     """The folder of a run belongs to another job, or is gone."""
 

@@ -204,6 +204,15 @@ class Trainer:
             raise ConfigError("the trainer has not compiled yet; call compile(batch) or step(state, batch) first")
         return self._steps.first.step
 
+    @property
+    def compiled_steps(self) -> tuple[Step, ...]:
+        """The same for every shape that was compiled; none before."""
+        return () if self._steps is None else tuple(executor.step for executor in self._steps.executors)
+
+    def compiled_for(self, batch: Batch) -> Step:
+        """Return the one of them that takes a batch. Raises BatchError where none does."""
+        return self._ready(batch).step
+
     def init(self, seed: int = 0, *, warm_start: Mapping[str, WeightSource] | None = None) -> TrainState:
         """Return weights from the seed (or as given, for modules that came with weights) and fresh optimizer state.
 

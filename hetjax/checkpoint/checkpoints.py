@@ -76,10 +76,11 @@ class Checkpoints:
         with self._listing():
             return max(self._folder.steps(), default=None)
 
-    def save(self, state: TrainState, extra: Mapping[str, Json]) -> None:
+    def save(self, state: TrainState, extra: Mapping[str, Json], *, keep_beside: int | None = None) -> None:
         """Begin to save a state; return when it is copied to the host, so that a step may consume it.
 
-        `extra` is JSON data, which `restore` gives back; of several processes that of process 0 is kept.
+        `extra` is JSON data, which `restore` gives back; of several processes that of process 0 is kept. `keep_beside`
+        is a step, the best one so far, whose checkpoint is kept beside the newest.
         Saving the step that was last saved or restored once more does nothing. Raises TypeError when `extra` is not
         JSON, and CheckpointError when this checkpoint or the one before cannot be written, or when the folder has
         one of this step or a later one that this run did not start from.
@@ -104,7 +105,13 @@ class Checkpoints:
                 trees |= item_trees(module, join_state(kinds, state))
         with self._writing(state.step):
             self._write = Write(
-                self._folder, state.step, keep=self.keep, description=description, writers=writers, trees=trees
+                self._folder,
+                state.step,
+                keep=self.keep,
+                keep_beside=keep_beside,
+                description=description,
+                writers=writers,
+                trees=trees,
             )
         self._step = state.step
 
@@ -114,6 +121,10 @@ class Checkpoints:
         if write is not None:
             with self._writing(write.step):
                 write.wait()
+
+    def is_complete(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is complete, on the disk as this process sees it."""
+        return self._folder.is_complete(step)
 
     def close(self) -> None:
         """Wait, so that nothing is left in the background. Raises CheckpointError as `wait` does."""

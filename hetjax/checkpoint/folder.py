@@ -138,9 +138,11 @@ class CheckpointFolder:
         os.rename(self.path(step), path)
         return path
 
-    def keep_newest(self, count: int) -> None:
-        """Delete all checkpoints but the newest."""
+    def keep_newest(self, count: int, *, beside: int | None = None) -> None:
+        """Delete all checkpoints but the newest, and the one of a step `beside` these."""
         for step in self.steps()[:-count]:
+            if step == beside:
+                continue
             # Renamed first, so that one which is deleted in part does not count.
             doomed = self.directory / f"{step}.deleted"
             os.rename(self.path(step), doomed)

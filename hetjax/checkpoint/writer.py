@@ -48,6 +48,7 @@ class Write:
         folder: the folder of checkpoints.
         step: the step that the checkpoint is of.
         keep: how many to keep once it is complete.
+        keep_beside: the step of one more that is kept; None for none.
         description: the text of its JSON item.
         writers: the processes that write an item, for every item of the checkpoint.
         trees: this process's arrays by item.
@@ -61,12 +62,13 @@ class Write:
         step: int,
         *,
         keep: int,
+        keep_beside: int | None,
         description: str,
         writers: Mapping[str, Collection[int]],
         trees: Mapping[str, Tree[Saved]],
     ):
         self.step = step
-        self._folder, self._keep, self._description = folder, keep, description
+        self._folder, self._keep, self._keep_beside, self._description = folder, keep, keep_beside, description
         self._trees = dict(trees)
         self._writers = sorted({process for processes in writers.values() for process in processes})
         self._done: set[int] = set()
@@ -114,7 +116,7 @@ class Write:
             item.merge()
         texts = {DESCRIPTION_FILE: self._description, ITEM_TYPES_FILE: item_types(self._items)}
         self._folder.commit(self.step, texts)
-        self._folder.keep_newest(self._keep)
+        self._folder.keep_newest(self._keep, beside=self._keep_beside)
 
     def _all_have_written(self) -> bool:
         """Asked in process 0. Raises OtherProcessFailed."""

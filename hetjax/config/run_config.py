@@ -12,54 +12,18 @@ import jsonargparse
 import yaml
 
 from hetjax.config.command_line import PARSE_ERRORS, explain
+from hetjax.config.eval_config import BestCheckpoint, EvalConfig
 from hetjax.config.limits import check_least
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.optimizer_config import OptimizerConfig
+from hetjax.config.profile_config import ProfileConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
-from hetjax.data.schemas import ABOUT
 from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
 from hetjax.models.components import COMPONENTS
-from hetjax.models.sampling import GREEDY, Sampling
 from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """The settings of generating answers to the held-out questions.
-
-    Args:
-        every: Steps between evaluations, or null for only one, at the end.
-        batch_size: Questions answered at once.
-        max_new_tokens: Longest answer, in tokens.
-        sampling: How each token is chosen; the most likely one unless a temperature is given.
-        by: Key of the held-out samples, such as task or language, by whose values the answers are also counted one by
-            one; null for all together.
-        blank: Modalities, such as [image, audio], for each of which the questions are answered once more after the
-            last step, with its media blanked: whoever answers as well then does not look, or listen.
-        weights: Those that answer: trained, or average, as optimizer.ema or a schedule-free optimizer keeps it.
-    """
-
-    every: int | None = None
-    batch_size: int = 100
-    max_new_tokens: int = 16
-    sampling: Sampling = GREEDY
-    by: str | None = None
-    blank: tuple[str, ...] = ()
-    weights: Literal["trained", "average"] = "trained"
-
-    def __post_init__(self):
-        if self.by is not None and self.by not in ABOUT:
-            raise ConfigError(f"eval.by is {self.by!r}, which samples may not have; give one of {', '.join(ABOUT)}")
-        check_least(self, 1, "every", "batch_size", "max_new_tokens", section="eval.")
-        sampling = self.sampling
-        if not sampling.draws and (sampling.top_p < 1 or sampling.top_k > 0):
-            raise ConfigError(
-                f"eval.sampling.temperature is 0, so that the most likely token is taken, and top_p = {sampling.top_p} "
-                f"and top_k = {sampling.top_k} change nothing; give a temperature too"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +37,7 @@ class TrainConfig:
         placement: A layout for each module.
         optimizer: How weights change.
         steps: Training steps.
-        eval: How held-out questions are answered.
+        eval: How held-out samples are evaluated.
         schedule: Order of the microbatches' programs.
         microbatches: Parts that each batch is split into, for all modules or by module, e.g. {llm: 8, vision: 2}; a
             module left out has as many as the one that it feeds.
@@ -85,6 +49,8 @@ class TrainConfig:
             until the update, weights between forwards and backwards, residuals of each microbatch.
         kernels: auto for the kernels that compute, on a small problem, what plain operations do on the devices;
             portable for plain operations alone.
+        compilation_cache: Folder in which JAX keeps compiled programs from run to run; auto for that of
+            JAX_COMPILATION_CACHE_DIR or ~/.cache/hetjax/compiled on GPUs and TPUs, and none on CPUs; null for none.
         seed: Seed of the initial weights.
         warm_start: Where the modules take their first weights from, by module, e.g. {llm: DIR}, or one folder for all
             that it holds: a Hugging Face folder, one that `hetjax convert` made, or that of another run; the
@@ -93,8 +59,14 @@ class TrainConfig:
             they were; one more ends the run.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         keep_checkpoints: Checkpoints kept, the newest ones.
+        best_checkpoint: A number of the evaluations, e.g. {metric: eval/loss}, by which the best checkpoint is kept
+            beside the newest; null for none.
         profile_every: Steps between those whose programs are timed one by one, or null for none.
+        profile: Which steps JAX's profiler traces.
+        loggers: Where metrics are logged beside metrics.jsonl: tensorboard, wandb, mlflow.
+        logger_project: What wandb and mlflow group the run under.
         log_every: Steps between the lines printed where no terminal shows the live bar.
+        report: Whether report.html is written into the run's folder at its end.
         run_dir: Folder of the run's files; null for runs/<name>.
         resume: What happens where the folder has a run already: same goes on unless settings of the experiment have
             changed, changed goes on with any, never refuses.
@@ -114,7 +86,7 @@ class TrainConfig:
     placement: dict[str, Layout]
     optimizer: OptimizerConfig
     steps: int
-    eval: EvalConfig = EvalConfig()
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     schedule: ScheduleName = DEFAULT_SCHEDULE
     microbatches: int | dict[str, int] = 1
     param_dtype: Literal["float32", "float64", "bfloat16"] = "float32"
@@ -122,13 +94,19 @@ class TrainConfig:
     remat: dict[str, str | list[str]] = dataclasses.field(default_factory=dict)
     offload: list[str] = dataclasses.field(default_factory=list)
     kernels: Kernels = "auto"
+    compilation_cache: str | None = "auto"
     seed: int = 0
     warm_start: str | dict[str, str] | None = None
     bad_steps: int = 3
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    best_checkpoint: BestCheckpoint | None = None
     profile_every: int | None = 100
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    logger_project: str = "hetjax"
     log_every: int = 20
+    report: bool = True
     run_dir: str | None = None
     resume: Literal["same", "changed", "never"] = "same"
     overwrite: bool = False
@@ -151,6 +129,8 @@ class TrainConfig:
         )
         check_least(self, 1, *least, "peer_timeout", "join_timeout")
         check_least(self, 0, "bad_steps")
+        if self.profile.range and self.profile.range[-1] > self.steps:
+            raise ConfigError(f"profile.steps is {self.profile.steps}, but the run has {self.steps} steps")
         averages = self.optimizer.ema is not None or self.optimizer.name.startswith("schedule_free")
         if self.eval.weights == "average" and not averages:
             raise ConfigError(

@@ -14,7 +14,9 @@ from hetjax.data.demo_digits import write_digits
 from hetjax.data.demo_digits_and_tones import write_digits_and_tones
 from hetjax.data.demo_shapes import write_shapes
 from hetjax.data.evaluation import EvalBatch, eval_batches
+from hetjax.data.held_out_sets import HeldOutSet, held_out_sets
 from hetjax.data.host_batch import HostBatch
+from hetjax.data.loss_batches import LossBatch, loss_batches
 from hetjax.data.pipeline import TrainData
 from hetjax.data.reading import JsonlSource, Line, MediaFolder, Source, register_format
 from hetjax.data.sample_loader import SampleLoader
@@ -27,9 +29,11 @@ __all__ = [
     "DatasetSummary",
     "EvalBatch",
     "EvalShare",
+    "HeldOutSet",
     "HostBatch",
     "JsonlSource",
     "Line",
+    "LossBatch",
     "MediaFolder",
     "SampleLoader",
     "Source",
@@ -38,7 +42,9 @@ __all__ = [
     "TrainData",
     "check_dataset",
     "eval_batches",
+    "held_out_sets",
     "load_tokenizer",
+    "loss_batches",
     "open_eval",
     "open_source",
     "open_train",

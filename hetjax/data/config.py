@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from hetjax.data.held_out_sets import held_out_sets
 from hetjax.data.modalities.config import ProcessorConfig
-from hetjax.data.source_config import eval_sources, train_sources
+from hetjax.data.source_config import train_sources
 from hetjax.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ class DataConfig:
         train: Training samples: a file, a folder or a glob; a source as {path, name, weight, repeat, split, columns};
             or a list of these. Paths of media are relative to the folder of the file that names them.
         eval: Held-out samples, as `train`; {share: 0.01} takes this share of the training samples; null for none.
+            Several sets by name: {documents: {sources: d.jsonl, metrics: [anls]}, speech: s.jsonl}.
         tokenizer: Hugging Face `tokenizers` JSON file, or its folder; null for the built-in byte-level tokenizer.
         seq_len: Length in tokens of the fused sequence; a longer sample is bad.
         batch_size: Rows a step, over all devices; a sample each, or several (processor.packed).
@@ -51,7 +53,7 @@ class DataConfig:
 
     def __post_init__(self):
         train_sources(self.train)
-        eval_sources(self.eval)
+        held_out_sets(self.eval)
         least = {"seq_len": 2, "batch_size": 1, "shapes": 1, "seed": 0, "workers": 0}
         if self.epochs is not None:
             least["epochs"] = 1

@@ -13,6 +13,7 @@ from jaxtyping import Int32
 from hetjax.data.bad_samples import BadSample, BadTally, tried
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.prefetch import read_ahead
+from hetjax.data.reading import Source
 from hetjax.data.sample_loader import Prompt, SampleLoader
 
 # B batch
@@ -24,22 +25,29 @@ class EvalBatch:
 
     `arrays` holds by module and port what `hetjax.data.chat.make_arrays` makes, without labels; "tokens" are padded
     after the prompt, and `lengths` is how many ids of each row are prompt. The first `count` rows are real and have
-    their text in `answers`; the rest of a last batch repeats the last sample. `groups` has the group of each of these,
-    where answers are counted by groups. `bad` names the samples skipped, each as "file:line: reason".
+    in `expected` the texts of which any is right, in `where` where they stand ("file:line"); the rest of a last batch
+    repeats the last sample. `groups` has the group of each of these, where answers are counted by groups. `bad` names
+    the samples skipped, each as "file:line: reason".
     """
 
     arrays: HostArrays
     lengths: Int32[np.ndarray, B]
-    answers: list[str]
+    expected: tuple[tuple[str, ...], ...]
+    where: tuple[str, ...]
     count: int
     bad: tuple[str, ...]
     groups: tuple[str, ...] = ()
 
 
 def eval_batches(
-    loader: SampleLoader, batch_size: int, *, by: str | None = None, blank: Collection[str] = ()
+    loader: SampleLoader,
+    batch_size: int,
+    *,
+    by: str | None = None,
+    blank: Collection[str] = (),
+    source: Source | None = None,
 ) -> Iterator[EvalBatch]:
-    """Return every held-out sample once, in file order.
+    """Return every held-out sample once, in file order: those of `source`, or of all held-out sets.
 
     `by` is the key of samples whose value is their group. Media of the modalities in `blank` have no content: see
     `hetjax.data.rows.sample.Sample.blanked`.
@@ -50,7 +58,7 @@ def eval_batches(
         ConfigError: `config.eval` is not set.
         DataError: the file is missing or empty, or has too many bad samples (see `BadTally`).
     """
-    config, source = loader.config, loader.held_out
+    config, source = loader.config, loader.held_out if source is None else source
     samples = read_ahead(
         grain.MapDataset.range(len(source)),
         lambda index: tried(lambda: loader.load_prompt(source, index, by=by, blank=blank), source, index),
@@ -83,11 +91,13 @@ def _batches(
 
 
 def _batch(samples: Sequence[Prompt], bad: Sequence[str], batch_size: int, loader: SampleLoader) -> EvalBatch:
-    prompts = loader.collate_prompts([*samples, *[samples[-1]] * (batch_size - len(samples))])
+    filled = [*samples, *[samples[-1]] * (batch_size - len(samples))]
+    prompts = loader.collate_prompts([prompt.sample for prompt in filled])
     return EvalBatch(
         arrays=prompts.arrays,
         lengths=prompts.lengths,
-        answers=prompts.answers[: len(samples)],
+        expected=tuple(sample.expected for sample in samples),
+        where=tuple(sample.where for sample in samples),
         count=len(samples),
         bad=tuple(bad),
         groups=tuple(sample.group for sample in samples if sample.group is not None),

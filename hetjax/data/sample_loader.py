@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -25,9 +26,9 @@ from hetjax.data.chat import (
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.config import DataConfig
 from hetjax.data.modalities.modality import ArraySpec
-from hetjax.data.reading import Line, Source
+from hetjax.data.reading import JoinedSource, Line, Source
 from hetjax.data.rows.balanced_rows import EncoderRows
-from hetjax.data.sources import TrainSources, open_eval, open_train
+from hetjax.data.sources import OpenedSet, TrainSources, open_eval, open_train
 from hetjax.errors import DataError
 
 # B rows of the batch
@@ -35,20 +36,24 @@ from hetjax.errors import DataError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A conversation up to its last answer, that answer, and the group it is counted in, None without groups."""
+    """A conversation up to its last answer, the texts of which any is right, and the group it is counted in.
+
+    The last answer is the first of these texts; others come from the sample's key "answers". `group` is None without
+    groups, `where` is "file:line".
+    """
 
     sample: Sample
-    answer: str
+    expected: tuple[str, ...]
+    where: str
     group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptBatch:
-    """Arrays of a batch of prompts, how many ids of each row are prompt, and the answers that are expected."""
+    """Arrays of a batch of prompts, and how many ids of each row are prompt."""
 
     arrays: HostArrays
     lengths: Int32[np.ndarray, " B"]
-    answers: list[str]
 
 
 class SampleLoader:
@@ -82,9 +87,16 @@ class SampleLoader:
         return open_train(self.config)
 
     @functools.cached_property
-    def held_out(self) -> Source:
-        """Return the held-out samples, opened once. Raises DataError; or ConfigError where there are none."""
+    def held_out_sets(self) -> tuple[OpenedSet, ...]:
+        """Return the held-out sets, opened once. Raises DataError; or ConfigError where there is none."""
         return open_eval(self.config, lambda: self.trained)
+
+    @functools.cached_property
+    def held_out(self) -> Source:
+        """Return the samples of all held-out sets, one behind the other. Raises as `held_out_sets`."""
+        sources = [each.source for each in self.held_out_sets]
+        path = Path(", ".join(str(source.path) for source in sources))
+        return sources[0] if len(sources) == 1 else JoinedSource(sources, path=path)
 
     def parse(self, source: Source, index: int) -> Chat:
         """Return the conversation at an index, without opening its files. Raises DataError."""
@@ -120,24 +132,33 @@ class SampleLoader:
         line = source[index]
         group = None if by is None else group_of(line, by)
         asked, answer = self._parsed(line, source).asked()
-        return Prompt(sample=self.processor.sample(asked).blanked(blank), answer=answer, group=group)
+        expected = (answer, *other_answers(line))
+        sample = self.processor.sample(asked).blanked(blank)
+        return Prompt(sample=sample, expected=expected, where=line.where, group=group)
 
     def collate(self, rows: Sequence[Sequence[Sample]], capacity: RowCapacity) -> HostArrays:
         """Return the arrays of a batch whose rows have this capacity (see `hetjax.data.chat.make_arrays`)."""
         return make_arrays(self.processor, rows, training=True, capacity=capacity)
 
-    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+    def collate_prompts(self, samples: Sequence[Sample]) -> PromptBatch:
         """Return the arrays of a batch of prompts, one a row."""
-        samples = [prompt.sample for prompt in prompts]
         return PromptBatch(
             arrays=make_arrays(self.processor, [[sample] for sample in samples], training=False),
             lengths=prompt_lengths(samples),
-            answers=[prompt.answer for prompt in prompts],
         )
 
     def shapes(self, *, training: bool) -> dict[str, dict[str, ArraySpec]]:
         """Return shape and dtype of one row of every array of a batch, by module and port."""
         return row_shapes(self.processor.capacity, training=training)
+
+
+def other_answers(line: Line) -> tuple[str, ...]:
+    """Return the texts under the key "answers" of a sample, which are right as well. Raises DataError for others."""
+    given = line.about.get("answers", ())
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
+        raise DataError(f"{line.where}: 'answers' is {given!r}; give a list of the texts that are right")
+    return tuple(listed)
 
 
 def group_of(line: Line, by: str) -> str:

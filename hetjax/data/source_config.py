@@ -83,26 +83,27 @@ def train_sources(given: object) -> tuple[SourceConfig, ...]:
     return sources
 
 
-def eval_sources(given: object) -> tuple[SourceConfig, ...] | EvalShare | None:
-    """Return what `data.eval` names. Raises ConfigError."""
-    if given is None or isinstance(given, EvalShare):
+def eval_source_or_share(given: object, where: str) -> tuple[SourceConfig, ...] | EvalShare:
+    """Return what one held-out set consists of. Raises ConfigError, which `where` opens."""
+    if isinstance(given, EvalShare):
         return given
     if isinstance(given, Mapping) and "share" in given:
         share = given["share"]
         if set(given) != {"share"} or not _is_number(share) or not 0 < share < 1:
-            raise ConfigError(f"data.eval is {dict(given)}; give {{share: 0.01}}, a number between 0 and 1, alone")
+            raise ConfigError(f"{where} is {dict(given)}; give {{share: 0.01}}, a number between 0 and 1, alone")
         return EvalShare(share=float(share))
-    sources = _sources(given, "data.eval")
+    sources = _sources(given, where)
     for source in sources:
         if source.weight is not None or source.repeat != 1:
             raise ConfigError(
-                f"data.eval: source '{source.label}' has a weight or a repeat, but evaluation reads each sample once; "
+                f"{where}: source '{source.label}' has a weight or a repeat, but evaluation reads each sample once; "
                 "leave them out"
             )
     return sources
 
 
 def _sources(given: object, where: str) -> tuple[SourceConfig, ...]:
+    """Return the sources of a path, of the settings of one, or of a list of these."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         if not given:
             raise ConfigError(f"{where} is an empty list; give a path, or a list of sources")

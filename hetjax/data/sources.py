@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from hetjax.data.config import DataConfig
 from hetjax.data.held_out import HeldOut, Remaining, held_out
+from hetjax.data.held_out_sets import HeldOutSet, held_out_sets
 from hetjax.data.reading import JoinedSource, Source, files_of, open_files
 from hetjax.data.schemas import Columns, SchemaSource
-from hetjax.data.source_config import EvalShare, SourceConfig, eval_sources, train_sources
+from hetjax.data.source_config import EvalShare, SourceConfig, train_sources
 from hetjax.errors import ConfigError, DataError
 
 
@@ -62,8 +64,9 @@ def open_train(data: DataConfig) -> TrainSources:
     """Open what `data.train` names, without the samples that `data.eval` takes of it. Raises DataError."""
     configs = train_sources(data.train)
     sources = [_open(config, data) for config in configs]
-    share, held = eval_sources(data.eval), None
-    if isinstance(share, EvalShare):
+    share = next((each.samples for each in held_out_sets(data.eval) if isinstance(each.samples, EvalShare)), None)
+    held = None
+    if share is not None:
         _check_apart(configs)
         chosen = [held_out(len(source), share.share) for source in sources]
         held = _joined(list(map(HeldOut, sources, chosen)), _names(configs))
@@ -76,17 +79,28 @@ def open_train(data: DataConfig) -> TrainSources:
     )
 
 
-def open_eval(data: DataConfig, trained: Callable[[], TrainSources]) -> Source:
-    """Open what `data.eval` names: held-out sources, or a share of those that `trained` opens.
+class OpenedSet(NamedTuple):
+    """A held-out set by its settings, and its samples."""
+
+    settings: HeldOutSet
+    source: Source
+
+
+def open_eval(data: DataConfig, trained: Callable[[], TrainSources]) -> tuple[OpenedSet, ...]:
+    """Open the held-out sets that `data.eval` names, each with its samples; a share is of those that `trained` opens.
 
     Raises DataError; or ConfigError where it names nothing.
     """
-    asked = eval_sources(data.eval)
-    if asked is None:
+    sets = held_out_sets(data.eval)
+    if not sets:
         raise ConfigError("data.eval is null, so there is nothing to evaluate on; give a dataset")
-    if isinstance(asked, EvalShare):
+    return tuple(OpenedSet(each, _open_set(each, data, trained)) for each in sets)
+
+
+def _open_set(held: HeldOutSet, data: DataConfig, trained: Callable[[], TrainSources]) -> Source:
+    if isinstance(held.samples, EvalShare):
         return trained().held_out
-    return _joined([_open(config, data) for config in asked], _names(asked))
+    return _joined([_open(config, data) for config in held.samples], _names(held.samples))
 
 
 def _open(config: SourceConfig, data: DataConfig) -> Source:

@@ -23,13 +23,14 @@ class StepsByShape:
 
     Attributes:
         first: the executor of the first batch.
+        executors: all of them.
 
     Raises BatchError for two batches of the same shapes.
     """
 
     def __init__(self, batches: Sequence[Batch], executors: Sequence[Executor]):
         self._executors = {_shapes(batch): executor for batch, executor in zip(batches, executors, strict=True)}
-        self.first = executors[0]
+        self.first, self.executors = executors[0], tuple(executors)
         if len(self._executors) < len(batches):
             raise BatchError(
                 f"{len(batches)} batches are given to compile for, of {len(self._executors)} shapes; give each once"

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -15,31 +14,18 @@ from jaxtyping import Int
 
 from hetjax.boundary import TwoWayTransport
 from hetjax.compilation.compile_all import compile_all
-from hetjax.compilation.compiled_program import Program
 from hetjax.errors import BatchError, ConfigError
 from hetjax.generation.decode_programs import DecodePrograms, stages_for_decoding, trace_decode_programs
 from hetjax.generation.padding import Signature, padded_batch, padded_shapes, repeat_last, signature_of
 from hetjax.generation.stage_programs import TOKENS, Carry
+from hetjax.generation.stage_weights import WeightCasts, Weights
 from hetjax.models.sampling import GREEDY, Sampling
 from hetjax.stages.batch import Batch, StageMicrobatch, place_inputs
 from hetjax.stages.cut import cut_module
 from hetjax.stages.flat_state import Arrays
 from hetjax.stages.host_transfer import to_devices
-from hetjax.stages.placed_shapes import shardings_of
-from hetjax.stages.stage import Stage
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
-
-
-class StageWeights(NamedTuple):
-    """Weights of a stage in the compute dtype, and its buffers, by path."""
-
-    params: Arrays
-    buffers: Arrays
-
-
-Weights: TypeAlias = dict[str, StageWeights]
-"""By stage name; those of the stages that this process runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +100,7 @@ class Generator:
             if stage.module == self.sink
         }
         self._degree = math.lcm(*(stage.layout.batch_degree for stage in self.stages))
-        self._casts = {stage.name: _cast(stage) for stage in self.stages if stage.cast_params and stage.is_local}
+        self._casts = WeightCasts(self.stages, "generation")
         self._programs: dict[Signature, DecodePrograms] = {}
 
     def generate(
@@ -134,18 +120,14 @@ class Generator:
 
     def prepare(self, state: TrainState) -> Weights:
         """Return the weights as programs take them, cast once; valid until a training step consumes `state`."""
-        return {
-            name: StageWeights({**stage.params, **self._cast(name, stage.params)}, stage.buffers)
-            for name, stage in state.stages.items()
-        }
+        return self._casts(state)
 
     def trace(self, batch: Batch) -> dict[str, Callable[[], object]]:
         """Trace all programs for batches of these shapes, and list what remains to compile, by name.
 
         `batch` is {module: {input: array or jax.ShapeDtypeStruct}}.
         """
-        casts = {f"{name} weights for generation": cast.compile for name, cast in self._casts.items()}
-        return {**casts, **self._programs_for(batch).tasks()}
+        return {**self._casts.tasks(), **self._programs_for(batch).tasks()}
 
     def compile(self, batch: Batch, *, progress: bool = False) -> None:
         """Compile all programs for batches of these shapes, as `trace` takes them."""
@@ -169,9 +151,6 @@ class Generator:
             made += 1
         ids = programs.answers(carries[programs.last].answer if programs.last in carries else None)
         return Answers(ids=ids, made=made, count=count)
-
-    def _cast(self, name: str, params: Arrays) -> Arrays:
-        return self._casts[name](params) if name in self._casts else {}
 
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
@@ -263,14 +242,3 @@ class Generator:
 
 def _tokens(outputs: Mapping[str, Arrays], last: str) -> jax.Array | None:
     return outputs[last][TOKENS] if last in outputs else None
-
-
-def _cast(stage: Stage) -> Program:
-    """Return the program that casts those weights of a stage that its programs take in another dtype or split."""
-    other = stage.cast_params
-
-    def cast(params: Arrays) -> Arrays:
-        return {path: params[path].astype(aval.dtype) for path, aval in other.items()}
-
-    name = f"{stage.name} weights for generation"
-    return Program(name, cast, stage.mesh, stage.params, out_shardings=shardings_of(other))

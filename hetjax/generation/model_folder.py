@@ -69,7 +69,7 @@ def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
     source = open_weights(folder)
     if isinstance(source, HuggingFaceCheckpoint):
         return _from_hugging_face(source, source.configs, source.folder, source.hf)
-    beside = _run_settings(folder)
+    beside = run_settings(folder)
     if beside is not None:
         config, _ = load_config(["--config", str(beside)])
         return ModelFolder(
@@ -89,7 +89,7 @@ def open_model_folder(directory: str | os.PathLike[str]) -> ModelFolder:
     )
 
 
-def _run_settings(folder: Path) -> Path | None:
+def run_settings(folder: Path) -> Path | None:
     """Return the config.yaml of a run, given its folder, its folder of checkpoints, or that of one step."""
     for place in (folder, folder.absolute().parent, folder.absolute().parent.parent):
         if (place / "config.yaml").is_file() and (place / "checkpoints").is_dir():

@@ -16,7 +16,6 @@ from hetjax.data.chat import RowCapacity, Tokenizer, parse_messages
 from hetjax.data.chat.collate import HostArrays
 from hetjax.data.modalities import MODALITIES
 from hetjax.data.rows.row_capacity import just_enough, unlimited
-from hetjax.data.sample_loader import Prompt
 from hetjax.errors import ConfigError
 from hetjax.generation.model_folder import ModelFolder
 from hetjax.models.components import ComponentConfig
@@ -72,7 +71,7 @@ def ask(model: ModelFolder, prompt: str, files: Files) -> Question:
     length = max(sample.use.tokens, sample.use.before_pruning - pruned)
     length = -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     fitted = make_loader(dataclasses.replace(data, processor=settings, seq_len=length), ModelConfig.of(components))
-    made = fitted.collate_prompts([Prompt(sample=sample, answer="")])
+    made = fitted.collate_prompts([sample])
     return Question(modules=tuple(components), arrays=made.arrays, lengths=made.lengths, tokenizer=loader.tokenizer)
 
 

@@ -30,14 +30,14 @@ stage may return under this name how many are left."""
 
 
 class Encode:
-    """The forward program of a stage ahead of the language model.
+    """The forward program of a stage that infers, named by `what` it is for: of one ahead of the language model.
 
     Attributes:
         outputs: shape, dtype and sharding by output port.
         programs: "forward"; none of a stage that other processes run.
     """
 
-    def __init__(self, stage: Stage, inputs: Shapes):
+    def __init__(self, stage: Stage, inputs: Shapes, *, what: str = "encoding"):
         def forward(params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:
             # What the call changes in the buffers belongs to training and is dropped.
             with inference():
@@ -50,7 +50,7 @@ class Encode:
         if stage.is_local:
             shardings = shardings_of(self.outputs)
             forward = WholeWeights(stage, forward, *avals).before(forward)
-            program = Program(f"{stage.name} encoding", forward, stage.mesh, *avals, out_shardings=shardings)
+            program = Program(f"{stage.name} {what}", forward, stage.mesh, *avals, out_shardings=shardings)
             self.programs["forward"] = program.trace()
 
     def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> Arrays:

@@ -11,7 +11,7 @@ from hetjax.checkpoint.warm_start import load_into
 from hetjax.config.build import build_graph
 from hetjax.config.model_config import ModelConfig
 from hetjax.errors import ConfigError
-from hetjax.generation.evaluate import answer_length, answer_text
+from hetjax.generation.answer_text import answer_length, answer_text
 from hetjax.generation.generator import Generator
 from hetjax.generation.model_folder import open_model_folder
 from hetjax.generation.prompt import ask

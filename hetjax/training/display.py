@@ -103,6 +103,12 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def _held_out(name: str, number: float) -> str:
+    """Return a number of an evaluation as the terminal shows it: "held-out accuracy 97.30 %"."""
+    name = "held-out " + name.removeprefix("eval/").replace("/", " ")
+    return f"{name} {100 * number:.2f} %" if name.endswith("accuracy") else f"{name} {number:.4f}"
+
+
 class LiveBar:
     """Shows the metrics of steps: in a live bar on a terminal, elsewhere in a line every `log_every` steps.
 
@@ -134,8 +140,8 @@ class LiveBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, metrics: StepMetrics, seconds: Mapping[str, float]) -> None:
-        """Show the metrics of a step, and the seconds that each module took when last timed."""
+    def show(self, metrics: StepMetrics, seconds: Mapping[str, float], held_out: Mapping[str, float]) -> None:
+        """Show the metrics of a step, the seconds that each module took when last timed, what an evaluation found."""
         parts = [
             f"loss {metrics['loss']:.4f}",
             f"{metrics['tokens_per_second']:,.0f} tokens/s",
@@ -144,11 +150,10 @@ class LiveBar:
             f"lr {metrics['learning_rate']:.2e}",
             *(f"{module} {1000 * taken:.1f} ms" for module, taken in seconds.items()),
         ]
-        if "eval/accuracy" in metrics:
-            parts.append(f"held-out accuracy {100 * metrics['eval/accuracy']:.2f} %")
+        parts += [_held_out(name, number) for name, number in held_out.items()]
         numbers = " · ".join(parts)
         self._bar.update(self._task, completed=metrics["step"], numbers=numbers)
-        due = metrics["step"] % self.log_every == 0 or metrics["step"] in (1, self.steps) or "eval/accuracy" in metrics
+        due = metrics["step"] % self.log_every == 0 or metrics["step"] in (1, self.steps) or held_out
         if due and not self._live:
             self.console.print(
                 f"step {metrics['step']}/{self.steps} · {numbers}", soft_wrap=True, highlight=False, markup=False

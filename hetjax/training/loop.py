@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-import jax
+import yaml
 from rich.console import Console
 
-from hetjax.cluster.agree import gather
 from hetjax.cluster.agreed_stop import AgreedStop
 from hetjax.cluster.job import Job, join_job
+from hetjax.config.build import assumed_packings
 from hetjax.config.run_config import TrainConfig
-from hetjax.data import HostBatch, eval_batches
-from hetjax.errors import DataError, DivergenceError
+from hetjax.data import HostBatch
+from hetjax.errors import DataError
 from hetjax.execution.action_timer import ActionTimer
-from hetjax.generation.evaluate import EvalResult, evaluate
 from hetjax.stages.routed_link import LinkTraffic
-from hetjax.state.averaged import averaged_state
-from hetjax.training.held_out_answers import HeldOutAnswers
+from hetjax.training.callbacks import Events
 from hetjax.training.memory import memory_held, memory_lines
 from hetjax.training.metrics import StepMetrics, draw_loss, read_metrics
+from hetjax.training.observers.loggers import Logger, check_loggers, open_loggers
+from hetjax.training.observers.profile import StepProfile
 from hetjax.training.prepare import Parts, Progress, compile_programs, first_progress, open_parts
 from hetjax.training.report import PendingStep, Reporter, console_of_process
 from hetjax.training.resume import SETTINGS_FILE, settings_to_keep
+from hetjax.training.run import Run, evaluate, report_save, save, save_at_once
 from hetjax.training.run_folder import RunFolder
+from hetjax.training.utilisation import Utilisation, busy_seconds
 
 
-def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetrics:
+def train(config: TrainConfig, resolved: str, *, console: Console, callbacks: Sequence[object] = ()) -> StepMetrics:
     """Train to the last step, going on from the newest checkpoint in the run's folder; returns the last metrics.
 
     In a job of several processes every one calls this, and process 0 prints, logs and draws for all; the others return
@@ -42,9 +43,12 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
         config: The settings of the run.
         resolved: The same as YAML, kept in the run's folder.
         console: Where process 0 prints.
+        callbacks: What is called at the events of the run (`hetjax.training.callbacks`).
 
     Raises HetjaxError or PlacementError.
     """
+    events = Events(callbacks)
+    check_loggers(config.loggers)
     timeouts = {"peer_timeout": config.peer_timeout, "join_timeout": config.join_timeout}
     with join_job(**timeouts, step_timeout=config.step_timeout) as job:
         console = console_of_process(job, config, console)
@@ -57,27 +61,30 @@ def train(config: TrainConfig, resolved: str, *, console: Console) -> StepMetric
             # Only now: a refused command leaves the settings of the run as they were.
             if job.is_main:
                 (parts.folder.path / SETTINGS_FILE).write_text(settings_to_keep(resolved))
-            with contextlib.closing(Reporter(config, job, parts.folder, console, done=progress.state.step)) as reporter:
-                return _to_the_end(Run(config, job, parts, progress, reporter))
+            utilisation = Utilisation(parts.trainer, assumed_packings(config.data, config.model))
+            reporter = Reporter(
+                config,
+                job,
+                parts.folder,
+                console,
+                done=progress.state.step,
+                loggers=_loggers(config, resolved, parts.folder, progress.state.step) if job.is_main else (),
+                utilisation=utilisation,
+                events=events,
+            )
+            with contextlib.closing(reporter):
+                profile = StepProfile(config.profile, parts.folder.path, reporter.message)
+                with contextlib.closing(profile):
+                    step = _to_the_end(Run(config, job, parts, progress, reporter, utilisation, events, profile))
+                if config.report and job.is_main:
+                    _write_page(config, resolved, parts, progress, job)
+                return reporter.finish(step)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that is ready for its steps.
-
-    Attributes:
-        config: The settings.
-        job: This process's place among those of the run.
-        parts: Trainer, data, generator and checkpoints.
-        progress: The training state, and what was counted so far.
-        reporter: Prints and logs.
-    """
-
-    config: TrainConfig
-    job: Job
-    parts: Parts
-    progress: Progress
-    reporter: Reporter
+def _loggers(config: TrainConfig, resolved: str, folder: RunFolder, done: int) -> list[Logger]:
+    settings = yaml.safe_load(resolved)
+    project = config.logger_project
+    return open_loggers(config.loggers, folder.path, name=config.name, project=project, settings=settings, done=done)
 
 
 class _DataEnded(DataError):
@@ -100,13 +107,39 @@ def _nothing_to_do(
     return steps[-1] if steps else {}
 
 
-def _to_the_end(run: Run) -> StepMetrics:
-    """Step until the end or a signal, and wait for the last checkpoint."""
+def _write_page(config: TrainConfig, resolved: str, parts: Parts, progress: Progress, job: Job) -> None:
+    """Write the report of a run, in the main process."""
+    parts.folder.check()
+    steps = read_metrics(parts.folder.path / "metrics.jsonl")
+    if not steps:
+        return
+    from hetjax.training.report_page import RunReport, write_report  # only here: a run may do without pictures
+
+    best = progress.best.best
+    report = RunReport(
+        name=config.name,
+        settings=resolved,
+        total_steps=config.steps,
+        steps=steps,
+        trainer=parts.trainer,
+        timer=progress.timer if job.processes == 1 else None,
+        evaluated=progress.evaluated,
+        best=None if best is None else str(best),
+    )
+    with job.unlimited("writing the report"):
+        write_report(report, parts.folder.path)
+
+
+def _to_the_end(run: Run) -> int:
+    """Step until the end or a signal, and wait for the last checkpoint; returns the last step."""
     with run.reporter.training(), run.job.stop() as stop:
         _train(run, stop)
     with run.job.unlimited("writing a checkpoint"):
         run.parts.checkpoints.wait()
-    return run.reporter.finish(run.progress.state.step)
+    report_save(run)
+    if run.progress.best.best is not None:
+        run.reporter.message(f"best checkpoint: {run.progress.best.best}")
+    return run.progress.state.step
 
 
 def _train(run: Run, stop: AgreedStop) -> None:
@@ -122,28 +155,30 @@ def _train(run: Run, stop: AgreedStop) -> None:
         except DataError as error:
             # A checkpoint takes all processes, and all reach this only at the end of the data.
             if run.job.processes == 1 or isinstance(error, _DataEnded):
-                _save_at_once(run, pending)
+                save_at_once(run, pending)
             raise
         waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
         pending.data_wait = waited
+        report_save(run)
         if before is not None:
             run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
             _report_memory(run)
         step = progress.state.step
+        is_best = False
         if step == config.steps or (config.eval.every and step % config.eval.every == 0):
             try:
-                _evaluate(run, pending)
+                is_best = evaluate(run, pending)
             except DataError:  # in all processes: each reads every held-out sample
-                _save_at_once(run, pending)
+                save_at_once(run, pending)
                 raise
-        if step == config.steps or step % config.checkpoint_every == 0:
-            _save(run, pending)
+        if step == config.steps or step % config.checkpoint_every == 0 or is_best:
+            save(run, pending)
             pending = None
     # Here, not in the loop: a signal may come at any moment of it.
     if pending is not None:
-        _save(run, pending)
+        save(run, pending)
 
 
 def _report_memory(run: Run) -> None:
@@ -170,12 +205,18 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
     progress.steps_here += 1
     step = progress.state.step + 1
     # The first steps of a process still warm up: time the third, and then one in so many.
-    due = every and (progress.steps_here - 3) % every == 0
+    # A profile shows steps as they are, with nothing waited for.
+    due = every and (progress.steps_here - 3) % every == 0 and not run.profile.takes(step)
     with run.job.waiting_for_devices():
         timer = ActionTimer().start(progress.state) if due else None
     began = time.perf_counter()
     announce = functools.partial(run.job.before_action, step) if run.job.processes > 1 else None
-    progress.state, metrics = trainer.step(progress.state, batch.arrays, observe=timer, announce=announce)
+    with run.profile.step(step, progress.state, announce) as hooks:
+        progress.state, metrics = trainer.step(
+            progress.state, batch.arrays, observe=timer or hooks.observe, announce=hooks.announce
+        )
+    run.profile.after(step, progress.state)
+    progress.timer = timer or progress.timer
     return PendingStep(
         step=step,
         epoch=batch.epoch,
@@ -189,6 +230,8 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         tokens=batch.use.tokens,
         padding=batch.padding,
         seconds={} if timer is None else timer.by_module(trainer.schedule.graph),
+        busy={} if timer is None else busy_seconds(timer, trainer.schedule.graph),
+        flops=run.utilisation.flops(batch.arrays),
     )
 
 
@@ -200,74 +243,3 @@ def _traffic(traffic: Mapping[str, LinkTraffic]) -> StepMetrics:
         for what, number in moved._asdict().items():
             totals[f"{link.partition('->')[0]}/bytes_{what}"] += number
     return dict(totals)
-
-
-def _evaluate(run: Run, pending: PendingStep) -> None:
-    """Answer the held-out questions, if any, after the step that is pending."""
-    config = run.config
-    if config.data.eval is None:
-        return
-    blank = config.eval.blank if pending.step == config.steps else ()
-    with run.job.unlimited("evaluating"):
-        jax.block_until_ready(pending.metrics)
-        with run.reporter.untimed():
-            answers = HeldOutAnswers(
-                by=config.eval.by,
-                given=_answers(run),
-                blanked={modality: _answers(run, blank=(modality,)) for modality in blank},
-            )
-    for bad in answers.given.bad:
-        run.reporter.message(f"skipped a bad held-out sample: {bad}")
-    if config.eval.by is not None or blank:
-        run.reporter.table(answers.table())
-    pending.accuracies = answers.metrics()
-
-
-def _answers(run: Run, blank: tuple[str, ...] = ()) -> EvalResult:
-    """Answer every held-out question, with the media of some modalities blanked."""
-    settings, loader = run.config.eval, run.parts.loader
-    batches = eval_batches(loader, settings.batch_size, by=settings.by, blank=blank)
-    state = run.progress.state
-    answering = averaged_state(state) if settings.weights == "average" else state
-    return evaluate(run.parts.generator, answering, batches, loader.tokenizer)
-
-
-def _save_at_once(run: Run, pending: PendingStep | None) -> None:
-    """Save the steps so far, and wait until the checkpoint is written."""
-    _save(run, pending)
-    with run.job.unlimited("writing a checkpoint"):
-        run.parts.checkpoints.wait()
-
-
-def _check_weights(run: Run) -> None:
-    """Raise DivergenceError, in all processes, where the weights are not fit to be saved."""
-    if not run.config.bad_steps:
-        return
-    state = run.progress.state
-    with run.job.waiting_for_devices():
-        found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=run.config.peer_timeout)
-    bad = ", ".join(dict.fromkeys(stage for names in found if names for stage in names.split(", ")))
-    if bad:
-        saved = run.parts.checkpoints.latest_step()
-        begin = "begin anew" if saved is None else f"go on from the checkpoint of step {saved} with --resume changed"
-        raise DivergenceError(
-            f"step {state.step}: the weights of {bad} are no finite numbers, or too large to compute with, and are not "
-            f"saved; lower optimizer.learning_rate and {begin}"
-        )
-
-
-def _save(run: Run, pending: PendingStep | None) -> None:
-    """Report the step that is pending, if any, and begin to write a checkpoint."""
-    # The step's line is on disk before its checkpoint, so that a resumed run never lacks one.
-    if pending is not None:
-        run.reporter.report(pending)
-    run.parts.folder.check()
-    _check_weights(run)
-    with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
-        extra = {
-            "data": run.parts.data.get_state(),
-            "bad_samples": run.progress.bad_samples,
-            "steps": run.config.steps,
-            "dataset": dict(run.progress.dataset),
-        }
-        run.parts.checkpoints.save(run.progress.state, extra)

@@ -1,4 +1,4 @@
-"""Write the metrics of a run: metrics.jsonl, TensorBoard curves and a picture of the loss."""
+"""Write the metrics of a run: metrics.jsonl, what other loggers show, and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import tensorboardX
-
+from hetjax.training.observers.loggers import Logger
 from hetjax.training.run_folder import RunFolder
 
 StepMetrics = dict[str, float]
@@ -17,7 +17,7 @@ StepMetrics = dict[str, float]
 
 
 class MetricsLog:
-    """Appends one JSON object a step to metrics.jsonl, and the same numbers to TensorBoard.
+    """Appends one JSON object a step to metrics.jsonl, and gives the same numbers to other loggers.
 
     On a resumed run it first drops what was logged after the checkpoint, so that the file holds each
     step once. Where a line is damaged, the file as it was is kept beside it.
@@ -25,12 +25,13 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         resume_step: Steps that the checkpoint holds; 0 for a fresh run.
+        loggers: The others, which it closes.
 
     Attributes:
         damaged: The lines that hold no metrics, as messages.
     """
 
-    def __init__(self, folder: RunFolder, *, resume_step: int):
+    def __init__(self, folder: RunFolder, *, resume_step: int, loggers: Sequence[Logger] = ()):
         directory = folder.path
         self.path, self._folder = directory / "metrics.jsonl", folder
         rows, self.damaged = _parse(self.path)
@@ -43,21 +44,22 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self.path)
         self._file = self.path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._loggers = loggers
 
     def write(self, metrics: StepMetrics) -> None:
         """Log the metrics of one step; they have the key "step". Raises RunFolderError where the folder is gone."""
         self._folder.check()
         self._file.write(json.dumps(metrics, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if name != "step":
-                self._board.add_scalar(name, value, metrics["step"])
+        numbers = {name: value for name, value in metrics.items() if name != "step"}
+        for logger in self._loggers:
+            logger.log(metrics["step"], numbers)
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
@@ -91,7 +93,7 @@ def _free(path: Path) -> Path:
 
 
 def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
-    """Draw the loss over the steps, with the held-out accuracy where it was measured."""
+    """Draw the loss over the steps, with the loss and the accuracy of held-out sets where they were measured."""
     from matplotlib.figure import Figure  # only here: matplotlib takes a while to import
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -100,11 +102,27 @@ def draw_loss(steps: list[StepMetrics], path: Path, *, title: str) -> None:
     axes.plot([step["step"] for step in good], [step["loss"] for step in good], linewidth=1.2, color="#1f5fa8")
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", yscale="log")
     axes.grid(True, alpha=0.3, which="both")
-    evaluated = [step for step in steps if "eval/accuracy" in step]
-    if evaluated:
+    for name in _held_out(steps, "loss"):
+        axes.plot(*_points(steps, name), "o--", markersize=4, label=name)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    if accuracies := _held_out(steps, "accuracy"):
         right = axes.twinx()
-        accuracy = [100 * step["eval/accuracy"] for step in evaluated]
-        right.plot([step["step"] for step in evaluated], accuracy, "o--", color="#c2571a")
+        for name in accuracies:
+            at, values = _points(steps, name)
+            right.plot(at, [100 * value for value in values], "o--", color="#c2571a", label=name)
         right.set(ylabel="exact answers on held-out data (%)", ylim=(0, 102))
         right.yaxis.label.set_color("#c2571a")
     figure.savefig(path, dpi=120)
+
+
+def _held_out(steps: list[StepMetrics], key: str) -> list[str]:
+    """Return the names of a number of whole held-out sets: "eval/loss", or "eval/SET/loss" of sets by name."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    found = [name for name in names if name.startswith("eval/") and name.endswith(f"/{key}") and "/blank_" not in name]
+    return [name for name in found if name.count("/") <= 2]
+
+
+def _points(steps: list[StepMetrics], name: str) -> tuple[list[float], list[float]]:
+    having = [step for step in steps if name in step]
+    return [step["step"] for step in having], [step[name] for step in having]

@@ -17,23 +17,26 @@ import hetjax
 from hetjax.checkpoint import Checkpoints
 from hetjax.checkpoint.warm_start import differences, open_warm_start
 from hetjax.cluster.job import Job
+from hetjax.compilation.compilation_cache import use_compilation_cache
 from hetjax.compilation.gpu_options import gpu_options
 from hetjax.config.build import (
     batch_shapes,
-    batched,
     build_trainer,
     use_devices,
 )
 from hetjax.config.build_loader import check_blank, make_loader
 from hetjax.config.build_optimizer import learning_rate
-from hetjax.config.run_config import EvalConfig, TrainConfig
-from hetjax.data import BatchesAhead, SampleLoader, Tokenizer, TrainData
-from hetjax.generation.generator import Generator
+from hetjax.config.run_config import TrainConfig
+from hetjax.data import BatchesAhead, SampleLoader, TrainData
+from hetjax.evaluation.evaluator import Evaluator
+from hetjax.evaluation.results import SetResult
+from hetjax.execution.action_timer import ActionTimer
 from hetjax.optimizers.schedules import rest_of_schedule
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
 from hetjax.trainer import Trainer
 from hetjax.training.batch_shapes import choose_batch_shapes
+from hetjax.training.best_checkpoint import BestStep
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
 from hetjax.training.resume import compare_datasets, fingerprints, start_or_resume
@@ -50,8 +53,8 @@ class Parts:
         folder: The run's folder, which the job owns.
         loader: Loads the samples to train and to evaluate on.
         trainer: Runs the steps.
-        generator: Answers the held-out questions, on the meshes of training.
-        answering: What remains to compile of the programs that answer, by name; empty without held-out data.
+        evaluator: Evaluates on held-out samples, on the meshes of training.
+        evaluating: What remains to compile of its programs, by name; empty without held-out data.
         data: The batches of this process.
         checkpoints: Those of the run's folder.
         learning_rates: The learning rate of every step, for the metrics.
@@ -60,8 +63,8 @@ class Parts:
     folder: RunFolder
     loader: SampleLoader
     trainer: Trainer
-    generator: Generator
-    answering: Mapping[str, Callable[[], object]]
+    evaluator: Evaluator
+    evaluating: Mapping[str, Callable[[], object]]
     data: BatchesAhead
     checkpoints: Checkpoints
     learning_rates: Float[np.ndarray, " T"]
@@ -76,12 +79,20 @@ class Progress:
         bad_samples: Samples that were skipped so far.
         dataset: Fingerprints of the sources of training samples, by their names; in process 0 alone.
         steps_here: Steps since this process started.
+        best: Follows the best step by a number of the evaluations.
+        saving: The step of a checkpoint that callbacks do not know of yet; None for none.
+        timer: The times of the programs of the last step that was timed.
+        evaluated: What the last evaluation found.
     """
 
     state: TrainState
+    best: BestStep
     bad_samples: int = 0
     dataset: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps_here: int = 0
+    saving: int | None = None
+    timer: ActionTimer | None = None
+    evaluated: tuple[SetResult, ...] = ()
 
 
 @contextlib.contextmanager
@@ -92,6 +103,9 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
     Raises HetjaxError or PlacementError for settings, data or devices that do not fit.
     """
     use_devices(config.fake_devices, (config.param_dtype, config.compute_dtype), processes=job.processes)
+    cache = use_compilation_cache(config.compilation_cache, jax.devices()[0])
+    if cache is not None:
+        console.print(f"compiled programs are kept in {cache}")
     loader = _prepare_samples(config, resolved, job, console)
     trainer = build_trainer(config)
     check_batch(trainer.stages, config.data.batch_size, trainer.microbatches)
@@ -104,14 +118,13 @@ def open_parts(config: TrainConfig, resolved: str, job: Job, console: Console) -
         aside = f"; not for the layers of {', '.join(nested)}" if nested else ""
         console.print("compiler options:", ", ".join(f"{name}={value}" for name, value in options.items()) + aside)
     with contextlib.closing(own_folder(Path(config.directory), is_main=job.is_main)) as folder:
-        generator = _build_generator(trainer, config.eval, loader.tokenizer)
-        prompts = batched(loader.shapes(training=False), config.eval.batch_size) if config.data.eval else None
+        evaluator = Evaluator(trainer, loader, config.eval)
         parts = Parts(
             folder=folder,
             loader=loader,
             trainer=trainer,
-            generator=generator,
-            answering={} if prompts is None else generator.trace(prompts),
+            evaluator=evaluator,
+            evaluating=evaluator.tasks(),
             data=BatchesAhead(
                 TrainData(_training_loader(trainer, config, loader, console), _rows_of_process(trainer, config, job)),
                 workers=config.data.workers,
@@ -135,6 +148,7 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
     Raises CheckpointError or ConfigError for a checkpoint or weights that do not fit the model, and for settings that
     are not those of the run.
     """
+    best = BestStep(config.best_checkpoint, parts.evaluator.sets)
     if job.is_main:
         for line in start_or_resume(parts.folder, resolved, config.resume, overwrite=config.overwrite):
             console.print(line)
@@ -144,7 +158,7 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):
         if step is None:
-            return Progress(state=_fresh_state(parts.trainer, config, console), dataset=dataset)
+            return Progress(state=_fresh_state(parts.trainer, config, console), best=best, dataset=dataset)
         state, extra = parts.checkpoints.restore()
         if job.is_main:
             for line in compare_datasets(extra.get("dataset", {}), dataset, config.resume):
@@ -153,7 +167,10 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
         parts.data.set_state(extra["data"])
         console.print(f"resuming after step {state.step} from {parts.checkpoints.directory}")
         _print_changed_schedule(config, state.step, extra.get("steps"), console)
-        return Progress(state=state, bad_samples=extra["bad_samples"], dataset=dataset)
+        best.resume(extra.get("best"))
+        if job.is_main:
+            best.write(parts.folder.path)  # a job that was killed may have named a step that it did not save
+        return Progress(state=state, best=best, bad_samples=extra["bad_samples"], dataset=dataset)
 
 
 def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:
@@ -166,7 +183,7 @@ def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, 
 
 
 def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Console) -> None:
-    """Compile the programs of the training step and those that answer, as one list: they share the machine's cores.
+    """Compile the programs of the training step and those that evaluate, as one list: they share the machine's cores.
 
     Shows a bar where the console is a terminal, and prints a line where compiling chose the order of the schedule, for
     each shape where batches have several, and for each stage that is offloaded.
@@ -177,7 +194,7 @@ def compile_programs(parts: Parts, config: TrainConfig, job: Job, console: Conso
         for shape in parts.data.shapes if len(shapes) > 1 else ():
             console.print("rows of " + ", ".join(f"{amount} {name}" for (_, name), amount in shape.amounts.items()))
         job.agree("shapes of batches", str(shapes))
-        parts.trainer.compile(*shapes, progress=console.is_terminal, also=parts.answering)
+        parts.trainer.compile(*shapes, progress=console.is_terminal, also=parts.evaluating)
     if parts.trainer.schedule is not before:
         console.print(f"schedule {before.name}: order chosen by costs estimated from the FLOPs of the programs")
     for line in parts.trainer.offload_lines:
@@ -198,17 +215,8 @@ def _prepare_samples(config: TrainConfig, resolved: str, job: Job, console: Cons
     if job.is_main:
         check_data(loader, console, steps=config.steps, by=config.eval.by)
     elif config.data.eval is not None:
-        loader.held_out.path  # noqa: B018  opened ahead of the first step, where an error costs nothing
+        loader.held_out_sets  # noqa: B018  opened ahead of the first step, where an error costs nothing
     return loader
-
-
-def _build_generator(trainer: Trainer, settings: EvalConfig, tokenizer: Tokenizer) -> Generator:
-    return Generator(
-        trainer,
-        max_new_tokens=settings.max_new_tokens,
-        stop_token=tokenizer.stop_ids,
-        sampling=settings.sampling,
-    )
 
 
 def _rows_of_process(trainer: Trainer, config: TrainConfig, job: Job) -> tuple[int, ...] | None:

@@ -48,9 +48,11 @@ def check_data(loader: SampleLoader, console: Console, *, steps: int, by: str | 
     data, trained = loader.config, loader.trained
     checked = [(config.label, source, False) for config, source in zip(trained.configs, trained.sources, strict=True)]
     if data.eval is not None:
-        if by is not None:
-            group_of(loader.held_out[0], by)  # a key that all lack should not show at the end of the training
-        checked.append((f"{loader.held_out.path} (held out)", loader.held_out, True))
+        for settings, source in loader.held_out_sets:
+            if by is not None:
+                group_of(source[0], by)  # a key that all lack should not show at the end of the training
+            named = "held out" if settings.name is None else f"held out: {settings.name}"
+            checked.append((f"{source.path} ({named})", source, True))
     for name, source, held_out in checked:
         summary = check_dataset(source, loader, held_out=held_out)
         for bad in (*summary.missing, *summary.bad):

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import jax
 from jaxtyping import Float
@@ -19,9 +21,12 @@ from hetjax.cluster.job import Job
 from hetjax.config.run_config import TrainConfig
 from hetjax.execution.action_timer import rounded
 from hetjax.training.bad_steps import BadSteps
+from hetjax.training.callbacks import Events, StepEvent
 from hetjax.training.display import LiveBar
 from hetjax.training.metrics import MetricsLog, StepMetrics, draw_loss, read_metrics
+from hetjax.training.observers.loggers import Logger
 from hetjax.training.run_folder import RunFolder
+from hetjax.training.utilisation import Utilisation, idle_shares
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,10 +45,12 @@ class PendingStep:
         padding: Share of padding in what its rows have of each resource, from 0 to 1.
         of_batch: What the host knows of its batch: how even balanced media are, and the bytes that they moved.
         seconds: How long each module took, where this step was timed.
+        busy: How long the devices of each module ran programs, where this step was timed.
+        flops: FLOPs that it needs, over all devices.
         data_wait: Seconds for which it waited for its batch.
         square_sums: Sums of squares of its gradients, by stage of this process.
-        accuracies: Shares of held-out questions answered right after it, from 0 to 1, by metric, where it was
-            evaluated.
+        held_out: What was found on held-out samples right after it, by name, where it was evaluated.
+        headline: Those of them that are of whole sets, which the terminal shows.
     """
 
     step: int
@@ -57,9 +64,12 @@ class PendingStep:
     padding: Mapping[str, float]
     of_batch: StepMetrics = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    busy: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops: int = 0
     data_wait: float = 0.0
     square_sums: Mapping[str, Float[jax.Array, ""]] = dataclasses.field(default_factory=dict)
-    accuracies: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    held_out: StepMetrics = dataclasses.field(default_factory=dict)
+    headline: StepMetrics = dataclasses.field(default_factory=dict)
 
     def known(self) -> StepMetrics:
         """Return the numbers that the host knows without waiting for the devices."""
@@ -74,7 +84,7 @@ class PendingStep:
             **{f"padding/{name}": round(share, 4) for name, share in self.padding.items()},
             "data_wait": round(self.data_wait, 6),
             **rounded(self.seconds),
-            **self.accuracies,
+            **self.held_out,
         }
 
 
@@ -87,19 +97,35 @@ class Reporter:
         folder: The run's folder.
         console: Where lines or the bar are printed.
         done: Steps done before; what was logged of later ones is dropped.
+        loggers: Where the metrics go beside, in the main process.
+        utilisation: Says what FLOPs are of the devices' peak.
+        events: Calls the callbacks of the run.
     """
 
-    def __init__(self, config: TrainConfig, job: Job, folder: RunFolder, console: Console, *, done: int):
+    def __init__(
+        self,
+        config: TrainConfig,
+        job: Job,
+        folder: RunFolder,
+        console: Console,
+        *,
+        done: int,
+        loggers: Sequence[Logger],
+        utilisation: Utilisation,
+        events: Events,
+    ):
         self._name, self._folder, self._steps = config.name, folder, config.steps
         self._bad = BadSteps(config.bad_steps)
-        self._job, self._console = job, console
-        self._log = MetricsLog(folder, resume_step=done) if job.is_main else None
+        self._job, self._console, self._utilisation, self._events = job, console, utilisation, events
+        self._log = MetricsLog(folder, resume_step=done, loggers=loggers) if job.is_main else None
         for line in self._log.damaged if self._log is not None else ():
             console.print(line, markup=False)
         self._bar = LiveBar(console, steps=config.steps, done=done, log_every=config.log_every)
         self._seconds: dict[str, float] = {}
         self._ended = 0.0  # when the last step that was reported came to its end
         self._waited = self._trained = 0.0
+        # How long the last steps took whose programs were not timed; where the host ran ahead, one has the time of two.
+        self._untimed_steps: deque[float] = deque(maxlen=9)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -123,8 +149,14 @@ class Reporter:
         if wrong is not None:
             self.message(f"step {pending.step} is skipped, the weights stay as they were: {wrong}")
         ended = following.began if is_done and following is not None else time.perf_counter()
-        speed = pending.tokens / max(ended - self._ended, 1e-9)
-        metrics = {**pending.known(), **numbers, "tokens_per_second": round(speed, 1)}
+        taken = max(ended - self._ended, 1e-9)
+        metrics = {**pending.known(), **numbers, "tokens_per_second": round(pending.tokens / taken, 1)}
+        if pending.busy:
+            metrics |= idle_shares(pending.busy, median(self._untimed_steps)) if self._untimed_steps else {}
+        else:
+            # A timed step waits for each program, so that its rate says nothing.
+            metrics |= self._utilisation.of(pending.flops, taken)
+            self._untimed_steps.append(taken)
         if self._bad.total:
             metrics["skipped_steps"] = self._bad.total
         self._waited += pending.data_wait
@@ -133,7 +165,9 @@ class Reporter:
         if self._log is not None:
             self._log.write({name: each for name, each in metrics.items() if math.isfinite(each)})
         self._seconds = pending.seconds or self._seconds
-        self._bar.show(metrics, self._seconds)
+        self._bar.show(metrics, self._seconds, pending.headline)
+        with self.untimed():
+            self._events.on_step(StepEvent(step=pending.step, metrics=metrics, is_main=self._job.is_main))
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""

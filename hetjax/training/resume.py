@@ -16,6 +16,9 @@ from hetjax.data.reading import files_of
 from hetjax.data.reading.fingerprint import fingerprint
 from hetjax.data.source_config import train_sources
 from hetjax.errors import CheckpointError, ConfigError
+from hetjax.training.best_checkpoint import BEST_FILE
+from hetjax.training.observers.loggers import IDS_FILE
+from hetjax.training.observers.profile import FOLDER as PROFILE_FOLDER
 from hetjax.training.run_folder import RunFolder
 
 Resume = Literal["same", "changed", "never"]
@@ -27,7 +30,8 @@ BEGUN_FILE = "overwritten"
 FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
     "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
-    "bad_steps", "checkpoint_every", "keep_checkpoints", "profile_every", "log_every", "log_every_process",
+    "data.allow_outside", "bad_steps", "checkpoint_every", "keep_checkpoints", "best_checkpoint",
+    "profile_every", "log_every", "log_every_process", "profile", "loggers", "logger_project", "report", "compilation_cache",
     "step_timeout", "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the
@@ -162,12 +166,12 @@ def _overwrite(folder: RunFolder, resolved: str, steps: list[int]) -> str:
 
 def _delete(folder: RunFolder) -> None:
     """Delete what a run left in its folder; not what others may have put there. Raises OSError."""
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", "answers", PROFILE_FOLDER):
         doomed = folder.path / f"{name}.deleted"
         shutil.rmtree(doomed, ignore_errors=True)
         if (folder.path / name).exists():
             # Renamed first: what is deleted in part is no run any more.
             (folder.path / name).rename(doomed)
             shutil.rmtree(doomed)
-    for name in ("metrics.jsonl", "loss.png", SETTINGS_FILE):
+    for name in ("metrics.jsonl", "loss.png", "report.html", BEST_FILE, IDS_FILE, SETTINGS_FILE):
         (folder.path / name).unlink(missing_ok=True)

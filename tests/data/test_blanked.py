@@ -37,7 +37,7 @@ def shapes(tmp_path_factory):
 def test_blanked_media_have_no_content_and_everything_else_stays(shapes, blank, emptied):
     given = next(eval_batches(shapes, 6))
     blanked = next(eval_batches(shapes, 6, blank=blank))
-    assert blanked.answers == given.answers
+    assert blanked.expected == given.expected
     np.testing.assert_array_equal(blanked.lengths, given.lengths)
     for module, inputs in given.arrays.items():
         for port, array in inputs.items():

@@ -55,7 +55,7 @@ def test_the_pipeline_reads_a_registered_format(tmp_path):
     texts = [loader.tokenizer.decode(row) for row in next(TrainData(loader)).arrays["llm"]["tokens"]]
     assert texts == ["user\none?\nassistant\nfirst\n", "user\ntwo?\nassistant\nsecond\n"]
     assert check_dataset(loader.trained.joined, loader).samples == 2
-    assert [answer for each in eval_batches(loader, 2) for answer in each.answers] == ["first", "second"]
+    assert [answer for each in eval_batches(loader, 2) for (answer,) in each.expected] == ["first", "second"]
 
 
 def test_errors_name_a_sample_as_its_format_does(tmp_path):

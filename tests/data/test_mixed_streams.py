@@ -143,7 +143,7 @@ def test_a_held_out_share_is_the_same_whatever_the_seed_and_no_sample_of_trainin
 
     def held(seed):
         config = DataConfig(**settings, seed=seed)
-        return [int(answer) for batch in eval_batches(make_loader(config), 4) for answer in batch.answers]
+        return [int(answer) for batch in eval_batches(make_loader(config), 4) for (answer,) in batch.expected]
 
     assert held(0) == held(7) == sorted(held(0))
     assert (len([each for each in held(0) if each < 100]), len([each for each in held(0) if each >= 100])) == (6, 2)

@@ -135,7 +135,7 @@ def test_held_out_prompts(folder):
     batches = list(eval_batches(make(folder)[1], 4))
     assert sum(batch.count for batch in batches) == 10
     want = [json.loads(line)["messages"][1]["content"] for line in lines_of(folder, "heldout")]
-    assert [answer for batch in batches for answer in batch.answers] == want
+    assert [answer for batch in batches for (answer,) in batch.expected] == want
     batch = batches[0]
     for row in range(4):
         prompt = batch.arrays["llm"]["tokens"][row][: batch.lengths[row]]

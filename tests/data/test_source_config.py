@@ -2,7 +2,8 @@ import pytest
 
 from hetjax.config.run_config import load_config
 from hetjax.data import DataConfig, SourceConfig
-from hetjax.data.source_config import EvalShare, eval_sources, train_sources
+from hetjax.data.held_out_sets import held_out_sets
+from hetjax.data.source_config import EvalShare, train_sources
 from hetjax.errors import ConfigError
 from tests.harness.paths import ROOT
 
@@ -13,9 +14,48 @@ def test_a_path_a_source_and_a_list_of_both():
     two = train_sources([{"path": "a", "weight": 0.5}, {"path": "b", "weight": 2, "columns": {"messages": "chat"}}])
     assert [(source.label, source.weight) for source in two] == [("a", 0.5), ("b", 2)]
     assert [source.path for source in train_sources(["a", SourceConfig(path="b", repeat=3)])] == ["a", "b"]
-    assert eval_sources({"share": 0.01}) == EvalShare(share=0.01)
-    assert eval_sources(None) is None
-    assert eval_sources(["a", "b"])[1].path == "b"
+
+
+def test_held_out_samples_are_one_set_or_several_by_name():
+    def only(given):
+        (found,) = held_out_sets(given)
+        assert (found.name, found.prefix) == (None, "eval")
+        return found
+
+    assert only({"share": 0.01}).samples == EvalShare(share=0.01)
+    assert held_out_sets(None) == ()
+    assert only(["a", "b"]).samples[1].path == "b"
+    assert only({"path": "a", "split": "test"}).samples[0].label == "a (test)"
+    assert only({"sources": ["a"], "metrics": ["wer"]}).metrics == ("wer",)
+    speech, documents, rest = held_out_sets(
+        {
+            "speech": {"sources": {"path": "s"}, "metrics": ["wer"], "loss": False},
+            "documents": ["a", "b"],
+            "rest": {"share": 0.1},
+        }
+    )
+    assert (speech.prefix, speech.metrics, speech.loss) == ("eval/speech", ("wer",), False)
+    assert (documents.name, documents.metrics, documents.loss) == ("documents", None, None)
+    assert rest.samples == EvalShare(share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "is an empty mapping"),
+        ({"a": {"share": 0.1}, "b": {"share": 0.2}}, "a and b are both a share of the training samples"),
+        ({"split": "test"}, "names a set 'split'; give it a name"),
+        ({"a/b": "c"}, "names a set 'a/b'; give it a name"),
+        ({3: "c"}, "names a set 3; give it a name"),
+        ({"a": {"sources": "b", "metric": ["wer"]}}, r"data\.eval\.a has no setting 'metric'; beside sources"),
+        ({"a": {"sources": "b", "metrics": "wer"}}, r"data\.eval\.a\.metrics is 'wer'; give a list of names"),
+        ({"a": {"sources": "b", "loss": "no"}}, r"data\.eval\.a\.loss is 'no'; give true or false"),
+        ({"a": {"path": "b", "weight": 1}}, r"data\.eval\.a: source 'b' has a weight"),
+    ],
+)
+def test_sets_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(train="a", eval=given, seq_len=8, batch_size=1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ CONFIG = "configs/digits.yaml"
 ONE_DEVICE = [
     *("--placement.vision.devices", "0", "--placement.vision.data", "1", "--placement.llm.devices", "0"),
     *("--placement.llm.data", "1", "--placement.llm.tensor", "1", "--microbatches", "1"),
+    *("--report", "false"),
 ]
 
 

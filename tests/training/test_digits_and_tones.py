@@ -26,4 +26,7 @@ def test_every_sample_of_the_demonstration_fits_its_settings(tmp_path):
     assert [batch.bad for batch in batches] == [()] * 3
     assert sorted(sum((batch.groups for batch in batches), ())) == ["heard"] * 13 + ["seen"] * 13 + ["sum"] * 13
     # Each answer with what ends it.
-    assert max(len(loader.tokenizer.encode(a)) for batch in batches for a in batch.answers) < config.eval.max_new_tokens
+    assert (
+        max(len(loader.tokenizer.encode(a)) for batch in batches for (a,) in batch.expected)
+        < config.eval.max_new_tokens
+    )

@@ -18,6 +18,7 @@ from hetjax.cluster.interrupt import StopRequest
 from hetjax.config.build_optimizer import decays, learning_rate
 from hetjax.config.optimizer_config import OptimizerConfig
 from hetjax.errors import DataError
+from hetjax.evaluation.evaluator import Evaluator
 from tests.harness.digits_run import CONFIG, ONE_DEVICE, write_dataset
 from tests.harness.paths import ROOT
 
@@ -57,6 +58,8 @@ def test_a_run_leaves_its_settings_metrics_curves_and_checkpoints(tmp_path, caps
         assert {"loss", "tokens_per_second", "grad_norm", "learning_rate"} <= set(row)
     assert [row["step"] for row in logged if "eval/accuracy" in row] == [2, 4, 5]
     assert [row["step"] for row in logged if "seconds/vision" in row] == [3]
+    assert [row["step"] for row in logged if "idle/vision" in row] == [3]
+    assert [row["step"] for row in logged if row.get("tflops_per_second", 0) > 0] == [1, 2, 4, 5]
     # An evaluated step is no slower on paper for its evaluation, nor faster for what it overlapped.
     assert 0.1 < logged[3]["tokens_per_second"] / logged[4]["tokens_per_second"] < 10
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -80,10 +83,10 @@ def test_held_out_answers_are_counted_by_group_and_once_more_with_images_blanked
     path.write_text("".join(json.dumps({"task": "ab"[i % 2], **each}) + "\n" for i, each in enumerate(samples)))
     train_main(command)
     first, last = ({key for key in row if key.startswith("eval/")} for row in rows(tmp_path))
-    assert first == {"eval/accuracy", "eval/task/a", "eval/task/b"}
+    assert first == {"eval/loss", "eval/accuracy", "eval/task/a", "eval/task/b"}
     assert last == first | {"eval/blank_image/accuracy", "eval/blank_image/task/a", "eval/blank_image/task/b"}
     printed = capsys.readouterr().out
-    assert printed.count("exact answers on held-out questions") == 2 and printed.count("image blanked") == 1
+    assert printed.count("held-out answers") == 2 and printed.count("image blanked") == 1
 
 
 @pytest.mark.parametrize(
@@ -277,12 +280,10 @@ def test_a_run_in_another_thread_leaves_the_signals_alone():
 
 
 def test_steps_are_saved_before_too_many_bad_held_out_samples_end_the_run(tmp_path, capsys, monkeypatch):
-    from hetjax.training import loop
-
-    def fail(run, blank=()):
+    def fail(evaluator, state, *, blank):
         raise DataError("all held-out samples are bad")
 
-    monkeypatch.setattr(loop, "_answers", fail)
+    monkeypatch.setattr(Evaluator, "evaluate", fail)
     with pytest.raises(SystemExit) as stop:
         train_main(arguments(tmp_path, "--steps", "3", "--eval.every", "2"))
     assert stop.value.code == 2 and "all held-out samples are bad" in capsys.readouterr().err

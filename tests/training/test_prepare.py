@@ -27,7 +27,7 @@ class StubTrainer:
 def printed_by_compiling(monkeypatch, trainer: StubTrainer) -> str:
     monkeypatch.setattr(prepare, "choose_batch_shapes", lambda data, trainer, config: [{}])
     out = io.StringIO()
-    parts = SimpleNamespace(trainer=trainer, data=None, answering={})
+    parts = SimpleNamespace(trainer=trainer, data=None, evaluating={})
     config = SimpleNamespace(data=None, model=None)
     prepare.compile_programs(parts, config, Job(0, 1, Watchdog()), Console(file=out, soft_wrap=True))
     return out.getvalue()

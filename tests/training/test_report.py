@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from hetjax.training import report
+from hetjax.training.callbacks import Events
 from hetjax.training.metrics import read_metrics
 from hetjax.training.report import PendingStep, Reporter
 from hetjax.training.run_folder import RunFolder
@@ -37,6 +38,16 @@ class Metric:
         return 1.0
 
 
+class Rates:
+    """Stands in for `Utilisation`: a rate that counts FLOPs a second."""
+
+    def of(self, flops, seconds):
+        return {"flops_per_second": flops / seconds}
+
+
+PARTS = {"loggers": (), "utilisation": Rates(), "events": Events(())}
+
+
 class Device:
     """Runs steps one after the other: while the host dispatches them, or behind it."""
 
@@ -50,7 +61,7 @@ class Device:
         scalars = {name: Metric(self.clock, self.free) for name in ("loss", "grad_norm")}
         return PendingStep(
             step=step, epoch=0, bad_samples=0, learning_rate=0.1, metrics=scalars, began=began, tokens=TOKENS,
-            samples=7, padding={"tokens": 0.25, "clips": 0.5},
+            flops=3 * TOKENS, samples=7, padding={"tokens": 0.25, "clips": 0.5},
         )  # fmt: skip
 
 
@@ -62,7 +73,7 @@ def test_the_speed_of_a_step_counts_no_padding_no_checkpoint_and_no_evaluation(t
     job = SimpleNamespace(is_main=True, unlimited=lambda what: contextlib.nullcontext())
     text = io.StringIO()
     reporter, device = (
-        Reporter(config, job, RunFolder(tmp_path), Console(file=text, width=200), done=0),
+        Reporter(config, job, RunFolder(tmp_path), Console(file=text, width=200), done=0, **PARTS),
         Device(clock, at_once=at_once),
     )
     with reporter.training():
@@ -85,5 +96,6 @@ def test_the_speed_of_a_step_counts_no_padding_no_checkpoint_and_no_evaluation(t
     assert [row["step"] for row in rows] == list(range(1, 18))
     for row in rows:
         assert row["tokens_per_second"] == pytest.approx(TOKENS / SECONDS, rel=0.03), row
+        assert row["flops_per_second"] == pytest.approx(3 * TOKENS / SECONDS, rel=0.03), row
         assert (row["tokens"], row["samples"], row["padding/tokens"], row["padding/clips"]) == (TOKENS, 7, 0.25, 0.5)
     assert "tokens/s · padding 25.0 %" in text.getvalue()

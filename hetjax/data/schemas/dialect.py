@@ -20,6 +20,7 @@ ABOUT = (
     *("id", "uid", "uuid", "idx", "index", "key", "__key__", "__url__", "__index_level_0__", "sha256", "hash"),
     *("source", "dataset", "origin", "url", "license", "split", "category", "task", "topic", "lang", "language"),
     *("meta", "metadata", "timestamp", "date", "created", "model", "score", "width", "height"),
+    "answers",  # texts that are right as well, which evaluation reads
 )
 
 

@@ -6,13 +6,16 @@ import pytest
 import hetjax
 from hetjax.data import EvalBatch, load_tokenizer
 from hetjax.errors import DataError
-from hetjax.generation.evaluate import EvalSample, Group, answer_text, evaluate
+from hetjax.evaluation.answer_prompts import Group, answer_prompts
+from hetjax.generation.answer_text import answer_text
 from hetjax.generation.generator import Generator
 from hetjax.meshes import Layout, Placement
+from hetjax.metrics.registry import find_metrics
 from hetjax.models import DecoderConfig, LanguageModel
 from tests.harness.models.generate import generate
 
 TOKENIZER = load_tokenizer(None)
+METRICS = find_metrics(["exact_match", "wer"], "test")
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
 
 
@@ -24,7 +27,8 @@ def eval_batch(prompts, answers, *, size=None, bad=(), groups=()):
     return EvalBatch(
         arrays={"llm": {"tokens": np.array([row + [PAD] * (longest - len(row)) for row in rows], np.int32)}},
         lengths=np.array([len(row) for row in rows], np.int32),
-        answers=list(answers),
+        expected=tuple((answer,) for answer in answers),
+        where=tuple(f"x.jsonl:{i + 1}" for i in range(len(answers))),
         count=len(answers),
         bad=tuple(bad),
         groups=tuple(groups),
@@ -40,10 +44,6 @@ class Scripted:
         width = max(len(row) for batch in batches for row in batch) if batches else 0
         self.left = [np.array([row + [EOS] * (width - len(row)) for row in batch]) for batch in batches]
         self.events, self.seeds = [], []
-
-    def prepare(self, state):
-        self.events.append("prepare")
-        return state
 
     def dispatch(self, weights, batch, lengths, seed):
         self.events.append("dispatch")
@@ -62,6 +62,10 @@ def text(string):
     return TOKENIZER.encode(string)
 
 
+def answered(generator, batches, weights=None):
+    return answer_prompts(generator, weights, batches, TOKENIZER, METRICS)
+
+
 def test_an_answer_counts_when_it_equals_the_expected_text_up_to_eos():
     cases = [
         ("7", [*text("7"), EOS, *text("junk")], True),
@@ -73,9 +77,10 @@ def test_an_answer_counts_when_it_equals_the_expected_text_up_to_eos():
         ("Seven", [*text("seven"), EOS], False),
     ]
     batch = eval_batch(["?"] * len(cases), [expected for expected, _, _ in cases])
-    result = evaluate(Scripted([ids for _, ids, _ in cases]), None, [batch], TOKENIZER)
-    assert [sample.expected == sample.answer for sample in result.samples] == [right for _, _, right in cases]
-    assert result.accuracy == 4 / 7 and result.count == 7
+    result = answered(Scripted([ids for _, ids, _ in cases]), [batch])
+    rights = [sample.measures["exact_match"].value for sample in result.answered]
+    assert rights == [right for _, _, right in cases]
+    assert result.scores["exact_match"] == 4 / 7 and result.count == 7
 
 
 def test_answers_are_counted_by_group_over_all_batches():
@@ -84,9 +89,10 @@ def test_answers_are_counted_by_group_over_all_batches():
         eval_batch(["?"] * 2, ["4", "5"], size=3, groups=["count", "read"]),
     ]
     said = [[text("1"), text("2"), text("-")], [text("-"), text("5"), text("5")]]
-    result = evaluate(Scripted(*said), None, batches, TOKENIZER)
-    assert list(result.groups.items()) == [("count", Group(0.5, 2)), ("read", Group(2 / 3, 3))]
-    assert result.accuracy == 3 / 5
+    result = answered(Scripted(*said), batches)
+    want = {"count": Group({"exact_match": 0.5, "wer": 0.5}, 2), "read": Group({"exact_match": 2 / 3, "wer": 1 / 3}, 3)}
+    assert list(result.groups.items()) == list(want.items())
+    assert result.scores == {"exact_match": 3 / 5, "wer": 2 / 5}
 
 
 def test_repeated_rows_of_a_last_batch_do_not_count():
@@ -95,22 +101,23 @@ def test_repeated_rows_of_a_last_batch_do_not_count():
         eval_batch(["c"], ["3"], size=2, bad=["x.jsonl:5: empty"]),
     ]
     ids = [[text("1"), text("2")], [text("3"), text("3")]]
-    result = evaluate(Scripted(*ids), None, batches, TOKENIZER, shown=1)
-    assert (result.accuracy, result.count) == (1.0, 3)
+    result = answered(Scripted(*ids), batches)
+    assert (result.scores["exact_match"], result.count) == (1.0, 3)
     assert result.bad == ("x.jsonl:3: no image", "x.jsonl:5: empty")
-    assert result.samples == (EvalSample(prompt="a", expected="1", answer="1"),)
+    first = result.answered[0]
+    assert (first.where, first.prompt, first.expected, first.answer) == ("x.jsonl:1", "a", ("1",), "1")
 
 
 def test_the_next_batch_is_under_way_before_an_answer_is_read():
     scripted = Scripted([text("1")], [text("1")], [text("1")])
-    evaluate(scripted, None, [eval_batch(["a"], ["1"])] * 3, TOKENIZER)
-    assert scripted.events == ["prepare", "dispatch", "dispatch", "read", "dispatch", "read", "read"]
+    answered(scripted, [eval_batch(["a"], ["1"])] * 3)
+    assert scripted.events == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
     assert scripted.seeds == [0, 1, 2], "drawn answers of two batches are not drawn alike"
 
 
 def test_no_sample_is_an_error():
     with pytest.raises(DataError, match="no held-out sample"):
-        evaluate(Scripted(), None, [], TOKENIZER)
+        answered(Scripted(), [])
 
 
 def test_accuracy_of_a_model_on_a_mesh():
@@ -130,7 +137,7 @@ def test_accuracy_of_a_model_on_a_mesh():
     said = [answer_text(row, TOKENIZER).strip() for row in np.asarray(on_one_device(0))]
     batch = eval_batch(prompts, [said[0], "not this", said[2]])
     generator = Generator(trainer, max_new_tokens=3, stop_token=EOS)
-    result = evaluate(generator, trainer.init(seed=0), [batch], TOKENIZER)
-    assert result.accuracy == pytest.approx(2 / 3)
-    assert [sample.answer for sample in result.samples] == said
-    assert [sample.prompt for sample in result.samples] == prompts
+    result = answered(generator, [batch], generator.prepare(trainer.init(seed=0)))
+    assert result.scores["exact_match"] == pytest.approx(2 / 3)
+    assert [sample.answer for sample in result.answered] == said
+    assert [sample.prompt for sample in result.answered] == prompts
