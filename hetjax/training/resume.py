@@ -31,7 +31,8 @@ FREE = (
     "placement", "schedule", "microbatches", "remat", "offload", "kernels", "fake_devices",
     "steps", "eval", "data.train", "data.eval", "data.epochs", "data.max_bad_share", "data.workers",
     "data.allow_outside", "bad_steps", "checkpoint_every", "keep_checkpoints", "best_checkpoint",
-    "profile_every", "log_every", "log_every_process", "profile", "loggers", "logger_project", "report", "compilation_cache",
+    "profile_every", "log_every", "log_every_process", "profile", "loggers", "logger_project", "report",
+    "compilation_cache",
     "step_timeout", "peer_timeout", "join_timeout", "name", "run_dir", "demo_data", "warm_start", "resume", "overwrite",
 )  # fmt: skip
 """Settings, or groups of them, that may change in the middle of a run: they leave what is learned as it is, but for the

@@ -69,7 +69,7 @@ class Device:
 def test_the_speed_of_a_step_counts_no_padding_no_checkpoint_and_no_evaluation(tmp_path, monkeypatch, at_once):
     clock = Clock()
     monkeypatch.setattr(report, "time", clock)
-    config = SimpleNamespace(name="x", directory=tmp_path, steps=17, log_every=5)
+    config = SimpleNamespace(bad_steps=3, name="x", directory=tmp_path, steps=17, log_every=5)
     job = SimpleNamespace(is_main=True, unlimited=lambda what: contextlib.nullcontext())
     text = io.StringIO()
     reporter, device = (
