@@ -52,11 +52,15 @@ class ModuleGraph:
     A module may say more by attributes or properties, each optional:
         input_ports: names of the inputs it takes (default: the parameters of `__call__`);
         optional_ports: those of them that may be left out (default: parameters with a default value);
+        output_ports: names of the outputs that edges may leave from (default: any, and of several stages the last makes
+            them all);
         port_dims: {port: dim names} where a port's dims are not ("batch", None, ...);
         input_ranges: {port: (least id, largest id)} of inputs that hold ids, checked on the host;
         counted_by: {port of ids: port of weights} where ids of weight 0 may be outside of their range;
         stage(index, count): the module's part for one pipeline stage; with a third parameter `layers` it is given
-            how many layers each stage has;
+            how many layers each stage has. A part takes the inputs in its own `input_ports` and makes the outputs in
+            its own `output_ports`: an edge goes straight to the stages whose layers read it, from the stage that makes
+            it;
         layer_costs: `hetjax.models.stages.LayerCosts`, to balance stages by;
         independent_samples: True where no sample's outputs depend on another sample of the batch, so that gradients
             of the shards of `data` need to be summed only once a step (default: False);
@@ -137,6 +141,13 @@ class ModuleGraph:
                         f"edge {edge.name}: there is no module '{port_of(end).module}'; "
                         f"the modules are {', '.join(self.modules)}"
                     )
+            source = port_of(edge.source)
+            made = output_ports(self.abstract(source.module))
+            if made is not None and source.name not in made:
+                raise GraphError(
+                    f"edge {edge.name}: module '{source.module}' has no output '{source.name}'; its outputs are "
+                    f"{', '.join(made) or '(none)'}, from the attribute output_ports"
+                )
             module, port = dataclasses.astuple(port_of(edge.destination))
             known = input_ports(self.abstract(module))
             if port not in known:
@@ -189,6 +200,12 @@ def optional_ports(module: nnx.Module) -> tuple[str, ...]:
     if declared is not None:
         return tuple(declared)
     return tuple(name for name, parameter in _parameters(module).items() if parameter.default is not parameter.empty)
+
+
+def output_ports(module: nnx.Module) -> tuple[str, ...] | None:
+    """Names of the outputs that edges may leave from; None where the module does not say."""
+    declared = getattr(module, "output_ports", None)
+    return None if declared is None else tuple(declared)
 
 
 def _parameters(module: nnx.Module) -> dict[str, inspect.Parameter]:

@@ -39,6 +39,7 @@ class Stage:
         params: shape, master dtype and sharding of every weight, by path.
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
+        output_ports: the outputs that edges may leave from; None where the module does not say.
         port_dims: dim names of the ports that have them.
         input_ranges: the least and the largest id of inputs that hold ids.
         counted_by: of those the inputs of weights, whose zeros make their ids count nothing.
@@ -63,6 +64,7 @@ class Stage:
     buffers: Shapes
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
+    output_ports: tuple[str, ...] | None
     port_dims: Mapping[str, Dims]
     frozen: frozenset[str]
     compute_dtype: DTypeLike | None
