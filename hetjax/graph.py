@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import graphlib
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -42,12 +43,17 @@ class Port:
 
 
 class ModuleGraph:
-    """The model as modules and edges: any directed graph without cycles that ends in one module, the loss.
+    """The model as modules and edges: any directed graph without cycles that ends in a loss.
 
     A module is a Flax NNX module, or a function that builds one from `nnx.Rngs`. It is called with
     keyword arguments and returns a dict of arrays by port name (a bare array is the port "output").
     Inputs that no edge feeds come from the batch. The module without outgoing edges returns the port
     "loss": the sum of the loss over its tokens, which the trainer divides by the global token count.
+    Beside it, it may return metrics: `hetjax.Sum`, or `hetjax.Mean` over tokens or samples.
+
+    With `losses`, {module: weight}, several modules return a loss, each over a token count of its own: the loss of a
+    step is the weighted sum of their means. All modules without outgoing edges are among them, and any others. The
+    first of those that end the graph is `sink`, around which schedules are made: all others are its encoders.
 
     A module may say more by attributes or properties, each optional:
         input_ports: names of the inputs it takes (default: the parameters of `__call__`);
@@ -70,11 +76,21 @@ class ModuleGraph:
     Layers that differ in training and inference, such as norms by statistics of the batch, ask
     `hetjax.models.mode.infers`.
 
+    Attributes:
+        order: the modules from inputs to losses, `sink` last.
+        losses: the weight of the loss of each module that returns one.
+
     Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
-    cycle, or more than one module at the end.
+    cycle, and more than one module at the end without `losses`.
     """
 
-    def __init__(self, modules: Mapping[str, nnx.Module | Builder], edges: Sequence[Edge] = ()):
+    def __init__(
+        self,
+        modules: Mapping[str, nnx.Module | Builder],
+        edges: Sequence[Edge] = (),
+        *,
+        losses: Mapping[str, float] | None = None,
+    ):
         if not modules:
             raise GraphError("a module graph needs at least one module")
         for name, module in modules.items():
@@ -86,8 +102,10 @@ class ModuleGraph:
         self.edges = tuple(edges)
         self._abstract = {name: self._shapes(name) for name in self.modules}
         self._check_edges()
-        self.order = self._topological_order()
-        self.sink = self._only_sink()
+        order = self._topological_order()
+        self.losses = self._checked_losses(losses, [name for name in order if not self.outputs(name)])
+        self.sink = next(name for name in self.losses if not self.outputs(name))
+        self.order = (*(name for name in order if name != self.sink), self.sink)
 
     def abstract(self, module: str) -> nnx.Module:
         """The module with shapes in place of weights."""
@@ -170,14 +188,31 @@ class ModuleGraph:
         except graphlib.CycleError as error:
             raise GraphError(f"modules {' -> '.join(reversed(error.args[1]))} form a cycle; drop one edge") from None
 
-    def _only_sink(self) -> str:
-        sinks = [name for name in self.order if not self.outputs(name)]
-        if len(sinks) != 1:
-            raise GraphError(
-                f"modules {', '.join(sinks)} have no outgoing edge; exactly one module may end the graph and hold the "
-                "loss, so connect the others with hetjax.Edge"
-            )
-        return sinks[0]
+    def _checked_losses(self, losses: Mapping[str, float] | None, ends: Sequence[str]) -> dict[str, float]:
+        """The weights of the losses, of which there is one for each module at the end."""
+        if losses is None:
+            if len(ends) > 1:
+                raise GraphError(
+                    f"modules {', '.join(ends)} have no outgoing edge, and only one module may end the graph and hold "
+                    "the loss: connect the others with hetjax.Edge, or, where each returns a loss, weigh them: "
+                    f"losses={ {name: 1.0 for name in ends} }"
+                )
+            return {ends[0]: 1.0}
+        for name, weight in losses.items():
+            if name not in self.modules:
+                raise GraphError(
+                    f"losses names module '{name}', which the graph lacks; its modules are {', '.join(self.modules)}"
+                )
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (number and math.isfinite(weight) and weight):
+                raise GraphError(f"losses gives module '{name}' the weight {weight!r}; give a number other than 0")
+        for name in ends:
+            if name not in losses:
+                raise GraphError(
+                    f"module '{name}' ends the graph, but losses={dict(losses)} has no weight for its loss; add one, "
+                    f"or an edge from '{name}'"
+                )
+        return {name: float(weight) for name, weight in losses.items()}
 
 
 def port_of(text: str) -> Port:

@@ -84,6 +84,7 @@ def cut_graph(
                     independent_samples=getattr(part, "independent_samples", False),
                     ends_steps=hasattr(part, "end_of_step"),
                     window=windows.get(module, ONE_MICROBATCH),
+                    loss_weight=graph.losses.get(module) if index == layout.stage_count - 1 else None,
                     input_ranges=dict(getattr(part, "input_ranges", {})),
                     counted_by=dict(getattr(part, "counted_by", {})),
                 )

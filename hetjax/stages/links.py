@@ -85,10 +85,11 @@ def _maker(edge: Edge, stages: Sequence[Stage]) -> Stage:
 
 
 def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
-    *others, sink = stages
-    reached = {sink.name}
-    for stage in reversed(others):
+    """The links, with a gradient only where one arrives at the destination: from the losses, backwards."""
+    reached = {stage.name for stage in stages if stage.loss_weight is not None}
+    for stage in reversed(stages):
+        if stage.name in reached:
+            continue
         leaving = [link for link in links if link.source == stage.name]
         if not leaving:
             raise GraphError(
@@ -134,8 +135,9 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 update=stage.trains,
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
                 # The sum of the loss is one over all devices, in every microbatch.
-                independent=stage.independent_devices and any(link.source == stage.name for link in links),
+                independent=stage.independent_devices and stage.loss_weight is None,
                 window=stage.window.size,
+                loss=stage.loss_weight is not None,
             )
             for stage in stages
         ),
