@@ -70,6 +70,9 @@ class ModuleGraph:
         layer_costs: `hetjax.models.stages.LayerCosts`, to balance stages by;
         independent_samples: True where no sample's outputs depend on another sample of the batch, so that gradients
             of the shards of `data` need to be summed only once a step (default: False);
+        compares_samples: True where a loss, or what it is made of, compares samples with each other, as a contrastive
+            loss does. Microbatches would change it, so it takes one; "within_microbatch" where those of a microbatch
+            are to be compared, however many there are;
         end_of_step(): called once a training step, after the last microbatch, on each part of a module that trains;
             it may set variables that are not `nnx.Param`, and read any.
 

@@ -24,6 +24,7 @@ from hetjax.execution.traced_step import TracedStep
 from hetjax.execution.trainer_options import (
     Microbatches,
     Optimizers,
+    check_compared_samples,
     check_modules,
     check_offload,
     check_options,
@@ -146,6 +147,8 @@ class Trainer:
             devices=self.devices,
         )
         counts = module_counts(microbatches, graph)
+        for line in check_compared_samples(graph, counts):
+            _log.info("%s", line)
         self.graph = graph
         self.placement = placement.resolve(len(self.devices))
         self.stages = cut_graph(

@@ -139,6 +139,7 @@ def trace_step(
                 taken,
                 gradient_inputs=tuple(link.destination_port for link in incoming if link.gradient),
                 gradient_outputs=_gradient_outputs(stage, links),
+                read={link.source_port for link in links if link.source == stage.name},
                 in_two_parts=stage.name in in_two_parts,
             ),
         )

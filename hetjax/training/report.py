@@ -117,8 +117,10 @@ class Reporter:
         with self._job.unlimited("waiting for the devices"):
             numbers = {name: float(value) for name, value in pending.metrics.items()}
         if not all(map(math.isfinite, numbers.values())):
+            others = [f"{name} {value}" for name, value in numbers.items() if "/" in name and not math.isfinite(value)]
             raise DivergenceError(
-                f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}; "
+                f"step {pending.step}: the loss is {numbers['loss']}, the gradient norm {numbers['grad_norm']}"
+                f"{''.join(f', {other}' for other in others)}; "
                 "lower optimizer.learning_rate or max_grad_norm and go on from the last save with --resume changed"
             )
         ended = following.began if is_done and following is not None else time.perf_counter()
