@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hetjax.graph import Edge, ModuleGraph
     from hetjax.models.metrics import Mean, Sum
     from hetjax.stages.batch import rows_needed
+    from hetjax.stages.reused import Reused
     from hetjax.stages.row_subset import RowSubset
     from hetjax.state.train_state import TrainState
     from hetjax.state.whole_module import module_of, with_module
@@ -29,6 +30,7 @@ __all__ = [
     "HetjaxError",
     "Mean",
     "ModuleGraph",
+    "Reused",
     "RowSubset",
     "Sum",
     "TrainState",
@@ -47,6 +49,7 @@ _DEFINED_IN = {
     "HetjaxError": "hetjax.errors",
     "Mean": "hetjax.models.metrics",
     "ModuleGraph": "hetjax.graph",
+    "Reused": "hetjax.stages.reused",
     "RowSubset": "hetjax.stages.row_subset",
     "Sum": "hetjax.models.metrics",
     "TrainState": "hetjax.state.train_state",

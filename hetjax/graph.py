@@ -83,8 +83,10 @@ class ModuleGraph:
         order: the modules from inputs to losses, `sink` last.
         losses: the weight of the loss of each module that returns one.
 
-    Raises GraphError for an edge to a module or input that does not exist, an input fed twice, a
-    cycle, and more than one module at the end without `losses`.
+    A module that is called several times is given once, as `hetjax.Reused`: two names of one module are refused.
+
+    Raises GraphError for two modules that hold the same weights, an edge to a module or input that does not exist, an
+    input fed twice, a cycle, and more than one module at the end without `losses`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ModuleGraph:
                 raise GraphError(f"module name {name!r} is no identifier; use letters, digits and underscores")
             if not (isinstance(module, nnx.Module) or callable(module)):
                 raise GraphError(f"module '{name}' is {module!r}; give a Flax NNX module or a function that builds one")
+        _check_owners(modules)
         self.modules = dict(modules)
         self.edges = tuple(edges)
         self._abstract = {name: self._shapes(name) for name in self.modules}
@@ -216,6 +219,22 @@ class ModuleGraph:
                     f"or an edge from '{name}'"
                 )
         return {name: float(weight) for name, weight in losses.items()}
+
+
+def _check_owners(modules: Mapping[str, nnx.Module | Builder]) -> None:
+    """Raise GraphError where two modules hold the same weights, which would be trained apart on two meshes."""
+    owners: dict[int, str] = {}
+    for name, module in modules.items():
+        if not isinstance(module, nnx.Module):
+            continue
+        for path, value in nnx.iter_graph(module):
+            if isinstance(value, nnx.Variable) and owners.setdefault(id(value), name) != name:
+                raise GraphError(
+                    f"modules '{owners[id(value)]}' and '{name}' hold the same {type(value).__name__} "
+                    f"'{'/'.join(map(str, path))}', and a weight has one owner: give one module under one name, "
+                    'hetjax.Reused(module, uses=("left", "right")) to call it several times, or a copy (nnx.clone) to '
+                    "train them apart"
+                )
 
 
 def port_of(text: str) -> Port:

@@ -147,17 +147,12 @@ def trace_step(
     sink = programs[schedule.graph.sink.name]
     norm_dtype = jnp.result_type(*(update.norm_dtype for update in updates.values()))
     losses = [stage for stage in stages if stage.loss_weight is not None]
-    whole, loss_dtype = (
-        sink.stage.replicated,
-        jnp.result_type(*(programs[stage.name].outputs[LOSS].dtype for stage in losses)),
-    )
+    whole = sink.stage.replicated
+    loss_dtype = jnp.result_type(*(programs[stage.name].outputs[LOSS].dtype for stage in losses))
+    several = len(losses) > 1
     results = {
         stage.name: StageResults(
-            programs[stage.name],
-            schedule.count(stage.name),
-            loss_dtype,
-            names_loss=len(losses) > 1,
-            made=made,
+            programs[stage.name], schedule.count(stage.name), loss_dtype, names_loss=several, made=made
         )
         for stage in losses
     }
@@ -224,7 +219,7 @@ def _sink_programs(
         programs["value"] = (lambda loss: loss.astype(norm_dtype)), (loss,)
     return {
         name: made.once(
-            ("sink", name),
+            ("sink", name, loss_dtype),
             functools.partial(
                 Program, f"{stage.name} {name}", function, stage.mesh, *arguments, out_shardings=stage.replicated
             ),

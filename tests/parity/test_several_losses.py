@@ -6,14 +6,15 @@ import optax
 import pytest
 from flax import nnx
 
-from hetjax import ModuleGraph, Sum, Trainer
+from hetjax import ModuleGraph, RowSubset, Sum, Trainer, rows_needed
 from hetjax.errors import BatchError, ConfigError, GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.schedule import SCHEDULES
 from tests.harness.choices import others_slow
-from tests.harness.graphs.losses import LOSSES, Eye, counts, make_batch, make_graph
+from tests.harness.graphs.losses import LOSSES, SAMPLES, Eye, counts, make_batch, make_graph
 from tests.harness.graphs.plain_gradients import largest_error, plain_gradients, plain_metrics
 from tests.harness.parity.oracle import relative_error
+from tests.harness.processes import run_processes
 
 L = Layout
 LAYOUTS = {
@@ -139,3 +140,27 @@ def test_metrics_of_a_module_without_a_loss_are_refused():
 class TellingEye(Eye):
     def __call__(self, x):
         return {**super().__call__(x), "mean": Sum(x.sum())}
+
+
+def step_here():
+    """The metrics of a step in one process of several, which has its own rows of the batch alone."""
+    trainer, batch = make_trainer("disjoint"), make_batch()
+    rows = rows_needed(trainer.stages, SAMPLES, 6)
+    own = {
+        module: {name: RowSubset(array[list(rows)], rows, SAMPLES) for name, array in inputs.items()}
+        for module, inputs in batch.items()
+    }
+    _, metrics = trainer.step(trainer.init(), own)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.timeout(300)
+def test_every_process_gets_all_losses_and_metrics(float64):
+    results = run_processes(2, step_here, devices=4, timeout=200, x64=True)
+    assert results[0] == results[1]
+    wanted = {**plain_metrics(graph(), make_batch(), counts(make_batch())), "loss": expected()[0]}
+    assert set(results[0]) == {"grad_norm", *wanted}
+    for name, value in wanted.items():
+        assert relative_error(results[0][name], value) <= 1e-10, name
