@@ -51,7 +51,7 @@ def check(trainer: Trainer, *, gradient: bool = True) -> None:
     assert largest_error(trainer, make_batch(), expected(gradient)) <= 1e-10
 
 
-@pytest.mark.parametrize(("name", "schedule"), others_slow(QUICK, QUICK))
+@pytest.mark.parametrize(("name", "schedule"), others_slow(QUICK, QUICK[:2]))
 def test_inner_edges_equal_one_device(float64, name, schedule):
     check(make_trainer(name, schedule))
 
@@ -71,10 +71,14 @@ def test_every_inner_edge_equals_one_device(float64, name, schedule):
     check(make_trainer(name, schedule))
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_inner_edges_cross_out_of_a_window(float64):
     check(make_trainer("stages-2-1", microbatches={"eye": 2, "llm": 6}))
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_inner_edges_may_let_no_gradient_through(float64):
     check(make_trainer("stages-2-4", gradient=False), gradient=False)
 

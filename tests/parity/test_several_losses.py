@@ -10,7 +10,6 @@ from hetjax import ModuleGraph, RowSubset, Sum, Trainer, rows_needed
 from hetjax.errors import BatchError, ConfigError, GraphError
 from hetjax.meshes import Layout, Placement
 from hetjax.schedule import SCHEDULES
-from tests.harness.choices import others_slow
 from tests.harness.graphs.losses import LOSSES, SAMPLES, Eye, counts, make_batch, make_graph
 from tests.harness.graphs.plain_gradients import largest_error, plain_gradients, plain_metrics
 from tests.harness.parity.oracle import relative_error
@@ -29,7 +28,7 @@ LAYOUTS = {
         L(devices="0"),
     ),
 }
-QUICK = [("disjoint", "1f1b"), ("stages", "zero_bubble")]
+QUICK = [("disjoint", "1f1b")]
 MORE = [(name, schedule) for name in LAYOUTS for schedule in SCHEDULES if (name, schedule) not in QUICK]
 
 
@@ -59,14 +58,14 @@ def check(trainer: Trainer, *, gradient: bool = True) -> None:
         assert relative_error(found[name], value) <= 1e-10, name
 
 
-@pytest.mark.parametrize(("name", "schedule"), others_slow(QUICK, QUICK))
+@pytest.mark.parametrize(("name", "schedule"), QUICK)
 def test_losses_and_metrics_equal_one_device(float64, name, schedule):
     check(make_trainer(name, schedule))
 
 
 @pytest.mark.slow
 @pytest.mark.quick
-@pytest.mark.parametrize(("name", "schedule"), MORE[::4])
+@pytest.mark.parametrize(("name", "schedule"), MORE[::6])
 def test_more_losses_and_metrics_equal_one_device(float64, name, schedule):
     check(make_trainer(name, schedule))
 
@@ -98,6 +97,8 @@ def test_modules_that_end_the_graph_have_as_many_microbatches():
         make_trainer("disjoint", microbatches={"behind": 3, "probe": 6}, param_dtype="float32")
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_loss_of_a_frozen_branch_is_counted_and_has_no_backward(float64):
     trainer = make_trainer("disjoint", trained=("llm", "behind"))
     loss, gradients = trainer.loss_and_gradients(trainer.init(), make_batch())
@@ -108,6 +109,8 @@ def test_a_loss_of_a_frozen_branch_is_counted_and_has_no_backward(float64):
     assert {module for module, own in gradients.items() if own} == {"llm", "behind"}
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_counts_may_be_given_for_each_loss(float64):
     batch = make_batch()
     trainer = make_trainer("disjoint")
