@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from hetjax.compilation.targets import target_devices
     from hetjax.errors import HetjaxError
     from hetjax.graph import Edge, ModuleGraph
+    from hetjax.models.metrics import Mean, Sum
     from hetjax.stages.batch import rows_needed
+    from hetjax.stages.reused import Reused
     from hetjax.stages.row_subset import RowSubset
     from hetjax.state.train_state import TrainState
     from hetjax.state.whole_module import module_of, with_module
@@ -27,8 +29,11 @@ __all__ = [
     "BoundaryPlan",
     "Edge",
     "HetjaxError",
+    "Mean",
     "ModuleGraph",
+    "Reused",
     "RowSubset",
+    "Sum",
     "TrainState",
     "Trainer",
     "module_of",
@@ -44,8 +49,11 @@ _DEFINED_IN = {
     "BoundaryPlan": "hetjax.boundary",
     "Edge": "hetjax.graph",
     "HetjaxError": "hetjax.errors",
+    "Mean": "hetjax.models.metrics",
     "ModuleGraph": "hetjax.graph",
+    "Reused": "hetjax.stages.reused",
     "RowSubset": "hetjax.stages.row_subset",
+    "Sum": "hetjax.models.metrics",
     "TrainState": "hetjax.state.train_state",
     "Trainer": "hetjax.trainer",
     "module_of": "hetjax.state.whole_module",

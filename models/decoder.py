@@ -69,12 +69,12 @@ class LanguageModel(FusedLanguageModel):
         All inputs have the natural order of positions. Where the layout in force splits the sequence, `hidden` alone
         is in the order of `hetjax.models.parallel.zigzag_order`, the same in every stage.
 
-        Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least} from the
-        whole model and the last stage, {"hidden": [B, S, D]} from other stages. With a sequence-balance loss of
-        experts, each sequence's own, summed over layers, counts as often as the sequence has loss tokens: in the
-        mean over the tokens of a batch it is the mean over its sequences, weighted by their tokens. Stages
-        pass what is known of it as `balance`. Raises ModelError when an
-        input that `input_ports` lists is missing (unless optional), or one that it does not list is given.
+        Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least, "features": [B, S, D] as
+        the head sees them, in the natural order} from the whole model and the last stage, {"hidden": [B, S, D]} from
+        other stages. With a sequence-balance loss of experts, each sequence's own, summed over layers, counts as often
+        as the sequence has loss tokens: in the mean over the tokens of a batch it is the mean over its sequences,
+        weighted by their tokens. Stages pass what is known of it as `balance`. Raises ModelError when an input that
+        `input_ports` lists is missing (unless optional), or one that it does not list is given.
         """
         given = dict(
             tokens=tokens, labels=labels, loss_weights=loss_weights, image_tokens=image_tokens,

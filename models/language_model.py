@@ -81,6 +81,7 @@ class FusedLanguageModel(nnx.Module):
         return {
             **dict.fromkeys(("tokens", "segments", *LOSS_PORTS), SEQUENCE),
             "hidden": (*RESIDUAL, "embed"),
+            "features": (*SEQUENCE, "embed"),
         }
 
     @property
@@ -146,7 +147,10 @@ class FusedLanguageModel(nnx.Module):
         loss_weights: Float[Array, "B S"] | None,
         order: SequenceOrder,
     ) -> dict[str, Array]:
-        """{"loss"} of the last stage, {"hidden"}, and {"balance"} where stages pass it, of others."""
+        """{"loss"} of the last stage, {"hidden"}, and {"balance"} where stages pass it, of others.
+
+        The last one also returns "features" [B, S, D], the positions as its head sees them, for edges that leave there.
+        """
         if not self.cut.last:
             return {"hidden": x, "balance": balance} if self._balances else {"hidden": x}
         with scope("head"):
@@ -158,7 +162,7 @@ class FusedLanguageModel(nnx.Module):
             loss = cross_entropy(x, kernel[...], *arranged, vocab_dim=0 if tied else 1)
             if self._balances:
                 loss += jnp.sum(balance * loss_weights.sum(axis=1, dtype=balance.dtype))
-        return {"loss": loss}
+        return {"loss": loss, "features": order.restore(x)}
 
     def _decoding_outputs(self, x: Float[Array, "B S D"], last: Int[Array, " B"] | None) -> dict[str, Array]:
         """{"logits"} of the positions `last` of the last stage; of others {"hidden"}, and a balance of zero."""

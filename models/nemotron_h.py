@@ -66,9 +66,10 @@ class NemotronH(FusedLanguageModel):
         sequence before pruning, and `hidden` those after it; every stage takes it with `image_positions`.
 
         Returns {"loss": sum over tokens of weight * cross entropy in nats, float32 at least, with the balance
-        loss of each sequence for each of its tokens} from the whole model and the last stage, {"hidden": [B, S', D]},
-        and "balance" where there is one, from other stages. Raises ModelError when an input that `input_ports`
-        lists is missing (unless optional), or one that it does not list is given.
+        loss of each sequence for each of its tokens, "features": [B, S', D] as the head sees them} from the whole model
+        and the last stage, {"hidden": [B, S', D]}, and "balance" where there is one, from other stages. Raises
+        ModelError when an input that `input_ports` lists is missing (unless optional), or one that it does not list is
+        given.
         """
         given = dict(
             tokens=tokens, labels=labels, loss_weights=loss_weights, image_tokens=image_tokens,

@@ -24,6 +24,9 @@ from hetjax.stages.stage import Stage
 Optimizers = Transform | Mapping[str, Transform]
 """One optimizer for all modules, or one for each by name."""
 
+WITHIN_MICROBATCH = "within_microbatch"
+"""What a module says of `compares_samples` that is to compare the samples of a microbatch alone."""
+
 Microbatches = int | Mapping[str, int]
 """The parts that a batch is split into: for all modules, or by module."""
 
@@ -70,7 +73,12 @@ def module_counts(microbatches: Microbatches, graph: ModuleGraph) -> dict[str, i
     counts: dict[str, int] = {}
     for module in reversed(graph.order):
         readers = {port_of(edge.destination).module for edge in graph.outputs(module)}
-        counts[module] = named.get(module, math.gcd(*(counts[reader] for reader in readers)))
+        if not readers and named.get(module, named[graph.sink]) != named[graph.sink]:
+            raise ConfigError(
+                f"microbatches: modules '{module}' ({named[module]}) and '{graph.sink}' ({named[graph.sink]}) both end "
+                "the graph; microbatches are those of the loss, so give both the same number"
+            )
+        counts[module] = named.get(module, math.gcd(*(counts[reader] for reader in readers)) or named[graph.sink])
         for reader in sorted(readers):
             if counts[reader] % counts[module]:
                 raise ConfigError(
@@ -80,6 +88,39 @@ def module_counts(microbatches: Microbatches, graph: ModuleGraph) -> dict[str, i
                     f"{counts[module]}"
                 )
     return counts
+
+
+def check_compared_samples(graph: ModuleGraph, counts: Mapping[str, int]) -> list[str]:
+    """Return a line for each module that compares the samples of a microbatch alone, of several.
+
+    Raises ConfigError where microbatches would change what a module compares, and for a setting that means nothing.
+    """
+    lines = []
+    for name, count in counts.items():
+        module = graph.abstract(name)
+        setting = getattr(module, "compares_samples", False)
+        if setting not in (False, True, WITHIN_MICROBATCH):
+            raise ConfigError(
+                f"module '{name}': compares_samples={setting!r}; give True, False or {WITHIN_MICROBATCH!r}"
+            )
+        if setting and getattr(module, "independent_samples", False):
+            raise ConfigError(
+                f"module '{name}' has both compares_samples={setting!r} and independent_samples=True; one of them is "
+                "wrong, drop it"
+            )
+        if setting is True and count > 1:
+            raise ConfigError(
+                f"module '{name}' compares samples with each other (compares_samples=True), and {count} microbatches "
+                f"would show it {count} parts of the batch one by one, which is another loss: set microbatches=1 "
+                "(remat saves memory instead), or, if the pairs of each part are what you want, "
+                f"compares_samples={WITHIN_MICROBATCH!r} on {type(module).__name__}"
+            )
+        if setting and count > 1:
+            lines.append(
+                f"module '{name}' compares the samples of each of {count} microbatches with each other: another number "
+                "of microbatches is another loss"
+            )
+    return lines
 
 
 def check_remat_settings(remat: Mapping[str, Remat | Sequence[str]], graph: ModuleGraph) -> dict[str, Remat]:

@@ -86,29 +86,57 @@ class DecodePrograms:
         return tasks
 
 
-def stages_for_decoding(graph: ModuleGraph, stages: Sequence[Stage], links: Sequence[Link]) -> tuple[Stage, ...]:
-    """Return the stages as generation runs them.
+def generating_module(graph: ModuleGraph) -> str:
+    """Return the language model: the module of a loss that can generate, else the one that ends the graph.
+
+    Raises GraphError where several modules can generate.
+    """
+    able = [module for module in graph.losses if hasattr(graph.abstract(module), "decode")]
+    if len(able) > 1:
+        raise GraphError(
+            f"modules {', '.join(able)} of the losses can all generate (decode); answers come from one of them, so "
+            "generate with a graph that has the others left out"
+        )
+    return able[0] if able else graph.sink
+
+
+def read_for_decoding(stages: Sequence[Stage], links: Sequence[Link], model: str) -> tuple[Link, ...]:
+    """Return the links that the language model's answers depend on."""
+    read = {stage.name for stage in stages if stage.module == model}
+    for stage in reversed(stages):
+        if any(link.source == stage.name and link.destination in read for link in links):
+            read.add(stage.name)
+    return tuple(link for link in links if link.destination in read)
+
+
+def stages_for_decoding(
+    graph: ModuleGraph, stages: Sequence[Stage], links: Sequence[Link], model: str
+) -> tuple[Stage, ...]:
+    """Return the stages that generation runs, as it runs them: those of the language model and what it reads.
 
     Those of the language model have no loss inputs, and the sequence in one piece, since a decode step has one token
-    position. Those of encoders take all prompts at once. Raises GraphError when the language model cannot generate.
+    position. Those of encoders take all prompts at once. `links` are those of `read_for_decoding`. Raises GraphError
+    when the language model cannot generate.
     """
-    takes = _decode_inputs(graph, links)
+    takes = _decode_inputs(graph, links, model)
+    read = {name for link in links for name in (link.source, link.destination)}
     return tuple(
         dataclasses.replace(
             stage,
             layout=dataclasses.replace(stage.layout, context=1, sequence_parallel=False),
             inputs=tuple(port for port in stage.inputs if port in takes),
         )
-        if stage.module == graph.sink
+        if stage.module == model
         else dataclasses.replace(stage, window=ONE_MICROBATCH)
         for stage in stages
+        if stage.module == model or stage.name in read
     )
 
 
-def _decode_inputs(graph: ModuleGraph, links: Sequence[Link]) -> tuple[str, ...]:
+def _decode_inputs(graph: ModuleGraph, links: Sequence[Link], name: str) -> tuple[str, ...]:
     """Return the inputs that `decode` takes from the batch and from links."""
-    model = graph.abstract(graph.sink)
-    name, kind = graph.sink, type(model).__name__
+    model = graph.abstract(name)
+    kind = type(model).__name__
     lacking = [method for method in ("init_cache", "cache_dims", "decode") if not hasattr(model, method)]
     if lacking:
         raise GraphError(

@@ -15,7 +15,13 @@ from jaxtyping import Int
 from hetjax.boundary import TwoWayTransport
 from hetjax.compilation.compile_all import compile_all
 from hetjax.errors import BatchError, ConfigError
-from hetjax.generation.decode_programs import DecodePrograms, stages_for_decoding, trace_decode_programs
+from hetjax.generation.decode_programs import (
+    DecodePrograms,
+    generating_module,
+    read_for_decoding,
+    stages_for_decoding,
+    trace_decode_programs,
+)
 from hetjax.generation.padding import Signature, padded_batch, padded_shapes, repeat_last, signature_of
 from hetjax.generation.stage_programs import TOKENS, Carry
 from hetjax.generation.stage_weights import WeightCasts, Weights
@@ -52,8 +58,8 @@ class Answers:
 class Generator:
     """Continues prompts token by token, on the placement and with the weights of a trainer.
 
-    Encoders run their stages in order; their tokens cross to the language model, the module that ends
-    the graph. That runs a prefill and R - 1 steps, with a cache for every stage on the stage's mesh; the
+    Encoders run their stages in order; their tokens cross to the language model, the module of a
+    loss that can generate. That runs a prefill and R - 1 steps, with a cache for every stage on the stage's mesh; the
     token chosen on the last stage's mesh crosses back to the first. Nothing is read on the host before
     the end. The language model's sequence is not split over the context axis, since a decode step has one position.
 
@@ -90,9 +96,10 @@ class Generator:
                 raise ConfigError(f"{name} is {number}; give 1 or more")
         self.max_new_tokens, self.check_every, self.sampling = max_new_tokens, check_every, sampling
         self.stop_tokens = tuple(int(token) for token in np.atleast_1d(np.asarray(stop_token, np.int32)))
-        self.sink, self.links = trainer.graph.sink, trainer.links
+        self.sink = generating_module(trainer.graph)
+        self.links = read_for_decoding(trainer.stages, trainer.links, self.sink)
         self._devices = trainer.devices
-        self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links)
+        self.stages = stages_for_decoding(trainer.graph, trainer.stages, self.links, self.sink)
         model = trainer.graph.abstract(self.sink)
         self._cache_dims = {
             stage.name: cut_module(model, stage.module, stage.index, stage.count, stage.layers).cache_dims()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 from jax.sharding import NamedSharding
@@ -25,7 +25,7 @@ class ForwardBackward:
     program. With `in_two_parts` the backward is two programs: `backward_input` and `backward_weight`.
 
     Args:
-        stage, inputs, gradient_inputs, gradient_outputs: as for `StageFunctions`.
+        stage, inputs, gradient_inputs, gradient_outputs, read: as for `StageFunctions`.
         in_two_parts: whether the schedule runs the backward in two parts.
 
     Attributes:
@@ -41,11 +41,12 @@ class ForwardBackward:
         *,
         gradient_inputs: tuple[str, ...],
         gradient_outputs: Mapping[str, int],
+        read: Collection[str],
         in_two_parts: bool = False,
     ):
         self.stage, self.inputs = stage, inputs
         self.in_two_parts = in_two_parts
-        self.functions = StageFunctions(stage, inputs, gradient_inputs, gradient_outputs)
+        self.functions = StageFunctions(stage, inputs, gradient_inputs, gradient_outputs, read)
         self.programs: dict[str, Program] = {}
         if not stage.is_local:
             return
@@ -54,7 +55,7 @@ class ForwardBackward:
             self.functions.forward,
             stage.mesh,
             *self._forward_arguments,
-            out_shardings=(shardings_of(self.outputs), shardings_of(stage.buffers), None),
+            out_shardings=(shardings_of(self.functions.returned), shardings_of(stage.buffers), None),
             nested_loops=stage.nests_layers,
         )
         forward.trace()
@@ -150,7 +151,7 @@ class ForwardBackward:
     # ── running ──────────────────────────────────────────────────────────────────────────────────
 
     def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays, Residuals | None]:
-        """Dispatch: (outputs by port, buffers after the call, residuals for `backward`)."""
+        """Dispatch: (outputs that are read by port, buffers after the call, residuals for `backward`)."""
         outputs, after, kept = self.programs["forward"](params, buffers, inputs)
         if not self.has_backward:
             return outputs, after, None

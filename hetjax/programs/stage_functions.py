@@ -7,7 +7,7 @@ held once, whatever the number of microbatches in flight, and whether or not the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.programs.residuals import ResidualPlaces, Residuals
 from hetjax.programs.whole_weights import WholeWeights
 from hetjax.stages.flat_state import Arrays, Shapes
+from hetjax.stages.metric_ports import is_metric
 from hetjax.stages.stage import LOSS, Stage
 
 Cotangents = dict[str, tuple[jax.Array, ...]]
@@ -32,9 +33,11 @@ class StageFunctions:
         inputs: shapes of its inputs for one microbatch, by port.
         gradient_inputs: the input ports whose gradient is asked for.
         gradient_outputs: the number of gradients that arrive at each output port; empty for no backward.
+        read: the output ports that other stages read.
 
     Attributes:
         outputs: shape, dtype and sharding by output port.
+        returned: those of the ports that the forward returns: what is read, the loss, and metrics.
 
     Raises GraphError for an output port that does not exist or has no gradient.
     """
@@ -45,6 +48,7 @@ class StageFunctions:
         inputs: Shapes,
         gradient_inputs: tuple[str, ...],
         gradient_outputs: Mapping[str, int],
+        read: Collection[str],
     ):
         self.stage, self.inputs = stage, inputs
         self.gradient_inputs, self.gradient_outputs = gradient_inputs, dict(gradient_outputs)
@@ -59,6 +63,11 @@ class StageFunctions:
         self.outputs: Shapes = {
             port: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=stage.port_sharding(port, aval.shape))
             for port, aval in outputs.items()
+        }
+        self.returned = {
+            port: aval
+            for port, aval in self.outputs.items()
+            if port in read or is_metric(port) or (port == LOSS and stage.loss_weight is not None)
         }
         self._check_gradient_ports()
 
@@ -87,7 +96,11 @@ class StageFunctions:
     # ── forward ──────────────────────────────────────────────────────────────────────────────────
 
     def forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays, tuple[jax.Array, ...]]:
-        """Return (outputs by port, buffers after the call, residuals that are no arguments)."""
+        """Return (outputs that are read by port, buffers after the call, residuals that are no arguments)."""
+        outputs, after, kept = self._forward(params, buffers, inputs)
+        return {port: outputs[port] for port in self.returned}, after, kept
+
+    def _forward(self, params: Arrays, buffers: Arrays, inputs: Arrays) -> tuple[Arrays, Arrays, tuple[jax.Array, ...]]:
         params = self._whole.gather(params)
         if not self.has_backward:
             return *self.stage.call(params, buffers, inputs), ()
@@ -98,8 +111,9 @@ class StageFunctions:
             lambda params, inputs: self._linearized(self.stage.of_one_shard, params, {}, inputs), shards, shared=(0,)
         )
         outputs, _, kept = forward(params, split(inputs, shards))
-        # The loss is a sum over samples.
-        return {port: jnp.sum(x) if port == LOSS else merge(x) for port, x in outputs.items()}, {}, kept
+        # The loss and parts of metrics are sums over samples.
+        summed = {port for port in outputs if port == LOSS or is_metric(port)}
+        return {port: jnp.sum(x) if port in summed else merge(x) for port, x in outputs.items()}, {}, kept
 
     def _linearized(
         self, stage: Stage, params: Arrays, buffers: Arrays, inputs: Arrays

@@ -35,12 +35,15 @@ class BadSteps:
             square_sums: Sums of squares of the gradients, by stage of this process.
 
         Raises:
-            DivergenceError: it is one bad step too many.
+            DivergenceError: it is one bad step too many; or the gradient is finite, so that the step was taken, and
+                another number is not.
         """
         if all(map(math.isfinite, numbers.values())):
             self._in_a_row = 0
             return None
         what = _what(numbers, square_sums)
+        if math.isfinite(numbers["grad_norm"]):  # by which the trainer skips: this step has changed the weights
+            raise DivergenceError(f"step {step}: {what}; lower optimizer.learning_rate, or find what makes it")
         self._in_a_row += 1
         self.total += 1
         if self._in_a_row > self._limit:
@@ -56,4 +59,9 @@ class BadSteps:
 def _what(numbers: StepMetrics, square_sums: Mapping[str, Float[jax.Array, ""]]) -> str:
     bad = [stage for stage, square_sum in square_sums.items() if not math.isfinite(float(square_sum))]
     where = f", and the gradients of {', '.join(bad)} are not finite" if bad else ""
-    return f"the loss is {numbers['loss']:g}, the gradient norm {numbers['grad_norm']:g}{where}"
+    others = "".join(
+        f", {name} {number:g}"
+        for name, number in numbers.items()
+        if name not in ("loss", "grad_norm") and not math.isfinite(number)
+    )
+    return f"the loss is {numbers['loss']:g}, the gradient norm {numbers['grad_norm']:g}{others}{where}"

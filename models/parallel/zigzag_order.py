@@ -20,13 +20,13 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from hetjax.models.dims import constrain
+from hetjax.models.dims import SEQUENCE, constrain
 from hetjax.models.errors import LayoutError
 from hetjax.models.parallel.layout_in_force import split_of
 
-# B batch · S sequence · N some of its positions
+# B batch · S sequence · N some of its positions · D width
 
 
 Tile = tuple[int | Array, int | Array, bool]
@@ -58,6 +58,12 @@ class SequenceOrder:
         if x is None or self.shards == 1:
             return x
         return constrain(jnp.take(constrain(x, "batch", None), self.positions, axis=1), "batch", "seq")
+
+    def restore(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Return hidden states in the natural order of positions; they cross between the devices of a sequence."""
+        if self.shards == 1:
+            return x
+        return constrain(jnp.take(x, np.argsort(self.positions), axis=1), *SEQUENCE, "embed")
 
     def places(self, positions: Int[Array, "B N"] | None) -> Int[Array, "B N"] | None:
         """Return the place of each position; a position of S or more stays outside of the sequence."""

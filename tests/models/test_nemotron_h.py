@@ -159,7 +159,7 @@ def test_every_stage_takes_out_the_same_rows(float64):
     for part in parts:
         given = {**batch, **out}
         out = part(**{port: given[port] for port in part.input_ports if port in given})
-    assert out.keys() == {"loss"}
+    assert out.keys() == {"loss", "features"}
     assert relative_error(out["loss"], want) < 1e-12
     assert parts[0].input_ports[-3:] == ("segments", "image_positions", "image_kept")
     assert parts[1].input_ports == ("hidden", "balance", "segments", "image_positions", "image_kept")

@@ -25,6 +25,11 @@ def test_bad_steps_in_a_row_are_counted_up_to_the_limit():
         watch.check(7, BAD, SUMS)
 
 
+def test_a_number_that_is_not_finite_beside_a_finite_gradient_ends_the_run():
+    with pytest.raises(DivergenceError, match="step 2: the loss is 1, the gradient norm 2, llm/accuracy nan"):
+        BadSteps(3).check(2, {**GOOD, "llm/accuracy": float("nan")}, {})
+
+
 def test_a_limit_of_zero_ends_at_the_first():
     with pytest.raises(DivergenceError, match="step 3: the loss is nan"):
         BadSteps(0).check(3, BAD, {})

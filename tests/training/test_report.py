@@ -70,7 +70,9 @@ def test_the_speed_of_a_step_counts_no_padding_no_checkpoint_and_no_evaluation(t
     clock = Clock()
     monkeypatch.setattr(report, "time", clock)
     config = SimpleNamespace(bad_steps=3, name="x", directory=tmp_path, steps=17, log_every=5)
-    job = SimpleNamespace(is_main=True, unlimited=lambda what: contextlib.nullcontext())
+    job = SimpleNamespace(
+        is_main=True, unlimited=lambda what: contextlib.nullcontext(), waiting_for_devices=contextlib.nullcontext
+    )
     text = io.StringIO()
     reporter, device = (
         Reporter(config, job, RunFolder(tmp_path), Console(file=text, width=200), done=0, **PARTS),
