@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hetjax.errors import ConfigError
-from hetjax.models import ModelError, NemotronHConfig
+from hetjax.models import LoraConfig, ModelError, NemotronHConfig
 from hetjax.models.components import (
     AudioEncoderConfig,
     ComponentConfig,
@@ -35,6 +35,7 @@ class ModelConfig:
             Null for the preset's, or none.
         audio: Sizes of the audio encoder; null for the preset's, or none.
         encoders: Sizes of the encoders of further modalities, with their `type`, by the name of their module.
+        lora: Modules that train by low-rank maps beside their weights, which are frozen, e.g. {llm: {rank: 16}}.
     """
 
     preset: str | None = None
@@ -44,6 +45,7 @@ class ModelConfig:
     vision: VisionEncoderConfig | None = None
     audio: AudioEncoderConfig | None = None
     encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
+    lora: dict[str, LoraConfig] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(components: Mapping[str, ComponentConfig]) -> ModelConfig:
@@ -63,6 +65,8 @@ class ModelConfig:
         self.components  # noqa: B018  its errors should come now
         if "llm" not in self.components:
             raise ConfigError("model.llm is missing; give the sizes of a language model, or model.preset")
+        if unknown := sorted(self.lora.keys() - self.components.keys()):
+            raise ConfigError(f"model.lora names {unknown[0]}; the modules are {', '.join(self.components)}")
         self._check_widths()
 
     def check_types(self) -> None:

@@ -142,7 +142,7 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
     with job.unlimited("making the first state"):
         if step is None:
             return Progress(state=_fresh_state(parts.trainer, config, console))
-        state, extra = parts.checkpoints.restore()
+        state, extra = parts.checkpoints.restore(lambda: _fresh_state(parts.trainer, config, console))
         parts.data.set_state(extra["data"])
         console.print(f"resuming after step {state.step} from {parts.checkpoints.directory}")
         _print_changed_schedule(config, state.step, extra.get("steps"), console)

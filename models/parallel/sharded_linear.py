@@ -74,7 +74,7 @@ class LinearSharding:
 
 
 class LowRankMap(Protocol):
-    """A low-rank map beside a linear one, as `hetjax.models.parts.low_rank.LowRank` is one: scale * b(a(x)).
+    """A low-rank map beside a linear one, as `hetjax.models.parts.low_rank.LowRank` is one: b(scale * a(x)).
 
     Attributes:
         a, b: linear maps to the rank, and from it.
@@ -141,8 +141,8 @@ def _add_low_rank(
     low = [linears[i].lora for i in adapted]
     between = tuple(map(_split_more, given, wanted))
     for i, each, inner in zip(adapted, low, _products(x, tuple(each.a for each in low), given, between), strict=True):
-        (outer,) = _products(inner, (each.b,), between, wanted)
-        results[i] = results[i] + each.scale * outer
+        (outer,) = _products(each.scale * inner, (each.b,), between, wanted)
+        results[i] = results[i] + outer
     return results
 
 

@@ -59,7 +59,7 @@ class Linear(nnx.Module):
         """Return `x @ kernel (+ bias)`, with what a low-rank map adds."""
         y = self.multiply(x)
         if self.lora is not None:
-            y = y + self.lora.scale * self.lora.b(self.lora.a(x))
+            y = y + self.lora.b(self.lora.scale * self.lora.a(x))
         return self.shift(y)
 
     def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
