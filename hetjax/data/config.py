@@ -8,6 +8,7 @@ from typing import Any
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.source_config import eval_sources, train_sources
 from hetjax.errors import ConfigError
+from hetjax.models.class_path import OwnPart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class DataConfig:
         ignore_keys: Keys of samples and of their messages that are left out; any other that nothing reads is an error.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
         processor: How text, images, videos and audio are taken in.
+        own_processor: A class of your own, {class_path: my_file.MyProcessor, init_args: {}}, in the place of
+            hetjax.data.chat.Processor, from which it inherits; null for that.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 
@@ -44,6 +47,7 @@ class DataConfig:
     ignore_keys: tuple[str, ...] = ()
     max_bad_share: float = 0.01
     processor: ProcessorConfig = dataclasses.field(default_factory=ProcessorConfig)
+    own_processor: OwnPart | None = None
     workers: int = 4
 
     def __post_init__(self):

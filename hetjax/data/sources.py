@@ -10,9 +10,10 @@ from pathlib import Path
 from hetjax.data.config import DataConfig
 from hetjax.data.held_out import HeldOut, Remaining, held_out
 from hetjax.data.reading import JoinedSource, Source, files_of, open_files
-from hetjax.data.schemas import Columns, SchemaSource
+from hetjax.data.schemas import Columns, Schema, SchemaSource
 from hetjax.data.source_config import EvalShare, SourceConfig, eval_sources, train_sources
 from hetjax.errors import ConfigError, DataError
+from hetjax.models.class_path import function_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,19 @@ class TrainSources:
 
 
 def open_source(
-    path: str | Path, split: str | None = None, columns: Columns | None = None, ignore: Collection[str] = ()
+    path: str | Path,
+    split: str | None = None,
+    columns: Columns | None = None,
+    ignore: Collection[str] = (),
+    schema: Schema | None = None,
 ) -> Source:
     """Open a file, a folder or a glob, its samples in the one dialect, without the keys of `ignore`.
 
+    `schema` makes of each sample one of a schema that is known.
+
     Raises DataError where it cannot be read or has no sample.
     """
-    return _joined([SchemaSource(source, columns, ignore) for source in open_files(path, split)], str(path))
+    return _joined([SchemaSource(source, columns, ignore, schema) for source in open_files(path, split)], str(path))
 
 
 def open_train(data: DataConfig) -> TrainSources:
@@ -79,7 +86,8 @@ def open_eval(data: DataConfig, trained: Callable[[], TrainSources]) -> Source:
 
 
 def _open(config: SourceConfig, data: DataConfig) -> Source:
-    return open_source(config.path, config.split, config.columns, data.ignore_keys)
+    schema = None if config.schema is None else function_of(config.schema, what=f"the schema of '{config.label}'")
+    return open_source(config.path, config.split, config.columns, data.ignore_keys, schema)
 
 
 def _check_apart(configs: tuple[SourceConfig, ...]) -> None:

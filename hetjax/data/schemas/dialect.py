@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from hetjax.data.media.held_media import HeldMedia
@@ -23,19 +24,46 @@ ABOUT = (
 )
 
 
+Schema = Callable[[Mapping[str, object]], Mapping[str, object]]
+"""A user's own function of a sample."""
+
+
 class SchemaSource:
     """The samples of a source in the one dialect, each with the folder that its media are in."""
 
-    def __init__(self, source: Source, columns: Columns | None = None, ignore: Collection[str] = ()):
+    def __init__(
+        self,
+        source: Source,
+        columns: Columns | None = None,
+        ignore: Collection[str] = (),
+        schema: Schema | None = None,
+    ):
         self.path, self.folder = source.path, source.folder
         self.blocks = getattr(source, "blocks", None)
-        self._source, self._columns, self._ignore = source, columns, ignore
+        self._source, self._columns, self._ignore, self._schema = source, columns, ignore, schema
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Line:
-        return normalised(self._source[index], self.folder, self._columns, self._ignore)
+        line = self._source[index]
+        if self._schema is not None:
+            line = _of_own_schema(line, self._schema)
+        return normalised(line, self.folder, self._columns, self._ignore)
+
+
+def _of_own_schema(line: Line, schema: Schema) -> Line:
+    """The sample as a user's own function makes it; what the function raises is said of the sample."""
+    record = _record(line.text)
+    try:
+        made = schema(record)
+    except Exception as error:
+        name = getattr(schema, "func", schema)
+        called = getattr(name, "__name__", type(name).__name__)
+        raise DataError(f"{line.where}: {called} raised {type(error).__name__} for the sample: {error}") from error
+    if not isinstance(made, Mapping):
+        raise DataError(f"{line.where}: the schema made {type(made).__name__} of the sample; return a mapping")
+    return dataclasses.replace(line, text=made)
 
 
 def normalised(line: Line, folder: Path, columns: Columns | None = None, ignore: Collection[str] = ()) -> Line:
