@@ -43,7 +43,7 @@ class PatchMixer(nnx.Module):
         (x,) = sharded_linear(patches, self.patch, given=RESIDUAL, wanted=RESIDUAL)
         for layer in self.layers:
             x = layer(x)
-        return {"tokens": jnp.tensordot(x, self.output.kernel[...], axes=1)}
+        return {"tokens": self.output(x)}
 
 
 class Mixer(nnx.Module):
