@@ -3,6 +3,7 @@
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
+from hetjax.models.lora import LoraConfig, merge_lora, with_lora
 from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet import ParakeetEncoder
@@ -22,6 +23,7 @@ __all__ = [
     "GREEDY",
     "DecoderConfig",
     "LanguageModel",
+    "LoraConfig",
     "MambaConfig",
     "MoEConfig",
     "ModelError",
@@ -37,4 +39,6 @@ __all__ = [
     "Siglip2Encoder",
     "VisionConfig",
     "VisionEncoder",
+    "merge_lora",
+    "with_lora",
 ]

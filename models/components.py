@@ -8,6 +8,7 @@ from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
+from hetjax.models.own_module import OwnModule
 from hetjax.models.parakeet import ParakeetEncoder
 from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.radio import RadioEncoder
@@ -17,11 +18,11 @@ from hetjax.models.siglip2_config import Siglip2Config
 from hetjax.models.vision_config import VisionConfig
 from hetjax.models.vit import VisionEncoder
 
-LanguageModelConfig = DecoderConfig | NemotronHConfig
+LanguageModelConfig = DecoderConfig | NemotronHConfig | OwnModule
 """Describes a language model."""
-VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config
+VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config | OwnModule
 """Describes an encoder of images, and of videos where it takes them."""
-AudioEncoderConfig = ParakeetConfig
+AudioEncoderConfig = ParakeetConfig | OwnModule
 """Describes an encoder of audio."""
 EncoderConfig = VisionEncoderConfig | AudioEncoderConfig
 """Describes an encoder."""
@@ -41,4 +42,6 @@ COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {
 
 def build_component(config: ComponentConfig, rngs: nnx.Rngs) -> nnx.Module:
     """Return the module that a config describes, with fresh weights; under `nnx.eval_shape`, with shapes alone."""
+    if isinstance(config, OwnModule):
+        return config.build(rngs)
     return COMPONENTS[type(config)](config, rngs=rngs)

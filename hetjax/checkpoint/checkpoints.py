@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -24,7 +24,9 @@ from hetjax.checkpoint.layer_slices import read_slices
 from hetjax.checkpoint.writer import Write, reason
 from hetjax.cluster.agree import gather
 from hetjax.errors import CheckpointError, ConfigError
+from hetjax.graph import ModuleGraph
 from hetjax.models.json_values import Json
+from hetjax.stages.flat_state import flatten_module
 from hetjax.state.module_state import JoinedArrays, Kind, StateArrays, find_state, join_state, split_state
 from hetjax.state.train_state import StageState, TrainState
 from hetjax.state.whole_array import LayerSlices
@@ -46,6 +48,9 @@ class Checkpoints:
     stages that it runs. The folder must be on a file system that all of them share. A checkpoint that any number of
     processes wrote restores in any other number.
 
+    Of a module that trains by low-rank maps (`hetjax.models.lora`) these alone are written: `restore` takes its frozen
+    weights from where they came.
+
     Args:
         directory: the folder; the first `save` makes it.
         keep: how many to keep, at least 1.
@@ -61,7 +66,11 @@ class Checkpoints:
         self.keep = keep
         self.trainer = trainer
         graph, stages, updates = trainer.graph, trainer.stages, trainer.updates
-        self._modules = {module: find_state(graph, module, stages, updates) for module in graph.order}
+        found = {module: find_state(graph, module, stages, updates) for module in graph.order}
+        self._modules = {module: _without_frozen(graph, module, kinds) for module, kinds in found.items()}
+        self._left_out = [
+            module for module in graph.order if len(self._modules[module]["params"]) < len(found[module]["params"])
+        ]
         self._described = {module: describe_module(kinds) for module, kinds in self._modules.items()}
         self._folder = CheckpointFolder(self.directory)
         self._write: Write | None = None
@@ -130,7 +139,7 @@ class Checkpoints:
         """Wait, so that nothing is left in the background. Raises CheckpointError as `wait` does."""
         self.wait()
 
-    def restore(self) -> tuple[TrainState, Mapping[str, Json]]:
+    def restore(self, base: Callable[[], TrainState] | None = None) -> tuple[TrainState, Mapping[str, Json]]:
         """Return the state and `extra` of the newest whole checkpoint, bit for bit, on the trainer's placement.
 
         A process gets the stages that it runs, and reads no more than they need, beside its share of the files, whose
@@ -138,9 +147,17 @@ class Checkpoints:
         is logged as a warning. A module that was frozen then and trains now, or the reverse, has its weights cast to
         their dtype now and its optimizer state fresh or dropped, which is logged as well.
 
+        `base` makes the first state again, as `lambda: trainer.init(seed, warm_start=...)`: the frozen weights of
+        modules with low-rank maps are its. Raises ConfigError without one where there are such modules.
+
         Raises CheckpointError when there is no checkpoint, none is whole, or it is of another model.
         """
         self.wait()
+        if self._left_out and base is None:
+            raise ConfigError(
+                f"the checkpoints in {self.directory} hold the low-rank maps of {', '.join(self._left_out)}, not the "
+                "weights beside them; give restore what makes these, lambda: trainer.init(seed, warm_start=...)"
+            )
         with self._listing():
             steps, incomplete = self._folder.steps(), self._folder.incomplete()
         if incomplete:
@@ -149,7 +166,7 @@ class Checkpoints:
         for step in reversed(steps):
             integrity = Integrity(self._folder.path(step))
             damage = _of_any_process(integrity.start())
-            restored = self._restore(step, integrity) if damage is None else damage
+            restored = self._restore(step, integrity, base) if damage is None else damage
             if not isinstance(restored, str):
                 self._set_aside(damaged)
                 self._step = step
@@ -163,7 +180,9 @@ class Checkpoints:
             f"every checkpoint in {self.directory} is damaged ({listed}); put back copies, or give another run_dir"
         )
 
-    def _restore(self, step: int, integrity: Integrity) -> tuple[TrainState, Mapping[str, Json]] | str:
+    def _restore(
+        self, step: int, integrity: Integrity, base: Callable[[], TrainState] | None
+    ) -> tuple[TrainState, Mapping[str, Json]] | str:
         """Return a checkpoint, or how it is damaged. Raises CheckpointError as `restore` does."""
         name = f"the checkpoint of step {step} in {self.directory}"
         if not integrity.is_known:
@@ -173,6 +192,7 @@ class Checkpoints:
             description = Description.from_json(text, name, "use the version that wrote it, or another run_dir")
             check_fits(name, description.modules, self._described)
         stages: dict[str, StageState] = {}
+        first = base().stages if self._left_out else {}
         failure: CheckpointError | None = None
         try:
             for module, kinds in self._modules.items():
@@ -181,7 +201,8 @@ class Checkpoints:
                 parts = [stage for stage in self.trainer.stages if stage.module == module and stage.is_local]
                 if parts:
                     arrays = self._read(step, module, {kind: kinds[kind] for kind in kinds if kind in saved})
-                    stages.update(split_state(kinds, arrays, parts, self.trainer.updates))
+                    others = first if module in self._left_out else {}
+                    stages.update(split_state(kinds, arrays, parts, self.trainer.updates, others))
         except CheckpointError as error:
             failure = error  # damage, if its checksums say so, in this process or another
         damage = _of_any_process(integrity.finish())
@@ -266,6 +287,12 @@ def _failing(failure: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(f"{failure}: {reason(error)}; {remedy}") from error
+
+
+def _without_frozen(graph: ModuleGraph, module: str, kinds: StateArrays) -> StateArrays:
+    """What a checkpoint holds of a module: not what is frozen beside low-rank maps."""
+    frozen = flatten_module(graph.abstract(module))[0].frozen
+    return {**kinds, "params": {path: whole for path, whole in kinds["params"].items() if path not in frozen}}
 
 
 def _of_any_process(damage: str | None) -> str | None:

@@ -79,6 +79,11 @@ class SavedWeights:
         """The modules that it holds."""
         return tuple(self._modules)
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The modules that trained, of which it holds the optimizer's state."""
+        return tuple(module for module, kinds in self._modules.items() if "opt_state" in kinds)
+
     def infos(self, module: str) -> dict[str, TensorInfo]:
         """Return shape and dtype of every weight and buffer of a module."""
         return {path: TensorInfo(info.shape, np.dtype(info.dtype)) for path, (_, info) in self._arrays(module).items()}

@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from hetjax.checkpoint.merged_weights import A, MergedWeights
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights, is_checkpoint
+from hetjax.config.build import build_graph
+from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import Configs
 from hetjax.state.train_state import TrainState
-from hetjax.state.weight_source import WeightSource
+from hetjax.state.weight_source import ModuleWeights, WeightSource
 from hetjax.trainer import Trainer
 
 
@@ -25,13 +28,36 @@ def open_weights(directory: str | os.PathLike[str]) -> WeightSource:
     """
     folder = Path(directory)
     if is_checkpoint(folder):
-        return SavedWeights(folder)
+        return open_checkpoint(folder)
     if (folder / "config.json").exists():
         return HuggingFaceCheckpoint(folder)
     raise ConfigError(
         f"{folder} holds no weights to start from; give a Hugging Face folder, one that `hetjax convert` made, or the "
         "folder of a run with checkpoints"
     )
+
+
+def open_checkpoint(directory: str | os.PathLike[str], *, average: bool = False) -> SavedWeights | MergedWeights:
+    """Open a checkpoint of ours; where a run trained low-rank maps, these added to the weights that it began with.
+
+    By the settings of the run, config.yaml beside its folder of checkpoints, these are in the folders of `warm_start`,
+    or come from the seed. `average` as in `SavedWeights`. Raises CheckpointError and ConfigError.
+    """
+    saved = SavedWeights(directory, average=average)
+    if not any(path.endswith(A) for module in saved.modules for path in saved.infos(module)):
+        return saved
+    settings = saved.folder.parent.parent / "config.yaml"
+    if not settings.exists():
+        raise ConfigError(
+            f"{saved.name} holds low-rank maps without the weights beside them, and there is no {settings} that says "
+            "where these are; give the checkpoint in the folder of its run"
+        )
+    config, _ = load_config(["--config", os.fspath(settings)])
+    bases: dict[str, WeightSource] = open_warm_start(config.warm_start, tuple(saved.modules))
+    lacking = [module for module in config.model.lora if module not in bases]
+    seeded = build_graph(dataclasses.replace(config.model, lora={})) if lacking else None
+    bases |= {module: ModuleWeights(module, seeded.build(module, config.seed)) for module in lacking}
+    return MergedWeights(saved, config.model.lora, bases)
 
 
 def open_warm_start(setting: str | Mapping[str, str] | None, modules: tuple[str, ...]) -> dict[str, WeightSource]:

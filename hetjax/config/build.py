@@ -20,6 +20,7 @@ from hetjax.graph import ModuleGraph
 from hetjax.meshes import Placement
 from hetjax.models.components import build_component
 from hetjax.models.kernels.attention_scores import Packing
+from hetjax.models.lora import with_lora
 from hetjax.schedule import Costs
 from hetjax.stages.batch import ROUTES
 from hetjax.trainer import Trainer
@@ -54,6 +55,7 @@ def build_graph(model: ModelConfig) -> ModuleGraph:
     """Build the module graph of a model: its encoders, if any, into the language model."""
     components = model.components
     modules = {name: partial(build_component, component) for name, component in components.items()}
+    modules |= {name: with_lora(modules[name], lora) for name, lora in model.lora.items()}
     edges = [
         edge
         for modality in MODALITIES.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hetjax.config.model_config import ModelConfig
@@ -21,6 +22,7 @@ from hetjax.data.chat import (
 from hetjax.data.chat.template import BUILT_IN_MARKS, DEFAULT_TEMPLATE
 from hetjax.data.modalities import placeholders
 from hetjax.errors import ConfigError, DataError
+from hetjax.models.class_path import call_class_path
 
 
 def row_capacity(data: DataConfig, model: ModelConfig) -> RowCapacity:
@@ -46,7 +48,9 @@ def make_loader(data: DataConfig, model: ModelConfig) -> SampleLoader:
     _check_vocabulary(tokenizer, data, model)
     end = end_mark(template, **data.processor.template_options)
     learned = [token for token in tokenizer.encode(end) if token in tokenizer.special_ids][:1]
-    processor = Processor(
+    own = data.own_processor
+    make = Processor if own is None else partial(call_class_path, own.settings(), what="data.own_processor")
+    processor = make(
         data.processor,
         tokenizer.stopping_at(learned),  # what ends an answer in training ends it where one is generated
         template,
@@ -54,6 +58,8 @@ def make_loader(data: DataConfig, model: ModelConfig) -> SampleLoader:
         encoders=model.components,
         ending=ending_of(template, tokenizer.stop_texts, **data.processor.template_options),
     )
+    if not isinstance(processor, Processor):
+        raise ConfigError(f"data.own_processor: {own.class_path} does not inherit from hetjax.data.chat.Processor")
     return SampleLoader(data, processor)
 
 

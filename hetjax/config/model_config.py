@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jsonargparse.typing import register_type
+
 from hetjax.errors import ConfigError
-from hetjax.models import ModelError, NemotronHConfig
+from hetjax.models import LoraConfig, ModelError, NemotronHConfig
+from hetjax.models.class_path import OwnPart
 from hetjax.models.components import (
     AudioEncoderConfig,
     ComponentConfig,
@@ -15,7 +18,11 @@ from hetjax.models.components import (
     LanguageModelConfig,
     VisionEncoderConfig,
 )
+from hetjax.models.own_module import OwnModule
 from hetjax.models.presets import find_preset
+
+for kind in (OwnModule, OwnPart):
+    register_type(kind, kind.settings, kind, (ModelError,), fail_already_registered=False)
 
 ENCODER_TYPES = ("vit", "radio", "siglip2", "parakeet")
 """Kinds of encoders, the `type` of their settings."""
@@ -30,11 +37,13 @@ class ModelConfig:
             none.
         without: Modules of the preset that are left out, such as [audio].
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
-        llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
+        llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's. Any module may be
+            one of your own, {class_path: my_file.MyModule, init_args: {width: 64}}, with the file on the path.
         vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2.
             Null for the preset's, or none.
         audio: Sizes of the audio encoder; null for the preset's, or none.
         encoders: Sizes of the encoders of further modalities, with their `type`, by the name of their module.
+        lora: Modules that train by low-rank maps beside their weights, which are frozen, e.g. {llm: {rank: 16}}.
     """
 
     preset: str | None = None
@@ -44,6 +53,7 @@ class ModelConfig:
     vision: VisionEncoderConfig | None = None
     audio: AudioEncoderConfig | None = None
     encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
+    lora: dict[str, LoraConfig] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(components: Mapping[str, ComponentConfig]) -> ModelConfig:
@@ -63,6 +73,8 @@ class ModelConfig:
         self.components  # noqa: B018  its errors should come now
         if "llm" not in self.components:
             raise ConfigError("model.llm is missing; give the sizes of a language model, or model.preset")
+        if unknown := sorted(self.lora.keys() - self.components.keys()):
+            raise ConfigError(f"model.lora names {unknown[0]}; the modules are {', '.join(self.components)}")
         self._check_widths()
 
     def check_types(self) -> None:
@@ -92,6 +104,9 @@ class ModelConfig:
     def _check_widths(self) -> None:
         llm = self.components["llm"]
         for name, config in self.components.items():
+            if isinstance(config, OwnModule):
+                self._check_own(name, config)
+        for name, config in self.components.items():
             if name == "llm":
                 continue
             if config.output_width != llm.width:
@@ -105,6 +120,14 @@ class ModelConfig:
                 f"model.vision.video_pruning_rate is {pruning}, but a {type(llm).__name__} cannot take token positions "
                 "out of its sequence; set it to 0, or make the language model a NemotronHConfig"
             )
+
+    def _check_own(self, name: str, config: OwnModule) -> None:
+        for needed in ("width", "vocab_size") if name == "llm" else ("output_width",):
+            if not hasattr(config, needed):
+                raise ConfigError(
+                    f"model.{name}: {config.class_path} has no attribute {needed}, by which it is fitted to the rest "
+                    f"of the model; set self.{needed} in it"
+                )
 
 
 def _changed(preset: Mapping[str, ComponentConfig], changes: Mapping[str, object]) -> dict[str, ComponentConfig]:

@@ -19,11 +19,15 @@ from hetjax.config.optimizer_config import OptimizerConfig
 from hetjax.config.profile_config import ProfileConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
+from hetjax.data.source_config import plain_settings
 from hetjax.errors import ConfigError
 from hetjax.execution.kernel_choice import Kernels
 from hetjax.meshes import Layout
 from hetjax.models.components import COMPONENTS
 from hetjax.schedule import DEFAULT_SCHEDULE, ScheduleName
+
+# {class_path, init_args} inside of settings of any form, as a source's own schema, stay as they are written.
+jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False, validate_subclass_spec_in_any=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     values.pop("config")
     resolved = yaml.safe_load(parser.dump(values, skip_unset=False))
     # The parser takes texts in values of any type for YAML once more: "1" would become a number.
-    resolved["data"] |= {"train": values.data.train, "eval": values.data.eval}
+    resolved["data"] |= {"train": plain_settings(values.data.train), "eval": plain_settings(values.data.eval)}
     return config, yaml.safe_dump(resolved, sort_keys=False)
 
 

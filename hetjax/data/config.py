@@ -9,6 +9,7 @@ from hetjax.data.held_out_sets import held_out_sets
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.source_config import train_sources
 from hetjax.errors import ConfigError
+from hetjax.models.class_path import OwnPart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class DataConfig:
             that its file is in. Leave it off for data of others: they could name any file that you can read.
         max_bad_share: Largest share of bad samples that is skipped before training stops, from 0 to 1.
         processor: How text, images, videos and audio are taken in.
+        own_processor: A class of your own, {class_path: my_file.MyProcessor, init_args: {}}, in the place of
+            hetjax.data.chat.Processor, from which it inherits; null for that.
         workers: Threads that read and decode samples ahead of the step; 0 reads when the step asks.
     """
 
@@ -49,6 +52,7 @@ class DataConfig:
     allow_outside: bool = False
     max_bad_share: float = 0.01
     processor: ProcessorConfig = dataclasses.field(default_factory=ProcessorConfig)
+    own_processor: OwnPart | None = None
     workers: int = 4
 
     def __post_init__(self):

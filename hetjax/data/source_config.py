@@ -9,6 +9,7 @@ from typing import Any
 
 from hetjax.data.schemas import Columns, check_columns, likely
 from hetjax.errors import ConfigError
+from hetjax.models.class_path import function_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class SourceConfig:
         repeat: How often an epoch has each of its samples, where there are no weights; 0.5 is every other one.
         split: Of a folder or a glob the files of this name, of a JSON object the list of this name.
         columns: Which column each key of a sample is taken from, {messages: conversations}; null to tell by the keys.
+        schema: A function of your own, {class_path: my_file.as_chat, init_args: {}}, that makes of each sample, a
+            mapping, one of a schema that is known; null for none.
     """
 
     path: str
@@ -31,6 +34,7 @@ class SourceConfig:
     repeat: float = 1
     split: str | None = None
     columns: Columns | None = None
+    schema: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -42,8 +46,7 @@ class SourceConfig:
         """Return the settings that a YAML gives: a path, or a mapping. Raises ConfigError, which `where` opens."""
         if isinstance(given, SourceConfig):
             return given
-        if isinstance(given, str):
-            given = {"path": given}
+        given = plain_settings({"path": given} if isinstance(given, str) else given)
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} must be a path or settings of a source, as {{path: a.jsonl}}, not {given!r}")
         names = [field.name for field in dataclasses.fields(cls)]
@@ -63,6 +66,15 @@ class EvalShare:
     """
 
     share: float
+
+
+def plain_settings(given: object) -> object:
+    """Return settings in dicts and lists: a parser may hold {class_path, init_args} in an object of its own."""
+    if hasattr(given, "as_dict"):
+        given = given.as_dict()
+    if isinstance(given, Mapping):
+        return {key: plain_settings(value) for key, value in given.items()}
+    return [plain_settings(value) for value in given] if isinstance(given, list) else given
 
 
 def train_sources(given: object) -> tuple[SourceConfig, ...]:
@@ -129,6 +141,8 @@ def _check(given: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}.repeat is {given['repeat']!r}; give a number above 0")
     if given.get("columns") is not None:
         check_columns(given["columns"], f"{where}.columns")
+    if given.get("schema") is not None:
+        function_of(given["schema"], what=f"{where}.schema")
 
 
 def _is_number(value: object) -> bool:

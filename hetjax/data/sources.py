@@ -12,9 +12,10 @@ from hetjax.data.config import DataConfig
 from hetjax.data.held_out import HeldOut, Remaining, held_out
 from hetjax.data.held_out_sets import HeldOutSet, held_out_sets
 from hetjax.data.reading import JoinedSource, Source, files_of, open_files
-from hetjax.data.schemas import Columns, SchemaSource
+from hetjax.data.schemas import Columns, Schema, SchemaSource
 from hetjax.data.source_config import EvalShare, SourceConfig, train_sources
 from hetjax.errors import ConfigError, DataError
+from hetjax.models.class_path import function_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,19 +46,22 @@ def open_source(
     columns: Columns | None = None,
     ignore: Collection[str] = (),
     *,
+    schema: Schema | None = None,
     allow_outside: bool = False,
 ) -> Source:
     """Open a file, a folder or a glob, its samples in the one dialect, without the keys of `ignore`.
 
-    Unless `allow_outside`, samples may name no files but those in the folder that is given, or that a file is in.
+    `schema` makes of each sample one of a schema that is known. Unless `allow_outside`, samples may name no files but
+    those in the folder that is given, or that a file is in.
     Raises DataError where it cannot be read or has no sample.
     """
     given = Path(path).expanduser()
-    sources = [
-        SchemaSource(source, columns, ignore, None if allow_outside else given if given.is_dir() else source.folder)
-        for source in open_files(path, split)
-    ]
-    return _joined(sources, str(path))
+
+    def root(source: Source) -> Path | None:
+        return None if allow_outside else given if given.is_dir() else source.folder
+
+    files = open_files(path, split)
+    return _joined([SchemaSource(file, columns, ignore, root(file), schema) for file in files], str(path))
 
 
 def open_train(data: DataConfig) -> TrainSources:
@@ -104,7 +108,9 @@ def _open_set(held: HeldOutSet, data: DataConfig, trained: Callable[[], TrainSou
 
 
 def _open(config: SourceConfig, data: DataConfig) -> Source:
-    return open_source(config.path, config.split, config.columns, data.ignore_keys, allow_outside=data.allow_outside)
+    schema = None if config.schema is None else function_of(config.schema, what=f"the schema of '{config.label}'")
+    others = {"schema": schema, "allow_outside": data.allow_outside}
+    return open_source(config.path, config.split, config.columns, data.ignore_keys, **others)
 
 
 def _check_apart(configs: tuple[SourceConfig, ...]) -> None:

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from hetjax.errors import GraphError
+from hetjax.models.lora import FROZEN
 
 Arrays = dict[str, jax.Array]
 """Arrays by path, e.g. "layers/block/attention/query/kernel"; of inputs and outputs by port."""
@@ -31,6 +32,7 @@ class Skeleton:
         params: paths that train (`nnx.Param`); the others are buffers, e.g. running statistics.
         keys: paths of random keys, which travel as their plain data.
         dims: dim names of every path that has them.
+        frozen: paths of `params` that say by their metadata that they do not train.
     """
 
     definition: nnx.GraphDef[nnx.Module]
@@ -39,6 +41,7 @@ class Skeleton:
     params: frozenset[str]
     keys: frozenset[str]
     dims: dict[str, tuple[str | None, ...]]
+    frozen: frozenset[str] = frozenset()
 
     def assemble(self, params: Arrays, buffers: Arrays) -> nnx.Module:
         """Return the module with these arrays in place."""
@@ -63,13 +66,18 @@ def flatten_module(module: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
         for path, (_, leaf) in zip(paths, entries, strict=True)
         if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("out_sharding")
     }
+    frozen = frozenset(
+        path
+        for path, (_, leaf) in zip(paths, entries, strict=True)
+        if path in params and leaf.get_metadata().get(FROZEN, False)
+    )
     arrays = dict(zip(paths, leaves, strict=True))
     for path, leaf in arrays.items():
         if not hasattr(leaf, "dtype"):
             raise GraphError(f"{type(module).__name__}: {path} holds {leaf!r}; make it an array, jnp.asarray({leaf!r})")
     keys = frozenset(path for path, leaf in arrays.items() if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
     return (
-        Skeleton(definition, treedef, paths, params, keys, dims),
+        Skeleton(definition, treedef, paths, params, keys, dims, frozen),
         {path: arrays[path] for path in paths if path in params},
         {path: _plain_data(arrays[path], path in keys) for path in paths if path not in params},
     )

@@ -15,17 +15,22 @@ def frozen_paths(
     """Return the paths of each module's weights that do not train.
 
     A name is that of a module, "vision", or of a part of one by its path, "vision.projector" or "vision.layers.block".
-    With `trained`, only what it names trains; of that, too, nothing that `frozen` names.
+    With `trained`, only what it names trains; of that, too, nothing that `frozen` names. Weights that are frozen
+    by their own metadata, as those beside low-rank maps (`hetjax.models.lora`), do not train whatever is named.
 
     Raises ConfigError for a name that stands for no weights, GraphError where nothing is left to train.
     """
     for option, names in (("frozen", frozen), ("trained", trained)):
         if isinstance(names, str):
             raise ConfigError(f"{option}={names!r} is one string; give a collection of names, e.g. [{names!r}]")
-    weights = {module: frozenset(flatten_module(graph.abstract(module))[1]) for module in graph.modules}
+    skeletons = {module: flatten_module(graph.abstract(module))[0] for module in graph.modules}
+    weights = {module: skeleton.params for module, skeleton in skeletons.items()}
     named_trained = weights if trained is None else _named(weights, trained, "trained")
     named_frozen = _named(weights, frozen, "frozen")
-    frozen_of = {module: (paths - named_trained[module]) | named_frozen[module] for module, paths in weights.items()}
+    frozen_of = {
+        module: (paths - named_trained[module]) | named_frozen[module] | skeletons[module].frozen
+        for module, paths in weights.items()
+    }
     if frozen_of == weights:
         raise GraphError(
             f"all modules of {', '.join(graph.modules)} are frozen or without weights (nnx.Param); "

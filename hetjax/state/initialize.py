@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 
@@ -17,6 +18,8 @@ from hetjax.stages.placed_shapes import shardings_of
 from hetjax.stages.stage import Stage
 from hetjax.state.train_state import StageState, TrainState
 from hetjax.state.weight_source import WeightSource, load_stages
+
+Value = TypeVar("Value")
 
 
 def initialize(
@@ -42,20 +45,22 @@ def initialize(
             continue
         params, buffers = given.get(stage.name, ({}, {}))
         if params.keys() != stage.params.keys() or buffers.keys() != stage.buffers.keys():
-            fresh_params, fresh_buffers = _stage_arrays(graph, stage, seed)
+            fresh_params, fresh_buffers = _stage_arrays(graph, stage, seed, {*params, *buffers})
             params, buffers = {**fresh_params, **params}, {**fresh_buffers, **buffers}
         opt_state = updates[stage.name].init(params) if stage.name in updates else None
         made[stage.name] = StageState(params=params, buffers=buffers, opt_state=opt_state)
     return TrainState(step=0, stages=made)
 
 
-def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, Arrays]:
+def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int, given: set[str]) -> tuple[Arrays, Arrays]:
+    """The arrays of a stage, but for those that are given."""
+
     def make(seed: int | jax.Array) -> tuple[Arrays, Arrays]:
         part = cut_module(graph.build(stage.module, seed), stage.module, stage.index, stage.count, stage.layers)
         _, params, buffers = flatten_module(part)
-        return _cast(params, stage.params), buffers
+        return _without(_cast(params, stage.params), given), _without(buffers, given)
 
-    shardings = shardings_of(stage.params), shardings_of(stage.buffers)
+    shardings = shardings_of(_without(stage.params, given)), shardings_of(_without(stage.buffers, given))
     if graph.is_concrete(stage.module):
         # By way of the host, since a step reuses the memory of the state: the module given keeps its own arrays.
         return jax.tree.map(to_devices, make(seed), shardings)
@@ -65,6 +70,10 @@ def _stage_arrays(graph: ModuleGraph, stage: Stage, seed: int) -> tuple[Arrays, 
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     name = f"{stage.name} initialize"
     return Program(name, make, stage.mesh, seed, out_shardings=shardings, compiler_options=options)(seed)
+
+
+def _without(arrays: dict[str, Value], given: set[str]) -> dict[str, Value]:
+    return {path: array for path, array in arrays.items() if path not in given}
 
 
 def _cast(arrays: Arrays, shapes: Shapes) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import jax
@@ -71,17 +72,25 @@ def join_state(kinds: StateArrays, state: TrainState) -> JoinedArrays:
 
 
 def split_state(
-    kinds: StateArrays, joined: JoinedArrays, stages: Sequence[Stage], updates: Mapping[str, Update]
+    kinds: StateArrays,
+    joined: JoinedArrays,
+    stages: Sequence[Stage],
+    updates: Mapping[str, Update],
+    others: Mapping[str, StageState] = MappingProxyType({}),
 ) -> dict[str, StageState]:
     """Return the states of a module's stages from its whole arrays; without "opt_state" in `joined` a fresh one.
 
-    `stages` are those that this process runs, and `joined` has what they hold some of.
+    `stages` are those that this process runs, and `joined` has what they hold some of; weights that it lacks are those
+    of `others`, by stage.
     """
     held: dict[str, dict[Kind, Arrays]] = {stage.name: {kind: {} for kind in joined} for stage in stages}
     for kind, arrays in joined.items():
         for path, array in arrays.items():
             for stage, part in kinds[kind][path].split(array).items():
                 held[stage][kind][path] = part
+    for stage in stages:
+        if stage.name in others:
+            held[stage.name]["params"] = {**others[stage.name].params, **held[stage.name]["params"]}
     return {stage.name: _stage_state(stage, updates.get(stage.name), **held[stage.name]) for stage in stages}
 
 

@@ -9,11 +9,12 @@ from typing import Protocol
 
 import jax
 import numpy as np
+from flax import nnx
 
 from hetjax.errors import ConfigError
 from hetjax.graph import ModuleGraph
 from hetjax.models.huggingface.tensor_files.tensors import TensorInfo, listed
-from hetjax.stages.flat_state import Arrays
+from hetjax.stages.flat_state import Arrays, flatten_module
 from hetjax.stages.stage import Stage
 from hetjax.state.module_arrays import find_parts, whole_shapes
 from hetjax.state.shard_bounds import devices_by_bounds
@@ -40,8 +41,29 @@ class WeightSource(Protocol):
         """Return a part of an array, from a start to a stop in every dim."""
 
 
+class ModuleWeights:
+    """The arrays of one module that is in memory, by path."""
+
+    def __init__(self, module: str, built: nnx.Module):
+        _, params, buffers = flatten_module(built)
+        self.modules = (module,)
+        self.name = f"module '{module}' in memory"
+        self._arrays = {path: np.asarray(array) for path, array in {**params, **buffers}.items()}
+
+    def infos(self, module: str) -> dict[str, TensorInfo]:
+        """Return shape and dtype of every array, by path."""
+        return {path: TensorInfo(array.shape, array.dtype) for path, array in self._arrays.items()}
+
+    def read(self, module: str, path: str, box: Box) -> np.ndarray:
+        """Return a part of an array."""
+        return self._arrays[path][box]
+
+
 def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
-    """Raise ConfigError unless the source holds every weight of a module in its shape; buffers may be missing."""
+    """Raise ConfigError unless the source holds every weight of a module in its shape; buffers may be missing.
+
+    So may low-rank maps beside frozen weights, which then begin as they are made.
+    """
     if module not in source.modules:
         raise ConfigError(
             f"warm_start: {source.name} holds no module '{module}', only {', '.join(source.modules)}; name the "
@@ -49,13 +71,16 @@ def check_source(graph: ModuleGraph, module: str, source: WeightSource) -> None:
         )
     held = source.infos(module)
     params, buffers = whole_shapes(graph, module)
+    frozen = flatten_module(graph.abstract(module))[0].frozen
     wrong = [
         f"{path} has shape {held[path].shape} in the weights, {tuple(aval.shape)} in the model"
         for path, aval in {**params, **buffers}.items()
         if path in held and held[path].shape != tuple(aval.shape)
     ]
     wrong += [
-        f"{path} of shape {tuple(params[path].shape)} is only in the model" for path in params if path not in held
+        f"{path} of shape {tuple(params[path].shape)} is only in the model"
+        for path in params
+        if path not in held and (path in frozen or not frozen)
     ]
     extra = sorted(held.keys() - params.keys() - buffers.keys())
     wrong += [f"{path} of shape {held[path].shape} is only in the weights" for path in extra]

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from rich.table import Table
 
-from hetjax.checkpoint.saved_weights import SavedWeights, is_checkpoint
+from hetjax.checkpoint.saved_weights import is_checkpoint
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
 from hetjax.models.huggingface.tensor_files.tensors import listed
@@ -30,6 +30,7 @@ def convert(
     allow_unexpected: bool = False,
     leave_out: list[str] | None = None,
     average: bool = False,
+    adapter: bool = False,
 ) -> Outcome:
     """Convert a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
 
@@ -46,11 +47,14 @@ def convert(
         allow_unexpected: Leave out tensors that no module takes, rather than refuse them.
         leave_out: Modules to leave behind that the family has no place for, one word each.
         average: Write the running average of a run's weights (optimizer.ema) in place of those that train.
+        adapter: Write the low-rank maps that a run trained (model.lora) as an adapter of PEFT, rather than merge them.
     """
     from hetjax.checkpoint.huggingface import (  # only here: they import the models
+        export_adapter,
         export_to_huggingface,
         import_from_huggingface,
     )
+    from hetjax.checkpoint.warm_start import open_checkpoint
 
     source, target = Path(from_), Path(to)
     wanted = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -61,6 +65,7 @@ def convert(
             ("like", like),
             ("leave_out", leave_out),
             ("average", average or None),
+            ("adapter", adapter or None),
         ):
             if given is not None:
                 raise ConfigError(f"--{option} is for writing Hugging Face checkpoints, and {source} is one; drop it")
@@ -68,21 +73,36 @@ def convert(
             weights = HuggingFaceCheckpoint(source, family=family, dtype=wanted)
             report = import_from_huggingface(weights, target, allow_unexpected=allow_unexpected)
     elif source.exists():
-        with busy(f"converting {source}"):
-            report = export_to_huggingface(
-                SavedWeights(source, average=average),
-                target,
-                like=None if like is None else Path(like),
-                family=family,
-                dtype=wanted,
-                quantize=quantize,
-                leave_out=leave_out or (),
-            )
+        weights, beside = open_checkpoint(source, average=average), None if like is None else Path(like)
+        if adapter:
+            _check_adapter(weights, dtype=dtype, quantize=quantize, leave_out=leave_out)
+            report = export_adapter(weights, target, like=beside, family=family)
+        else:
+            with busy(f"converting {source}"):
+                report = export_to_huggingface(
+                    weights,
+                    target,
+                    like=beside,
+                    family=family,
+                    dtype=wanted,
+                    quantize=quantize,
+                    leave_out=leave_out or (),
+                )
     else:
         raise ConfigError(f"there is no {source}; give --from a Hugging Face folder or a checkpoint of ours")
     seconds = round(time.perf_counter() - started, 3)
     numbers = {**dataclasses.asdict(report), "to": str(target), "seconds": seconds}
     return Outcome(numbers=numbers, shown=(_table(numbers),))
+
+
+def _check_adapter(weights: object, **options: object) -> None:
+    from hetjax.checkpoint.merged_weights import MergedWeights  # imports the models
+
+    if not isinstance(weights, MergedWeights):
+        raise ConfigError("--adapter is for a run that trained low-rank maps (model.lora), which this one did not")
+    for option, given in options.items():
+        if given is not None:
+            raise ConfigError(f"--{option} is for whole weights; drop it, or --adapter")
 
 
 def _table(numbers: Mapping[str, Json]) -> Table:

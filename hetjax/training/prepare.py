@@ -159,7 +159,7 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
     with job.unlimited("making the first state"):
         if step is None:
             return Progress(state=_fresh_state(parts.trainer, config, console), best=best, dataset=dataset)
-        state, extra = parts.checkpoints.restore()
+        state, extra = parts.checkpoints.restore(lambda: _fresh_state(parts.trainer, config, console))
         if job.is_main:
             for line in compare_datasets(extra.get("dataset", {}), dataset, config.resume):
                 console.print(line)

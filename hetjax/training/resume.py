@@ -92,8 +92,11 @@ def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwri
     path = folder.path / SETTINGS_FILE
     if not path.exists():
         return [f"{path} is missing, so that no settings are compared with those of the run"]
-    changes = [change for change in _changes(_read(path), yaml.safe_load(resolved)) if change.name not in _SILENT]
-    refused = [str(change) for change in changes if not change.is_free]
+    now = yaml.safe_load(resolved)
+    changes = [change for change in _changes(_read(path), now) if change.name not in _SILENT]
+    # The weights beside low-rank maps are read each time, and are in no checkpoint.
+    is_read = bool(now.get("model", {}).get("lora"))
+    refused = [str(each) for each in changes if not each.is_free or (is_read and each.name.startswith("warm_start"))]
     if refused and resume == "same":
         raise ConfigError(
             f"the run in {folder.path} had other settings: {'; '.join(refused)}; give --resume changed to go on with "

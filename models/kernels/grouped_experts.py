@@ -67,8 +67,12 @@ def grouped_experts_backward(
     first: tuple[Float[Array, "M F"], ...],
     gradient: Float[Array, "R D"],
     activation: Activation,
-) -> tuple[ExpertKernels, Float[Array, "R D"], Float[Array, "R K"]]:
-    """Return the gradients of kernels, tokens and slot weights of `grouped_experts`, from that of its result."""
+    trains: bool = True,
+) -> tuple[ExpertKernels | None, Float[Array, "R D"], Float[Array, "R K"]]:
+    """Return the gradients of kernels, tokens and slot weights of `grouped_experts`, from that of its result.
+
+    Kernels that do not train (`trains`) have none.
+    """
     places, full = _places(products, slots), _filled_up(kernels, products.width_unit)
     token, sizes = places.slot // slots.experts.shape[1], places.sizes
     hidden, of_hidden = jax.vjp(
@@ -81,14 +85,14 @@ def grouped_experts_backward(
     d_tokens = sum(
         products.multiply(d, kernel, sizes, transposed=True) for d, kernel in zip(d_first, full.first, strict=True)
     )
-    d_kernels = ExpertKernels(
-        tuple(products.kernel_gradient(x, d, sizes) for d in d_first), products.kernel_gradient(hidden, gradient, sizes)
-    )
-    return (
-        jax.tree.map(lambda d, kernel: d[:, : kernel.shape[1], : kernel.shape[2]], d_kernels, kernels),
-        _sum_of_slots(d_tokens, places),
-        jnp.where(places.asked, d_weights[places.place], 0),
-    )
+    d_kernels = None
+    if trains:
+        made = ExpertKernels(
+            tuple(products.kernel_gradient(x, d, sizes) for d in d_first),
+            products.kernel_gradient(hidden, gradient, sizes),
+        )
+        d_kernels = jax.tree.map(lambda d, kernel: d[:, : kernel.shape[1], : kernel.shape[2]], made, kernels)
+    return d_kernels, _sum_of_slots(d_tokens, places), jnp.where(places.asked, d_weights[places.place], 0)
 
 
 def _places(products: GroupedProducts, slots: ExpertSlots) -> Places:

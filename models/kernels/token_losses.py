@@ -76,34 +76,38 @@ def token_gradients(
     *,
     vocab_dim: int,
     chunks: int,
-) -> tuple[Float[Array, "*T D"], Float[Array, "_ _"]]:
-    """Return the gradients of x and of the kernel, this device's part of either sum.
+    trains: bool = True,
+) -> tuple[Float[Array, "*T D"], Float[Array, "_ _"] | None]:
+    """Return the gradients of x and of the kernel, if that `trains`: this device's part of either sum.
 
     `log_sums` are logarithms of the sums of all exponentials, `gradients` those of the losses, and `logits` what
     `token_statistics` returned.
     """
     if chunks == 1:
         of_logits = _of_logits(logits, labels, log_sums, gradients)
-        return _of_x(of_logits, kernel, vocab_dim), _of_kernel(x, of_logits, vocab_dim)
+        return _of_x(of_logits, kernel, vocab_dim), _of_kernel(x, of_logits, vocab_dim) if trains else None
     cut: Callable[[Array], Array] = partial(_cut, leading=labels.ndim, chunks=chunks)
-    of_x, of_kernel = _gradients_in_chunks(vocab_dim)(cut(x), kernel, cut(labels), cut(log_sums), cut(gradients))
+    run = _gradients_in_chunks(vocab_dim, trains)
+    of_x, of_kernel = run(cut(x), kernel, cut(labels), cut(log_sums), cut(gradients))
     return _joined(of_x, labels.shape), of_kernel
 
 
-def _gradients_in_chunks(vocab_dim: int) -> Callable[..., tuple[Array, Array]]:
-    """The gradients of chunks [C, N, ...]: of x by chunk, and of the kernel in all."""
+def _gradients_in_chunks(vocab_dim: int, trains: bool) -> Callable[..., tuple[Array, Array | None]]:
+    """The gradients of chunks [C, N, ...]: of x by chunk, and of the kernel in all, if that trains."""
 
     # Split, the products with x would need the gradients of all logits at once.
     @inseparable
-    def run(x: Array, kernel: Array, labels: Array, log_sums: Array, gradients: Array) -> tuple[Array, Array]:
-        def of_chunk(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
+    def run(x: Array, kernel: Array, labels: Array, log_sums: Array, gradients: Array) -> tuple[Array, Array | None]:
+        def of_chunk(total: Array | None, chunk: tuple[Array, ...]) -> tuple[Array | None, Array]:
             rows, labels, log_sums, gradients = chunk
             of_logits = _of_logits(_logits(rows, kernel, vocab_dim), labels, log_sums, gradients)
-            return total + _of_kernel(rows, of_logits, vocab_dim, total.dtype), _of_x(of_logits, kernel, vocab_dim)
+            if trains:
+                total = total + _of_kernel(rows, of_logits, vocab_dim, total.dtype)
+            return total, _of_x(of_logits, kernel, vocab_dim)
 
-        zeros = jnp.zeros(kernel.shape, _wide(kernel))
+        zeros = jnp.zeros(kernel.shape, _wide(kernel)) if trains else None
         total, of_x = jax.lax.scan(of_chunk, zeros, (x, labels, log_sums, gradients))
-        return of_x, total.astype(kernel.dtype)
+        return of_x, total.astype(kernel.dtype) if trains else None
 
     return run
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -66,10 +67,20 @@ def expert_parallel(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(sharding: ExpertSharding, x, experts, weights, kernels):
-    return _forward(sharding, x, experts, weights, kernels)[0]
+    return _mixed_and_kept(sharding, x, experts, weights, kernels)[0]
 
 
 def _forward(sharding: ExpertSharding, x, experts, weights, kernels):
+    perturbed = [each.perturbed for each in (*kernels.first, kernels.down)]
+    x, experts, weights, kernels = jax.tree.map(
+        lambda each: each.value, (x, experts, weights, kernels), is_leaf=lambda each: isinstance(each, CustomVJPPrimal)
+    )
+    y, kept = _mixed_and_kept(sharding, x, experts, weights, kernels)
+    # Of kernels that nothing differentiates by no gradient is computed: a static fact, in the tree of the residuals.
+    return y, (kept, () if any(perturbed) else None)
+
+
+def _mixed_and_kept(sharding: ExpertSharding, x, experts, weights, kernels):
     y, kept = _on_devices(
         sharding,
         partial(_forward_part, sharding),
@@ -81,18 +92,19 @@ def _forward(sharding: ExpertSharding, x, experts, weights, kernels):
 
 
 def _backward(sharding: ExpertSharding, residuals, gradient):
+    residuals, trains = residuals[0], residuals[1] is not None
     kernels: ExpertKernels = residuals[-1]
     tokens, first, (of_first, of_last) = sharding.tokens, len(kernels.first), sharding.gradients
     dx, d_weights, d_kernels = _on_devices(
         sharding,
-        partial(_backward_part, sharding),
+        partial(_backward_part, sharding, trains),
         (_kept_specs(sharding, first), tokens, tokens, tokens, sharding.kernels(first), tokens),
-        (tokens, tokens, ExpertKernels((of_first.spec,) * first, of_last.spec)),
+        (tokens, tokens, ExpertKernels((of_first.spec,) * first, of_last.spec) if trains else None),
     )(*residuals, gradient)
     return dx, None, d_weights, d_kernels
 
 
-_mix.defvjp(_forward, _backward)
+_mix.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _on_devices(
@@ -129,36 +141,37 @@ def _forward_part(sharding: ExpertSharding, x, experts, weights, kernels: Expert
     return _sum_of_parts(sharding, y.astype(x.dtype)).reshape(x.shape), kept
 
 
-def _backward_part(sharding: ExpertSharding, kept, experts, weights, x, kernels: ExpertKernels, gradient):
-    """Gradients of x, weights and kernels."""
+def _backward_part(sharding: ExpertSharding, trains: bool, kept, experts, weights, x, kernels: ExpertKernels, gradient):
+    """Gradients of x, weights and kernels, if those train."""
     batch, top_k, shape = gradient.shape[0], experts.shape[-1], gradient.shape
     tokens, slots, gradient = _flat(x), ExpertSlots(_flat(experts), _flat(weights)), _flat(gradient)
     if sharding.peers == 1:
         products = sharding.products(sharding.most_slots(batch, tokens.shape[0], top_k))
         d_kernels, dx, d_weights = grouped_experts_backward(
-            products, kernels, tokens, slots, kept[0], gradient, sharding.activation
+            products, kernels, tokens, slots, kept[0], gradient, sharding.activation, trains
         )
     else:
         rounds = sharding.rounds(batch, tokens.shape[0], top_k)
         plan = plan_itinerary(slots.experts // sharding.local, sharding.neighbours, rounds.room)
-        gradients = backward_round(sharding, rounds.first, plan, 0, kernels, kept, gradient)
+        gradients = backward_round(sharding, rounds.first, plan, 0, kernels, kept, gradient, trains)
 
         def further(turn, gradients):
             kept = recompute_round(sharding, rounds.further, plan, turn, kernels, tokens, slots)
-            more = backward_round(sharding, rounds.further, plan, turn, kernels, kept, gradient)
+            more = backward_round(sharding, rounds.further, plan, turn, kernels, kept, gradient, trains)
             return jax.tree.map(lambda total, d: total + d.astype(total.dtype), gradients, more)
 
         if rounds.further:
             wide = jnp.promote_types(x.dtype, jnp.float32)
             gradients = _further_rounds(plan.rounds, further, jax.tree.map(lambda d: d.astype(wide), gradients))
         d_kernels, dx, d_weights = jax.tree.map(
-            lambda d, of: d.astype(of.dtype), gradients, (kernels, tokens, slots.weights)
+            lambda d, of: d.astype(of.dtype), gradients, (kernels if trains else None, tokens, slots.weights)
         )
     copies = tuple(axis for axis in (*sharding.batch, *sharding.seq) if axis not in sharding.experts)
     of_first, of_last = sharding.gradients
-    d_kernels = ExpertKernels(
-        tuple(of_first.sum(gradient, copies) for gradient in d_kernels.first), of_last.sum(d_kernels.down, copies)
-    )
+    if trains:
+        d_kernels = ExpertKernels(
+            tuple(of_first.sum(gradient, copies) for gradient in d_kernels.first), of_last.sum(d_kernels.down, copies)
+        )
     dx, d_weights = _sum_of_parts(sharding, dx), _sum_of_parts(sharding, d_weights)
     return dx.reshape(shape), d_weights.reshape(experts.shape), d_kernels
 

@@ -73,14 +73,15 @@ def backward_round(
     kernels: ExpertKernels,
     kept: Kept,
     gradient: Float[Array, "T D"],
-) -> tuple[ExpertKernels, Float[Array, "T D"], Float[Array, "T K"]]:
-    """Return the gradients of kernels, tokens and slot weights, the latter two in float32 at least."""
+    trains: bool,
+) -> tuple[ExpertKernels | None, Float[Array, "T D"], Float[Array, "T K"]]:
+    """Return the gradients of kernels, if they train, tokens and slot weights, the latter two in float32 at least."""
     first, (tokens, slots) = kept
     peers, buffers = sharding.neighbours, sized.buffers
     dispatch = dispatch_tokens(plan, turn, peers, buffers)
     sent = send(dispatch.pack(gradient), dispatch, peers, buffers)
     d_kernels, d_tokens, d_slots = grouped_experts_backward(
-        sized.products, kernels, tokens, slots, first, sent, sharding.activation
+        sized.products, kernels, tokens, slots, first, sent, sharding.activation, trains
     )
     dx, d_weights = (dispatch.unpack(send_back(d, dispatch, peers, buffers)) for d in (d_tokens, d_slots))
     return d_kernels, dx, d_weights

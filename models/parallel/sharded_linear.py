@@ -10,7 +10,11 @@ The names of all dims say which device has which part. With the axes that the la
 So a pair of maps, one out to a dim on `tensor` and one back, is Megatron's column and row split (Shoeybi et al.
 2019); with the sequence split between blocks, its sequence parallelism (Korthikanti et al. 2022). Kept for the
 backward are x as it came and the kernels as they are stored, nothing that was gathered: the kernels of a layer are
-whole on a device only while they are multiplied with (ZeRO-3; Rajbhandari et al. 2020).
+whole on a device only while they are multiplied with (ZeRO-3; Rajbhandari et al. 2020). Of a kernel that nothing
+differentiates by, as a frozen one, the gradient is not computed; where no kernel of a call has one, x is not kept.
+
+A map may have a low-rank one beside it (`hetjax.models.parts.low_rank`): its two products run in the same way, and
+what is sent between devices for them is as wide as the rank.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -68,17 +73,32 @@ class LinearSharding:
     outs_over: Axes
 
 
+class LowRankMap(Protocol):
+    """A low-rank map beside a linear one, as `hetjax.models.parts.low_rank.LowRank` is one: b(scale * a(x)).
+
+    Attributes:
+        a, b: linear maps to the rank, and from it.
+        scale: the factor.
+    """
+
+    a: LinearMap
+    b: LinearMap
+    scale: float
+
+
 class LinearMap(Protocol):
     """A linear map, as `hetjax.models.parts.linear.Linear` is one: its weights, and what runs it without a layout.
 
     Attributes:
         ins, outs: names of the contracted dims, and of those of the result.
         kernel: [*ins, *outs], read as `kernel[...]`.
+        lora: a map whose result is added; None for none.
     """
 
     ins: tuple[str, ...]
     outs: tuple[str, ...]
     kernel: nnx.Param
+    lora: LowRankMap | None
 
     def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
         """Return `x @ kernel`."""
@@ -96,14 +116,39 @@ def sharded_linear(
     that is in `wanted` scattered after. All maps contract the same dims of x. Where no layout is in force, or a rule of
     the user's makes it another pattern than that of this file, the compiler chooses the communication.
     """
+    results = _add_low_rank(_products(x, linears, given, wanted), x, linears, given, wanted)
+    return tuple(linear.shift(y) for linear, y in zip(linears, results, strict=True))
+
+
+def _products(x: Array, linears: tuple[LinearMap, ...], given: Dims, wanted: Dims) -> list[Array]:
     splits = splits_in_force()
     sharding = None if splits is None else _sharding_of(splits, linears, given, wanted)
     if sharding is None:
-        results = tuple(linear.multiply(x) for linear in linears)
+        results = [linear.multiply(x) for linear in linears]
     else:
         products = _sharded_linear(sharding, x, *(linear.kernel[...] for linear in linears))
-        results = tuple(point(product, PRODUCT) for product in products)
-    return tuple(linear.shift(constrain(y, *wanted, *linear.outs)) for linear, y in zip(linears, results, strict=True))
+        results = [point(product, PRODUCT) for product in products]
+    return [constrain(y, *wanted, *linear.outs) for linear, y in zip(linears, results, strict=True)]
+
+
+def _add_low_rank(
+    results: list[Array], x: Array, linears: tuple[LinearMap, ...], given: Dims, wanted: Dims
+) -> list[Array]:
+    """The results, with those of the low-rank maps added; between their two products, positions are split the most."""
+    adapted = [i for i, linear in enumerate(linears) if linear.lora is not None]
+    if not adapted:
+        return results
+    low = [linears[i].lora for i in adapted]
+    between = tuple(map(_split_more, given, wanted))
+    for i, each, inner in zip(adapted, low, _products(x, tuple(each.a for each in low), given, between), strict=True):
+        (outer,) = _products(each.scale * inner, (each.b,), between, wanted)
+        results[i] = results[i] + outer
+    return results
+
+
+def _split_more(one: str | None, other: str | None) -> str | None:
+    splits = splits_in_force()
+    return other if splits and len(splits.axes_of(other)) > len(splits.axes_of(one)) else one
 
 
 def _sharding_of(splits: Splits, linears: tuple[LinearMap, ...], given: Dims, wanted: Dims) -> LinearSharding | None:
@@ -161,25 +206,50 @@ def _sharded_linear(sharding: LinearSharding, x, *kernels):
     )(x, *kernels)
 
 
-def _forward(sharding: LinearSharding, x, *kernels):
-    return _sharded_linear(sharding, x, *kernels), (x, kernels)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Residuals:
+    """What the backward takes.
+
+    Attributes:
+        x: the activation, None where no gradient of a kernel is asked for.
+        kernels: the kernels as they are stored.
+        dtype: that of x.
+        asked: of which kernels the gradient is asked for.
+    """
+
+    x: Array | None
+    kernels: tuple[Array, ...]
+    dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+    asked: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
 
 
-def _backward(sharding: LinearSharding, residuals, gradients):
-    x, kernels = residuals
+def _forward(sharding: LinearSharding, x: CustomVJPPrimal, *kernels: CustomVJPPrimal):
+    values, asked = tuple(kernel.value for kernel in kernels), tuple(kernel.perturbed for kernel in kernels)
+    kept = _Residuals(x=x.value if any(asked) else None, kernels=values, dtype=x.value.dtype, asked=asked)
+    return _sharded_linear(sharding, x.value, *values), kept
+
+
+def _backward(sharding: LinearSharding, residuals: _Residuals, gradients):
+    gradients = tuple(jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g for g in gradients)
+    asked = residuals.asked
     specs = tuple(kernel.kernel.spec for kernel in sharding.kernels)
     results = tuple(kernel.result.spec for kernel in sharding.kernels)
     of_x, of_kernels = jax.shard_map(
-        partial(_backward_part, sharding),
+        partial(_backward_part, sharding, asked),
         mesh=sharding.mesh,
-        in_specs=(sharding.x.spec, specs, results),
-        out_specs=(sharding.x.spec, tuple(kernel.gradient.spec for kernel in sharding.kernels)),
+        in_specs=(None if residuals.x is None else sharding.x.spec, specs, results),
+        out_specs=(
+            sharding.x.spec,
+            tuple(axes.gradient.spec if own else None for axes, own in zip(sharding.kernels, asked, strict=True)),
+        ),
         check_vma=False,
-    )(x, kernels, gradients)
-    return of_x.astype(x.dtype), *(d.astype(kernel.dtype) for d, kernel in zip(of_kernels, kernels, strict=True))
+    )(residuals.x, residuals.kernels, gradients)
+    cast = (d if d is None else d.astype(kernel.dtype) for d, kernel in zip(of_kernels, residuals.kernels, strict=True))
+    return of_x.astype(residuals.dtype), *cast
 
 
-_sharded_linear.defvjp(_forward, _backward)
+_sharded_linear.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 # ── the part of one device ───────────────────────────────────────────────────────────────────────────
@@ -194,14 +264,14 @@ def _forward_part(sharding: LinearSharding, x, *kernels):
     )
 
 
-def _backward_part(sharding: LinearSharding, x, kernels, gradients):
-    x = sharding.x.gather(x)
+def _backward_part(sharding: LinearSharding, asked: tuple[bool, ...], x, kernels, gradients):
+    x = None if x is None else sharding.x.gather(x)
     of_kernels, of_x = [], None
-    for axes, kernel, gradient in zip(sharding.kernels, kernels, gradients, strict=True):
+    for axes, own, kernel, gradient in zip(sharding.kernels, asked, kernels, gradients, strict=True):
         gradient = axes.result.gather(gradient)
         leading, outs = list(range(sharding.leading)), gradient.ndim - sharding.leading
-        of_kernel = jnp.tensordot(x, gradient, axes=(leading, leading))
-        of_kernels.append(axes.gradient.sum(of_kernel, sharding.leading_over))
+        of_kernel = jnp.tensordot(x, gradient, axes=(leading, leading)) if own else None
+        of_kernels.append(axes.gradient.sum(of_kernel, sharding.leading_over) if own else None)
         last = [list(range(-outs, 0))] * 2
         part = jnp.tensordot(gradient, axes.kernel.gather(kernel), axes=last)
         of_x = part if of_x is None else of_x + part

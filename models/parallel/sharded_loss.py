@@ -115,10 +115,16 @@ def _sharding_of(splits: Splits, x: Array, kernel: Array, vocab_dim: int) -> Hea
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_losses(sharding: HeadSharding, x, kernel, labels):
-    return _forward(sharding, x, kernel, labels)[0]
+    return _losses_and_kept(sharding, x, kernel, labels)[0]
 
 
 def _forward(sharding: HeadSharding, x, kernel, labels):
+    losses, kept = _losses_and_kept(sharding, x.value, kernel.value, labels.value)
+    # Of a head that nothing differentiates by no gradient is computed: a static fact, in the tree of the residuals.
+    return losses, (kept, () if kernel.perturbed else None)
+
+
+def _losses_and_kept(sharding: HeadSharding, x, kernel, labels):
     run = partial(_forward_part, sharding)
     if sharding.mesh is not None:
         of_tokens = sharding.of_tokens
@@ -134,22 +140,23 @@ def _forward(sharding: HeadSharding, x, kernel, labels):
 
 
 def _backward(sharding: HeadSharding, residuals, gradients):
-    run = partial(_backward_part, sharding)
+    residuals, trains = residuals[0], residuals[1] is not None
+    run = partial(_backward_part, sharding, trains)
     if sharding.mesh is not None:
         of_tokens, of_x = sharding.of_tokens, sharding.x.spec
         run = jax.shard_map(
             run,
             mesh=sharding.mesh,
             in_specs=(of_x, sharding.kernel.spec, of_tokens, of_tokens, sharding.of_logits, of_tokens),
-            out_specs=(of_x, sharding.gradient.spec),
+            out_specs=(of_x, sharding.gradient.spec if trains else None),
             check_vma=False,
         )
     of_x, of_kernel = run(*residuals, gradients)
     x, kernel, *_ = residuals
-    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype), None
+    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype) if trains else None, None
 
 
-_token_losses.defvjp(_forward, _backward)
+_token_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 # ── the part of one device ───────────────────────────────────────────────────────────────────────────
@@ -163,14 +170,18 @@ def _forward_part(sharding: HeadSharding, x, kernel, labels):
     return log_sums - chosen, log_sums, logits
 
 
-def _backward_part(sharding: HeadSharding, x, kernel, labels, log_sums, logits, gradients):
+def _backward_part(sharding: HeadSharding, trains: bool, x, kernel, labels, log_sums, logits, gradients):
     x, kernel, labels = _gathered(sharding, x, kernel, labels)
     of_x, of_kernel = token_gradients(
-        *(x, kernel, labels, log_sums, gradients, logits), vocab_dim=sharding.vocab_dim, chunks=sharding.chunks
+        *(x, kernel, labels, log_sums, gradients, logits),
+        vocab_dim=sharding.vocab_dim,
+        chunks=sharding.chunks,
+        trains=trains,
     )
     if sharding.mesh is None:
         return of_x, of_kernel
-    return sharding.x.sum(of_x, sharding.vocab), sharding.gradient.sum(of_kernel, sharding.tokens_over)
+    of_x = sharding.x.sum(of_x, sharding.vocab)
+    return of_x, sharding.gradient.sum(of_kernel, sharding.tokens_over) if trains else None
 
 
 def _gathered(sharding: HeadSharding, x, kernel, labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hetjax.models.dims import named
+
+if TYPE_CHECKING:
+    from hetjax.models.parallel.sharded_linear import LowRankMap
 
 
 def fan_in_normal(fan_in: int) -> nnx.Initializer:
@@ -27,6 +31,7 @@ class Linear(nnx.Module):
     1 / (product of ins), in float32; the computation follows the dtype of `x` and kernel. Where a layout splits
     dims, `hetjax.models.parallel.sharded_linear` runs it; called, all communication is the compiler's choice. A bias of
     which nothing depends, but for rounding, is held with `fixed_bias`: its gradient is exactly zero then.
+    `hetjax.models.lora` may put a low-rank map beside the kernel, whose result is added.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Linear(nnx.Module):
         self.ins, self.outs, self.fixed_bias = tuple(ins), tuple(outs), fixed_bias
         init = named(fan_in_normal(math.prod(ins.values())), *ins, *outs)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.lora: LowRankMap | None = None
         if not bias:
             self.bias = None
         else:
@@ -50,8 +56,11 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(zeros(rngs.params(), tuple(outs.values()), jnp.float32))
 
     def __call__(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
-        """Return `x @ kernel (+ bias)`."""
-        return self.shift(self.multiply(x))
+        """Return `x @ kernel (+ bias)`, with what a low-rank map adds."""
+        y = self.multiply(x)
+        if self.lora is not None:
+            y = y + self.lora.b(self.lora.scale * self.lora.a(x))
+        return self.shift(y)
 
     def multiply(self, x: Float[Array, "*batch *ins"]) -> Float[Array, "*batch *outs"]:
         """Return `x @ kernel`."""

@@ -23,6 +23,7 @@ class _Transposed:
     kernel: Float[Array, "D V"]
     ins: ClassVar[tuple[str, ...]] = ("embed",)
     outs: ClassVar[tuple[str, ...]] = ("vocab",)
+    lora: ClassVar[None] = None
 
     def multiply(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Return x times the table, transposed."""

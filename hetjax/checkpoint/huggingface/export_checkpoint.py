@@ -14,7 +14,8 @@ import numpy as np
 from hetjax.checkpoint.huggingface.export_list import ExportList
 from hetjax.checkpoint.huggingface.other_files import copy_files, kept_tensors
 from hetjax.checkpoint.huggingface.run_files import RunPrompts
-from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights
+from hetjax.checkpoint.merged_weights import MergedWeights, Weights
+from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.config_json import read_json
@@ -47,7 +48,7 @@ class ExportReport:
     shards: int
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """The family of a checkpoint, the config of each module, config.json; for a run how its prompts are made."""
 
     family: Family
@@ -57,7 +58,7 @@ class _Model(NamedTuple):
 
 
 def export_to_huggingface(
-    source: SavedWeights,
+    source: Weights,
     folder: Path,
     *,
     like: Path | None = None,
@@ -79,8 +80,8 @@ def export_to_huggingface(
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give another folder")
-    beside = Path(like) if like is not None else source.folder / HUGGING_FACE
-    model = _read_model(source, beside, like is not None, family)
+    beside = _beside(source, like)
+    model = read_model(source, like, family)
     _check_left_out(source, model, leave_out)
     export_list = ExportList(source, model.family, model.configs, dtype, quantize)
     kept = kept_tensors(beside, model.family) if beside.exists() else model.family.constants(model.configs)
@@ -111,12 +112,22 @@ def export_to_huggingface(
     )
 
 
-def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str | None) -> _Model:
-    """The model of the folder `beside`, which the user gave or the import made; else of the run's settings."""
+def _beside(source: Weights, like: Path | None) -> Path:
+    """The folder with config.json: given, or what the training of low-rank maps began with, or an import's."""
+    base = source.base_folder if isinstance(source, MergedWeights) else None
+    return Path(like or base or source.folder / HUGGING_FACE)
+
+
+def read_model(source: Weights, like: Path | None, family: str | None) -> Model:
+    """Return the model of a Hugging Face folder, given or kept by an import; else of the settings of a run.
+
+    Raises ConfigError where there is none of these.
+    """
+    beside, is_given = _beside(source, like), like is not None
     if (beside / "config.json").exists():
         config_json = read_json(beside / "config.json")
         found = find_family(config_json, family or (None if is_given else source.extra.get("family")))
-        return _Model(found, found.configs(config_json), config_json)
+        return Model(found, found.configs(config_json), config_json)
     if is_given:
         raise ConfigError(f"{beside} has no config.json; give --like a Hugging Face folder of the same model")
     settings = source.folder.parent.parent / "config.yaml"
@@ -138,10 +149,10 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
                 f"{type(configs[module]).__name__} in {settings}; give the family of that model"
             )
     prompts = RunPrompts(config)
-    return _Model(found, configs, prompts.added_to(found.write_config(configs)), prompts)
+    return Model(found, configs, prompts.added_to(found.write_config(configs)), prompts)
 
 
-def _check_left_out(source: SavedWeights, model: _Model, leave_out: Collection[str]) -> None:
+def _check_left_out(source: Weights, model: Model, leave_out: Collection[str]) -> None:
     """Raise ConfigError for a module that would be left behind without being named, or is named and would not be."""
     left = [module for module in source.modules if module not in model.configs]
     if wrong := [module for module in leave_out if module not in left]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hetjax.checkpoint.saved_weights import SavedWeights
+from hetjax.checkpoint.merged_weights import Weights
 from hetjax.errors import ConfigError
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.huggingface.checkpoint import wanted_dtype
@@ -40,7 +40,12 @@ class ExportList:
     """
 
     def __init__(
-        self, source: SavedWeights, family: Family, configs: Configs, dtype: np.dtype | None, quantize: Form | None
+        self,
+        source: Weights,
+        family: Family,
+        configs: Configs,
+        dtype: np.dtype | None,
+        quantize: Form | None,
     ):
         self._source, self._family, self._dtype = source, family, dtype
         self.entries = family.entries(configs)
@@ -91,7 +96,7 @@ def _part(info: TensorInfo, stacks: int) -> TensorInfo:
 
 
 def _checked(
-    source: SavedWeights, family: Family, module: str, configs: Configs, entries: list[Entry]
+    source: Weights, family: Family, module: str, configs: Configs, entries: list[Entry]
 ) -> dict[str, TensorInfo]:
     """The arrays of a module in the checkpoint, checked to be all that the entries take."""
     if module not in source.modules:

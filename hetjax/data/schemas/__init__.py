@@ -4,6 +4,6 @@
 """
 
 from hetjax.data.schemas.columns import Columns, check_columns, likely
-from hetjax.data.schemas.dialect import ABOUT, SchemaSource, normalised
+from hetjax.data.schemas.dialect import ABOUT, Schema, SchemaSource, normalised
 
-__all__ = ["ABOUT", "Columns", "SchemaSource", "check_columns", "likely", "normalised"]
+__all__ = ["ABOUT", "Columns", "Schema", "SchemaSource", "check_columns", "likely", "normalised"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from hetjax.data.media.held_media import HeldMedia
@@ -24,6 +25,10 @@ ABOUT = (
 )
 
 
+Schema = Callable[[Mapping[str, object]], Mapping[str, object]]
+"""A user's own function of a sample."""
+
+
 class SchemaSource:
     """The samples of a source in the one dialect, each with the folder of its media, which lie below `root`."""
 
@@ -33,16 +38,35 @@ class SchemaSource:
         columns: Columns | None = None,
         ignore: Collection[str] = (),
         root: Path | None = None,
+        schema: Schema | None = None,
     ):
         self.path, self.folder = source.path, source.folder
         self.blocks = getattr(source, "blocks", None)
         self._source, self._columns, self._ignore, self._root = source, columns, ignore, root
+        self._schema = schema
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Line:
-        return normalised(self._source[index], self.folder, self._columns, self._ignore, self._root)
+        line = self._source[index]
+        if self._schema is not None:
+            line = _of_own_schema(line, self._schema)
+        return normalised(line, self.folder, self._columns, self._ignore, self._root)
+
+
+def _of_own_schema(line: Line, schema: Schema) -> Line:
+    """The sample as a user's own function makes it; what the function raises is said of the sample."""
+    record = _record(line.text)
+    try:
+        made = schema(record)
+    except Exception as error:
+        name = getattr(schema, "func", schema)
+        called = getattr(name, "__name__", type(name).__name__)
+        raise DataError(f"{line.where}: {called} raised {type(error).__name__} for the sample: {error}") from error
+    if not isinstance(made, Mapping):
+        raise DataError(f"{line.where}: the schema made {type(made).__name__} of the sample; return a mapping")
+    return dataclasses.replace(line, text=made)
 
 
 def normalised(
