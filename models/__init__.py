@@ -1,5 +1,7 @@
 """What is trained: Flax NNX modules and their configs. A model names dims and never mentions a mesh."""
 
+from hetjax.models.clip import ClipEncoder
+from hetjax.models.clip_config import ClipConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
@@ -20,6 +22,8 @@ from hetjax.models.vit import VisionEncoder
 
 __all__ = [
     "GREEDY",
+    "ClipConfig",
+    "ClipEncoder",
     "DecoderConfig",
     "LanguageModel",
     "MambaConfig",

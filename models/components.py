@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from flax import nnx
 
+from hetjax.models.clip import ClipEncoder
+from hetjax.models.clip_config import ClipConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.nemotron_h import NemotronH
@@ -19,7 +21,7 @@ from hetjax.models.vit import VisionEncoder
 
 LanguageModelConfig = DecoderConfig | NemotronHConfig
 """Describes a language model."""
-VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config
+VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ClipConfig
 """Describes an encoder of images, and of videos where it takes them."""
 AudioEncoderConfig = ParakeetConfig
 """Describes an encoder of audio."""
@@ -34,6 +36,7 @@ COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {
     VisionConfig: VisionEncoder,
     RadioConfig: RadioEncoder,
     Siglip2Config: Siglip2Encoder,
+    ClipConfig: ClipEncoder,
     ParakeetConfig: ParakeetEncoder,
 }
 """By config class: the module that is built from such a config."""

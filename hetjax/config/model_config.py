@@ -17,7 +17,7 @@ from hetjax.models.components import (
 )
 from hetjax.models.presets import find_preset
 
-ENCODER_TYPES = ("vit", "radio", "siglip2", "parakeet")
+ENCODER_TYPES = ("vit", "radio", "siglip2", "clip", "parakeet")
 """Kinds of encoders, the `type` of their settings."""
 
 
@@ -31,8 +31,8 @@ class ModelConfig:
         without: Modules of the preset that are left out, such as [audio].
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's.
-        vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2.
-            Null for the preset's, or none.
+        vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2,
+            clip. Null for the preset's, or none.
         audio: Sizes of the audio encoder; null for the preset's, or none.
         encoders: Sizes of the encoders of further modalities, with their `type`, by the name of their module.
     """

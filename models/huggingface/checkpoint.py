@@ -40,11 +40,13 @@ class HuggingFaceCheckpoint:
     def __init__(self, folder: Path, *, family: str | None = None, dtype: np.dtype | None = None):
         self.folder = Path(folder)
         self.hf = read_json(self.folder / "config.json")
-        self.family = find_family(self.hf, family)
+        find_family(self.hf, family)  # its errors come before those of files
+        tensors = CheckpointTensors(self.folder)
+        self.family = find_family(self.hf, family, tensors)
         self.configs = self.family.configs(self.hf)
         self.dtype = dtype
         self.tensors = PlainTensors(
-            CheckpointTensors(self.folder),
+            tensors,
             _quantization_config(self.hf),
             np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype,
         )
@@ -72,12 +74,16 @@ class HuggingFaceCheckpoint:
 
     def unexpected(self) -> list[str]:
         """Return the tensors that no module takes, beside those that the family or a quantized form explains."""
-        taken = {name for entries in self.entries.values() for entry in entries for name in entry.names}
+        taken = self._taken()
         return [name for name in self.tensors if name not in taken and not self._explained(name)]
 
     def kept(self) -> list[str]:
         """Return the tensors that no module of ours takes, and that a checkpoint converted back has to have."""
-        return [name for name in self.tensors if self.family.keeps(name)]
+        taken = self._taken()
+        return [name for name in self.tensors if name not in taken and self.family.keeps(name)]
+
+    def _taken(self) -> set[str]:
+        return {name for entries in self.entries.values() for entry in entries for name in entry.names}
 
     def _explained(self, name: str) -> bool:
         return self.family.keeps(name) or matches(self.family.ignored, name) or self._is_tied_head(name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from flax import nnx
 
+from hetjax.models.clip import ClipEncoder
+from hetjax.models.clip_config import ClipConfig
 from hetjax.models.components import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface import lfm2_vl, omni
+from hetjax.models.huggingface import lfm2_vl, llava, omni
 from hetjax.models.huggingface.family import Configs, Family
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
@@ -121,23 +124,47 @@ LFM2_VL = Family(
     kept=lfm2_vl.KEPT,
 )
 
-_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, LFM2_VL, SIGLIP2, SIGLIP2_TOWER)
+LLAVA = Family(
+    name="llava",
+    model_types=("llava",),
+    read_config=llava.llava_configs,
+    write_config=llava.llava_hf_config,
+    build={"vision": _built(ClipEncoder), "llm": _built(LanguageModel)},
+    kinds={"vision": ClipConfig, "llm": DecoderConfig},
+    entries=llava.llava_entries,
+    language_prefix=llava.LANGUAGE,
+    kept=llava.KEPT,
+    constants=llava.llava_constants,
+)
+
+LLAVA_BARE = dataclasses.replace(
+    LLAVA,
+    name="llava_bare_tower",
+    entries=partial(llava.llava_entries, tower=llava.BARE_TOWER),
+    constants=partial(llava.llava_constants, tower=llava.BARE_TOWER),
+    told_by=f"{llava.BARE_TOWER}post_layernorm.weight",
+)
+
+_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, LFM2_VL, LLAVA_BARE, LLAVA, SIGLIP2, SIGLIP2_TOWER)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All of them, by name."""
 
 
-def find_family(hf: Mapping[str, Json], name: str | None = None) -> Family:
-    """Return the family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
+def find_family(hf: Mapping[str, Json], name: str | None = None, tensors: Collection[str] = ()) -> Family:
+    """Return the family of a config.json with tensors of these names, or the family of that name.
+
+    Raises ModelError for an unknown one.
+    """
     if name is not None:
         if name not in FAMILIES:
             raise ModelError(f"there is no family '{name}'; the families are {', '.join(FAMILIES)}")
         return FAMILIES[name]
     kind = hf.get("model_type")
     for family in FAMILIES.values():
-        if kind in family.model_types:
+        if kind in family.model_types and (family.told_by is None or family.told_by in tensors):
             return family
+    known = dict.fromkeys(kind for family in FAMILIES.values() for kind in family.model_types)
     raise ModelError(
-        f"config.json has model_type {kind!r}; this version converts "
-        f"{', '.join(kind for family in FAMILIES.values() for kind in family.model_types)}; where it is one of these "
+        f"config.json has model_type {kind!r}; this version converts {', '.join(known)}; where it is one of these "
         "under another name, give --family"
     )

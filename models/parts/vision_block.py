@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, constrain
 from hetjax.models.parts.attention import Attention, Windows
-from hetjax.models.parts.mlp import GeluMLP
+from hetjax.models.parts.mlp import Gelu, GeluMLP
 from hetjax.models.parts.norms import LayerNorm
 from hetjax.models.parts.stack import Stack
 from hetjax.models.remat import point
@@ -42,7 +42,7 @@ class VisionBlock(nnx.Module):
         *,
         norm_epsilon: float,
         qkv_bias: bool = False,
-        approximate_gelu: bool = False,
+        gelu: Gelu = "exact",
         rngs: nnx.Rngs,
     ):
         self.attention_norm = LayerNorm(width, epsilon=norm_epsilon, rngs=rngs)
@@ -57,7 +57,7 @@ class VisionBlock(nnx.Module):
             rngs=rngs,
         )
         self.mlp_norm = LayerNorm(width, epsilon=norm_epsilon, rngs=rngs)
-        self.mlp = GeluMLP(width, mlp_width, width, approximate=approximate_gelu, rngs=rngs)
+        self.mlp = GeluMLP(width, mlp_width, width, gelu=gelu, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B N D"], segments: Int[Array, "B N"] | None = None, windows: Windows | None = None
@@ -71,9 +71,7 @@ class VisionBlock(nnx.Module):
         return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")
 
 
-def vision_layers(
-    config: VisionSizes, *, qkv_bias: bool = False, approximate_gelu: bool = False, rngs: nnx.Rngs
-) -> Stack:
+def vision_layers(config: VisionSizes, *, qkv_bias: bool = False, gelu: Gelu = "exact", rngs: nnx.Rngs) -> Stack:
     """Build the layers of a vision transformer."""
     return Stack(
         lambda layer_rngs: VisionBlock(
@@ -82,7 +80,7 @@ def vision_layers(
             config.mlp_width,
             norm_epsilon=config.norm_epsilon,
             qkv_bias=qkv_bias,
-            approximate_gelu=approximate_gelu,
+            gelu=gelu,
             rngs=layer_rngs,
         ),
         config.layers,

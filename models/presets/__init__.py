@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from hetjax.models.components import ComponentConfig
 from hetjax.models.errors import ModelError
+from hetjax.models.presets.llava import LLAVA_7B, LLAVA_13B
 from hetjax.models.presets.nemotron_omni import NANO_OMNI, NANO_OMNI_300M, NANO_OMNI_TINY
 
 PRESETS: dict[str, dict[str, ComponentConfig]] = {
+    "llava_1_5_7b": LLAVA_7B,
+    "llava_1_5_13b": LLAVA_13B,
     "nemotron_3_nano_omni": NANO_OMNI,
     "nemotron_3_nano_omni_300m": NANO_OMNI_300M,
     "nemotron_3_nano_omni_tiny": NANO_OMNI_TINY,

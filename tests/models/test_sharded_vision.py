@@ -10,7 +10,7 @@ from flax import nnx
 
 from hetjax.meshes import Layout
 from hetjax.models.parallel.layout_in_force import layout_in_force
-from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models import clip_cases, radio_cases, siglip2_cases
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.tiny_models import flat, relative_error
 
@@ -42,6 +42,10 @@ def fixed_siglip2():
     return siglip2_cases.build(siglip2_cases.FIXED, np.float64), {"images": siglip2_cases.fixed_images(np.float64)}
 
 
+def clip():
+    return clip_cases.build(dtype=np.float64), {"images": clip_cases.images(np.float64)}
+
+
 @pytest.mark.parametrize(
     ("case", "layout"),
     [
@@ -50,6 +54,7 @@ def fixed_siglip2():
         (videos_by_tubelet, WHOLE_ROWS),
         (packed_siglip2, ALL),
         (fixed_siglip2, ALL),
+        (clip, ALL),
     ],
 )
 def test_outputs_and_gradients_equal_one_device(float64, case, layout):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class Placeholder:
         start: text of the token before them.
         end: text of the token behind them.
         id_keys: keys of a checkpoint's config.json that give the id of `token`.
+        spellings: other texts of the three, as tokenizers of other models have them; an empty one is left out.
     """
 
     name: str
@@ -42,11 +43,20 @@ class Placeholder:
     start: str
     end: str
     id_keys: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:
         """Return the three texts by the names that a tokenizer has for them: NAME, NAME_start and NAME_end."""
-        return {self.name: self.token, f"{self.name}_start": self.start, f"{self.name}_end": self.end}
+        return self._named(self.token, self.start, self.end)
+
+    def texts_in(self, tokens: Container[str]) -> dict[str, str]:
+        """Return the three texts as these tokens have them: of the first spelling that is whole, else as `texts`."""
+        whole = (each for each in self.spellings if all(text in tokens for text in each if text))
+        return self.texts if self.start in tokens else self._named(*next(whole, (self.token, self.start, self.end)))
+
+    def _named(self, token: str, start: str, end: str) -> dict[str, str]:
+        return {self.name: token, f"{self.name}_start": start, f"{self.name}_end": end}
 
 
 class Resource(NamedTuple):

@@ -19,7 +19,9 @@ VISION = Placeholder(
     token="<image>",
     start="<img>",
     end="</img>",
-    id_keys=("img_context_token_id", "image_token_id"),
+    id_keys=("img_context_token_id", "image_token_id", "image_token_index"),
+    # Of Qwen's models, and of LLaVA, which has the placeholders alone.
+    spellings=(("<|image_pad|>", "<|vision_start|>", "<|vision_end|>"), ("<image>", "", "")),
 )
 """The placeholders of the vision encoder's tokens, of images and of videos."""
 

@@ -6,7 +6,15 @@ import math
 
 import numpy as np
 
-from hetjax.models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
+from hetjax.models import (
+    ClipConfig,
+    DecoderConfig,
+    NemotronHConfig,
+    ParakeetConfig,
+    RadioConfig,
+    Siglip2Config,
+    VisionConfig,
+)
 from hetjax.models.components import ComponentConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE, tokens_of_clip
 
@@ -24,7 +32,7 @@ def inputs_of(config: ComponentConfig, *, batch: int, tokens: int, clip_seconds:
         ids = random.integers(0, config.vocab_size, (batch, tokens + 1), dtype=np.int32)
         weights = np.ones((batch, tokens), np.float32)
         return {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_weights": weights}, batch * tokens
-    if isinstance(config, VisionConfig):
+    if isinstance(config, VisionConfig | ClipConfig):
         images = max(1, tokens // config.tokens_per_image)
         shape = (batch, images, config.image_size, config.image_size, config.channels)
         return {"images": random.random(shape, np.float32)}, batch * images * config.tokens_per_image
