@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hetjax.compilation.targets import target_devices
     from hetjax.errors import HetjaxError
     from hetjax.graph import Edge, ModuleGraph
+    from hetjax.models.metrics import Mean, Sum
     from hetjax.stages.batch import rows_needed
     from hetjax.stages.row_subset import RowSubset
     from hetjax.state.train_state import TrainState
@@ -26,8 +27,10 @@ __all__ = [
     "BoundaryPlan",
     "Edge",
     "HetjaxError",
+    "Mean",
     "ModuleGraph",
     "RowSubset",
+    "Sum",
     "TrainState",
     "Trainer",
     "module_of",
@@ -42,8 +45,10 @@ _DEFINED_IN = {
     "BoundaryPlan": "hetjax.boundary",
     "Edge": "hetjax.graph",
     "HetjaxError": "hetjax.errors",
+    "Mean": "hetjax.models.metrics",
     "ModuleGraph": "hetjax.graph",
     "RowSubset": "hetjax.stages.row_subset",
+    "Sum": "hetjax.models.metrics",
     "TrainState": "hetjax.state.train_state",
     "Trainer": "hetjax.trainer",
     "module_of": "hetjax.state.whole_module",

@@ -17,6 +17,7 @@ from hetjax.execution.executor import Announcer, Executor, Observer
 from hetjax.execution.flops import estimated_costs
 from hetjax.execution.kernel_choice import Kernels, replaced_kernels
 from hetjax.execution.made_programs import MadePrograms
+from hetjax.execution.stage_results import StageResults
 from hetjax.execution.step_programs import Step, trace_step
 from hetjax.execution.steps_by_shape import StepsByShape
 from hetjax.execution.traced_step import TracedStep
@@ -49,7 +50,7 @@ from hetjax.stages.host_transfer import to_devices, to_every_process
 from hetjax.stages.links import make_links, stage_graph
 from hetjax.stages.routed_link import LinkTraffic
 from hetjax.stages.routes import place_routes, route_shapes
-from hetjax.stages.stage import LOSS, Stage
+from hetjax.stages.stage import Stage
 from hetjax.stages.windows import make_windows
 from hetjax.state.initialize import initialize
 from hetjax.state.module_arrays import merge_stages
@@ -60,10 +61,10 @@ _log = logging.getLogger(__name__)
 
 
 class PlacedBatch(NamedTuple):
-    """A batch on the devices: each local stage's inputs, and one over the loss tokens on the last stage's mesh."""
+    """A batch on the devices: each local stage's inputs, and the weight of each loss over its tokens on its mesh."""
 
     inputs: dict[StageMicrobatch, Arrays]
-    loss_scale: jax.Array | None
+    loss_scales: dict[str, jax.Array]
 
 
 class Trainer:
@@ -256,7 +257,7 @@ class Trainer:
         Raises BatchError and GraphError.
         """
         inputs = input_shapes(batch, self.stages, self.links, self.microbatches)
-        check_loss_tokens(batch, self.graph.sink)
+        check_loss_tokens(batch, self.graph.losses)
         made = MadePrograms() if beside is None else beside.made
         schedule = self.schedule if beside is None else beside.schedule
         routes = route_shapes(batch, self.links, self.stages)
@@ -280,7 +281,9 @@ class Trainer:
 
         Consumes `state`. `batch` is {module: {input: array}} on the host, every array leading with the
         batch dim; `batch["loss_tokens"]`, or else the sum of the last module's `loss_weights`, is the
-        count that the summed loss is divided by. `observe(action, result)` is called after each dispatch, and
+        count that the summed loss is divided by. Of several losses it is {module: number}, or else each is divided by
+        the sum of its module's `loss_weights`. A metric that a module returns is there as "module/name", and so is the
+        mean of each of several losses. `observe(action, result)` is called after each dispatch, and
         `announce(place, action)` before it, with the action's place in the schedule.
 
         `batch["routes"]` has the tokens of an encoder go to other rows than those of its own inputs
@@ -334,17 +337,23 @@ class Trainer:
         return self._steps.of(batch)
 
     def _place(self, batch: Batch, step: Step) -> PlacedBatch:
-        sink = step.sink
         inputs = place_inputs(batch, step.inputs, self.stages, self.microbatches)
         tables, self.traffic = place_routes(batch, step.boundaries)
         inputs |= tables
-        count = loss_tokens(batch, self.graph.sink)
-        if not sink.is_local:
-            return PlacedBatch(inputs, None)
-        if count is None:
-            loss_weights = tuple(
-                inputs[StageMicrobatch(sink.name, i)]["loss_weights"] for i in range(self.microbatches)
-            )
-            return PlacedBatch(inputs, step.scale(loss_weights))
-        dtype = step.programs[sink.name].outputs[LOSS].dtype
-        return PlacedBatch(inputs, to_devices(np.asarray(1.0 / count, dtype), sink.replicated))
+        counts = loss_tokens(batch, self.graph.losses)
+        scales = {
+            name: self._loss_scale(results, counts[results.stage.module], inputs)
+            for name, results in step.results.items()
+            if results.stage.is_local
+        }
+        return PlacedBatch(inputs, scales)
+
+    def _loss_scale(
+        self, results: StageResults, count: float | None, inputs: Mapping[StageMicrobatch, Arrays]
+    ) -> jax.Array:
+        """The weight of a loss over its count; where that is None, over the sum of the weights on the devices."""
+        stage = results.stage
+        if count is not None:
+            return to_devices(np.asarray(stage.loss_weight / count, results.scale_dtype), stage.replicated)
+        microbatches = range(self.schedule.count(stage.name))
+        return results.scale(tuple(inputs[StageMicrobatch(stage.name, i)]["loss_weights"] for i in microbatches))

@@ -73,8 +73,8 @@ def test_programs_that_are_equal_for_several_shapes_are_made_once():
     assert second.step.programs["vision"] is first.step.programs["vision"]
     assert second.step.programs["llm"] is not first.step.programs["llm"]
     assert second.step.boundaries == first.step.boundaries and second.step.norms == first.step.norms
-    assert second.step.sink_programs["finish"] is first.step.sink_programs["finish"]
-    assert second.step.sink_programs["scale"] is not first.step.sink_programs["scale"]
+    assert second.step.results["llm"].programs["results"] is first.step.results["llm"].programs["results"]
+    assert second.step.results["llm"].programs["scale"] is not first.step.results["llm"].programs["scale"]
     again = {name for name, run in second.tasks.items() if run not in set(first.tasks.values())}
     assert again == {"llm forward and backward", "llm scale"}
     assert second.schedule is first.schedule

@@ -72,21 +72,22 @@ class Executor:
         self,
         state: TrainState,
         inputs: dict[StageMicrobatch, Arrays],
-        loss_scale: jax.Array | None,
+        loss_scales: dict[str, jax.Array],
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[StepInFlight, jax.Array | None]:
         """Dispatch all but the updates: (what is left, with gradients and buffers of every stage; loss). Keeps `state`.
 
-        `inputs` holds each stage's part of each microbatch, and is emptied; `loss_scale` is one over the global token
-        count, on the last stage's mesh. A process that does not run the last stage gives None for `loss_scale` and gets
-        None for the loss.
+        `inputs` holds each stage's part of each microbatch, and is emptied; `loss_scales` has, of each stage that this
+        process runs and that holds a loss, its weight over its global token count, on the stage's mesh. A process that
+        does not run the last stage gets None for the loss.
         """
-        return self._run(self._begin(state, inputs, loss_scale, keeps_state=True), observe, announce)
+        flight, loss, _ = self._run(self._begin(state, inputs, loss_scales, keeps_state=True), observe, announce)
+        return flight, loss
 
     def _run(
         self, flight: StepInFlight, observe: Observer | None, announce: Announcer | None
-    ) -> tuple[StepInFlight, jax.Array | None]:
+    ) -> tuple[StepInFlight, jax.Array | None, dict[str, jax.Array]]:
         run: dict[Kind, Callable[[StepInFlight, Action], Dispatched]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
@@ -102,14 +103,13 @@ class Executor:
             dispatched = run[action.kind](flight, action)
             if observe is not None:
                 observe(action, dispatched)
-        loss = self.step.finish(tuple(flight.losses), flight.loss_scale) if self.step.sink.is_local else None
-        return flight, loss
+        return flight, *self._results(flight)
 
     def train(
         self,
         state: TrainState,
         inputs: dict[StageMicrobatch, Arrays],
-        loss_scale: jax.Array | None,
+        loss_scales: dict[str, jax.Array],
         observe: Observer | None = None,
         announce: Announcer | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -117,7 +117,7 @@ class Executor:
 
         Empties `inputs`, as `gradients` does.
         """
-        flight, loss = self._run(self._begin(state, inputs, loss_scale), observe, announce)
+        flight, loss, found = self._run(self._begin(state, inputs, loss_scales), observe, announce)
         self._end_of_step(flight)
         square_sum = self._square_sum(flight)
         value = None if loss is None or "value" not in self.step.sink_programs else self.step.value(loss)
@@ -139,21 +139,22 @@ class Executor:
                 if observe is not None:
                     observe(action, updated.params)
         norm = None if square_sum is None else self.step.root(square_sum)
-        metrics = {"loss": self.step.reports["loss"](loss), "grad_norm": self.step.reports["grad_norm"](norm)}
+        found |= {"loss": loss, "grad_norm": norm}
+        metrics = {name: report(found.get(name)) for name, report in self.step.reports.items()}
         return dataclasses.replace(state, step=state.step + 1, stages=stages), metrics
 
     def _begin(
         self,
         state: TrainState,
         inputs: dict[StageMicrobatch, Arrays],
-        loss_scale: jax.Array | None,
+        loss_scales: dict[str, jax.Array],
         *,
         keeps_state: bool = False,
     ) -> StepInFlight:
         flight = StepInFlight(
             stages={name: self._begin_stage(name, stage, keeps_state) for name, stage in state.stages.items()},
             links={name: LinkInFlight() for name in self.step.links},
-            loss_scale=loss_scale,
+            loss_scales=loss_scales,
         )
         flight.take_inputs(inputs)
         return flight
@@ -189,9 +190,11 @@ class Executor:
             flight.links[link.name].activations.update(handed_out)
             if boundary.cut is not None:
                 cut[link.source_port] = tuple(handed_out.values())
-        if action.stage == self.step.sink.name:
-            flight.losses.append(outputs[LOSS])
-            stage.add_cotangent(action.microbatch, LOSS, flight.loss_scale)
+        if action.stage in self.step.results:
+            results = self.step.results[action.stage]
+            flight.results[action.stage].append({port: outputs[port] for port in results.ports})
+            if LOSS in self.step.programs[action.stage].gradient_outputs:
+                stage.add_cotangent(action.microbatch, LOSS, flight.loss_scales[action.stage])
         # Whoever keeps what is returned must not keep a window beside its pieces.
         return {**outputs, **cut}
 
@@ -265,6 +268,20 @@ class Executor:
         return copy_part(self.step.stages[action.stage], flight.stages[action.stage], action)
 
     # ── after the last microbatch ────────────────────────────────────────────────────────────────
+
+    def _results(self, flight: StepInFlight) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+        """(The loss on the last stage's mesh, None in a process without it; the metrics of the stages here)."""
+        losses, metrics = [], {}
+        for name, results in self.step.results.items():
+            added = None
+            if name in flight.stages:
+                added, own = results(flight.results.pop(name), flight.loss_scales[name])
+                metrics |= {f"{results.stage.module}/{metric}": value for metric, value in own.items()}
+            if name in self.step.loss_ways:
+                way = self.step.loss_ways[name]
+                added = way(added) if way.is_local else None
+            losses.append(added)
+        return self.step.total_loss(tuple(losses)) if self.step.sink.is_local else None, metrics
 
     def _end_of_step(self, flight: StepInFlight) -> None:
         for name, program in self.step.ends.items():

@@ -80,15 +80,18 @@ class LinkInFlight:
 
 @dataclasses.dataclass
 class StepInFlight:
-    """The arrays that a step of this process holds: of its own stages and all links by name, and the losses.
+    """The arrays that a step of this process holds: of its own stages and all links by name.
 
-    `loss_scale` is one over the global token count, None in a process that does not run the last stage.
+    Attributes:
+        stages, links: by name.
+        loss_scales: of each stage here that holds a loss, its weight over its global token count.
+        results: of each such stage the loss and the parts of metrics of every microbatch.
     """
 
     stages: dict[str, StageInFlight]
     links: dict[str, LinkInFlight]
-    loss_scale: jax.Array | None
-    losses: list[jax.Array] = dataclasses.field(default_factory=list)
+    loss_scales: dict[str, jax.Array]
+    results: dict[str, list[Arrays]] = dataclasses.field(default_factory=lambda: defaultdict(list))
 
     @property
     def gradients(self) -> dict[str, Arrays]:

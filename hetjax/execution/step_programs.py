@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from hetjax.boundary import TwoWayTransport
+from hetjax.boundary import Transport, TwoWayTransport
 from hetjax.compilation.compiled_program import Program
 from hetjax.errors import GraphError, ScheduleError
 from hetjax.execution.made_programs import MadePrograms, key_of
+from hetjax.execution.stage_results import StageResults
 from hetjax.programs.end_of_step import EndOfStep
 from hetjax.programs.forward_backward import ForwardBackward
 from hetjax.programs.update import Update
@@ -22,6 +23,7 @@ from hetjax.stages.flat_state import Shapes
 from hetjax.stages.host_transfer import ToEveryProcess
 from hetjax.stages.link_transport import LinkTransport
 from hetjax.stages.links import Link, learns
+from hetjax.stages.metric_ports import is_metric
 from hetjax.stages.routed_link import RoutedLink
 from hetjax.stages.stage import LOSS, Stage
 
@@ -40,7 +42,10 @@ class Step:
         updates: the optimizer programs of each stage that trains.
         ends: the `end_of_step` of each stage that has one.
         norms: carry the sum of squares of each stage that trains to the last stage, and the total back.
-        reports: carry the metrics "loss" and "grad_norm" from the last stage to every process.
+        results: of each stage that holds a loss, what adds up its losses and metrics.
+        loss_ways: carry what a loss adds to that of the step to the last stage, from those of `results` elsewhere.
+        reports: carry the metrics to every process: "loss" and "grad_norm" from the last stage, those of modules as
+            "module/name" from their own.
         sink_programs: what runs on the last stage's mesh beside its forward and backward; none in a process without a
             device of it.
     """
@@ -54,21 +59,19 @@ class Step:
     updates: Mapping[str, Update]
     ends: Mapping[str, EndOfStep]
     norms: Mapping[str, TwoWayTransport]
+    results: Mapping[str, StageResults]
+    loss_ways: Mapping[str, Transport]
     reports: Mapping[str, ToEveryProcess]
     sink_programs: Mapping[str, Program]
 
     @property
     def sink(self) -> Stage:
-        """The stage that holds the loss."""
+        """The last stage, where the losses and the squares of gradients meet."""
         return self.stages[self.schedule.graph.sink.name]
 
-    def scale(self, loss_weights: tuple[jax.Array, ...]) -> jax.Array:
-        """Dispatch: one over the sum of all microbatches' loss weights; 1 for a sum of 0."""
-        return self.sink_programs["scale"](loss_weights)
-
-    def finish(self, losses: tuple[jax.Array, ...], scale: jax.Array) -> jax.Array:
-        """Dispatch: the mean loss, from the summed loss of each microbatch."""
-        return self.sink_programs["finish"](losses, scale)
+    def total_loss(self, losses: tuple[jax.Array, ...]) -> jax.Array:
+        """Dispatch: the loss of the step, from what each module adds to it."""
+        return losses[0] if len(losses) == 1 else self.sink_programs["total loss"](losses)
 
     def total(self, square_sums: tuple[jax.Array, ...]) -> jax.Array:
         """Dispatch: the sum of squares over all stages."""
@@ -135,14 +138,32 @@ def trace_step(
                 stage,
                 taken,
                 gradient_inputs=tuple(link.destination_port for link in incoming if link.gradient),
-                gradient_outputs=_gradient_outputs(stage, links, schedule.graph.sink.name),
+                gradient_outputs=_gradient_outputs(stage, links),
                 in_two_parts=stage.name in in_two_parts,
             ),
         )
+        _check_results(programs[stage.name])
     sink = programs[schedule.graph.sink.name]
-    _check_loss(sink)
     norm_dtype = jnp.result_type(*(update.norm_dtype for update in updates.values()))
-    whole, loss_dtype = sink.stage.replicated, sink.outputs[LOSS].dtype
+    losses = [stage for stage in stages if stage.loss_weight is not None]
+    whole, loss_dtype = (
+        sink.stage.replicated,
+        jnp.result_type(*(programs[stage.name].outputs[LOSS].dtype for stage in losses)),
+    )
+    results = {
+        stage.name: StageResults(
+            programs[stage.name],
+            schedule.count(stage.name),
+            loss_dtype,
+            names_loss=len(losses) > 1,
+            made=made,
+        )
+        for stage in losses
+    }
+    reported = {"loss": (whole, loss_dtype), "grad_norm": (whole, norm_dtype)}
+    for found in results.values():
+        for name, dtype in found.metrics.items():
+            reported[f"{found.stage.module}/{name}"] = found.stage.replicated, dtype
     step = Step(
         stages=by_name,
         links={link.name: link for link in links},
@@ -162,42 +183,47 @@ def trace_step(
             )
             for name, update in updates.items()
         },
-        reports={
-            name: made.once(("report", name), functools.partial(ToEveryProcess, whole, (), dtype, devices))
-            for name, dtype in (("loss", loss_dtype), ("grad_norm", norm_dtype))
+        results=results,
+        loss_ways={
+            stage.name: made.once(
+                ("loss", stage.name), functools.partial(Transport, stage.replicated, whole, (), loss_dtype)
+            )
+            for stage in losses
+            if stage.name != sink.stage.name
         },
-        sink_programs=_sink_programs(sink, schedule.microbatches, updates, norm_dtype, made),
+        reports={
+            name: made.once(("report", name), functools.partial(ToEveryProcess, sharding, (), dtype, devices))
+            for name, (sharding, dtype) in reported.items()
+        },
+        sink_programs=_sink_programs(sink, updates, norm_dtype, len(losses), loss_dtype, made),
     )
     return step, _tasks(step)
 
 
 def _sink_programs(
     sink: ForwardBackward,
-    microbatches: int,
     updates: Mapping[str, Update],
     norm_dtype: jnp.dtype,
+    losses: int,
+    loss_dtype: jnp.dtype,
     made: MadePrograms,
 ) -> dict[str, Program]:
     stage = sink.stage
     if not stage.is_local:
         return {}
-    loss = sink.outputs[LOSS]
-    scale = jax.ShapeDtypeStruct((), loss.dtype, sharding=stage.replicated)
+    loss = jax.ShapeDtypeStruct((), loss_dtype, sharding=stage.replicated)
     square_sum = jax.ShapeDtypeStruct((), norm_dtype, sharding=stage.replicated)
     programs: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
-        "finish": (lambda losses, scale: sum(losses) * scale, ((loss,) * microbatches, scale)),
         "total": (sum, ((square_sum,) * len(updates),)),
         "root": (jnp.sqrt, (square_sum,)),
     }
+    if losses > 1:
+        programs["total loss"] = sum, ((loss,) * losses,)
     if any(update.needs.loss for update in updates.values()):
-        programs["value"] = (lambda loss: loss.astype(norm_dtype)), (scale,)
-    # Without them the batch brings the count of loss tokens.
-    if "loss_weights" in sink.inputs:
-        weights = (sink.inputs["loss_weights"],) * microbatches
-        programs["scale"] = functools.partial(_scale, dtype=loss.dtype), (weights,)
+        programs["value"] = (lambda loss: loss.astype(norm_dtype)), (loss,)
     return {
         name: made.once(
-            ("sink", name, key_of({str(place): aval for place, aval in enumerate(jax.tree.leaves(arguments))})),
+            ("sink", name),
             functools.partial(
                 Program, f"{stage.name} {name}", function, stage.mesh, *arguments, out_shardings=stage.replicated
             ),
@@ -206,25 +232,29 @@ def _sink_programs(
     }
 
 
-def _scale(loss_weights: tuple[jax.Array, ...], dtype: jnp.dtype) -> jax.Array:
-    """Return one over the sum, or 1 for a batch without any."""
-    count = sum(jnp.sum(weights.astype(dtype)) for weights in loss_weights)
-    return 1 / jnp.where(count == 0, 1, count)
-
-
-def _gradient_outputs(stage: Stage, links: Sequence[Link], sink: str) -> dict[str, int]:
-    """Return how many gradients arrive at each output port; the loss of the last stage starts them all."""
+def _gradient_outputs(stage: Stage, links: Sequence[Link]) -> dict[str, int]:
+    """Return how many gradients arrive at each output port, that of the loss among them."""
     counts = Counter(link.source_port for link in links if link.source == stage.name and link.gradient)
-    return {LOSS: 1} if stage.name == sink and learns(stage, links) else dict(counts)
+    if stage.loss_weight is not None and learns(stage, links):
+        counts[LOSS] += 1
+    return dict(counts)
 
 
-def _check_loss(sink: ForwardBackward) -> None:
-    loss = sink.outputs.get(LOSS)
-    if loss is None or loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
-        found = {port: f"{aval.dtype}{list(aval.shape)}" for port, aval in sink.outputs.items()}
+def _check_results(program: ForwardBackward) -> None:
+    """Raise GraphError for a loss that is none, and for metrics of a stage that holds no loss."""
+    loss, module = program.outputs.get(LOSS), program.stage.module
+    if program.stage.loss_weight is None:
+        metrics = [port.partition(":")[0] for port in program.outputs if is_metric(port)]
+        if metrics:
+            raise GraphError(
+                f"module '{module}' returns the metric '{metrics[0]}', but stage {program.stage.name} holds no loss; "
+                "return metrics beside 'loss', or pass the numbers on to the module that does"
+            )
+    elif loss is None or loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        found = {port: f"{aval.dtype}{list(aval.shape)}" for port, aval in program.outputs.items()}
         raise GraphError(
-            f"module '{sink.stage.module}' ends the graph, so it must return {{'loss': a floating scalar, the sum over "
-            f"tokens}}, but it returns {found}"
+            f"module '{module}' ends the graph or is among its losses, so it must return {{'loss': a floating scalar, "
+            f"the sum over tokens}}, but it returns {found}"
         )
 
 
@@ -242,6 +272,12 @@ def _tasks(step: Step) -> dict[str, Callable[[], object]]:
     for name, end in step.ends.items():
         if end.stage.is_local:
             tasks[f"{name} end of step"] = end.compile
+    for name, results in step.results.items():
+        for label, program in results.programs.items():
+            tasks[f"{name} {label}"] = program.compile
+    for name, way in step.loss_ways.items():
+        if way.is_local:
+            tasks[f"{name} loss"] = way.compile
     for name, report in step.reports.items():
         tasks[f"{name} to every process"] = report.compile
     for name, program in step.sink_programs.items():

@@ -70,7 +70,12 @@ def module_counts(microbatches: Microbatches, graph: ModuleGraph) -> dict[str, i
     counts: dict[str, int] = {}
     for module in reversed(graph.order):
         readers = {port_of(edge.destination).module for edge in graph.outputs(module)}
-        counts[module] = named.get(module, math.gcd(*(counts[reader] for reader in readers)))
+        if not readers and named.get(module, named[graph.sink]) != named[graph.sink]:
+            raise ConfigError(
+                f"microbatches: modules '{module}' ({named[module]}) and '{graph.sink}' ({named[graph.sink]}) both end "
+                "the graph; microbatches are those of the loss, so give both the same number"
+            )
+        counts[module] = named.get(module, math.gcd(*(counts[reader] for reader in readers)) or named[graph.sink])
         for reader in sorted(readers):
             if counts[reader] % counts[module]:
                 raise ConfigError(

@@ -18,6 +18,7 @@ from hetjax.programs.data_shards import by_shard, merge, split
 from hetjax.programs.residuals import ResidualPlaces, Residuals
 from hetjax.programs.whole_weights import WholeWeights
 from hetjax.stages.flat_state import Arrays, Shapes
+from hetjax.stages.metric_ports import is_metric
 from hetjax.stages.stage import LOSS, Stage
 
 Cotangents = dict[str, tuple[jax.Array, ...]]
@@ -98,8 +99,9 @@ class StageFunctions:
             lambda params, inputs: self._linearized(self.stage.of_one_shard, params, {}, inputs), shards, shared=(0,)
         )
         outputs, _, kept = forward(params, split(inputs, shards))
-        # The loss is a sum over samples.
-        return {port: jnp.sum(x) if port == LOSS else merge(x) for port, x in outputs.items()}, {}, kept
+        # The loss and parts of metrics are sums over samples.
+        summed = {port for port in outputs if port == LOSS or is_metric(port)}
+        return {port: jnp.sum(x) if port in summed else merge(x) for port, x in outputs.items()}, {}, kept
 
     def _linearized(
         self, stage: Stage, params: Arrays, buffers: Arrays, inputs: Arrays

@@ -25,7 +25,8 @@ class StageNode:
     that is frozen and has nothing trainable upstream, so it has no backward program; `update=False`
     marks frozen weights. `independent=True` says that no collective runs inside its programs, so that
     each device can run its *piece* of them whenever it is free. `window` is how many microbatches of the loss
-    a program of the stage takes at once: of m microbatches it has m / window of its own, numbered from 0.
+    a program of the stage takes at once: of m microbatches it has m / window of its own, numbered from 0. `loss=True`
+    marks a stage that holds a loss; one alone without outputs holds one in any case.
     """
 
     name: str
@@ -36,6 +37,7 @@ class StageNode:
     devices: tuple[int, ...] = ()
     independent: bool = False
     window: int = 1
+    loss: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,12 @@ class StageEdge:
 
 @dataclass(frozen=True, kw_only=True)
 class StageGraph:
-    """Stages in topological order and the edges between them; the one stage without outputs holds the loss.
+    """Stages in topological order and the edges between them; those without outputs hold losses.
 
     Raises:
-        ScheduleError: duplicate or unknown names, a cycle, stages out of topological order, more than
-            one sink, flags that contradict each other (a gradient nobody makes or nobody uses), or windows that do not
-            divide.
+        ScheduleError: duplicate or unknown names, a cycle, stages out of topological order, several without
+            outputs that do not all hold a loss, flags that contradict each other (a gradient nobody makes or nobody
+            uses), or windows that do not divide.
     """
 
     stages: tuple[StageNode, ...]
@@ -83,8 +85,8 @@ class StageGraph:
 
     @property
     def sink(self) -> StageNode:
-        """Return the stage that computes the loss."""
-        return next(stage for stage in self.stages if not self.outputs(stage.name))
+        """Return the last stage, that of the loss around which schedules are made."""
+        return self.stages[-1]
 
     def stage(self, name: str) -> StageNode:
         """Return the stage of that name; raises ScheduleError that lists the known ones."""
@@ -107,7 +109,7 @@ class StageGraph:
         return self._outputs[self.stage(stage).name]
 
     def depth(self, stage: str) -> int:
-        """Return the number of edges on the longest path from a stage to the sink (0 for the sink itself)."""
+        """Return the number of edges on the longest path from a stage to one without outputs, of which it is 0."""
         return self._depths[self.stage(stage).name]
 
     def count(self, stage: str, microbatches: int) -> int:
@@ -214,11 +216,11 @@ def _check_order(graph: StageGraph) -> None:
                 f"{edge.destination!r}; list the stages in topological order, for example {', '.join(order)}"
             )
     feeding = {edge.source for edge in graph.edges}
-    sinks = [stage.name for stage in graph.stages if stage.name not in feeding]
-    if len(sinks) != 1:
+    ends = [stage for stage in graph.stages if stage.name not in feeding]
+    if len(ends) > 1 and not all(stage.loss for stage in ends):
         raise ScheduleError(
-            f"the loss needs exactly one stage without outputs, but {', '.join(sinks)} have none; "
-            "connect all but one of them"
+            f"several stages without outputs hold a loss each, but {', '.join(s.name for s in ends)} have none and not "
+            "all of them loss=True; connect all but one of them, or mark each that holds a loss"
         )
 
 
@@ -237,7 +239,7 @@ def _check_gradients(graph: StageGraph) -> None:
                 "set update=False or backward=True"
             )
         outputs = graph.outputs(stage.name)
-        if stage.backward and outputs and not any(edge.backward for edge in outputs):
+        if stage.backward and outputs and not stage.loss and not any(edge.backward for edge in outputs):
             raise ScheduleError(
                 f"stage {stage.name!r} has a backward, but no gradient reaches it, as none of its outputs "
                 f"({', '.join(edge.name for edge in outputs)}) has backward=True; set one, or set backward=False on it"
@@ -262,8 +264,9 @@ def _check_windows(graph: StageGraph) -> None:
                 f"edge {edge.name!r}: {source.name!r} takes {source.window} microbatches at once and "
                 f"{destination.name!r} {destination.window}; a stage takes a multiple of what its readers take"
             )
-    if graph.sink.window != 1:
-        raise ScheduleError(
-            f"stage {graph.sink.name!r} holds the loss and has window={graph.sink.window}; microbatches are those of "
-            "the loss, so give it 1"
-        )
+    for stage in graph.stages:
+        if stage.window != 1 and not graph.outputs(stage.name):
+            raise ScheduleError(
+                f"stage {stage.name!r} holds the loss and has window={stage.window}; microbatches are those of "
+                "the loss, so give it 1"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -22,8 +22,10 @@ from hetjax.stages.windows import Window
 BatchArray: TypeAlias = np.ndarray | jax.Array | RowSubset | jax.ShapeDtypeStruct
 """One input of a batch, leading with the batch dim; a shape where only shapes matter."""
 
-Batch: TypeAlias = Mapping[str, Mapping[str, BatchArray] | float]
+Batch: TypeAlias = Mapping[str, Mapping[str, BatchArray] | Mapping[str, float] | float]
 """{module: {input: array}, "loss_tokens": number}; the number may be left out where loss weights are an input.
+
+Where several modules hold a loss it is {module: number}.
 
 With "routes" (`hetjax.stages.routes`) the tokens of an encoder go to other rows than its own."""
 
@@ -160,29 +162,55 @@ def _place(array: BatchArray, aval: jax.ShapeDtypeStruct, microbatch: int, windo
     return jax.make_array_from_callback(aval.shape, aval.sharding, part)
 
 
-def loss_tokens(batch: Batch, sink: str) -> float | None:
-    """Return the global count that the summed loss is divided by, 1 for a batch without any.
+def loss_tokens(batch: Batch, losses: Collection[str]) -> dict[str, float | None]:
+    """Return the global count that the summed loss of each module is divided by, 1 for a batch without any.
 
-    None where this process has only some rows of the loss weights, which are then summed on the devices. `sink` is the
-    module that ends the graph. Raises BatchError for no count, and for one that cannot divide.
+    None where this process has only some rows of the loss weights, which are then summed on the devices. `losses` are
+    the modules that hold one. Raises BatchError for no count, and for one that cannot divide.
     """
-    check_loss_tokens(batch, sink)
-    weights = batch["loss_tokens"] if "loss_tokens" in batch else batch[sink]["loss_weights"]
+    check_loss_tokens(batch, losses)
+    return {module: _count(_loss_count(batch, module), module) for module in losses}
+
+
+def _count(weights: BatchArray | float, module: str) -> float | None:
     if isinstance(weights, RowSubset):
         return None
     count = float(np.sum(weights, dtype=np.float64))
     if not (math.isfinite(count) and count >= 0):
-        raise BatchError(f"the loss of a batch is to be divided by {count}; loss weights and tokens are 0 or more")
+        raise BatchError(
+            f"the loss of module '{module}' is to be divided by {count}; loss weights and tokens are 0 or more"
+        )
     return count or 1.0
 
 
-def check_loss_tokens(batch: Batch, sink: str) -> None:
-    """Raise BatchError where a batch gives neither a global count nor loss weights; it may hold shapes."""
-    if "loss_tokens" not in batch and "loss_weights" not in batch.get(sink, {}):
+def _loss_count(batch: Batch, module: str) -> BatchArray | float | None:
+    """Return what says how many loss tokens a module has: a number, or its loss weights."""
+    given = batch.get("loss_tokens")
+    number = given.get(module) if isinstance(given, Mapping) else given
+    return batch.get(module, {}).get("loss_weights") if number is None else number
+
+
+def check_loss_tokens(batch: Batch, losses: Collection[str]) -> None:
+    """Raise BatchError unless a batch gives each loss a global count or loss weights; it may hold shapes."""
+    given = batch.get("loss_tokens")
+    if isinstance(given, Mapping):
+        unknown = set(given) - set(losses)
+        if unknown:
+            raise BatchError(
+                f"the batch has loss_tokens of '{min(unknown)}', which holds no loss; those that do are "
+                f"{', '.join(losses)}"
+            )
+    elif given is not None and len(losses) > 1:
         raise BatchError(
-            f"a batch needs 'loss_tokens', the number that the summed loss is divided by, "
-            f"since module '{sink}' has no input 'loss_weights' to sum"
+            f"the batch has loss_tokens={given} for the losses of {', '.join(losses)}, each of which has a count of "
+            "its own; give {module: number}"
         )
+    for module in losses:
+        if _loss_count(batch, module) is None:
+            raise BatchError(
+                f"a batch needs 'loss_tokens', the number that the summed loss is divided by, "
+                f"since module '{module}' has no input 'loss_weights' to sum"
+            )
 
 
 def module_inputs(batch: Batch) -> dict[str, Mapping[str, BatchArray]]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from hetjax.errors import GraphError
-from hetjax.graph import ModuleGraph, input_ports, optional_ports
+from hetjax.graph import ModuleGraph, input_ports, optional_ports, output_ports
 from hetjax.meshes import Layout, PlacementError, ResolvedPlacement
 from hetjax.models.errors import ModelError
 from hetjax.models.remat import Remat
@@ -75,6 +75,7 @@ def cut_graph(
                     buffers=placed_shapes(buffers, skeleton, layout.weight_spec, mesh, module, None),
                     inputs=input_ports(part),
                     optional=optional_ports(part),
+                    output_ports=output_ports(part),
                     port_dims=dict(getattr(part, "port_dims", {})),
                     frozen=frozenset(frozen_params),
                     compute_dtype=compute_dtype,
@@ -83,6 +84,7 @@ def cut_graph(
                     independent_samples=getattr(part, "independent_samples", False),
                     ends_steps=hasattr(part, "end_of_step"),
                     window=windows.get(module, ONE_MICROBATCH),
+                    loss_weight=graph.losses.get(module) if index == layout.stage_count - 1 else None,
                     input_ranges=dict(getattr(part, "input_ranges", {})),
                     counted_by=dict(getattr(part, "counted_by", {})),
                 )

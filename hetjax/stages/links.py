@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from hetjax.errors import GraphError
-from hetjax.graph import ModuleGraph, input_ports, port_of
+from hetjax.graph import Edge, ModuleGraph, input_ports, port_of
 from hetjax.schedule.graph import StageEdge, StageGraph, StageNode
 from hetjax.stages.stage import Stage
 
@@ -34,15 +34,20 @@ class Link:
 def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
     """Return the links of all edges, and those that pass a module's own tensors from stage to stage.
 
-    Raises GraphError when a module trains that no gradient reaches.
+    An edge leads from the stage that makes its tensor to every stage that takes it.
+
+    Raises GraphError when a module trains that no gradient reaches, and for an edge that no stage takes, that several
+    or none make, or without which a stage would make nothing that is read.
     """
+    _check_taken(graph, stages)
     links: list[Link] = []
     for stage in stages:
         for edge in graph.inputs(stage.module):
-            source, port = port_of(edge.source), port_of(edge.destination).name
+            port = port_of(edge.destination).name
             if port in stage.inputs:
-                last = next(other for other in reversed(stages) if other.module == source.module)
-                links.append(_link(last, source.name, stage, port, edge.gradient and learns(last, links)))
+                maker = _maker(edge, stages)
+                gradient = edge.gradient and learns(maker, links)
+                links.append(_link(maker, port_of(edge.source).name, stage, port, gradient))
         if stage.index > 0:
             before = stages[stages.index(stage) - 1]
             for port in sorted(set(stage.inputs) - set(input_ports(graph.abstract(stage.module)))):
@@ -50,12 +55,47 @@ def make_links(graph: ModuleGraph, stages: Sequence[Stage]) -> tuple[Link, ...]:
     return _pruned(links, stages)
 
 
+def _check_taken(graph: ModuleGraph, stages: Sequence[Stage]) -> None:
+    """Raise GraphError for an edge whose tensor no stage of its destination takes."""
+    for edge in graph.edges:
+        module, port = dataclasses.astuple(port_of(edge.destination))
+        parts = [stage for stage in stages if stage.module == module]
+        if not any(port in part.inputs for part in parts):
+            raise GraphError(
+                f"edge {edge.name}: '{port}' is among the input_ports of module '{module}', but none of its "
+                f"{len(parts)} parts takes it; have stage(index, count) list it in the input_ports of the parts whose "
+                "layers read it"
+            )
+
+
+def _maker(edge: Edge, stages: Sequence[Stage]) -> Stage:
+    """Return the stage that makes an edge's tensor: the one that says so, or the last of its module."""
+    module, port = dataclasses.astuple(port_of(edge.source))
+    parts = [stage for stage in stages if stage.module == module]
+    if all(part.output_ports is None for part in parts):
+        return parts[-1]
+    makers = [part for part in parts if port in (part.output_ports or ())]
+    if len(makers) != 1:
+        listed = ", ".join(part.name for part in makers) or "none"
+        raise GraphError(
+            f"edge {edge.name}: of the parts of module '{module}' {listed} have '{port}' in output_ports; have "
+            "stage(index, count) list it in those of the one part that makes it"
+        )
+    return makers[0]
+
+
 def _pruned(links: Sequence[Link], stages: Sequence[Stage]) -> tuple[Link, ...]:
-    """The links, with a gradient only where one arrives at the destination: from the loss, backwards."""
-    *others, sink = stages
-    reached = {sink.name}
-    for stage in reversed(others):
+    """The links, with a gradient only where one arrives at the destination: from the losses, backwards."""
+    reached = {stage.name for stage in stages if stage.loss_weight is not None}
+    for stage in reversed(stages):
+        if stage.name in reached:
+            continue
         leaving = [link for link in links if link.source == stage.name]
+        if not leaving:
+            raise GraphError(
+                f"module '{stage.module}': nothing reads what its stage {stage.name} makes; add an edge from an output "
+                "of that stage, or give the module fewer stages or layers"
+            )
         if any(link.gradient and link.destination in reached for link in leaving):
             reached.add(stage.name)
         elif stage.trains:
@@ -95,8 +135,9 @@ def stage_graph(stages: Sequence[Stage], links: Sequence[Link]) -> StageGraph:
                 update=stage.trains,
                 devices=tuple(device.id for device in stage.mesh.devices.flat),
                 # The sum of the loss is one over all devices, in every microbatch.
-                independent=stage.independent_devices and any(link.source == stage.name for link in links),
+                independent=stage.independent_devices and stage.loss_weight is None,
                 window=stage.window.size,
+                loss=stage.loss_weight is not None,
             )
             for stage in stages
         ),

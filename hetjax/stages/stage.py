@@ -19,11 +19,12 @@ from hetjax.models.parallel.layout_in_force import Splits, layout_in_force
 from hetjax.models.parts.groups import groups_around
 from hetjax.models.remat import Remat
 from hetjax.stages.flat_state import Arrays, Shapes, Skeleton, flatten_module
+from hetjax.stages.metric_ports import metrics_apart
 from hetjax.stages.placed_shapes import cast_shape, placed_shapes
 from hetjax.stages.windows import ONE_MICROBATCH, Window
 
 LOSS = "loss"
-"""The port of the module that ends the graph: a sum over tokens."""
+"""The port of a module that holds a loss: a sum over tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Stage:
         params: shape, master dtype and sharding of every weight, by path.
         buffers: the same of the state that does not train.
         inputs, optional: input ports, and those that may be left out.
+        output_ports: the outputs that edges may leave from; None where the module does not say.
         port_dims: dim names of the ports that have them.
         input_ranges: the least and the largest id of inputs that hold ids.
         counted_by: of those the inputs of weights, whose zeros make their ids count nothing.
@@ -49,6 +51,7 @@ class Stage:
         independent_samples: whether no sample's outputs depend on another sample of the batch.
         ends_steps: whether the part has a method `end_of_step`.
         window: the microbatches of the loss that its programs take at once.
+        loss_weight: the weight of the loss that it returns; None where it returns none.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Stage:
     buffers: Shapes
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
+    output_ports: tuple[str, ...] | None
     port_dims: Mapping[str, Dims]
     frozen: frozenset[str]
     compute_dtype: DTypeLike | None
@@ -71,6 +75,7 @@ class Stage:
     independent_samples: bool = False
     ends_steps: bool = False
     window: Window = ONE_MICROBATCH
+    loss_weight: float | None = None
     input_ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     counted_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -127,7 +132,7 @@ class Stage:
     def independent_devices(self) -> bool:
         """Whether no collective runs in its forward and backward: the batch alone is split, and over `data` alone.
 
-        But for the sum of the loss, where it ends the graph.
+        But for the sum of the loss, where it holds one.
         """
         return self._adds_up_by_shard and self.mesh.size == self.layout.data
 
@@ -209,7 +214,7 @@ class Stage:
             outputs = {"output": outputs}
         skeleton, _, after = flatten_module(module)
         self._check_state_kept(skeleton, after)
-        return dict(outputs), after
+        return metrics_apart(outputs, module=self.module), after
 
     def _check_state_kept(self, skeleton: Skeleton, buffers: Arrays) -> None:
         """Raise GraphError unless a call has left the state tree, and every buffer's shape and dtype, as they were."""

@@ -78,8 +78,8 @@ def make_windows(graph: ModuleGraph, counts: Mapping[str, int], placement: Place
 
     Raises ConfigError where the readers of a module would have its rows lie in different orders.
     """
-    windows = {graph.sink: ONE_MICROBATCH}
-    for module in reversed(graph.order[:-1]):
+    windows = {module: ONE_MICROBATCH for module in graph.order if not graph.outputs(module)}
+    for module in reversed([module for module in graph.order if module not in windows]):
         wanted: dict[Window, str] = {}
         for edge in graph.outputs(module):
             reader = port_of(edge.destination).module

@@ -178,22 +178,22 @@ def test_a_later_batch_with_other_inputs_is_refused():
 
 
 def test_loss_tokens_are_given_or_the_sum_of_the_loss_weights():
-    assert loss_tokens({"loss_tokens": 7, "head": {"loss_weights": np.ones(3)}}, "head") == 7.0
-    assert loss_tokens({"head": {"loss_weights": np.array([0.5, 0, 2.5], np.float32)}}, "head") == 3.0
+    assert loss_tokens({"loss_tokens": 7, "head": {"loss_weights": np.ones(3)}}, ["head"]) == {"head": 7.0}
+    assert loss_tokens({"head": {"loss_weights": np.array([0.5, 0, 2.5], np.float32)}}, ["head"]) == {"head": 3.0}
 
 
 def test_loss_weights_are_summed_in_double_precision():
     """In float32 sixteen million ones no longer grow by one."""
     weights = np.ones(2**24 + 1, np.float32)
     weights[0] = 2**24
-    assert loss_tokens({"head": {"loss_weights": weights}}, "head") == 2**25
+    assert loss_tokens({"head": {"loss_weights": weights}}, ["head"]) == {"head": 2**25}
 
 
 def test_a_batch_without_any_loss_token_divides_by_one():
-    assert loss_tokens({"head": {"loss_weights": np.zeros(3)}}, "head") == 1.0
-    assert loss_tokens({"loss_tokens": 0}, "head") == 1.0
+    assert loss_tokens({"head": {"loss_weights": np.zeros(3)}}, ["head"]) == {"head": 1.0}
+    assert loss_tokens({"loss_tokens": 0}, ["head"]) == {"head": 1.0}
 
 
 def test_a_batch_that_says_no_count_is_refused():
     with pytest.raises(BatchError, match=r"a batch needs 'loss_tokens', .* module 'head' has no input 'loss_weights'"):
-        loss_tokens({"head": {"labels": np.zeros(3)}}, "head")
+        loss_tokens({"head": {"labels": np.zeros(3)}}, ["head"])

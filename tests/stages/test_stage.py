@@ -17,6 +17,7 @@ from hetjax.stages.batch import check_batch
 from hetjax.stages.cut import cut_graph, cut_module
 from hetjax.stages.flat_state import flatten_module
 from hetjax.stages.links import make_links, stage_graph
+from tests.harness.graphs.taps import make_graph as make_tapped_graph
 from tests.harness.models.tiny_hybrid import HYBRID
 from tests.harness.parity.problem import LLM
 from tests.harness.parity.problem import make_graph as make_parity_graph
@@ -321,3 +322,53 @@ def test_a_stage_nests_layers_where_a_group_of_a_pattern_has_groups_in_it(patter
     graph = ModuleGraph({"llm": lambda rngs: NemotronH(dataclasses.replace(HYBRID, pattern=pattern), rngs=rngs)}, [])
     (stage,) = cut(graph, {"llm": Layout(devices="0")})
     assert stage.nests_layers == nests
+
+
+# ── edges into and out of parts ──────────────────────────────────────────────────────────────────
+
+
+def tapped_links(change) -> str:
+    """What refuses the links of two tapped towers in two stages each, one of whose parts is changed."""
+    stages = list(
+        cut(make_tapped_graph(), {"eye": Layout(devices="0-1", stage=2), "llm": Layout(devices="2-3", stage=2)})
+    )
+    change(stages)
+    with pytest.raises(GraphError) as caught:
+        make_links(make_tapped_graph(), stages)
+    return str(caught.value)
+
+
+def replace_ports(index: int, **ports):
+    return lambda stages: stages.__setitem__(index, dataclasses.replace(stages[index], **ports))
+
+
+def test_an_edge_that_no_part_takes_is_refused():
+    message = tapped_links(replace_ports(3, inputs=("hidden", "tap_2", "labels")))
+    assert message == (
+        "edge eye.tap_3->llm.tap_3: 'tap_3' is among the input_ports of module 'llm', but none of its 2 parts takes "
+        "it; have stage(index, count) list it in the input_ports of the parts whose layers read it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ports", "who"), [(("tap_0",), "none"), (("tap_0", "tap_1", "tap_2"), "eye.0, eye.1")], ids=["none", "two"]
+)
+def test_an_edge_that_none_or_two_parts_make_is_refused(ports, who):
+    message = tapped_links(replace_ports(0, output_ports=ports))
+    port = "tap_1" if who == "none" else "tap_2"
+    assert message == (
+        f"edge eye.{port}->llm.{port}: of the parts of module 'eye' {who} have '{port}' in output_ports; have "
+        "stage(index, count) list it in those of the one part that makes it"
+    )
+
+
+def test_a_last_stage_that_nothing_reads_is_refused():
+    graph = ModuleGraph(make_tapped_graph().modules, [Edge("eye.tap_0", "llm.x"), Edge("eye.tap_1", "llm.tap_1")])
+    layouts = {"eye": Layout(devices="0-1", stage=2), "llm": Layout(devices="2")}
+    with pytest.raises(GraphError, match=r"module 'eye': nothing reads what its stage eye\.1 makes; add an edge from"):
+        make_links(graph, cut(graph, layouts))
+
+
+def test_an_edge_from_an_output_that_a_module_does_not_list_is_refused():
+    with pytest.raises(GraphError, match="module 'eye' has no output 'tap_9'; its outputs are tokens, tap_0, tap_1"):
+        ModuleGraph(make_tapped_graph().modules, [Edge("eye.tap_9", "llm.x")])
