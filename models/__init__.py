@@ -12,6 +12,10 @@ from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.mamba.config import MambaConfig
 from hetjax.models.parts.moe import MoEConfig
 from hetjax.models.parts.rope import RopeScaling
+from hetjax.models.qwen3_vision import Qwen3VisionEncoder
+from hetjax.models.qwen3_vision_config import Qwen3VisionConfig
+from hetjax.models.qwen3_vl import Qwen3VlLanguageModel
+from hetjax.models.qwen3_vl_config import Qwen3VlConfig
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.sampling import GREEDY, Sampling
@@ -33,6 +37,10 @@ __all__ = [
     "NemotronHConfig",
     "ParakeetConfig",
     "ParakeetEncoder",
+    "Qwen3VisionConfig",
+    "Qwen3VisionEncoder",
+    "Qwen3VlConfig",
+    "Qwen3VlLanguageModel",
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",

@@ -12,6 +12,10 @@ from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet import ParakeetEncoder
 from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.qwen3_vision import Qwen3VisionEncoder
+from hetjax.models.qwen3_vision_config import Qwen3VisionConfig
+from hetjax.models.qwen3_vl import Qwen3VlLanguageModel
+from hetjax.models.qwen3_vl_config import Qwen3VlConfig
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.siglip2 import Siglip2Encoder
@@ -19,9 +23,9 @@ from hetjax.models.siglip2_config import Siglip2Config
 from hetjax.models.vision_config import VisionConfig
 from hetjax.models.vit import VisionEncoder
 
-LanguageModelConfig = DecoderConfig | NemotronHConfig
+LanguageModelConfig = DecoderConfig | NemotronHConfig | Qwen3VlConfig
 """Describes a language model."""
-VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ClipConfig
+VisionEncoderConfig = VisionConfig | RadioConfig | Siglip2Config | ClipConfig | Qwen3VisionConfig
 """Describes an encoder of images, and of videos where it takes them."""
 AudioEncoderConfig = ParakeetConfig
 """Describes an encoder of audio."""
@@ -33,6 +37,8 @@ ComponentConfig = LanguageModelConfig | EncoderConfig
 COMPONENTS: dict[type[ComponentConfig], type[nnx.Module]] = {
     DecoderConfig: LanguageModel,
     NemotronHConfig: NemotronH,
+    Qwen3VlConfig: Qwen3VlLanguageModel,
+    Qwen3VisionConfig: Qwen3VisionEncoder,
     VisionConfig: VisionEncoder,
     RadioConfig: RadioEncoder,
     Siglip2Config: Siglip2Encoder,

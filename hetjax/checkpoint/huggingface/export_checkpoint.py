@@ -116,7 +116,7 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
     """The model of the folder `beside`, which the user gave or the import made; else of the run's settings."""
     if (beside / "config.json").exists():
         config_json = read_json(beside / "config.json")
-        tensors = CheckpointTensors(beside) if is_given and any(beside.glob("*.safetensors")) else ()
+        tensors = CheckpointTensors(beside) if is_given and any(beside.glob("*.safetensors")) else None
         found = find_family(config_json, family or (None if is_given else source.extra.get("family")), tensors)
         return _Model(found, found.configs(config_json), config_json)
     if is_given:
@@ -134,7 +134,7 @@ def _read_model(source: SavedWeights, beside: Path, is_given: bool, family: str 
         raise ConfigError(f"family '{found.name}' has a module '{lacking[0]}', which {settings} lacks")
     configs = {module: built[module] for module in found.build}
     for module, kind in found.kinds.items():
-        if not isinstance(configs[module], kind):
+        if type(configs[module]) is not kind:  # one with more settings is another model
             raise ConfigError(
                 f"family '{found.name}' takes a {kind.__name__} as module '{module}', which is a "
                 f"{type(configs[module]).__name__} in {settings}; give the family of that model"

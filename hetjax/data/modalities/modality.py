@@ -187,9 +187,13 @@ class Modality(abc.ABC, Generic[Raw]):
 
     @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
-        """Return the edges from the encoder into the language model."""
-        del encoder
-        return (Edge(f"{cls.placeholder.module}.tokens", f"llm.{cls.placeholder.name}_tokens"),)
+        """Return the edges from the encoder into the language model: its tokens, and those of each depth it makes."""
+        module, name = cls.placeholder.module, cls.placeholder.name
+        depths = getattr(encoder, "deepstack_ports", ())
+        return (
+            Edge(f"{module}.tokens", f"llm.{name}_tokens"),
+            *(Edge(f"{module}.{port}", f"llm.{port}") for port in depths),
+        )
 
     @classmethod
     def contains(cls, config: ProcessorConfig) -> tuple[str, ...]:
@@ -215,6 +219,13 @@ class Modality(abc.ABC, Generic[Raw]):
     def items(self, array: np.ndarray) -> Sequence[np.ndarray]:
         """Return the equal parts of a medium that an encoder computes each for itself, in the order of their tokens."""
         return (array,)
+
+    def token_grids(self, array: np.ndarray) -> Sequence[tuple[int, int]]:
+        """Return (rows, columns) of the tokens of each of its `items`, for a language model that counts by them."""
+        raise ConfigError(
+            f"the language model counts the rows and columns of images, but modality '{self.name}' does not say which "
+            "its tokens have; give it the method token_grids, or choose another language model"
+        )
 
     def amounts(self, array: np.ndarray) -> Mapping[str, int]:
         """Return what an item takes of each of `resources`; only `processor.balance` asks, for each item by itself."""

@@ -58,6 +58,12 @@ def sized_pixels(
     return normalize(resized, config.pixel_mean, config.pixel_std, in_place=True)
 
 
+def token_grid(patches: PatchRows, pixels: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the tokens of an image of (height, width) pixels."""
+    rows, columns = patches.grid(pixels)
+    return rows // patches.merge, columns // patches.merge
+
+
 def sequence_cost(encoder: VisionSizes, rows: int) -> float:
     """Return the multiplications of the layers for a sequence of so many patch rows: with weights, and of attention."""
     return float(encoder.layers * (vision_layer_cost(encoder) * rows + 2 * encoder.width * rows**2))

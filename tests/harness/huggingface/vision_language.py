@@ -53,9 +53,9 @@ def logits(modules: Modules, batch: Mapping[str, Arrays]) -> np.ndarray:
 
 
 def loss_and_gradients(
-    hf: Mapping[str, Any], modules: Modules, batch: Mapping[str, Arrays]
+    hf: Mapping[str, Any], modules: Modules, batch: Mapping[str, Arrays], weights: Arrays | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The mean loss over all labels, and gradients under the checkpoint's names."""
+    """The mean loss over all labels, and gradients under the names that `weights`, or else a release, have."""
     split = {name: nnx.split(module) for name, module in modules.items()}
     definitions = {name: definition for name, (definition, _) in split.items()}
 
@@ -66,7 +66,7 @@ def loss_and_gradients(
         return whole["llm"](**fused(whole, batch))["loss"] / batch["llm"]["loss_weights"].sum()
 
     loss, gradients = run({name: state for name, (_, state) in split.items()})
-    family, named = find_family(hf), {}
+    family, named = find_family(hf, tensors=weights), {}
     for name, entries in family.entries(family.configs(hf)).items():
         named |= write_tensors(entries, jax.device_get(arrays_by_path(nnx.merge(definitions[name], gradients[name]))))
     return np.asarray(loss), named
