@@ -1,5 +1,7 @@
 """What is trained: Flax NNX modules and their configs. A model names dims and never mentions a mesh."""
 
+from hetjax.models.clip import ClipEncoder
+from hetjax.models.clip_config import ClipConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
@@ -11,6 +13,10 @@ from hetjax.models.parakeet_config import ParakeetConfig
 from hetjax.models.parts.mamba.config import MambaConfig
 from hetjax.models.parts.moe import MoEConfig
 from hetjax.models.parts.rope import RopeScaling
+from hetjax.models.qwen3_vision import Qwen3VisionEncoder
+from hetjax.models.qwen3_vision_config import Qwen3VisionConfig
+from hetjax.models.qwen3_vl import Qwen3VlLanguageModel
+from hetjax.models.qwen3_vl_config import Qwen3VlConfig
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.sampling import GREEDY, Sampling
@@ -21,6 +27,8 @@ from hetjax.models.vit import VisionEncoder
 
 __all__ = [
     "GREEDY",
+    "ClipConfig",
+    "ClipEncoder",
     "DecoderConfig",
     "LanguageModel",
     "LoraConfig",
@@ -31,6 +39,10 @@ __all__ = [
     "NemotronHConfig",
     "ParakeetConfig",
     "ParakeetEncoder",
+    "Qwen3VisionConfig",
+    "Qwen3VisionEncoder",
+    "Qwen3VlConfig",
+    "Qwen3VlLanguageModel",
     "RadioConfig",
     "RadioEncoder",
     "RopeScaling",

@@ -1,7 +1,7 @@
 """Choose how large an image or a video frame becomes before it is split into patches. On the host, without arrays.
 
-The rules are those of Nemotron 3 Nano Omni: an image keeps about its own size, as a grid of patches whose number lies
-between two bounds; the frames of a video get about a fixed number of patches, in the video's own aspect.
+An image keeps about its own size, as a grid of patches whose number lies between two bounds: by the rule of Nemotron 3
+Nano Omni, or by that of Qwen's models. The frames of a video get about a fixed number of patches, in its own aspect.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
+Rule = Literal["nemotron", "qwen"]
+"""How an image's sides become multiples of a token's, within the bounds: up, and scaled by whole patches; or to the
+nearest, and else scaled in pixels (`smart_resize` of Qwen2-VL)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +35,15 @@ class DynamicResolution:
     """The most patches of an image."""
     video_patches: int = 1024
     """About how many patches a frame of a video gets; rounding may add some."""
+    rule: Rule = "nemotron"
+    """How the sides of an image are rounded: nemotron, or qwen as Qwen-VL does."""
     keep_video_aspect: bool = True
     """Whether frames keep their aspect; else they become squares."""
 
     def __post_init__(self):
         check_positive(self)
+        if self.rule not in get_args(Rule):
+            raise ModelError(f"DynamicResolution: rule is {self.rule!r}; give one of {', '.join(get_args(Rule))}")
         if self.min_patches > self.max_patches:
             raise ModelError(
                 f"DynamicResolution: min_patches = {self.min_patches} > max_patches = {self.max_patches}; "
@@ -50,6 +58,8 @@ class DynamicResolution:
     def image_grid(self, height: int, width: int, budget: int | None = None) -> Grid:
         """Return the patch grid of an image of so many pixels, of `budget` patches at most (max_patches without)."""
         budget = self.max_patches if budget is None else budget
+        if self.rule == "qwen":
+            return self._nearest_grid(*self._checked(height, width), budget)
         sides = [round(pixels / self.patch_size + 0.5) for pixels in self._checked(height, width)]
         shrink = min(math.sqrt(budget / math.prod(sides)), 1.0)
         sides = [math.floor(shrink * side) for side in sides]
@@ -64,6 +74,18 @@ class DynamicResolution:
             if rest:
                 sides[axis] = up if up * other <= budget else max(self.merge, sides[axis] - rest)
         return sides[0], sides[1]
+
+    def _nearest_grid(self, height: int, width: int, budget: int) -> Grid:
+        side = self.patch_size * self.merge
+        most, least = (count * self.patch_size**2 for count in (budget, min(self.min_patches, budget)))
+        sizes = [round(pixels / side) * side for pixels in (height, width)]
+        if math.prod(sizes) > most:
+            shrink = math.sqrt(height * width / most)
+            sizes = [max(side, math.floor(pixels / shrink / side) * side) for pixels in (height, width)]
+        elif math.prod(sizes) < least:
+            grow = math.sqrt(least / (height * width))
+            sizes = [math.ceil(pixels * grow / side) * side for pixels in (height, width)]
+        return sizes[0] // self.patch_size, sizes[1] // self.patch_size
 
     def image_grids(self, sizes: Sequence[tuple[int, int]], context: int, text_tokens: int = 0) -> list[Grid]:
         """Return the grids of several images, by their (height, width), that share a context of tokens with a text.

@@ -40,7 +40,7 @@ class Siglip2Encoder(Encoder):
         self.patch = Linear({"patch": config.patch_dim}, {"embed": width}, bias=True, rngs=rngs)
         positions = named(nnx.initializers.normal(width**-0.5), None, "width")
         self.positions = nnx.Param(positions(rngs.params(), (config.position_side**2, width), jnp.float32))
-        self.layers = vision_layers(config, qkv_bias=True, approximate_gelu=True, rngs=rngs)
+        self.layers = vision_layers(config, qkv_bias=True, gelu="tanh", rngs=rngs)
         self.norm = LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
         projected = config.projector_width is not None
         self.projector = GeluMLP(width, config.projector_width, config.output_width, rngs=rngs) if projected else None

@@ -17,10 +17,11 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageCut:
-    """Which stage of how many a model is; stage 0 of 1 is the whole model."""
+    """Which stage of how many a model is, and its first layer; stage 0 of 1 is the whole model."""
 
     index: int = 0
     count: int = 1
+    start: int = 0
 
     @property
     def first(self) -> bool:
@@ -132,8 +133,8 @@ def cut_stage(
     if not 0 <= index < count:
         raise ModelError(f"{name}: stage index {index} is outside 0..{count - 1}; there are {count} stages")
     part = nnx.merge(*nnx.split(model))
-    part.cut = StageCut(index=index, count=count)
-    part.layers.keep(sum(counts[:index]), sum(counts[: index + 1]))
+    part.cut = StageCut(index=index, count=count, start=sum(counts[:index]))
+    part.layers.keep(part.cut.start, sum(counts[: index + 1]))
     for absent in (() if part.cut.first else first, () if part.cut.last else last):
         for attribute in absent:
             delattr(part, attribute)

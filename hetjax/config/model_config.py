@@ -24,7 +24,7 @@ from hetjax.models.presets import find_preset
 for kind in (OwnModule, OwnPart):
     register_type(kind, kind.settings, kind, (ModelError,), fail_already_registered=False)
 
-ENCODER_TYPES = ("vit", "radio", "siglip2", "parakeet")
+ENCODER_TYPES = ("vit", "radio", "siglip2", "clip", "qwen3_vl", "parakeet")
 """Kinds of encoders, the `type` of their settings."""
 
 
@@ -39,8 +39,8 @@ class ModelConfig:
         changes: Settings of the preset's modules that are other than in it, e.g. {vision.video_pruning_rate: 0.5}.
         llm: Sizes of the language model, a decoder or a hybrid with Mamba-2; null for the preset's. Any module may be
             one of your own, {class_path: my_file.MyModule, init_args: {width: 64}}, with the file on the path.
-        vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2.
-            Null for the preset's, or none.
+        vision: Sizes of the vision encoder; `type` says which: vit (images of one size, the default), radio, siglip2,
+            clip, qwen3_vl. Null for the preset's, or none.
         audio: Sizes of the audio encoder; null for the preset's, or none.
         encoders: Sizes of the encoders of further modalities, with their `type`, by the name of their module.
         lora: Modules that train by low-rank maps beside their weights, which are frozen, e.g. {llm: {rank: 16}}.
@@ -114,6 +114,13 @@ class ModelConfig:
                     f"model.{name}.output_width is {config.output_width}, but model.llm.width is {llm.width}; set both "
                     "alike, for the encoder's tokens enter the language model's sequence"
                 )
+        depths = {name: getattr(self.components.get(name), "deepstack_ports", ()) for name in ("vision", "llm")}
+        if len(depths["vision"]) > len(depths["llm"]):
+            raise ConfigError(
+                f"model.vision makes tokens of {len(depths['vision'])} depths, but model.llm takes those of "
+                f"{len(depths['llm'])}; give a Qwen3VlConfig with deepstack: {len(depths['vision'])}, or an encoder "
+                "with deepstack: []"
+            )
         pruning = getattr(self.components.get("vision"), "video_pruning_rate", 0)
         if pruning and not isinstance(llm, NemotronHConfig):
             raise ConfigError(

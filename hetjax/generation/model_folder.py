@@ -16,7 +16,7 @@ from hetjax.config.run_config import load_config
 from hetjax.data import DataConfig
 from hetjax.data.chat import ProcessorConfig
 from hetjax.errors import ConfigError
-from hetjax.models import VisionConfig
+from hetjax.models import Qwen3VisionConfig
 from hetjax.models.components import ComponentConfig
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
@@ -133,12 +133,22 @@ def _processor(components: Mapping[str, ComponentConfig], folder: Path, hf: Mapp
     """Return the settings that a checkpoint has for images; the defaults are those of Nemotron 3 Nano Omni."""
     vision = components.get("vision")
     settings = ProcessorConfig()
-    if vision is not None and not isinstance(vision, VisionConfig):
-        sizes = vision.image_rows
+    sizes = getattr(vision, "image_rows", None)
+    if sizes is not None:
         resolution = DynamicResolution(patch_size=sizes.patch_size, merge=sizes.merge)
         settings = dataclasses.replace(settings, resolution=resolution)
     beside = folder / "preprocessor_config.json"
     places = (read_json(beside) if beside.is_file() else {}, hf)
+    if isinstance(vision, Qwen3VisionConfig):
+        said, area = places[0].get("size") or {}, sizes.patch_size**2
+        bounds = {"min_patches": said.get("shortest_edge", 65536), "max_patches": said.get("longest_edge", 16777216)}
+        bounds = {name: pixels // area for name, pixels in bounds.items()}
+        resolution = dataclasses.replace(settings.resolution, rule="qwen", **bounds)
+        half = (0.5, 0.5, 0.5)
+        settings = dataclasses.replace(settings, resolution=resolution, pixel_mean=half, pixel_std=half)
+    if sizes is None:
+        shape = "pad" if places[0].get("do_pad") else "crop" if places[0].get("do_center_crop") else "stretch"
+        settings = dataclasses.replace(settings, square=shape)
     for field, keys in {"pixel_mean": ("norm_mean", "image_mean"), "pixel_std": ("norm_std", "image_std")}.items():
         values = [place[key] for place in places for key in keys if place.get(key) is not None]
         if values:

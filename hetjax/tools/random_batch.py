@@ -25,9 +25,10 @@ def random_batch(
 
     Images, patches and audio are standard normal; tokens and labels are ids below `vocab_size`; every position counts
     in the loss and belongs to one document; image tokens take the first N positions of each sequence and audio tokens
-    the next ones (positions past its end are dropped, as padding is). Patches are those of images and tubelets as
-    large as `packings` say, by module, or of one image and a video of up to four tubelets, all squares; clips have
-    their full length. Where media are balanced, every token is routed to the row that it is encoded in.
+    the next ones (positions past its end are dropped, as padding is); coordinates are those of text. Patches are those
+    of images and tubelets as large as `packings` say, by module, or of one image and a video of up to four tubelets,
+    all squares; clips have their full length. Where media are balanced, every token is routed to the row that it is
+    encoded in.
     """
     random = np.random.default_rng(seed)
 
@@ -45,6 +46,8 @@ def random_batch(
         match port:
             case "tokens" | "labels":
                 return random.integers(0, vocab_size, aval.shape).astype(aval.dtype)
+            case "coordinates":
+                return np.broadcast_to(counted[:, None], aval.shape)
             case _ if port.endswith("_positions"):
                 return np.broadcast_to(_tokens_ahead(shapes[module], port) + counted, aval.shape)
             case "loss_weights":

@@ -44,7 +44,9 @@ class HuggingFaceCheckpoint:
         self.dtype = dtype
         # Whatever a value of another type brings about is the file's fault, wherever it shows.
         try:
-            self.family = find_family(self.hf, family)
+            find_family(self.hf, family)  # its errors come before those of files
+            tensors = CheckpointTensors(self.folder)
+            self.family = find_family(self.hf, family, tensors)
             self.configs = self.family.configs(self.hf)
             self.entries = self.family.entries(self.configs)
         except ModelError:
@@ -55,7 +57,7 @@ class HuggingFaceCheckpoint:
                 "compare it with the published one"
             ) from error
         self.tensors = PlainTensors(
-            CheckpointTensors(self.folder),
+            tensors,
             _quantization_config(self.hf),
             np.dtype(ml_dtypes.bfloat16) if dtype is None else dtype,
         )
@@ -82,12 +84,16 @@ class HuggingFaceCheckpoint:
 
     def unexpected(self) -> list[str]:
         """Return the tensors that no module takes, beside those that the family or a quantized form explains."""
-        taken = {name for entries in self.entries.values() for entry in entries for name in entry.names}
+        taken = self._taken()
         return [name for name in self.tensors if name not in taken and not self._explained(name)]
 
     def kept(self) -> list[str]:
         """Return the tensors that no module of ours takes, and that a checkpoint converted back has to have."""
-        return [name for name in self.tensors if self.family.keeps(name)]
+        taken = self._taken()
+        return [name for name in self.tensors if name not in taken and self.family.keeps(name)]
+
+    def _taken(self) -> set[str]:
+        return {name for entries in self.entries.values() for entry in entries for name in entry.names}
 
     def _explained(self, name: str) -> bool:
         return self.family.keeps(name) or matches(self.family.ignored, name) or self._is_tied_head(name)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 
+import numpy as np
 from flax import nnx
 
+from hetjax.models.clip import ClipEncoder
+from hetjax.models.clip_config import ClipConfig
 from hetjax.models.components import ComponentConfig
 from hetjax.models.decoder import LanguageModel
 from hetjax.models.decoder_config import DecoderConfig
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface import lfm2_vl, omni
+from hetjax.models.huggingface import lfm2_vl, llava, omni, qwen3_vl
 from hetjax.models.huggingface.family import Configs, Family
 from hetjax.models.huggingface.llama import llama_config, llama_entries, llama_hf_config
 from hetjax.models.huggingface.nemotron_h import nemotron_h_config, nemotron_h_entries, nemotron_h_hf_config
@@ -22,6 +26,10 @@ from hetjax.models.nemotron_h import NemotronH
 from hetjax.models.nemotron_h_config import NemotronHConfig
 from hetjax.models.parakeet import ParakeetEncoder
 from hetjax.models.parakeet_config import ParakeetConfig
+from hetjax.models.qwen3_vision import Qwen3VisionEncoder
+from hetjax.models.qwen3_vision_config import Qwen3VisionConfig
+from hetjax.models.qwen3_vl import Qwen3VlLanguageModel
+from hetjax.models.qwen3_vl_config import Qwen3VlConfig
 from hetjax.models.radio import RadioEncoder
 from hetjax.models.radio_config import RadioConfig
 from hetjax.models.siglip2 import Siglip2Encoder
@@ -121,23 +129,69 @@ LFM2_VL = Family(
     kept=lfm2_vl.KEPT,
 )
 
-_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, LFM2_VL, SIGLIP2, SIGLIP2_TOWER)
+LLAVA = Family(
+    name="llava",
+    model_types=("llava",),
+    read_config=llava.llava_configs,
+    write_config=llava.llava_hf_config,
+    build={"vision": _built(ClipEncoder), "llm": _built(LanguageModel)},
+    kinds={"vision": ClipConfig, "llm": DecoderConfig},
+    entries=llava.llava_entries,
+    language_prefix=llava.LANGUAGE,
+    kept=llava.KEPT,
+    constants=llava.llava_constants,
+)
+
+LLAVA_BARE = dataclasses.replace(
+    LLAVA,
+    name="llava_bare_tower",
+    entries=partial(llava.llava_entries, tower=llava.BARE_TOWER),
+    constants=partial(llava.llava_constants, tower=llava.BARE_TOWER),
+    told_by=lambda tensors: f"{llava.BARE_TOWER}post_layernorm.weight" in tensors,
+)
+
+QWEN3_VL = Family(
+    name="qwen3_vl",
+    model_types=qwen3_vl.MODEL_TYPES,
+    read_config=qwen3_vl.qwen3_vl_configs,
+    write_config=qwen3_vl.qwen3_vl_hf_config,
+    build={"vision": _built(Qwen3VisionEncoder), "llm": _built(Qwen3VlLanguageModel)},
+    kinds={"vision": Qwen3VisionConfig, "llm": Qwen3VlConfig},
+    entries=qwen3_vl.qwen3_vl_entries,
+    language_prefix=qwen3_vl.LANGUAGE,
+    head=qwen3_vl.HEAD,
+)
+
+QWEN3_VL_TURNED = dataclasses.replace(
+    QWEN3_VL,
+    name="qwen3_vl_turned_experts",
+    model_types=qwen3_vl.MODEL_TYPES[1:],
+    entries=partial(qwen3_vl.qwen3_vl_entries, released=False),
+    told_by=qwen3_vl.are_of_transformers,
+)
+
+_ALL = (LLAMA, QWEN3, NEMOTRON_H, OMNI, LFM2_VL, LLAVA_BARE, LLAVA, QWEN3_VL_TURNED, QWEN3_VL, SIGLIP2, SIGLIP2_TOWER)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All of them, by name."""
 
 
-def find_family(hf: Mapping[str, Json], name: str | None = None) -> Family:
-    """Return the family of a config.json, or the one of that name. Raises ModelError for an unknown one."""
+def find_family(
+    hf: Mapping[str, Json], name: str | None = None, tensors: Mapping[str, np.ndarray] | None = None
+) -> Family:
+    """Return the family of a config.json with these tensors, or the family of that name.
+
+    Raises ModelError for an unknown one.
+    """
     if name is not None:
         if name not in FAMILIES:
             raise ModelError(f"there is no family '{name}'; the families are {', '.join(FAMILIES)}")
         return FAMILIES[name]
     kind = hf.get("model_type")
     for family in FAMILIES.values():
-        if kind in family.model_types:
+        if kind in family.model_types and (family.told_by is None or family.told_by(tensors or {})):
             return family
+    known = dict.fromkeys(kind for family in FAMILIES.values() for kind in family.model_types)
     raise ModelError(
-        f"config.json has model_type {kind!r}; this version converts "
-        f"{', '.join(kind for family in FAMILIES.values() for kind in family.model_types)}; where it is one of these "
+        f"config.json has model_type {kind!r}; this version converts {', '.join(known)}; where it is one of these "
         "under another name, give --family"
     )

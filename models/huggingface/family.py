@@ -37,6 +37,8 @@ class Family:
         ones: patterns of tensors that are kept, too, and that hold ones; other numbers would be another model.
         ignored: patterns of tensors without meaning, which are left out.
         float32: patterns of tensors that stay float32 where others are cast.
+        told_by: whether a checkpoint's tensors are of this family, and not of another of these types; None for no
+            other, or the last.
         own_type: the one of `model_types` that a config.json with another `model_type` is read as.
     """
 
@@ -54,6 +56,7 @@ class Family:
     ones: tuple[str, ...] = ()
     ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
     float32: tuple[str, ...] = ()
+    told_by: Callable[[Mapping[str, np.ndarray]], bool] | None = None
     own_type: Callable[[Mapping[str, Json]], str] | None = None
 
     def configs(self, hf: Mapping[str, Json]) -> Configs:

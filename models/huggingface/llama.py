@@ -35,6 +35,8 @@ def llama_hf_config(config: DecoderConfig) -> JsonObject:
 
 
 def _check(config: DecoderConfig) -> None:
+    if type(config) is not DecoderConfig:
+        raise ModelError(f"Llama cannot hold a {type(config).__name__}; write it as the model that it is of")
     if config.experts is not None or config.query_key_norm:
         raise ModelError(
             f"Llama has neither experts nor norms of queries and keys, but experts = {config.experts} and "

@@ -78,6 +78,8 @@ def qwen3_hf_config(config: DecoderConfig) -> JsonObject:
 
 
 def _check(config: DecoderConfig) -> None:
+    if type(config) is not DecoderConfig:
+        raise ModelError(f"Qwen3 cannot hold a {type(config).__name__}; write it as the model that it is of")
     if not config.query_key_norm:
         raise ModelError("Qwen3 norms queries and keys: set query_key_norm=True, or write it as a Llama")
     experts = config.experts

@@ -6,6 +6,7 @@ The backward pass keeps the inputs of the nonlinearity and computes it again: it
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from hetjax.models.scopes import scope
 
 # B batch · S sequence · D width in · E width out · F hidden width
 
+Gelu = Literal["exact", "tanh", "sigmoid"]
+"""x times a normal law's share below x: exact, or approximated by a tanh, or by sigmoid(1.702 x) as in CLIP."""
+
 
 @partial(jax.checkpoint, prevent_cse=False)
 def _swiglu(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
@@ -26,8 +30,8 @@ def _swiglu(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Arr
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-def _gelu(x: Float[Array, "B S F"], approximate: bool) -> Float[Array, "B S F"]:
-    return jax.nn.gelu(x, approximate=approximate)
+def _gelu(x: Float[Array, "B S F"], form: Gelu) -> Float[Array, "B S F"]:
+    return x * jax.nn.sigmoid(1.702 * x) if form == "sigmoid" else jax.nn.gelu(x, approximate=form == "tanh")
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -67,10 +71,10 @@ class ReLU2MLP(nnx.Module):
 
 
 class GeluMLP(nnx.Module):
-    """down(gelu(up(x))), with biases (Hendrycks and Gimpel 2016): the exact GELU, or `approximate` by a tanh."""
+    """down(gelu(up(x))), with biases (Hendrycks and Gimpel 2016)."""
 
-    def __init__(self, width: int, hidden: int, output_width: int, *, approximate: bool = False, rngs: nnx.Rngs):
-        self.approximate = approximate
+    def __init__(self, width: int, hidden: int, output_width: int, *, gelu: Gelu = "exact", rngs: nnx.Rngs):
+        self.gelu = gelu
         self.up = Linear({"embed": width}, {"mlp": hidden}, bias=True, rngs=rngs)
         self.down = Linear({"mlp": hidden}, {"embed": output_width}, bias=True, rngs=rngs)
 
@@ -78,4 +82,4 @@ class GeluMLP(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"], wanted: Dims = RESIDUAL) -> Float[Array, "B S E"]:
         """Return the network of each token of the residual stream; `wanted` names the leading dims of the result."""
         (up,) = sharded_linear(x, self.up, given=RESIDUAL, wanted=SEQUENCE)
-        return sharded_linear(_gelu(up, self.approximate), self.down, given=SEQUENCE, wanted=wanted)[0]
+        return sharded_linear(_gelu(up, self.gelu), self.down, given=SEQUENCE, wanted=wanted)[0]

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int
 
 # B batch · N patches · S side of the learned grid · D width
 
+Shares = list[tuple[Int[Array, "B N"], Float[Array, "B N"]]]
+"""Two positions on an axis of the grid, and the share of each."""
+
 
 def cropped_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) -> Float[Array, "B N D"]:
     """Return positions of a grid resized to m x m, m the longer side of a patch's image, at the patch's row and column.
@@ -24,11 +27,7 @@ def cropped_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) 
     row, column, height, width = jnp.moveaxis(places, -1, 0)
     size = jnp.maximum(jnp.maximum(height, width), 1)
     rows, columns = (_nearest_two(place, size, side, wide) for place in (row, column))
-    total = 0
-    for one, share in rows:
-        for other, other_share in columns:
-            total += grid[one * side + other].astype(wide) * (share * other_share)[..., None]
-    return total.astype(grid.dtype)
+    return _weighted(grid, rows, columns, side, wide)
 
 
 def resized_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) -> Float[Array, "B N D"]:
@@ -45,6 +44,24 @@ def resized_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) 
     return jnp.tensordot(weights, grid.astype(wide), axes=1).astype(grid.dtype)
 
 
+def aligned_positions(grid: Float[Array, "S*S D"], places: Int[Array, "B N 4"]) -> Float[Array, "B N D"]:
+    """Return positions of a grid resized to the height and width of each patch's image, bilinear, corners on corners.
+
+    The first and the last patch of a line get the first and the last learned position, as in Qwen3-VL. Interpolated in
+    float32 at least, in the dtype of the grid. Padding, whose places are negative, gets some finite position.
+    """
+    side = _side(grid)
+    wide = jnp.promote_types(grid.dtype, jnp.float32)
+    row, column, height, width = jnp.moveaxis(places, -1, 0)
+    rows, columns = (
+        _two_around(
+            jnp.clip(place.astype(wide) * (side - 1) / jnp.maximum(size - 1, 1).astype(wide), 0, side - 1), side
+        )
+        for place, size in ((row, height), (column, width))
+    )
+    return _weighted(grid, rows, columns, side, wide)
+
+
 def _side(grid: Float[Array, "S*S D"]) -> int:
     return round(grid.shape[0] ** 0.5)
 
@@ -54,12 +71,25 @@ def _centre(place: Int[Array, "B N"], size: Int[Array, "B N"], side: int, wide) 
     return (place.astype(wide) + 0.5) * (jnp.asarray(side, wide) / size.astype(wide))
 
 
-def _nearest_two(place, size, side: int, wide) -> list[tuple[Int[Array, "B N"], Float[Array, "B N"]]]:
+def _nearest_two(place, size, side: int, wide) -> Shares:
     """(position, its share) of the two; beyond the outermost both are the outermost."""
-    at = jnp.clip(_centre(place, size, side, wide) - 0.5, 0, side - 1)
+    return _two_around(jnp.clip(_centre(place, size, side, wide) - 0.5, 0, side - 1), side)
+
+
+def _two_around(at: Float[Array, "B N"], side: int) -> Shares:
+    """(position, its share) of the two on both sides of a place on an axis."""
     low = jnp.floor(at).astype(jnp.int32)
     share = at - low
     return [(low, 1 - share), (jnp.minimum(low + 1, side - 1), share)]
+
+
+def _weighted(grid: Float[Array, "S*S D"], rows: Shares, columns: Shares, side: int, wide) -> Float[Array, "B N D"]:
+    """The mean of the four positions around a place, by their shares on both axes."""
+    total = 0
+    for one, share in rows:
+        for other, other_share in columns:
+            total += grid[one * side + other].astype(wide) * (share * other_share)[..., None]
+    return total.astype(grid.dtype)
 
 
 def _triangles(place, size, side: int, wide) -> Float[Array, "B N S"]:

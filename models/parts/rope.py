@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hetjax.models.checks import check_positive
 from hetjax.models.errors import ModelError
 from hetjax.models.scopes import scope
 
-# B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width
+# B batch, or 1 where every sample has the same positions · S sequence · H heads · K head width · A axes of a position
 
 RopeTable = tuple[Float[Array, "B S 1 half"], Float[Array, "B S 1 half"]]
 """Cosine and sine of the angle of each channel pair."""
@@ -70,6 +71,25 @@ def rope_table(
     if scaling is not None:
         speeds = scaling.slow(speeds)
     angles = positions[:, :, None, None].astype(wide) * speeds
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+@scope("rope")
+def axes_rope_table(
+    positions: Int[Array, "B S A"],
+    axes: Sequence[int],
+    exponents: Sequence[float],
+    theta: float,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> RopeTable:
+    """Return cosine and sine of position * theta^(-exponent) for each channel pair, of the position on the pair's axis.
+
+    A position has A axes, such as time, row and column; `axes` and `exponents` have one a pair. Computed in float32 at
+    least; `dtype` is that of the activations to rotate.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    speeds = jnp.power(jnp.asarray(theta, wide), -jnp.asarray(exponents, wide))
+    angles = (jnp.take(positions, jnp.asarray(axes), axis=-1).astype(wide) * speeds)[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from hetjax.models.dims import RESIDUAL, constrain
 from hetjax.models.parts.attention import Attention, Windows
-from hetjax.models.parts.mlp import GeluMLP
+from hetjax.models.parts.mlp import Gelu, GeluMLP
 from hetjax.models.parts.norms import LayerNorm
+from hetjax.models.parts.rope import RopeTable
 from hetjax.models.parts.stack import Stack
 from hetjax.models.remat import point
 
@@ -30,8 +31,8 @@ class VisionSizes(Protocol):
 class VisionBlock(nnx.Module):
     """Pre-norm bidirectional attention and MLP, each added to the residual stream (Dosovitskiy et al. 2021).
 
-    All maps have biases, but for those to queries, keys and values without `qkv_bias`. There are no rotations, so that
-    the bias of the keys changes no output; it gets no gradient.
+    All maps have biases, but for those to queries, keys and values without `qkv_bias`. Where nothing is `rotated`, the
+    bias of the keys changes no output; it gets no gradient.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class VisionBlock(nnx.Module):
         *,
         norm_epsilon: float,
         qkv_bias: bool = False,
-        approximate_gelu: bool = False,
+        gelu: Gelu = "exact",
+        rotated: bool = False,
         rngs: nnx.Rngs,
     ):
         self.attention_norm = LayerNorm(width, epsilon=norm_epsilon, rngs=rngs)
@@ -53,26 +55,30 @@ class VisionBlock(nnx.Module):
             width // heads,
             output_bias=True,
             qkv_bias=qkv_bias,
-            fixed_key_bias=qkv_bias,
+            fixed_key_bias=qkv_bias and not rotated,
             rngs=rngs,
         )
         self.mlp_norm = LayerNorm(width, epsilon=norm_epsilon, rngs=rngs)
-        self.mlp = GeluMLP(width, mlp_width, width, approximate=approximate_gelu, rngs=rngs)
+        self.mlp = GeluMLP(width, mlp_width, width, gelu=gelu, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], segments: Int[Array, "B N"] | None = None, windows: Windows | None = None
+        self,
+        x: Float[Array, "B N D"],
+        segments: Int[Array, "B N"] | None = None,
+        windows: Windows | None = None,
+        rope: RopeTable | None = None,
     ) -> Float[Array, "B N D"]:
         """Return x after the layer. With `segments`, an id a token, it attends to its own id only; without, to all.
 
-        No id is in two of the `windows` that `Attention` takes.
+        No id is in two of the `windows` that `Attention` takes. `rope` is for layers that are `rotated`.
         """
-        attended, _ = self.attention(self.attention_norm(x), segments=segments, windows=windows)
+        attended, _ = self.attention(self.attention_norm(x), segments=segments, windows=windows, rope=rope)
         x = constrain(x + point(attended, "attention"), *RESIDUAL, "embed")
         return constrain(x + point(self.mlp(self.mlp_norm(x)), "mlp"), *RESIDUAL, "embed")
 
 
 def vision_layers(
-    config: VisionSizes, *, qkv_bias: bool = False, approximate_gelu: bool = False, rngs: nnx.Rngs
+    config: VisionSizes, *, qkv_bias: bool = False, gelu: Gelu = "exact", rotated: bool = False, rngs: nnx.Rngs
 ) -> Stack:
     """Build the layers of a vision transformer."""
     return Stack(
@@ -82,7 +88,8 @@ def vision_layers(
             config.mlp_width,
             norm_epsilon=config.norm_epsilon,
             qkv_bias=qkv_bias,
-            approximate_gelu=approximate_gelu,
+            gelu=gelu,
+            rotated=rotated,
             rngs=layer_rngs,
         ),
         config.layers,

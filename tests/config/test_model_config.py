@@ -7,7 +7,7 @@ from hetjax.config.model_config import ModelConfig
 from hetjax.config.run_config import load_config
 from hetjax.data.source_config import train_sources
 from hetjax.errors import ConfigError
-from hetjax.models import ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
+from hetjax.models import ClipConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
 from hetjax.models.presets import find_preset
 from tests.harness.paths import ROOT
 
@@ -31,6 +31,7 @@ SIZES = "patch_size: 4, width: 32, layers: 1, heads: 4, mlp_width: 64, projector
     [
         ("type: siglip2", Siglip2Config),
         ("type: siglip2, image_size: 224, position_side: 56", Siglip2Config),
+        ("type: clip, image_size: 224", ClipConfig),
         ("type: radio", RadioConfig),
         ("type: vit, image_size: 224", VisionConfig),
         ("image_size: 224", VisionConfig),

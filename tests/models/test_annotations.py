@@ -7,7 +7,15 @@ from beartype import beartype
 from flax import nnx
 from jaxtyping import TypeCheckError, jaxtyped
 
-from hetjax.models import LanguageModel, MoEConfig, ParakeetEncoder, RadioEncoder, Siglip2Encoder, VisionEncoder
+from hetjax.models import (
+    ClipEncoder,
+    LanguageModel,
+    MoEConfig,
+    ParakeetEncoder,
+    RadioEncoder,
+    Siglip2Encoder,
+    VisionEncoder,
+)
 from hetjax.models.kernels.attention import attend
 from hetjax.models.kernels.grouped_experts import ExpertKernels, ExpertSlots, grouped_experts
 from hetjax.models.kernels.grouped_products import GroupedProducts
@@ -19,7 +27,7 @@ from hetjax.models.parts.moe import MoE
 from hetjax.models.parts.rope import rope_table, rotate
 from hetjax.models.parts.router import Router, within_capacity
 from hetjax.models.parts.scatter import scatter_tokens
-from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models import clip_cases, radio_cases, siglip2_cases
 from tests.harness.models.generate import generate
 from tests.harness.models.tiny_models import build_decoder, build_vision, decoder_batch, image_batch
 from tests.harness.models.tiny_parakeet import build_parakeet
@@ -80,6 +88,7 @@ def test_shapes_of_packed_images_are_taken():
     checked(
         Siglip2Encoder.__call__, siglip2_cases.build(siglip2_cases.FIXED), jnp.asarray(siglip2_cases.fixed_images())
     )
+    checked(ClipEncoder.__call__, clip_cases.build(), jnp.asarray(clip_cases.images()))
 
 
 def checked_table(rows):

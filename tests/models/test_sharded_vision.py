@@ -10,7 +10,7 @@ from flax import nnx
 
 from hetjax.meshes import Layout
 from hetjax.models.parallel.layout_in_force import layout_in_force
-from tests.harness.models import radio_cases, siglip2_cases
+from tests.harness.models import clip_cases, qwen3_vl_cases, radio_cases, siglip2_cases
 from tests.harness.models.layouts import constraint_of, splits_of
 from tests.harness.models.tiny_models import flat, relative_error
 
@@ -42,6 +42,14 @@ def fixed_siglip2():
     return siglip2_cases.build(siglip2_cases.FIXED, np.float64), {"images": siglip2_cases.fixed_images(np.float64)}
 
 
+def clip():
+    return clip_cases.build(dtype=np.float64), {"images": clip_cases.images(np.float64)}
+
+
+def qwen3_vl():
+    return qwen3_vl_cases.build(dtype=np.float64)["vision"], qwen3_vl_cases.vision_inputs(np.float64)
+
+
 @pytest.mark.parametrize(
     ("case", "layout"),
     [
@@ -50,6 +58,8 @@ def fixed_siglip2():
         (videos_by_tubelet, WHOLE_ROWS),
         (packed_siglip2, ALL),
         (fixed_siglip2, ALL),
+        (clip, ALL),
+        pytest.param(qwen3_vl, Layout(data=2, tensor=2), marks=[pytest.mark.slow, pytest.mark.quick]),
     ],
 )
 def test_outputs_and_gradients_equal_one_device(float64, case, layout):

@@ -24,7 +24,7 @@ from hetjax.models.huggingface.family import Configs, Family
 from hetjax.models.huggingface.tensor_files.precision import quantization_config
 from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES, Form
 from hetjax.models.huggingface.tensor_files.shards import SHARD_BYTES, ShardWriter
-from hetjax.models.huggingface.tensor_files.tensors import TensorInfo
+from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo
 from hetjax.models.json_values import Json
 
 
@@ -85,6 +85,7 @@ def export_to_huggingface(
     _check_left_out(source, model, leave_out)
     export_list = ExportList(source, model.family, model.configs, dtype, quantize)
     kept = kept_tensors(beside, model.family) if beside.exists() else model.family.constants(model.configs)
+    kept = {name: tensor for name, tensor in kept.items() if name not in export_list.plain}
     # Scales of activations belong to a quantized form; those of inputs stand beside their weights.
     scales = {name: kept.pop(name) for name in list(kept) if name.endswith(ACTIVATION_SCALES)}
     if quantize is not None:
@@ -126,7 +127,8 @@ def read_model(source: Weights, like: Path | None, family: str | None) -> Model:
     beside, is_given = _beside(source, like), like is not None
     if (beside / "config.json").exists():
         config_json = read_json(beside / "config.json")
-        found = find_family(config_json, family or (None if is_given else source.extra.get("family")))
+        tensors = CheckpointTensors(beside) if is_given and any(beside.glob("*.safetensors")) else None
+        found = find_family(config_json, family or (None if is_given else source.extra.get("family")), tensors)
         return Model(found, found.configs(config_json), config_json)
     if is_given:
         raise ConfigError(f"{beside} has no config.json; give --like a Hugging Face folder of the same model")
@@ -143,7 +145,7 @@ def read_model(source: Weights, like: Path | None, family: str | None) -> Model:
         raise ConfigError(f"family '{found.name}' has a module '{lacking[0]}', which {settings} lacks")
     configs = {module: built[module] for module in found.build}
     for module, kind in found.kinds.items():
-        if not isinstance(configs[module], kind):
+        if type(configs[module]) is not kind:  # one with more settings is another model
             raise ConfigError(
                 f"family '{found.name}' takes a {kind.__name__} as module '{module}', which is a "
                 f"{type(configs[module]).__name__} in {settings}; give the family of that model"

@@ -11,6 +11,7 @@ from hetjax.config.build_loader import make_loader
 from hetjax.config.run_config import TrainConfig
 from hetjax.data import SampleLoader
 from hetjax.data.chat import Tokenizer
+from hetjax.data.modalities.config import Square
 from hetjax.models.json_values import Json, JsonObject
 
 TOKENIZER_FILES = (
@@ -21,8 +22,9 @@ TOKENIZER_FILES = (
 """Files of a folder that say how text and media become a prompt."""
 
 PLACEHOLDER_KEYS = {
-    "image": "image_token_id", "audio": "audio_token_id", "image_start": "img_start_token_id",
-    "image_end": "img_end_token_id",
+    "image_token_id": "image", "image_token_index": "image", "audio_token_id": "audio",
+    "img_start_token_id": "image_start", "img_end_token_id": "image_end",
+    "vision_start_token_id": "image_start", "vision_end_token_id": "image_end",
 }  # fmt: skip
 """Keys of config.json for the ids of placeholders in a prompt."""
 
@@ -52,12 +54,12 @@ class RunPrompts:
         if "text_config" not in config_json:
             return dict(config_json)
         found = self._loader.tokenizer.placeholders
-        media = {key: found[name] for name, key in PLACEHOLDER_KEYS.items() if name in found and key in config_json}
+        media = {key: found[name] for key, name in PLACEHOLDER_KEYS.items() if name in found and key in config_json}
         text = {**config_json["text_config"], **self.ids, **positions}
         return {**config_json, **self.ids, **media, "text_config": text}
 
     def write(self, folder: Path) -> None:
-        """Write generation_config.json, the tokenizer with its chat template, and settings for images of any size.
+        """Write generation_config.json, the tokenizer with its chat template, and settings for images.
 
         The tokenizer's files are those of its folder; the built-in one is written as a tokenizer.json.
         """
@@ -70,10 +72,25 @@ class RunPrompts:
         template, settings = folder / "chat_template.jinja", self._data.processor
         if settings.chat_template is not None or not template.exists():
             template.write_text(self._loader.processor.template.source, encoding="utf-8")
-        fixed = self._vision is None or getattr(self._vision, "image_size", None) is not None
-        if not fixed and not (folder / "preprocessor_config.json").exists():
+        if self._vision is not None and not (folder / "preprocessor_config.json").exists():
             said = {"image_mean": list(settings.pixel_mean), "image_std": list(settings.pixel_std)}
+            side = getattr(self._vision, "image_size", None)
+            said |= {} if side is None else _square_settings(side, settings.square)
             _write_json(folder / "preprocessor_config.json", said)
+
+
+def _square_settings(side: int, how: Square) -> JsonObject:
+    """Return those of an image processor of transformers that resizes as `hetjax.data.modalities.square_image` does."""
+    square: JsonObject = {"height": side, "width": side}
+    return {
+        "image_processor_type": "LlavaImageProcessor" if how == "pad" else "CLIPImageProcessor",
+        "do_resize": True,
+        "resample": 3,
+        "do_pad": how == "pad",
+        "size": {"shortest_edge": side} if how == "crop" else square,
+        "do_center_crop": how == "crop",
+        "crop_size": square,
+    }
 
 
 def token_ids(tokenizer: Tokenizer) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int32
 from hetjax.data.balance import imbalance
 from hetjax.data.chat.processor import Processor
 from hetjax.data.modalities.modality import ArraySpec, Modality
+from hetjax.data.rows.axes import coordinates
 from hetjax.data.rows.balanced_rows import EncoderRows, balanced_rows, route_shapes
 from hetjax.data.rows.row_capacity import RowCapacity
 from hetjax.data.rows.sample import RowUse, Sample
@@ -31,7 +33,8 @@ def make_arrays(
 
     "llm": tokens int32 [B, S], and for each encoder NAME_positions int32 [B, N], which are S for an encoder token that
     stands for nothing; in `training` also labels int32 [B, S] and loss_weights float32 [B, S], for what an assistant
-    says the weight of its message; and segments int32 [B, S] where rows are packed.
+    says the weight of its message; segments int32 [B, S] where rows are packed; coordinates int32 [B, S, 3],
+    time, row and column of each position, where the language model counts by them.
     Of an encoder what its modalities make: "vision" has patches float32 [B, P, D], places int32 [B, P, 4], segments
     int32 [B, P], and for videos the same as video_...; "audio" has waveforms float32 [B, C, T], lengths int32 [B, C].
     Where training is to balance media (`Processor.encoder_rows`), "routes" say which row each token belongs to, and
@@ -84,6 +87,8 @@ def row_shapes(capacity: RowCapacity, *, training: bool) -> dict[str, dict[str, 
     """Return shape and dtype of one row of every array that `make_arrays` makes, by module and port."""
     sequence = capacity.most.before_pruning
     llm = {"tokens": ArraySpec((sequence,), np.int32)}
+    if _counts_by_axes(capacity):
+        llm["coordinates"] = ArraySpec((sequence, 3), np.int32)
     shapes: dict[str, dict[str, ArraySpec]] = {"llm": llm}
     if training:
         llm |= {"labels": ArraySpec((sequence,), np.int32), "loss_weights": ArraySpec((sequence,), np.float32)}
@@ -114,6 +119,8 @@ def _row(capacity: RowCapacity, samples: Sequence[Sample], pad: int, *, without:
         "segments": np.full(sequence, len(samples), np.int32),
     }
     starts = np.cumsum([0, *(len(sample.ids) for sample in samples)])
+    if _counts_by_axes(capacity):
+        row["coordinates"] = _coordinates(capacity, samples, sequence)
     for number, (start, sample) in enumerate(zip(starts, samples, strict=False)):
         stop = start + len(sample.ids)
         row["tokens"][start:stop] = sample.ids
@@ -127,6 +134,28 @@ def _row(capacity: RowCapacity, samples: Sequence[Sample], pad: int, *, without:
         inputs, positions = _encoder_row(modalities, samples, starts, sequence)
         arrays[placeholder.module], row[f"{placeholder.name}_positions"] = inputs, positions
     return arrays
+
+
+def _counts_by_axes(capacity: RowCapacity) -> bool:
+    """Whether the language model takes time, row and column of each position."""
+    return bool(capacity.encoders) and hasattr(capacity.encoders_of.get("llm"), "rope_axes")
+
+
+def _coordinates(capacity: RowCapacity, samples: Sequence[Sample], sequence: int) -> Int32[np.ndarray, "S 3"]:
+    """Return time, row and column of each position of a row, counted anew in each sample; padding goes on."""
+    of_samples = []
+    for sample in samples:
+        parts = []
+        for name, media in sample.media.items():
+            for medium in media:
+                first = 0
+                for grid in capacity.modalities[name].token_grids(medium.array):
+                    parts.append((int(medium.positions[first]), grid))
+                    first += math.prod(grid)
+        of_samples.append(coordinates(len(sample.ids), parts))
+    behind = of_samples[-1].max() + 1 if of_samples else 0
+    padding = behind + np.arange(sequence - sum(map(len, of_samples)), dtype=np.int32)
+    return np.concatenate([*of_samples, np.repeat(padding[:, None], 3, axis=1)])
 
 
 def _encoder_row(

@@ -20,7 +20,6 @@ from hetjax.data.chat.pretokenized import Pretokenized, StoredMedium, checksum, 
 from hetjax.data.chat.template import ChatTemplate
 from hetjax.data.chat.tokenizer import Tokenizer
 from hetjax.data.chat.whole_text import EncodedText
-from hetjax.data.modalities import placeholder_texts
 from hetjax.data.modalities.config import ProcessorConfig
 from hetjax.data.modalities.modality import Budget, Modality, PromptPart
 from hetjax.data.modalities.prompt_order import Item, Tokens
@@ -88,7 +87,8 @@ class Processor:
         self.capacity = RowCapacity.of(config, seq_len, encoders)
         for placeholder in self.capacity.encoders:
             for name in placeholder.texts:
-                tokenizer.placeholder(name)
+                if tokenizer.texts[name]:
+                    tokenizer.placeholder(name)
 
     def balancing(self, encoder_rows: EncoderRows) -> Self:
         """Return a processor whose batches for training spread media over these rows of the encoders.
@@ -126,7 +126,7 @@ class Processor:
             **self.config.template_options,
         )
         raw = [self._read(part, chat.where) for part in chat.media]
-        texts, nothing = placeholder_texts(), [()] * len(raw)
+        texts, nothing = self.tokenizer.texts, [()] * len(raw)
         shared = any(self.capacity.modalities[part.kind].shares_context for part in chat.media)
         taken = len(self._encode(expand(rendered, nothing, texts), chat.where).ids) if shared else 0
         prepared = self._prepare(chat, raw, taken)

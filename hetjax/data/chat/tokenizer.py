@@ -38,7 +38,9 @@ class Tokenizer:
         pad: id of padding.
 
     Attributes:
-        placeholders: the id of each placeholder that there is, by what it is for ("image", "image_start", ...).
+        texts: the text of each placeholder, by what it is for ("image", "image_start", ...); empty for one that prompts
+            for this tokenizer do without.
+        placeholders: the id of each placeholder that there is.
         eos: the first of `stop_ids`.
         vocab_size: one more than the largest id.
         specials: the texts of special tokens.
@@ -60,7 +62,8 @@ class Tokenizer:
         # It adds tokens, which a chat has of its template, and may trim the white space of offsets.
         model.post_processor = None
         self._model = model
-        found = {name: model.token_to_id(text) for name, text in placeholder_texts().items()}
+        self.texts = placeholder_texts(model.get_vocab(with_added_tokens=True))
+        found = {name: model.token_to_id(text) for name, text in self.texts.items() if text}
         given = self._given = dict(ids or {})
         self.placeholders = {
             name: given.get(name) if token is None else token
@@ -80,8 +83,7 @@ class Tokenizer:
         self.vocab_size = max((*words, *self.placeholders.values())) + 1
         self._known = frozenset(words)
         atomic = {entry.content for entry in added.values()}
-        texts = placeholder_texts()
-        self._unspelled = [texts[name] for name in self.placeholders if texts[name] not in atomic]
+        self._unspelled = [self.texts[name] for name in self.placeholders if self.texts[name] not in atomic]
 
     @property
     def stop_texts(self) -> list[str]:
@@ -116,13 +118,12 @@ class Tokenizer:
 
     @functools.cached_property
     def _aliased(self) -> AliasedTokenizer:
-        texts = placeholder_texts()
         ids = {text: self._model.token_to_id(text) for text in sorted(self.specials)}
-        return AliasedTokenizer(self._model, {**ids, **{texts[name]: i for name, i in self.placeholders.items()}})
+        return AliasedTokenizer(self._model, {**ids, **{self.texts[name]: i for name, i in self.placeholders.items()}})
 
     def spell(self, ids: Iterable[int]) -> str:
         """Return the text of ids, special ones and placeholders by their own texts."""
-        names = {token: placeholder_texts()[name] for name, token in self.placeholders.items()}
+        names = {token: self.texts[name] for name, token in self.placeholders.items()}
         pieces = []
         for is_named, group in itertools.groupby(ids, key=names.__contains__):
             own = list(group)
@@ -142,7 +143,7 @@ class Tokenizer:
         """Return the id of a placeholder ("image", "image_start", ...). Raises ConfigError where there is none."""
         if name not in self.placeholders:
             raise ConfigError(
-                f"the tokenizer has no token {placeholder_texts()[name]}, which a prompt with media needs; give a "
+                f"the tokenizer has no token {self.texts[name]}, which a prompt with media needs; give a "
                 f"tokenizer.json that has it, or its id ('{name}') from the checkpoint's config"
             )
         return self.placeholders[name]

@@ -1,5 +1,7 @@
 """Modalities, one file each: image, video and audio. `register` adds one."""
 
+from collections.abc import Container
+
 from hetjax.data.modalities.audio import Audio
 from hetjax.data.modalities.image import Image
 from hetjax.data.modalities.modality import Modality, Placeholder
@@ -20,9 +22,13 @@ def placeholders() -> list[Placeholder]:
     return list(dict.fromkeys(modality.placeholder for modality in MODALITIES.values()))
 
 
-def placeholder_texts() -> dict[str, str]:
-    """Return the text of every token that prompts with media need, by what it is for ("image", "image_start", ...)."""
-    return {name: text for placeholder in placeholders() for name, text in placeholder.texts.items()}
+def placeholder_texts(tokens: Container[str] | None = None) -> dict[str, str]:
+    """Return the text of every token that prompts with media need, by what it is for ("image", "image_start", ...).
+
+    That of the built-in tokenizer, or as a tokenizer with these `tokens` has them; empty for one that it does without.
+    """
+    each = [one.texts if tokens is None else one.texts_in(tokens) for one in placeholders()]
+    return {name: text for texts in each for name, text in texts.items()}
 
 
 __all__ = [

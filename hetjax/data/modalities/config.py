@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from hetjax.data.media import SAMPLE_RATE, MediaLimits, VideoSampling
 from hetjax.data.modalities.prompt_order import AudioInVideo
@@ -13,6 +13,8 @@ from hetjax.models.dynamic_resolution import DynamicResolution
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Square = Literal["stretch", "crop", "pad"]
 
 Setting = bool | int | float | str
 Settings = TypeVar("Settings")
@@ -24,6 +26,8 @@ class ProcessorConfig:
 
     Args:
         images: Images in a row of the batch, for a vision encoder that takes all of them in one size.
+        square: How an image of any shape becomes one of them: stretched; by crop, its shorter side as long as theirs
+            and the middle taken; or by pad, with bars of pixel_mean.
         max_shift: Most pixels by which each such image is moved at random in training, up or down and left or right.
         image_rows: Patch rows (positions of a vision encoder's input: patches, prefix tokens, padding) for all images
             of a row of the batch, for an encoder that takes images of any size.
@@ -52,6 +56,7 @@ class ProcessorConfig:
     """
 
     images: int = 0
+    square: Square = "stretch"
     max_shift: int = 0
     image_rows: int = 0
     video_rows: int = 0
@@ -87,9 +92,9 @@ class ProcessorConfig:
             value = getattr(self, name)
             if value is not None and value < least_value:
                 raise ConfigError(f"processor.{name} is {value}; give {least_value} or more")
-        if self.audio_in_video not in get_args(AudioInVideo):
-            known = ", ".join(get_args(AudioInVideo))
-            raise ConfigError(f"processor.audio_in_video is {self.audio_in_video!r}; give one of {known}")
+        for name, choices in (("audio_in_video", get_args(AudioInVideo)), ("square", get_args(Square))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"processor.{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}")
         for name in ("image_rows", "video_rows"):
             if getattr(self, name) % self.resolution.merge**2:
                 raise ConfigError(

@@ -19,6 +19,7 @@ from hetjax.data.modalities.patches import (
     patch_shapes,
     sequence_cost,
     sized_pixels,
+    token_grid,
 )
 from hetjax.data.modalities.prompt_order import image_items
 from hetjax.data.modalities.square_image import SquareImage
@@ -85,6 +86,10 @@ class Image(Modality[UInt8[np.ndarray, "H W 3"]]):
             media=[Medium(self.name, sized_pixels(image, grid, self._config), tokens)],
             use={"image_rows": self._patches.rows(*grid)},
         )
+
+    def token_grids(self, array: Float32[np.ndarray, "H W 3"]) -> Sequence[tuple[int, int]]:
+        """Return those of an image."""
+        return [token_grid(self._patches, array.shape[:2])]
 
     def amounts(self, array: Float32[np.ndarray, "H W 3"]) -> dict[str, int]:
         """Return the patch rows of an image."""

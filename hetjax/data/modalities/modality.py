@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class Placeholder:
         start: text of the token before them.
         end: text of the token behind them.
         id_keys: keys of a checkpoint's config.json that give the id of `token`.
+        spellings: other texts of the three, as tokenizers of other models have them; an empty one is left out.
     """
 
     name: str
@@ -42,11 +43,20 @@ class Placeholder:
     start: str
     end: str
     id_keys: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:
         """Return the three texts by the names that a tokenizer has for them: NAME, NAME_start and NAME_end."""
-        return {self.name: self.token, f"{self.name}_start": self.start, f"{self.name}_end": self.end}
+        return self._named(self.token, self.start, self.end)
+
+    def texts_in(self, tokens: Container[str]) -> dict[str, str]:
+        """Return the three texts as these tokens have them: of the first spelling that is whole, else as `texts`."""
+        whole = (each for each in self.spellings if all(text in tokens for text in each if text))
+        return self.texts if self.start in tokens else self._named(*next(whole, (self.token, self.start, self.end)))
+
+    def _named(self, token: str, start: str, end: str) -> dict[str, str]:
+        return {self.name: token, f"{self.name}_start": start, f"{self.name}_end": end}
 
 
 class Resource(NamedTuple):
@@ -177,9 +187,13 @@ class Modality(abc.ABC, Generic[Raw]):
 
     @classmethod
     def edges(cls, encoder: object) -> tuple[Edge, ...]:
-        """Return the edges from the encoder into the language model."""
-        del encoder
-        return (Edge(f"{cls.placeholder.module}.tokens", f"llm.{cls.placeholder.name}_tokens"),)
+        """Return the edges from the encoder into the language model: its tokens, and those of each depth it makes."""
+        module, name = cls.placeholder.module, cls.placeholder.name
+        depths = getattr(encoder, "deepstack_ports", ())
+        return (
+            Edge(f"{module}.tokens", f"llm.{name}_tokens"),
+            *(Edge(f"{module}.{port}", f"llm.{port}") for port in depths),
+        )
 
     @classmethod
     def contains(cls, config: ProcessorConfig) -> tuple[str, ...]:
@@ -205,6 +219,13 @@ class Modality(abc.ABC, Generic[Raw]):
     def items(self, array: np.ndarray) -> Sequence[np.ndarray]:
         """Return the equal parts of a medium that an encoder computes each for itself, in the order of their tokens."""
         return (array,)
+
+    def token_grids(self, array: np.ndarray) -> Sequence[tuple[int, int]]:
+        """Return (rows, columns) of the tokens of each of its `items`, for a language model that counts by them."""
+        raise ConfigError(
+            f"the language model counts the rows and columns of images, but modality '{self.name}' does not say which "
+            "its tokens have; give it the method token_grids, or choose another language model"
+        )
 
     def amounts(self, array: np.ndarray) -> Mapping[str, int]:
         """Return what an item takes of each of `resources`; only `processor.balance` asks, for each item by itself."""

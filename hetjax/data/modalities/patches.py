@@ -19,7 +19,9 @@ VISION = Placeholder(
     token="<image>",
     start="<img>",
     end="</img>",
-    id_keys=("img_context_token_id", "image_token_id"),
+    id_keys=("img_context_token_id", "image_token_id", "image_token_index"),
+    # Of Qwen's models, and of LLaVA, which has the placeholders alone.
+    spellings=(("<|image_pad|>", "<|vision_start|>", "<|vision_end|>"), ("<image>", "", "")),
 )
 """The placeholders of the vision encoder's tokens, of images and of videos."""
 
@@ -54,6 +56,12 @@ def sized_pixels(
     size = config.resolution.patch_size
     resized = resize(image, grid[0] * size, grid[1] * size)
     return normalize(resized, config.pixel_mean, config.pixel_std, in_place=True)
+
+
+def token_grid(patches: PatchRows, pixels: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the tokens of an image of (height, width) pixels."""
+    rows, columns = patches.grid(pixels)
+    return rows // patches.merge, columns // patches.merge
 
 
 def sequence_cost(encoder: VisionSizes, rows: int) -> float:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+TimeLines = Literal["frames", "seconds"]
+"""Text ahead of each tubelet: the number and time of every frame, or as in Qwen3-VL its middle, "<0.2 seconds>"."""
 AudioInVideo = Literal["none", "after_marker", "after_frames", "interleaved"]
 
 
@@ -46,6 +48,7 @@ def video_items(
     clips: Sequence[tuple[float, int]] = (),
     order: AudioInVideo = "none",
     prefix: str = "",
+    lines: TimeLines = "frames",
 ) -> list[Item]:
     """Return the items of a video with its audio, whose frames are shown at these seconds.
 
@@ -57,6 +60,7 @@ def video_items(
         order: where the audio stands: before the frames, behind them, or each clip behind the tubelets that begin
             before it ends.
         prefix: text ahead of it all.
+        lines: what stands ahead of each tubelet.
     """
     starts = range(0, len(times), frames_per_tubelet)
     audio = audio_items(sum(count for _, count in clips)) if clips and order != "none" else []
@@ -67,13 +71,24 @@ def video_items(
     for start in starts:
         while left and times[start] >= left[0][0]:
             items += ["\n", *audio_items(left.pop(0)[1])]
-        line = " and ".join(
-            f"{'Frame' if frame == start else 'frame'} {frame + 1} sampled at {times[frame]:.2f} seconds"
-            for frame in range(start, min(start + frames_per_tubelet, len(times)))
-        )
-        items += [f"\n{line}: " if start else f"{line}: ", Tokens(kind="image", count=tokens)]
+        stop = min(start + frames_per_tubelet, len(times))
+        if lines == "seconds":
+            # A last tubelet that is short repeats its last frame, at the same time.
+            middle = (times[start] + times[stop - 1]) / 2
+            line = f"<{middle:.1f} seconds>"
+        else:
+            line = _frame_line(times, start, stop)
+        items += [line, Tokens(kind="image", count=tokens)]
     if order == "after_frames":
         items += audio
     for _, count in left:
         items += ["\n", *audio_items(count)]
     return items
+
+
+def _frame_line(times: Sequence[float], start: int, stop: int) -> str:
+    said = " and ".join(
+        f"{'Frame' if frame == start else 'frame'} {frame + 1} sampled at {times[frame]:.2f} seconds"
+        for frame in range(start, stop)
+    )
+    return f"\n{said}: " if start else f"{said}: "

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from hetjax.data.media import is_source
 from hetjax.data.media.image import open_image
-from hetjax.data.modalities.config import ProcessorConfig
+from hetjax.data.modalities.config import ProcessorConfig, Square
 from hetjax.data.modalities.modality import ArraySpec, Budget, EncoderInputs, Medium, Modality, PromptPart, Resource
 from hetjax.data.modalities.patches import VISION, check_pixels
 from hetjax.data.modalities.prompt_order import image_items
@@ -22,7 +22,7 @@ from hetjax.models.patch_rows import normalize
 
 
 class SquareImage(Modality[UInt8[np.ndarray, "H W 3"]]):
-    """Images stretched to one size; an encoder's config has `image_size` and `tokens_per_image`."""
+    """Images in squares of one size (`processor.square`), an encoder's `image_size`; it has `tokens_per_image`, too."""
 
     name = "image"
     placeholder = VISION
@@ -46,12 +46,12 @@ class SquareImage(Modality[UInt8[np.ndarray, "H W 3"]]):
         return dataclasses.replace(config, images=amounts["images"], image_rows=0)
 
     def read(self, value: object) -> UInt8[np.ndarray, "H W 3"]:
-        """Read an image of any size, as `hetjax.data.media.read_image` does, and stretch it by bicubic resampling."""
+        """Read an image of any size, as `hetjax.data.media.read_image` does, and resize it by bicubic resampling."""
         if is_source(value):
             image = open_image(value, self._config.limits)
         else:
             image = PIL.Image.fromarray(check_pixels(value, 3, "an image", "uint8 [height, width, 3]"))
-        return np.asarray(image.resize((self._size, self._size), PIL.Image.Resampling.BICUBIC))
+        return np.asarray(square_image(image, self._size, self._config.square, self._config.pixel_mean))
 
     def prepare(self, media: Sequence[UInt8[np.ndarray, "H W 3"]], budget: Budget) -> list[PromptPart]:
         """Prepare each image by itself: all have as many tokens."""
@@ -83,6 +83,23 @@ class SquareImage(Modality[UInt8[np.ndarray, "H W 3"]]):
             image[:] = array
         own = np.arange(len(arrays) * self._per_image, dtype=np.int32)
         return EncoderInputs({"images": images}, own.reshape(len(arrays), self._per_image))
+
+
+def square_image(image: PIL.Image.Image, side: int, how: Square, mean: Sequence[float]) -> PIL.Image.Image:
+    """Return an image in side x side pixels, as `processor.square` says and transformers' CLIP and LLaVA do."""
+    width, height = image.size
+    if how == "crop":
+        shorter = min(width, height)
+        width, height = (int(side * length / shorter) for length in (width, height))
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + side, top + side))
+    if how == "pad" and width != height:
+        longer = max(width, height)
+        padded = PIL.Image.new("RGB", (longer, longer), tuple(int(255 * share) for share in mean))
+        padded.paste(image, ((longer - width) // 2, (longer - height) // 2))
+        image = padded
+    return image.resize((side, side), PIL.Image.Resampling.BICUBIC)
 
 
 def shift_image(image: Float32[np.ndarray, "H W 3"], down: int, right: int) -> Float32[np.ndarray, "H W 3"]:

@@ -27,8 +27,9 @@ from hetjax.data.modalities.patches import (
     patch_shapes,
     sequence_cost,
     sized_pixels,
+    token_grid,
 )
-from hetjax.data.modalities.prompt_order import video_items
+from hetjax.data.modalities.prompt_order import TimeLines, video_items
 from hetjax.graph import Edge
 from hetjax.models.parts.video_pruning import capacity_for_kept, keep_count
 from hetjax.models.patch_rows import PatchRows
@@ -44,7 +45,7 @@ class FramesAndAudio(NamedTuple):
 
 
 class Video(Modality[FramesAndAudio]):
-    """Videos; an encoder's config has `tubelet`, `video_rows: PatchRows` and `video_pruning_rate`."""
+    """Videos; an encoder's config has `tubelet`, `video_rows: PatchRows`, maybe `video_pruning_rate`, `video_lines`."""
 
     name = "video"
     placeholder = VISION
@@ -58,6 +59,7 @@ class Video(Modality[FramesAndAudio]):
         self._config = config
         self._patches: PatchRows | None = encoder.video_rows if self.accepts(encoder) else None
         self._encoder = encoder
+        self._lines: TimeLines = getattr(encoder, "video_lines", "frames")
         self._pruning_rate: float = getattr(encoder, "video_pruning_rate", 0.0)
         self.prunes = self._pruning_rate > 0
         check_patches(config, "video_rows", self._patches)
@@ -121,7 +123,7 @@ class Video(Modality[FramesAndAudio]):
         clips = list(zip(audio.ends, audio.tokens, strict=True)) if audio else []
         order = dict(order=config.audio_in_video, prefix=config.video_prefix)
         return PromptPart(
-            items=video_items(video.times, per_tubelet, tokens, clips=clips, **order),
+            items=video_items(video.times, per_tubelet, tokens, clips=clips, lines=self._lines, **order),
             media=[Medium(self.name, pixels, tubelets * tokens), *(audio.media if audio else ())],
             use={
                 "video_rows": tubelets * self._patches.rows(*grid),
@@ -137,6 +139,10 @@ class Video(Modality[FramesAndAudio]):
             return (array,)
         per_tubelet = self._patches.frames
         return [array[first : first + per_tubelet] for first in range(0, len(array), per_tubelet)]
+
+    def token_grids(self, array: Float32[np.ndarray, "F H W 3"]) -> Sequence[tuple[int, int]]:
+        """Return those of each tubelet."""
+        return [token_grid(self._patches, array.shape[1:3])] * (len(array) // self._patches.frames)
 
     def amounts(self, array: Float32[np.ndarray, "F H W 3"]) -> dict[str, int]:
         """Return the patch rows of some tubelets, and how many of their tokens pruning keeps."""

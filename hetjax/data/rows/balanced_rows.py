@@ -88,8 +88,9 @@ def balanced_rows(
         before.append(found.before)
         after.append(found.after)
     arrays, tables = _encoder_arrays(modalities, items, assigned, len(rows), capacity.most.before_pruning)
-    known = {f"{placeholder.module}.tokens": tables.tokens, f"{placeholder.module}.kept": tables.kept}
-    routes = {port: known[port] for port in route_shapes(capacity, placeholder)}
+    kept = f"{placeholder.module}.kept"
+    # Tokens of every depth go where those of the last go.
+    routes = {port: tables.kept if port == kept else tables.tokens for port in route_shapes(capacity, placeholder)}
     return BalancedRows(arrays, tables.positions, routes, np.array(before), np.array(after))
 
 
@@ -101,7 +102,8 @@ def route_shapes(capacity: RowCapacity, placeholder: Placeholder) -> dict[str, t
         each for each in capacity.modalities.values() if each.placeholder == placeholder and each.accepts(encoder)
     ]
     ports = {edge.source for each in fitted for edge in each.edges(encoder)}
-    known = {f"{module}.tokens": (left,), f"{module}.kept": (left, 2)}
+    depths = {f"{module}.{port}": (left,) for port in getattr(encoder, "deepstack_ports", ())}
+    known = {f"{module}.tokens": (left,), f"{module}.kept": (left, 2), **depths}
     if not ports <= set(known):
         raise ConfigError(
             f"processor.balance routes {', '.join(known)}, but the model takes "

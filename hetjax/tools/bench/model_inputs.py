@@ -6,7 +6,16 @@ import math
 
 import numpy as np
 
-from hetjax.models import DecoderConfig, NemotronHConfig, ParakeetConfig, RadioConfig, Siglip2Config, VisionConfig
+from hetjax.models import (
+    ClipConfig,
+    DecoderConfig,
+    NemotronHConfig,
+    ParakeetConfig,
+    Qwen3VisionConfig,
+    RadioConfig,
+    Siglip2Config,
+    VisionConfig,
+)
 from hetjax.models.components import ComponentConfig
 from hetjax.models.parts.audio_clips import SAMPLE_RATE, tokens_of_clip
 
@@ -24,7 +33,7 @@ def inputs_of(config: ComponentConfig, *, batch: int, tokens: int, clip_seconds:
         ids = random.integers(0, config.vocab_size, (batch, tokens + 1), dtype=np.int32)
         weights = np.ones((batch, tokens), np.float32)
         return {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_weights": weights}, batch * tokens
-    if isinstance(config, VisionConfig):
+    if isinstance(config, VisionConfig | ClipConfig):
         images = max(1, tokens // config.tokens_per_image)
         shape = (batch, images, config.image_size, config.image_size, config.channels)
         return {"images": random.random(shape, np.float32)}, batch * images * config.tokens_per_image
@@ -32,7 +41,7 @@ def inputs_of(config: ComponentConfig, *, batch: int, tokens: int, clip_seconds:
         of_image = (config.image_size // config.patch_size) ** 2
         shape = (batch, max(1, tokens // of_image), config.image_size, config.image_size, config.channels)
         return {"images": random.random(shape, np.float32)}, batch * shape[1] * of_image
-    if isinstance(config, RadioConfig | Siglip2Config):
+    if isinstance(config, RadioConfig | Siglip2Config | Qwen3VisionConfig):
         return _packed_image(config, batch, tokens, random)
     if isinstance(config, ParakeetConfig):
         samples = int(clip_seconds * SAMPLE_RATE)
@@ -43,7 +52,9 @@ def inputs_of(config: ComponentConfig, *, batch: int, tokens: int, clip_seconds:
     raise TypeError(f"no inputs are known for a {type(config).__name__}")
 
 
-def _packed_image(config: RadioConfig | Siglip2Config, batch: int, tokens: int, random: np.random.Generator) -> Inputs:
+def _packed_image(
+    config: RadioConfig | Siglip2Config | Qwen3VisionConfig, batch: int, tokens: int, random: np.random.Generator
+) -> Inputs:
     packing = config.image_rows
     side = packing.merge * packing.patch_size * max(1, math.isqrt(tokens))
     image = random.normal(size=(side, side, config.channels)).astype(np.float32)

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetjax.data import load_tokenizer
+from hetjax.data.chat import Tokenizer
 from hetjax.errors import ConfigError, DataError
 
 BUILT_IN = load_tokenizer(None)
@@ -30,6 +31,27 @@ def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):
     model.save(str(tmp_path / "tokenizer.json"))
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert load_tokenizer(path).encode("0123456789") == BUILT_IN.encode("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts"),
+    [
+        (["<image>", "<img>", "</img>"], ["<image>", "<img>", "</img>"]),
+        (
+            ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"],
+            ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"],
+        ),
+        (["<image>"], ["<image>", "", ""]),
+        ([], ["<image>", "<img>", "</img>"]),
+    ],
+)
+def test_placeholders_are_spelled_as_the_tokenizer_has_them(tokens, texts):
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    model.add_special_tokens(["</s>", *tokens])
+    tokenizer = Tokenizer(model)
+    names = ["image", "image_start", "image_end"]
+    assert [tokenizer.texts[name] for name in names] == texts
+    assert tokenizer.placeholders == {n: model.token_to_id(t) for n, t in zip(names, texts, strict=True) if t in tokens}
 
 
 def test_missing_or_malformed_file_is_a_data_error_naming_it(tmp_path):

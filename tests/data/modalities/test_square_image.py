@@ -115,6 +115,20 @@ def test_resize_is_bicubic(tmp_path):
     np.testing.assert_allclose(result[0, :, 0], np.array(expected) / 127.5 - 1, atol=1.01 / 127.5)
 
 
+def test_an_image_becomes_a_square_as_the_setting_says():
+    columns = np.repeat(np.array([10, 90, 170, 250], np.uint8)[None, :, None], 2, axis=0)  # 2 high, 4 wide
+    pixels = np.broadcast_to(columns, (2, 4, 3)).copy()
+    half = np.float32(127.5)
+    shown = {how: fitted(2, square=how).read(pixels)[..., 0].tolist() for how in ("crop", "pad")}
+    assert shown["crop"] == [[90, 170], [90, 170]]
+    image = fitted(4, square="pad").read(pixels)[..., 0]
+    np.testing.assert_array_equal(image[1:3], columns[..., 0])
+    assert (image[[0, 3]] == int(half)).all()
+    assert fitted(4, square="stretch").read(pixels)[..., 0].tolist() == [[10, 90, 170, 250]] * 4
+    with pytest.raises(ConfigError, match=r"processor.square is 'fit'; give one of stretch, crop, pad"):
+        fitted(4, square="fit")
+
+
 def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((4, 4), np.uint8)
     pixels[0] = 255  # a white top row, stored by a camera that was turned
