@@ -63,7 +63,7 @@ class Job:
 
     def wait_ready(self):
         """Until each process has come to its `ready` order."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while len(list(self.folder.glob("ready-*"))) < len(self.scripts):
             assert time.monotonic() < end, "the processes did not start"
             time.sleep(0.01)
