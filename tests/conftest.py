@@ -15,6 +15,7 @@ from hetjax.config.run_config import load_config
 from tests.harness.compile_once import compile_equal_programs_once
 from tests.harness.compile_quickly import make_kernels_quickly
 from tests.harness.digits_run import CONFIG, write_dataset
+from tests.harness.marks import OF_FEW_FILES
 from tests.harness.paths import ROOT
 
 make_kernels_quickly()
@@ -35,6 +36,14 @@ def pytest_xdist_auto_num_workers():
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_ignore_collect(collection_path, config):
+    """A run for one of the marks of few files imports those files alone, where every worker would import all."""
+    mark = config.getoption("markexpr")
+    if mark not in OF_FEW_FILES or not collection_path.match("test_*.py"):
+        return None
+    return f"mark.{mark}" not in collection_path.read_text() or None
+
+
 def pytest_collection_modifyitems(items):
     """Long tests first, those with a timeout of their own (if only the default's), so that no worker is left alone with
     one at the end."""
@@ -44,7 +53,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What stands when tests begin is never garbage, and a heap of traced programs is searched for it seldom."""
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(50_000, 20, 10)
 
 
 @pytest.hookimpl(tryfirst=True)

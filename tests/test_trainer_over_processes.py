@@ -54,7 +54,7 @@ def prompts(batch):
 
 @pytest.mark.timeout(300)
 def test_a_process_compiles_holds_and_reads_what_its_own_devices_run():
-    results = run_processes(2, build_and_step, devices=4, timeout=200)
+    results = run_processes(2, build_and_step, devices=4, timeout=200, fresh=True)
     for result, stages in zip(results, STAGES, strict=True):
         assert result["reads"] == []
         assert result["state"] == result["programs"] == result["updates"] == stages

@@ -253,27 +253,27 @@ def test_links_of_a_gather_over_two_dims_carry_what_the_first_has_gathered():
 
 
 def test_a_plan_for_a_thousand_devices_takes_no_time():
-    """A tenth of a second as measured; the limit leaves room for a busy machine."""
+    """A tenth of a second of computing as measured, however busy the machine."""
     rows, columns = (
         make_tiling(range(f, f + n), (n,), *s) for f, n, s in [(0, 1024, ((0,), ())), (1024, 512, ((), (0,)))]
     )
     mixed = make_tiling(range(2000, 2512), (8, 4, 4, 4), (1, 0), (3,))
-    start = time.perf_counter()
+    start = time.thread_time()
     for source, destination in itertools.permutations((rows, columns, mixed), 2):
         plan = make_plan((4096, 8192), 2, source, destination)
         assert plan.bytes_moved == 4096 * 8192 * 2
     shared = make_plan((4096, 8192), 2, rows, make_tiling(range(1024), (1024,), (), (0,)))
     assert shared.bytes_moved == 1023 * (4096 * 8192 * 2 // 1024)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_many_free_axes_and_dims_are_searched_through_quickly():
-    """1296 refinements of either side, so 1.7 million pairs: a tenth of a second as measured."""
+    """1296 refinements of either side, so 1.7 million pairs: a tenth of a second of computing as measured."""
     source = make_tiling(range(210), (2, 3, 5, 7), (), (), (), (), ())
     destination = make_tiling(range(210, 420), (7, 5, 3, 2), (), (), (), (), ())
-    start = time.perf_counter()
+    start = time.thread_time()
     plan = make_plan((210,) * 5, 2, source, destination)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
     assert plan.source_fine.replication == plan.destination_fine.replication == 1
     assert plan.source_fine.counts == plan.destination_fine.counts
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 import threading
 import time
 
@@ -17,8 +18,8 @@ STEPS = 400
 
 
 def walk(victims=(), number=signal.SIGTERM, at=0, steps=STEPS, pause=0.004):
-    """Steps at a speed of its own, held by no collective; the last step, and the seconds in `reached`."""
-    me, spent = store.process(), 0.0
+    """Steps at a speed of its own, held by no collective; the last step, and the seconds of a usual `reached`."""
+    me, spent = store.process(), []
     with AgreedStop() as stop:
         for step in range(1, steps + 1):
             time.sleep(pause * (1 + me))
@@ -26,10 +27,11 @@ def walk(victims=(), number=signal.SIGTERM, at=0, steps=STEPS, pause=0.004):
                 os.kill(os.getpid(), number)
             before = time.perf_counter()
             reached = stop.reached(step)
-            spent += time.perf_counter() - before
+            spent.append(time.perf_counter() - before)
             if reached:
                 break
-    return step, spent
+    # The median: the machine may take a processor away in some.
+    return step, statistics.median(spent)
 
 
 def checked(value, what="schedule"):
@@ -83,7 +85,7 @@ def test_a_signal_stops_all_after_the_same_step(found, case):
 def test_without_a_signal_all_run_to_the_end_and_asking_costs_nothing(found):
     for step, spent in (row["no stop"] for row in found):
         assert step == 60
-        assert spent / 60 < 1e-4
+        assert spent < 1e-4
 
 
 def test_a_stop_is_too_late_once_a_process_has_run_to_its_end(found):

@@ -85,6 +85,7 @@ def test_answers_to_a_pruned_video_equal_one_device():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/parity/test_omni.py trains on pruned videos behind a whole encoder
 @pytest.mark.quick
 def test_training_on_pruned_videos_equals_one_device(float64):
     """Every stage takes the same rows out, and the sequence that is left is what is shared out over the devices."""

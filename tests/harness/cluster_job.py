@@ -19,7 +19,8 @@ from hetjax.cluster.connect import connect, disconnect
 from hetjax.cluster.environment import find_environment
 from hetjax.cluster.watchdog import Watchdog
 
-TIMEOUT = 5
+TIMEOUT = 60
+"""Seconds without a heartbeat: long, so that what ends a job sooner is no missing heartbeat."""
 
 
 def main(folder: Path, steps: int) -> int:

@@ -10,22 +10,27 @@ whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import multiprocessing
 import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tests.harness.compile_quickly import environment
+from tests.harness.fork_server import CONTEXT
 from tests.harness.paths import ROOT
+
+FRESH = multiprocessing.get_context("spawn")
 
 
 class ProcessFailed(AssertionError):
@@ -48,6 +53,7 @@ def run_processes(
     x64: bool = False,
     optimize: bool = False,
     share: bool = True,
+    fresh: bool = False,
     **arguments: Any,
 ) -> list[Any]:
     """Call `function(**arguments)` in `count` processes; their results.
@@ -55,57 +61,77 @@ def run_processes(
     Args:
         optimize: compile as a user's run does.
         share: compile equal programs of a process once (`tests.harness.compile_once`).
+        fresh: start interpreters anew (3 s of imports each), so that sets of strings are in another order in each
+            process, as in a job of a user's; forks of one server have them in the same.
 
     Raises ProcessFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job"
-        settings = {"devices": devices, "x64": x64, "port": free_port(), "count": count, "share": share}
-        job.write_bytes(pickle.dumps((function.__module__, function.__name__, arguments, settings)))
+        settings = {
+            "devices": devices, "x64": x64, "port": free_port(), "count": count, "share": share, "quick": not optimize,
+            "environment": environment(quick=not optimize),
+        }  # fmt: skip
+        results = [Path(folder) / f"result-{index}" for index in range(count)]
         logs = [Path(folder) / f"log-{index}" for index in range(count)]
-        children = []
+        job = (function.__module__, function.__name__, arguments, settings)
+        children = [
+            (FRESH if fresh else CONTEXT).Process(
+                target=_child, args=(*job, index, str(results[index]), str(logs[index]))
+            )
+            for index in range(count)
+        ]
         try:
-            for index, log in enumerate(logs):
-                with log.open("w") as output:
-                    command = [sys.executable, "-m", "tests.harness.processes", str(job), str(index)]
-                    children.append(
-                        subprocess.Popen(
-                            command,
-                            cwd=ROOT,
-                            env=environment(quick=not optimize),
-                            stdout=output,
-                            stderr=output,
-                            start_new_session=True,
-                        )
-                    )
+            for child in children:
+                child.start()
             _wait(children, timeout)
             printed = "\n".join(
-                f"── process {i}, exit code {c.poll()}\n{logs[i].read_text()}" for i, c in enumerate(children)
+                f"── process {i}, exit code {c.exitcode}\n{logs[i].read_text() if logs[i].exists() else ''}"
+                for i, c in enumerate(children)
             )
-            if any(child.poll() != 0 for child in children):
+            if any(child.exitcode != 0 for child in children):
                 raise ProcessFailed(printed)
-            return [pickle.loads(Path(f"{job}-{index}").read_bytes()) for index in range(count)]
+            return [pickle.loads(result.read_bytes()) for result in results]
         finally:
             for child in children:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                if child.pid is not None:
+                    _end(child)
 
 
-def _wait(children: list[subprocess.Popen], timeout: float) -> None:
+def _end(child: BaseProcess) -> None:
+    """With all that it started; it leads a session unless it is ended before it has begun."""
+    if child.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
+    child.join()
+
+
+def _wait(children: list[BaseProcess], timeout: float) -> None:
     """Until all have ended, one has failed, or time is up."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        codes = [child.poll() for child in children]
+        codes = [child.exitcode for child in children]
         if all(code == 0 for code in codes) or any(code for code in codes):
             return
         time.sleep(0.05)
 
 
-def _child(job: str, index: int) -> None:
-    module, name, arguments, settings = pickle.loads(Path(job).read_bytes())
+def _child(
+    module: str, name: str, arguments: dict[str, Any], settings: dict[str, Any], index: int, result: str, log: str
+) -> None:
+    os.setsid()
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # At once, so that a log shows how far its process was when it was killed.
+    sys.stdout.reconfigure(line_buffering=True)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(settings["environment"])
+    # XLA reads the environment when a backend starts; JAX, which the server has imported already, is told.
     import jax
 
+    jax.config.update("jax_disable_most_optimizations", settings["quick"])
     if settings["share"]:
         from tests.harness.compile_once import compile_equal_programs_once
 
@@ -122,14 +148,10 @@ def _child(job: str, index: int) -> None:
         shutdown_timeout_seconds=20,
     )
     try:
-        result = getattr(importlib.import_module(module), name)(**arguments)
+        value = getattr(importlib.import_module(module), name)(**arguments)
+        Path(result).write_bytes(pickle.dumps(value))
     except BaseException:
         # At once: a usual exit would wait for the other processes.
         traceback.print_exc()
         os._exit(1)
-    Path(f"{job}-{index}").write_bytes(pickle.dumps(result))
     jax.distributed.shutdown()
-
-
-if __name__ == "__main__":
-    _child(sys.argv[1], int(sys.argv[2]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,10 +10,8 @@ from pathlib import Path
 
 from hetjax.cluster.watchdog import Watchdog
 from hetjax.errors import ClusterError
+from tests.harness.fork_server import CONTEXT
 
-# A server that has imported everything starts each process in milliseconds.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.harness.watched_processes"])
 TIMEOUT = 1.5
 
 
@@ -63,7 +60,7 @@ class Job:
 
     def wait_ready(self):
         """Until each process has come to its `ready` order."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while len(list(self.folder.glob("ready-*"))) < len(self.scripts):
             assert time.monotonic() < end, "the processes did not start"
             time.sleep(0.01)

@@ -19,7 +19,8 @@ from tests.harness.parity.problem import make_batch
 SAMPLE = covering_sample(ALL)
 
 
-@pytest.mark.parametrize("case", SAMPLE[:4], ids=str)
+# The first one stands below in float32; the whole product in float64 is slow.
+@pytest.mark.parametrize("case", SAMPLE[1:3], ids=str)
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_sample_of_cases_equals_one_device(case: Case, dtype):
     trainer = make_trainer(LAYOUTS[case[:3]], dtype, case.schedule, case.microbatches)

@@ -147,14 +147,14 @@ def in_four(history: list, deeper: list) -> dict[str, list | dict]:
 @pytest.fixture(scope="module")
 def two():
     """What each of two processes of four devices found: one job for several tests, since each start takes its time."""
-    return run_processes(2, in_two, devices=4, x64=True, timeout=450, history=history_of("float64"))
+    return run_processes(2, in_two, devices=4, x64=True, timeout=450, fresh=True, history=history_of("float64"))
 
 
 @pytest.fixture(scope="module")
 def four():
     """What each of four processes of two devices found."""
     histories = {"history": history_of("float64"), "deeper": history_of("float64", schedules.LAYERS)}
-    return run_processes(4, in_four, devices=2, x64=True, timeout=600, **histories)
+    return run_processes(4, in_four, devices=2, x64=True, timeout=600, fresh=True, **histories)
 
 
 @pytest.mark.slow

