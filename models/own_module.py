@@ -34,7 +34,11 @@ class OwnModule(OwnPart):
         if name.startswith("_") or "class_path" not in vars(self):
             raise AttributeError(name)
         try:
-            return getattr(self._abstract, name)
+            abstract = self._abstract
+        except AttributeError as error:  # of its own: as one of ours it would be taken for a lack of `name`
+            raise ModelError(f"{self.class_path} cannot be made: {error}") from error
+        try:
+            return getattr(abstract, name)
         except AttributeError:
             raise AttributeError(
                 f"{self.class_path} has no attribute {name}, which is read of it as of our own configs; set self.{name}"

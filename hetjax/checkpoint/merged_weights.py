@@ -65,6 +65,10 @@ class MergedWeights:
         """The modules without low-rank maps that have an optimizer's state."""
         return tuple(module for module in self.saved.trained if module not in self.loras)
 
+    def moved_buffers(self, module: str) -> list[str]:
+        """Return the paths of what a module holds beside weights, which may have moved while low-rank maps trained."""
+        return [path for path in self.saved.infos(module) if not path.endswith((A, B))]
+
     @property
     def base_folder(self) -> Path | None:
         """The Hugging Face folder that the training began with, or the files that one had beside its weights."""

@@ -13,9 +13,9 @@ from hetjax.config.build import build_graph
 from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import Configs
+from hetjax.models.huggingface.tensor_files.json_file import read_json
 from hetjax.state.train_state import TrainState
 from hetjax.state.weight_source import ModuleWeights, WeightSource
 from hetjax.trainer import Trainer

@@ -28,12 +28,14 @@ class OwnWatch:
 
     def run(self) -> None:
         """Watch until `close`."""
-        seen, since = self._status(), time.monotonic()
-        while not self._closed.wait(min(1.0, self._timeout / 10)):
-            now = self._status()
-            if now != seen or now.unlimited:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > self._timeout:
+        poll = min(1.0, self._timeout / 10)
+        seen, still, looked = self._status(), 0.0, time.monotonic()
+        while not self._closed.wait(poll):
+            now, before, looked = self._status(), looked, time.monotonic()
+            # A process that was stopped as a whole stood still for one look, however long that took.
+            still = 0.0 if now != seen or now.unlimited else still + min(looked - before, 2 * poll)
+            seen = now
+            if still > self._timeout:
                 faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
                 self._end(
                     f"no progress for {self._timeout:g} s (step_timeout) in {now.doing}; what each thread was doing "

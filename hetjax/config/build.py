@@ -75,7 +75,7 @@ def build_trainer(
     """
     settings = config.optimizer
     graph = build_graph(config.model)
-    return Trainer(
+    trainer = Trainer(
         graph,
         Placement(config.placement),
         optimizer=build_optimizers(settings, graph, config.steps),
@@ -95,6 +95,13 @@ def build_trainer(
         devices=devices,
         kernels=config.kernels,
     )
+    for module in config.model.lora:
+        if not any(stage.trains for stage in trainer.stages if stage.module == module):
+            raise ConfigError(
+                f"model.lora has low-rank maps for '{module}', which optimizer.frozen or optimizer.trained freezes "
+                "whole; drop one of the two"
+            )
+    return trainer
 
 
 def batch_shapes(data: DataConfig, model: ModelConfig) -> BatchShapes:

@@ -16,6 +16,7 @@ from hetjax.config.eval_config import BestCheckpoint, EvalConfig
 from hetjax.config.limits import check_least
 from hetjax.config.model_config import ModelConfig
 from hetjax.config.optimizer_config import OptimizerConfig
+from hetjax.config.plain_yaml import plain_yaml
 from hetjax.config.profile_config import ProfileConfig
 from hetjax.config.target_options import HELP, TARGET_OPTIONS
 from hetjax.data import DataConfig
@@ -203,7 +204,7 @@ def load_config(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
     resolved = yaml.safe_load(parser.dump(values, skip_unset=False))
     # The parser takes texts in values of any type for YAML once more: "1" would become a number.
     resolved["data"] |= {"train": plain_settings(values.data.train), "eval": plain_settings(values.data.eval)}
-    return config, yaml.safe_dump(resolved, sort_keys=False)
+    return config, plain_yaml(resolved)
 
 
 def known_settings(parser: jsonargparse.ArgumentParser) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hetjax.boundary import TwoWayTransport
 from hetjax.data import LossBatch
-from hetjax.errors import DataError
+from hetjax.errors import ConfigError, DataError
 from hetjax.generation.stage_programs import Encode
 from hetjax.generation.stage_weights import WeightCasts, Weights
 from hetjax.stages.batch import Batch, StageMicrobatch, input_shapes, place_inputs
@@ -77,6 +77,11 @@ class HeldOutLoss:
                     self._boundaries[link.name] = boundary
                     taken[link.destination_port] = boundary.arriving
             self._forwards[stage.name] = Encode(stage, taken, what="evaluation")
+        if len(trainer.graph.losses) > 1:
+            raise ConfigError(
+                f"the held-out loss is that of one module, but {', '.join(trainer.graph.losses)} have losses; set "
+                "eval.loss to false"
+            )
         self._sink = trainer.schedule.graph.sink.name
         loss = self._forwards[self._sink].outputs[LOSS]
         self._report = ToEveryProcess(loss.sharding, loss.shape, loss.dtype, trainer.devices)

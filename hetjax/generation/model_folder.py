@@ -20,8 +20,8 @@ from hetjax.models import Qwen3VisionConfig
 from hetjax.models.components import ComponentConfig
 from hetjax.models.dynamic_resolution import DynamicResolution
 from hetjax.models.huggingface.checkpoint import HuggingFaceCheckpoint
-from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
+from hetjax.models.huggingface.tensor_files.json_file import read_json
 from hetjax.models.json_values import Json
 from hetjax.state.weight_source import WeightSource
 

@@ -8,8 +8,7 @@ import jax
 import optax
 from rich.table import Table
 
-from hetjax.checkpoint.saved_weights import SavedWeights
-from hetjax.checkpoint.warm_start import open_weights
+from hetjax.checkpoint.warm_start import open_checkpoint, open_weights
 from hetjax.compilation.compile_all import compile_all
 from hetjax.config.build import build_graph, use_devices
 from hetjax.config.build_loader import check_blank, make_loader
@@ -55,7 +54,7 @@ def evaluate(config: TrainConfig | None = None, *, checkpoint: str, answers: str
         kernels=config.kernels,
     )
     average = config.eval.weights == "average"
-    source = SavedWeights(checkpoint, average=True) if average else open_weights(checkpoint)
+    source = open_checkpoint(checkpoint, average=True) if average else open_weights(checkpoint)
     lacking = [module for module in graph.modules if module not in source.modules]
     if lacking:
         raise ConfigError(

@@ -17,14 +17,15 @@ class BadSteps:
 
     Args:
         limit: Bad steps in a row that are skipped.
+        total: Those of the run before this process.
 
     Attributes:
         total: Bad steps so far.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, *, total: int = 0):
         self._limit, self._in_a_row = limit, 0
-        self.total = 0
+        self.total = total
 
     def check(self, step: int, numbers: StepMetrics, square_sums: Mapping[str, Float[jax.Array, ""]]) -> str | None:
         """Return what is wrong with a step, or None.
@@ -47,11 +48,10 @@ class BadSteps:
         self._in_a_row += 1
         self.total += 1
         if self._in_a_row > self._limit:
-            row = f" as the {self._limit} steps before it" if self._limit else ""
+            row = f", as the {self._limit} steps before it, which changed nothing" if self._limit else ""
             raise DivergenceError(
-                f"step {step}{row}: {what}. The weights are those of the last good step, and "
-                "the newest checkpoint is no later: lower optimizer.learning_rate or max_grad_norm and go on from it "
-                "with --resume changed"
+                f"step {step}: {what}{row}; lower optimizer.learning_rate or max_grad_norm and go on from the newest "
+                "checkpoint with --resume changed"
             )
         return what
 

@@ -68,6 +68,7 @@ def train(config: TrainConfig, resolved: str, *, console: Console, callbacks: Se
                 parts.folder,
                 console,
                 done=progress.state.step,
+                skipped=progress.skipped_steps,
                 loggers=_loggers(config, resolved, parts.folder, progress.state.step) if job.is_main else (),
                 utilisation=utilisation,
                 events=events,
@@ -160,7 +161,8 @@ def _train(run: Run, stop: AgreedStop) -> None:
         waited = time.perf_counter() - asked
         pending, before = train_step(run, batch), pending
         pending.data_wait = waited
-        report_save(run)
+        if run.job.processes == 1:  # of several, each would see the end of a write at another step
+            report_save(run)
         if before is not None:
             run.reporter.report(before, following=pending)
         if progress.steps_here == 3:
@@ -215,13 +217,15 @@ def train_step(run: Run, batch: HostBatch) -> PendingStep:
         progress.state, metrics = trainer.step(
             progress.state, batch.arrays, observe=timer or hooks.observe, announce=hooks.announce
         )
-    run.profile.after(step, progress.state)
+    with run.job.unlimited("writing a profile"):
+        run.profile.after(step, progress.state)
     progress.timer = timer or progress.timer
     return PendingStep(
         step=step,
         epoch=batch.epoch,
         bad_samples=progress.bad_samples,
-        learning_rate=float(run.parts.learning_rates[step - 1]),
+        # The optimizer does not count the steps that were skipped.
+        learning_rate=float(run.parts.learning_rates[step - 1 - run.reporter.skipped]),
         metrics=metrics,
         square_sums=trainer.square_sums,
         of_batch={**batch.metrics, **_traffic(trainer.traffic)},

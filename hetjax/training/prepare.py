@@ -78,6 +78,7 @@ class Progress:
         state: The training state, which each step replaces.
         bad_samples: Samples that were skipped so far.
         dataset: Fingerprints of the sources of training samples, by their names; in process 0 alone.
+        skipped_steps: Bad steps before this process, which changed nothing.
         steps_here: Steps since this process started.
         best: Follows the best step by a number of the evaluations.
         saving: The step of a checkpoint that callbacks do not know of yet; None for none.
@@ -89,6 +90,7 @@ class Progress:
     best: BestStep
     bad_samples: int = 0
     dataset: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skipped_steps: int = 0
     steps_here: int = 0
     saving: int | None = None
     timer: ActionTimer | None = None
@@ -170,7 +172,13 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
         best.resume(extra.get("best"))
         if job.is_main:
             best.write(parts.folder.path)  # a job that was killed may have named a step that it did not save
-        return Progress(state=state, best=best, bad_samples=extra["bad_samples"], dataset=dataset)
+        return Progress(
+            state=state,
+            best=best,
+            bad_samples=extra["bad_samples"],
+            skipped_steps=extra.get("skipped_steps", 0),
+            dataset=dataset,
+        )
 
 
 def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:

@@ -97,6 +97,7 @@ class Reporter:
         folder: The run's folder.
         console: Where lines or the bar are printed.
         done: Steps done before; what was logged of later ones is dropped.
+        skipped: Those of them that were skipped.
         loggers: Where the metrics go beside, in the main process.
         utilisation: Says what FLOPs are of the devices' peak.
         events: Calls the callbacks of the run.
@@ -110,12 +111,13 @@ class Reporter:
         console: Console,
         *,
         done: int,
+        skipped: int = 0,
         loggers: Sequence[Logger],
         utilisation: Utilisation,
         events: Events,
     ):
         self._name, self._folder, self._steps = config.name, folder, config.steps
-        self._bad = BadSteps(config.bad_steps)
+        self._bad = BadSteps(config.bad_steps, total=skipped)
         self._job, self._console, self._utilisation, self._events = job, console, utilisation, events
         self._log = MetricsLog(folder, resume_step=done, loggers=loggers) if job.is_main else None
         for line in self._log.damaged if self._log is not None else ():
@@ -166,8 +168,13 @@ class Reporter:
             self._log.write({name: each for name, each in metrics.items() if math.isfinite(each)})
         self._seconds = pending.seconds or self._seconds
         self._bar.show(metrics, self._seconds, pending.headline)
-        with self.untimed():
+        with self._job.unlimited("calling callbacks"), self.untimed():
             self._events.on_step(StepEvent(step=pending.step, metrics=metrics, is_main=self._job.is_main))
+
+    @property
+    def skipped(self) -> int:
+        """Return the steps that were skipped so far, as far as they are reported."""
+        return self._bad.total
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import yaml
 
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.config.plain_yaml import plain_yaml
 from hetjax.data import DataConfig
 from hetjax.data.reading import files_of
 from hetjax.data.reading.fingerprint import fingerprint
@@ -39,6 +40,8 @@ FREE = (
 rounding of sums, or concern what is measured and kept. `warm_start` is read at the beginning alone. Files of
 `data.train` may have moved: the stream of samples compares its sources itself."""
 
+_OPEN = {"init_args", "learning_rate_scale", "groups", "changes", "lora", "encoders", "template_options", "others"}
+"""Settings whose names within them are not those of a version."""
 _SILENT = ("name", "run_dir", "resume", "overwrite")
 
 
@@ -92,8 +95,9 @@ def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwri
     path = folder.path / SETTINGS_FILE
     if not path.exists():
         return [f"{path} is missing, so that no settings are compared with those of the run"]
-    now = yaml.safe_load(resolved)
-    changes = [change for change in _changes(_read(path), now) if change.name not in _SILENT]
+    before, now = _read(path), yaml.safe_load(resolved)
+    changes = [change for change in _changes(before, now) if change.name not in _SILENT]
+    changes += _schema_changes(before, now)
     # The weights beside low-rank maps are read each time, and are in no checkpoint.
     is_read = bool(now.get("model", {}).get("lora"))
     refused = [str(each) for each in changes if not each.is_free or (is_read and each.name.startswith("warm_start"))]
@@ -103,6 +107,26 @@ def start_or_resume(folder: RunFolder, resolved: str, resume: Resume, *, overwri
             "the new ones, another run_dir to begin anew, or the old ones"
         )
     return [f"changed since the run was started: {change}" for change in changes]
+
+
+def _schema_changes(before: object, now: object) -> Iterator[Change]:
+    """Yield what reads the samples of a source, where it is another now: a schema of one's own, or columns."""
+    old, new = _readers(before), _readers(now)
+    for label in old.keys() & new.keys():
+        for name, value in old[label].items():
+            if value != new[label][name]:
+                yield Change(f"{name} of '{label}'", value, new[label][name])
+
+
+def _readers(settings: object) -> dict[str, dict[str, object]]:
+    """Return the schema and the columns of each source of training samples, by its name or path, as written down."""
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    train = data.get("train") if isinstance(data, Mapping) else None
+    sources = [each for each in (train if isinstance(train, list) else [train]) if isinstance(each, Mapping)]
+    return {
+        str(each.get("name") or each.get("path")): {"schema": each.get("schema"), "columns": each.get("columns")}
+        for each in sources
+    }
 
 
 def fingerprints(data: DataConfig) -> dict[str, str]:
@@ -115,7 +139,9 @@ def compare_datasets(before: Mapping[str, str], now: Mapping[str, str], resume: 
 
     Raises ConfigError for them where `resume` is "same".
     """
-    edited = [f"'{name}'" for name in before if now.get(name, before[name]) != before[name]]
+    left, new = [name for name in before if name not in now], [name for name in now if name not in before]
+    moved = {left[0]: new[0]} if len(left) == len(new) == 1 else {}  # as the stream of samples takes it
+    edited = [f"'{name}'" for name in before if now.get(moved.get(name, name), before[name]) != before[name]]
     if not edited:
         return []
     if resume == "same":
@@ -139,13 +165,15 @@ def _changes(before: object, now: object, name: str = "") -> Iterator[Change]:
     """Yield every setting that differs. A group that only one of them has differs as a whole.
 
     All settings of a version are written down, so that one that is missing is new since then, and is left out where it
-    is empty.
+    is empty; but for those whose names users choose (`_OPEN`).
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*before, *now)):
             inner = f"{name}.{key}" if name else str(key)
             if key in before or name.startswith("placement"):
                 yield from _changes(before.get(key), now.get(key), inner)
+            elif _OPEN.intersection(name.split(".")):
+                yield Change(inner, None, now[key])
             elif now[key]:
                 yield Change(inner, None, now[key], is_new=True)
     elif before != now:
@@ -154,7 +182,7 @@ def _changes(before: object, now: object, name: str = "") -> Iterator[Change]:
 
 def settings_to_keep(resolved: str) -> str:
     """Return the settings that a run's folder keeps: by them the run goes on, and is neither deleted nor changed."""
-    return yaml.safe_dump({**yaml.safe_load(resolved), "resume": "same", "overwrite": False}, sort_keys=False)
+    return plain_yaml({**yaml.safe_load(resolved), "resume": "same", "overwrite": False})
 
 
 def _overwrite(folder: RunFolder, resolved: str, steps: list[int]) -> str:

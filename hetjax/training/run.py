@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from hetjax.cluster.agree import gather
-from hetjax.cluster.job import Job
+from hetjax.cluster.job import AGREE_SECONDS, Job
 from hetjax.config.run_config import TrainConfig
 from hetjax.errors import DivergenceError
 from hetjax.training.callbacks import EvaluateEvent, Events, SaveEvent
@@ -68,7 +68,7 @@ def evaluate(run: Run, pending: PendingStep) -> bool:
         state=run.progress.state,
         is_main=run.job.is_main,
     )
-    with run.reporter.untimed():
+    with run.job.unlimited("calling callbacks"), run.reporter.untimed():
         run.events.on_evaluate(event)
     if not run.progress.best.is_best(pending.step, pending.headline):
         return False
@@ -90,11 +90,15 @@ def save(run: Run, pending: PendingStep | None) -> None:
         run.reporter.report(pending)
     run.parts.folder.check()
     _check_weights(run)
+    with run.job.unlimited("writing a checkpoint"):
+        run.parts.checkpoints.wait()
+    report_save(run)  # of the one before, which is complete, and which this one may delete
     with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
         extra = {
             "data": run.parts.data.get_state(),
             "bad_samples": run.progress.bad_samples,
             "steps": run.config.steps,
+            "skipped_steps": run.reporter.skipped,
             "dataset": dict(run.progress.dataset),
             "best": run.progress.best.to_json(),
         }
@@ -102,7 +106,6 @@ def save(run: Run, pending: PendingStep | None) -> None:
         run.parts.checkpoints.save(run.progress.state, extra, keep_beside=None if best is None else best.step)
         if best is not None and run.job.is_main:
             run.progress.best.write(run.parts.folder.path)
-    report_save(run)  # of the one before, which is complete now
     run.progress.saving = run.progress.state.step
 
 
@@ -112,7 +115,7 @@ def _check_weights(run: Run) -> None:
         return
     state = run.progress.state
     with run.job.waiting_for_devices():
-        found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=run.config.peer_timeout)
+        found = gather(", ".join(run.parts.trainer.without_measure(state)), timeout=AGREE_SECONDS)
     bad = ", ".join(dict.fromkeys(stage for names in found if names for stage in names.split(", ")))
     if bad:
         saved = run.parts.checkpoints.latest_step()
@@ -129,5 +132,5 @@ def report_save(run: Run) -> None:
     if step is not None and checkpoints.is_complete(step):
         run.progress.saving = None
         path = checkpoints.directory / str(step)
-        with run.reporter.untimed():
+        with run.job.unlimited("calling callbacks"), run.reporter.untimed():
             run.events.on_save(SaveEvent(step=step, path=path, is_main=run.job.is_main))

@@ -11,12 +11,13 @@ import numpy as np
 
 from hetjax.models.arrays import arrays_by_path
 from hetjax.models.errors import ModelError
-from hetjax.models.huggingface.config_json import check_values, read_json
+from hetjax.models.huggingface.config_json import check_values
 from hetjax.models.huggingface.entry import Entry
 from hetjax.models.huggingface.entry_shapes import slot_infos
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import matches
 from hetjax.models.huggingface.tensor_files.fp8 import row_blocks
+from hetjax.models.huggingface.tensor_files.json_file import read_json
 from hetjax.models.huggingface.tensor_files.quantized import FLOATS, PlainTensors
 from hetjax.models.huggingface.tensor_files.tensors import CheckpointTensors, TensorInfo, listed
 from hetjax.models.json_values import Json

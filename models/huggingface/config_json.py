@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from hetjax.models.errors import ModelError
 from hetjax.models.json_values import Json, JsonObject
 
-_MOST_BYTES = 1 << 28
 _COUNTS = re.compile(r"n(um)?_.*|.*_(size|dim|layers|heads|groups|width|length|per_tok)|.*_(size|dim|layers)_.*")
 """Keys of config.json whose value is a number of something."""
 _SIZES = {
@@ -18,29 +15,10 @@ _SIZES = {
     "head_dim",
 }  # fmt: skip
 """Those that no model has without."""
+_RATIOS = re.compile(r"(multiplier|ratio|scale|scaling|std|factor|eps|prob|dropout|rate|params?|parameters)$")
 _MOST = 10**8
 _GROUPS = re.compile(r".*_config|rope_scaling|rope_parameters")
 """Keys whose value is an object."""
-
-
-def read_json(path: Path) -> JsonObject:
-    """Return a JSON object of a checkpoint's folder. Raises ModelError where there is none."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ModelError(f"{path} is no regular file; fetch it again")
-    try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ModelError(f"{path} has {size:,} bytes, more than the {_MOST_BYTES:,} that such a file may have")
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}; give the folder of a Hugging Face checkpoint") from None
-    except ModelError:
-        raise
-    except (ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}; fetch it again") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no JSON object; fetch it again")
-    return found
 
 
 def check_values(hf: Mapping[str, Json], where: str = "config.json") -> None:
@@ -51,7 +29,7 @@ def check_values(hf: Mapping[str, Json], where: str = "config.json") -> None:
             wanted = None if value is None or isinstance(value, dict) else "an object"
         elif key in _SIZES:
             wanted = None if value is None or _is_count(value, least=1) else "a whole number above 0"
-        elif _COUNTS.fullmatch(key) and not isinstance(value, str | bool | dict | None):
+        elif _COUNTS.fullmatch(key) and not _RATIOS.search(key) and not isinstance(value, str | bool | dict | None):
             each = value if isinstance(value, list) else [value]
             wanted = None if all(map(_is_count, each)) else "a whole number"
         if wanted is not None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from hetjax.errors import DivergenceError
+from hetjax.training.callbacks import Events
 from hetjax.training.metrics import read_metrics
 from hetjax.training.report import PendingStep, Reporter
 from hetjax.training.run_folder import RunFolder
@@ -23,9 +24,12 @@ def pending(accuracy: float) -> PendingStep:
 
 
 def make_reporter(path) -> Reporter:
-    config = SimpleNamespace(name="x", directory=path, steps=1, log_every=1)
-    job = SimpleNamespace(is_main=True, unlimited=lambda what: contextlib.nullcontext())
-    return Reporter(config, job, RunFolder(path), Console(file=io.StringIO(), width=200), done=0)
+    config = SimpleNamespace(name="x", directory=path, steps=1, log_every=1, bad_steps=3)
+    job = SimpleNamespace(
+        is_main=True, unlimited=lambda what: contextlib.nullcontext(), waiting_for_devices=contextlib.nullcontext
+    )
+    others = {"loggers": (), "utilisation": SimpleNamespace(of=lambda flops, taken: {}), "events": Events(())}
+    return Reporter(config, job, RunFolder(path), Console(file=io.StringIO(), width=200), done=0, **others)
 
 
 def test_a_metric_of_a_module_is_logged(tmp_path):

@@ -136,8 +136,36 @@ def test_edited_files_need_a_word_and_new_or_moved_sources_none(tmp_path):
 
     before = found(files[0])
     assert compare_datasets(before, found(*files), "same") == compare_datasets({}, before, "same") == []
-    assert compare_datasets(before, found(files[1]), "same") == []
+    (tmp_path / "moved.jsonl").write_text("{}\n{}\n")
+    assert compare_datasets(before, found(str(tmp_path / "moved.jsonl")), "same") == []
+    with pytest.raises(ConfigError, match="the training samples of 'a' are not those"):
+        compare_datasets(before, found(files[1]), "same")
     (tmp_path / "a.jsonl").write_text("{}\n[]\n")
     with pytest.raises(ConfigError, match=r"the training samples of 'a' are not those .* --resume changed"):
         compare_datasets(before, found(*files), "same")
     assert compare_datasets(before, found(*files), "changed") == ["changed since the run was started: the files of 'a'"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        (
+            {"model": {"vision": {"init_args": {"w": 1}}}}, {"model": {"vision": {"init_args": {"w": 1, "k": 0}}}},
+            "k: None -> 0",
+        ),
+        (
+            {"optimizer": {"learning_rate_scale": {}}}, {"optimizer": {"learning_rate_scale": {"llm": 0.1}}},
+            "llm: None -> 0.1",
+        ),
+        (
+            {"data": {"train": [{"path": "a", "schema": {"class_path": "m.f"}}]}},
+            {"data": {"train": [{"path": "a", "schema": {"class_path": "m.g"}}]}},
+            "schema of 'a'",
+        ),
+    ],
+    ids=("arguments of a module", "a factor of a module", "a schema"),
+)  # fmt: skip
+def test_settings_that_users_name_need_a_word_too(folder, then, now, named):
+    (folder.path / SETTINGS_FILE).write_text(yaml.safe_dump(then))
+    with pytest.raises(ConfigError, match=named):
+        start_or_resume(folder, yaml.safe_dump(now), "same", overwrite=False)

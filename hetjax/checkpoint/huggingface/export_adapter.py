@@ -56,6 +56,11 @@ def export_adapter(
             f"{source.name}: {', '.join(whole)} trained without low-rank maps, and an adapter has no place for whole "
             "weights; convert without --adapter, which writes a merged checkpoint"
         )
+    if moved := [module for module in source.loras if source.moved_buffers(module)]:
+        raise ConfigError(
+            f"{source.name}: {', '.join(moved)} has statistics or biases that move while low-rank maps train, and an "
+            "adapter has no place for them; convert without --adapter, which writes a merged checkpoint"
+        )
     entries = model.family.entries(model.configs)
     tensors: dict[str, np.ndarray] = {}
     settings: dict[str, LoraConfig] = {}

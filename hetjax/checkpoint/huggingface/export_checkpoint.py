@@ -18,9 +18,9 @@ from hetjax.checkpoint.merged_weights import MergedWeights, Weights
 from hetjax.checkpoint.saved_weights import HUGGING_FACE
 from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
-from hetjax.models.huggingface.config_json import read_json
 from hetjax.models.huggingface.families import find_family
 from hetjax.models.huggingface.family import Configs, Family
+from hetjax.models.huggingface.tensor_files.json_file import read_json
 from hetjax.models.huggingface.tensor_files.precision import quantization_config
 from hetjax.models.huggingface.tensor_files.quantized import ACTIVATION_SCALES, Form
 from hetjax.models.huggingface.tensor_files.shards import SHARD_BYTES, ShardWriter

@@ -50,8 +50,9 @@ class MediaFolder:
         """Return a path, without steps up and back, that lies in `root`. Raises DataError for another."""
         if self.root is None:
             return path
-        plain = Path(os.path.normpath(path.absolute()))
-        if not plain.is_relative_to(os.path.normpath(self.root.absolute())):
+        plain, root = Path(os.path.normpath(path.absolute())), self.root.absolute()
+        # The folder by its own name, or by that of the folder that a link in its path leads to.
+        if not plain.is_relative_to(os.path.normpath(root)) and not plain.is_relative_to(os.path.realpath(root)):
             raise DataError(
                 f"{self.where}: '{name}' lies outside of the dataset's folder {self.root}; move it there, or let "
                 "samples name any file with data.allow_outside: true"

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from hetjax.models.errors import ModelError
+from hetjax.models.huggingface.tensor_files.json_file import read_json
 from hetjax.models.json_values import JsonObject
 
 DTYPES = {
@@ -128,8 +129,8 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
 
     def _indexed(self, index: Path) -> dict[str, SafetensorsFile]:
         try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            weight_map = read_json(index)["weight_map"]
+        except KeyError as error:
             raise ModelError(f"{index} is no index with a weight_map ({error}); fetch it again") from None
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ModelError(f"{index} is no index: its weight_map must give a file for each tensor; fetch it again")

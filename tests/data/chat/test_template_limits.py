@@ -8,7 +8,7 @@ import pytest
 from hetjax.data.chat import ChatTemplate, template_limits
 from hetjax.errors import DataError
 
-REFUSED = r"refuses the messages: (it|a format) .*more"
+REFUSED = r"refuses the messages: (it|a format) .*(more|indents)"
 MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 DOUBLE = "{% set ns = namespace(x='ab') %}{% for i in range(90) %}{% set ns.x = OP %}{% endfor %}{{ ns.x }}"
 ENDLESS = {
@@ -51,6 +51,22 @@ ENDLESS = {
     "wide filter": "{{ '%9999999999d'|format(1) }}",
     "a wide date": "{{ strftime_now('%9999999999Y') }}",
     "a filter by name": "{{ [['a']]|map('center', 10**10)|list }}",
+    "bytes": "{{ ('a'.encode() * 10**10)|length }}",
+    "bytes of a number": "{{ (1).to_bytes(10**10, 'big')|length }}",
+    "tabs by name": "{{ '\\t'.expandtabs(tabsize=10**10) }}",
+    "a name in a format, often": "{{ ('%(a)s' * 3000) % {'a': 'x' * 100000} }}",
+    "namespaces of lists": DOUBLE.replace("OP", "[ns.x, ns.x]").replace("{{ ns.x }}", "{{ ns }}"),
+    "namespaces of namespaces": DOUBLE.replace("OP", "namespace(a=ns.x, b=ns.x)"),
+    "lists that are equal": DOUBLE.replace("OP", "[ns.x, ns.x]").replace("{{ ns.x }}", "{{ ns.x == [ns.x] }}"),
+    "rounds that a condition leaves out": (
+        "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}"
+    ),
+    "lists again and again": (
+        "{% set x = range(4000)|list %}{% for i in range(99999) %}{% set y = x + [1] %}{% endfor %}"
+    ),
+    "texts that are looked at": (
+        "{% set x = 'a' * 100000 %}{% for i in range(99999) %}{% set y = x.count('b') %}{% endfor %}"
+    ),
     "rows": "{{ [1]|batch(10**10, 'x')|list }}",
 }  # fmt: skip
 
@@ -100,3 +116,18 @@ def test_long_chats_are_rendered():
 def test_a_loop_variable_cannot_take_the_place_of_what_counts():
     source = "{% set step = 1 %}{% set joined = 2 %}{% for x in [1, 2] %}{{ x ~ step ~ joined }}{% endfor %}"
     assert ChatTemplate(source).render(MESSAGES, add_generation_prompt=False).text == "112212"
+
+
+def test_ordinary_texts_are_no_formats():
+    """Numbers and stars in what people write are no widths."""
+    content = "call 0123456789 now, **100000** times: {} %s"
+    messages = [{"role": "user", "content": content}]
+    source = (
+        "{{ '**User**: %s' % messages[0].content }}{{ '* id: {}'.format(123456789) }}"
+        "{{ 'limit 100000: {}'.format('a') }}{{ messages|map(attribute='content')|join('|') }}"
+        "{{ {'a': 1}.items()|list|length }}{{ '-'.join({'a': 1}.keys()) }}"
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}{% endfor %}"
+        "{{ messages|tojson(indent=2)|length > 9 }}"
+    )
+    expected = f"**User**: {content}* id: 123456789limit 100000: a{content}1a1True"
+    assert ChatTemplate(source).render(messages, add_generation_prompt=False).text == expected

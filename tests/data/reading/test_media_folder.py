@@ -47,6 +47,9 @@ def test_whole_paths_and_links_in_the_folder_are_taken_wherever_links_lead(tmp_p
     (tmp_path / "elsewhere").mkdir()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     assert named(dataset(folder, "linked/c.png")) == folder / "linked" / "c.png"
+    dataset(folder, str(folder / "b.png"))
+    (tmp_path / "by_link").symlink_to(folder)
+    assert named(tmp_path / "by_link" / "a.jsonl") == folder / "b.png"
 
 
 def test_files_of_a_folder_may_share_what_it_has(tmp_path):

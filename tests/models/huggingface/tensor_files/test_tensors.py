@@ -1,6 +1,7 @@
 """Safetensors files, against the library of that name."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -134,4 +135,10 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path, shard):
 def test_a_malformed_index_is_an_error(tmp_path, weight_map):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelError, match="is no index"):
+        CheckpointTensors(tmp_path)
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(ModelError, match="no regular file"):
         CheckpointTensors(tmp_path)
