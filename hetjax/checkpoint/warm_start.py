@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from hetjax.checkpoint.frozen_bases import base_stamps, changed_bases
 from hetjax.checkpoint.merged_weights import A, MergedWeights
 from hetjax.checkpoint.saved_weights import HUGGING_FACE, SavedWeights, is_checkpoint
 from hetjax.config.build import build_graph
@@ -54,6 +55,11 @@ def open_checkpoint(directory: str | os.PathLike[str], *, average: bool = False)
         )
     config, _ = load_config(["--config", os.fspath(settings)])
     bases: dict[str, WeightSource] = open_warm_start(config.warm_start, tuple(saved.modules))
+    if others := changed_bases(saved.extra.get("bases", {}), base_stamps(bases, config.model.lora)):
+        raise ConfigError(
+            f"{saved.name}: the weights of {', '.join(others)} in warm_start ({config.warm_start}) are not those "
+            "beside which the low-rank maps were trained; put those back"
+        )
     lacking = [module for module in config.model.lora if module not in bases]
     seeded = build_graph(dataclasses.replace(config.model, lora={})) if lacking else None
     bases |= {module: ModuleWeights(module, seeded.build(module, config.seed)) for module in lacking}

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint.frozen_bases import Stamps, base_stamps
 from hetjax.checkpoint.warm_start import differences, open_warm_start
 from hetjax.cluster.job import Job
 from hetjax.compilation.compilation_cache import use_compilation_cache
@@ -39,7 +40,7 @@ from hetjax.training.batch_shapes import choose_batch_shapes
 from hetjax.training.best_checkpoint import BestStep
 from hetjax.training.display import placement_table
 from hetjax.training.prepare_data import check_data, make_demo_data
-from hetjax.training.resume import compare_datasets, fingerprints, start_or_resume
+from hetjax.training.resume import compare_bases, compare_datasets, fingerprints, start_or_resume
 from hetjax.training.run_folder import RunFolder, own_folder
 
 # T steps
@@ -78,6 +79,7 @@ class Progress:
         state: The training state, which each step replaces.
         bad_samples: Samples that were skipped so far.
         dataset: Fingerprints of the sources of training samples, by their names; in process 0 alone.
+        bases: Stamps of the weights beside low-rank maps; in process 0 alone.
         skipped_steps: Bad steps before this process, which changed nothing.
         steps_here: Steps since this process started.
         best: Follows the best step by a number of the evaluations.
@@ -90,6 +92,7 @@ class Progress:
     best: BestStep
     bad_samples: int = 0
     dataset: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bases: Stamps = dataclasses.field(default_factory=dict)
     skipped_steps: int = 0
     steps_here: int = 0
     saving: int | None = None
@@ -156,14 +159,16 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
             console.print(line)
     job.agree("decision to resume", "")  # nobody looks for checkpoints before those to overwrite are gone
     dataset = fingerprints(config.data) if job.is_main else {}
+    bases = _bases(parts.trainer, config) if job.is_main else {}
     step = parts.checkpoints.latest_step()
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):
         if step is None:
-            return Progress(state=_fresh_state(parts.trainer, config, console), best=best, dataset=dataset)
+            return Progress(state=_fresh_state(parts.trainer, config, console), best=best, dataset=dataset, bases=bases)
         state, extra = parts.checkpoints.restore(lambda: _fresh_state(parts.trainer, config, console))
         if job.is_main:
-            for line in compare_datasets(extra.get("dataset", {}), dataset, config.resume):
+            lines = compare_datasets(extra.get("dataset", {}), dataset, config.resume)
+            for line in (*lines, *compare_bases(extra.get("bases", {}), bases, config.resume)):
                 console.print(line)
         job.agree("decision about the dataset")
         parts.data.set_state(extra["data"])
@@ -178,7 +183,15 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
             bad_samples=extra["bad_samples"],
             skipped_steps=extra.get("skipped_steps", 0),
             dataset=dataset,
+            bases=bases,
         )
+
+
+def _bases(trainer: Trainer, config: TrainConfig) -> Stamps:
+    """Return stamps of the weights that stay frozen beside low-rank maps."""
+    if not config.model.lora:
+        return {}
+    return base_stamps(open_warm_start(config.warm_start, tuple(trainer.graph.modules)), config.model.lora)
 
 
 def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:

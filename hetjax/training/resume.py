@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import yaml
 
 from hetjax.checkpoint.folder import CheckpointFolder
+from hetjax.checkpoint.frozen_bases import Stamps, changed_bases
 from hetjax.config.plain_yaml import plain_yaml
 from hetjax.data import DataConfig
 from hetjax.data.reading import files_of
@@ -150,6 +151,19 @@ def compare_datasets(before: Mapping[str, str], now: Mapping[str, str], resume: 
             "--resume changed to go on with the new ones, another run_dir to begin anew, or the old ones"
         )
     return [f"changed since the run was started: the files of {', '.join(edited)}"]
+
+
+def compare_bases(before: Stamps, now: Stamps, resume: Resume) -> list[str]:
+    """Return lines about weights beside low-rank maps that are others now. Raises ConfigError as `compare_datasets`."""
+    others = changed_bases(before, now)
+    if not others:
+        return []
+    if resume == "same":
+        raise ConfigError(
+            f"the weights of {', '.join(others)} in warm_start are not those beside which the low-rank maps were "
+            "trained; put those back, or give --resume changed to go on beside the new ones"
+        )
+    return [f"changed since the run was started: the weights of {', '.join(others)} beside low-rank maps"]
 
 
 def _read(path: Path) -> object:

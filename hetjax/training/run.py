@@ -100,6 +100,7 @@ def save(run: Run, pending: PendingStep | None) -> None:
             "steps": run.config.steps,
             "skipped_steps": run.reporter.skipped,
             "dataset": dict(run.progress.dataset),
+            "bases": dict(run.progress.bases),
             "best": run.progress.best.to_json(),
         }
         best = run.progress.best.best

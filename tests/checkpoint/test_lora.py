@@ -7,16 +7,18 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import hetjax
 from hetjax.checkpoint import Checkpoints
+from hetjax.checkpoint.frozen_bases import base_stamps
 from hetjax.checkpoint.warm_start import open_warm_start, open_weights
 from hetjax.config.build import build_trainer
 from hetjax.config.run_config import load_config
 from hetjax.errors import ConfigError
 from hetjax.models import merge_lora
 from hetjax.models.arrays import arrays_by_path
+from hetjax.training.resume import compare_bases
 from tests.harness.convert_tool import convert, refused
 from tests.harness.huggingface.folders import LLAMA, tensors_of, write_folder
 from tests.harness.parity.oracle import relative_error
@@ -40,11 +42,12 @@ def run_folder(tmp_path, tiny_yaml, base):
     tiny_yaml.write_text(yaml.safe_dump(settings))
     config, resolved = load_config(["--config", str(tiny_yaml)])
     trainer = build_trainer(config)
-    state = trainer.init(0, warm_start=open_warm_start(config.warm_start, ("vision", "llm")))
+    start = open_warm_start(config.warm_start, ("vision", "llm"))
+    state = trainer.init(0, warm_start=start)
     state = moved(state)
     folder = tmp_path / "run"
     checkpoints = Checkpoints(folder / "checkpoints", keep=1, trainer=trainer)
-    checkpoints.save(state, {})
+    checkpoints.save(state, {"bases": base_stamps(start, LORA)})
     checkpoints.close()
     (folder / "config.yaml").write_text(resolved)
     return folder, trainer, state
@@ -63,6 +66,22 @@ def moved(state):
         return dataclasses.replace(stage, params={path: other(path, array) for path, array in stage.params.items()})
 
     return dataclasses.replace(state, step=2, stages={name: of_stage(stage) for name, stage in state.stages.items()})
+
+
+def test_other_weights_beside_the_low_rank_maps_are_refused(run_folder, base):
+    folder, _, _ = run_folder
+    known = base_stamps(open_warm_start({"llm": str(base)}, ("llm",)), LORA)
+    assert compare_bases(known, known, "same") == compare_bases({}, known, "same") == []
+    assert open_weights(folder).modules
+    save_file(tensors_of(HF, np.float32, seed=1), base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"the weights of llm in warm_start .* are not those beside which"):
+        open_weights(folder)
+    now = base_stamps(open_warm_start({"llm": str(base)}, ("llm",)), LORA)
+    with pytest.raises(ConfigError, match="the weights of llm in warm_start are not those"):
+        compare_bases(known, now, "same")
+    assert compare_bases(known, now, "changed") == [
+        "changed since the run was started: the weights of llm beside low-rank maps"
+    ]
 
 
 def test_a_checkpoint_holds_the_low_rank_maps_alone_and_restores_on_another_placement(run_folder, make_trainer):
