@@ -192,7 +192,7 @@ class Checkpoints:
             description = Description.from_json(text, name, "use the version that wrote it, or another run_dir")
             check_fits(name, description.modules, self._described)
         stages: dict[str, StageState] = {}
-        first = base().stages if self._left_out else {}
+        first = self._first_of_left_out(base) if self._left_out else {}
         failure: CheckpointError | None = None
         try:
             for module, kinds in self._modules.items():
@@ -212,6 +212,16 @@ class Checkpoints:
             raise failure
         in_order = {stage.name: stages[stage.name] for stage in self.trainer.stages if stage.is_local}
         return self.trainer.known(TrainState(step=step, stages=in_order)), description.extra
+
+    def _first_of_left_out(self, base: Callable[[], TrainState]) -> dict[str, StageState]:
+        """The frozen weights that checkpoints leave out, by stage; nothing else of the first state stays."""
+        state, kept = base(), {}
+        for stage in self.trainer.stages:
+            if stage.is_local and stage.module in self._left_out:
+                whole = state.stages[stage.name]
+                params = {path: array for path, array in whole.params.items() if path not in stage.trained}
+                kept[stage.name] = StageState(params=params, buffers={}, opt_state=None)
+        return kept
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Rename damaged checkpoints, and say so. Every process calls it."""
