@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -29,6 +30,13 @@ BatchShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
 """Shapes and dtypes of a batch, by module and input."""
 
 
+# XLA ends a process whose simulated devices do not all come to a collective within 40 s, as on a busy machine.
+_PATIENCE = (
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+)
+
+
 def use_devices(fake_devices: int | None, dtypes: Sequence[str | None], *, processes: int = 1) -> None:
     """Set the devices and the widest dtype that JAX uses in this process; must run before JAX is first used.
 
@@ -47,6 +55,8 @@ def use_devices(fake_devices: int | None, dtypes: Sequence[str | None], *, proce
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", fake_devices // processes)
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in _PATIENCE if flag.split("=")[0] not in given)])
     if "float64" in dtypes:
         jax.config.update("jax_enable_x64", True)
 

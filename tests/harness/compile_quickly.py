@@ -20,8 +20,10 @@ KERNELS = (
 
 
 def make_kernels_quickly() -> None:
-    """In this process and those it starts. Call before the first computation: XLA reads its flags once."""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KERNELS}".strip()
+    """In this process and those it starts; and let devices wait for each other on a busy machine, where XLA ends a
+    process after 40 s. Call before the first computation: XLA reads its flags once."""
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {KERNELS} {patience}".strip()
 
 
 @contextlib.contextmanager
