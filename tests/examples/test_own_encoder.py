@@ -45,7 +45,7 @@ def test_its_encoder_has_the_same_numbers_on_one_device(monkeypatch):
             "image_positions": np.tile(np.arange(16, dtype=np.int32), (8, 1)),
         },
     }
-    alone = "{vision: {devices: 0}, llm: {devices: 0}}"
+    alone = "{vision: {devices: 0, data: 1, tensor: 1}, llm: {devices: 0, data: 1}}"
     found = []
     for changes in ([], ["--placement", alone, "--microbatches", "1"]):
         trainer = build_trainer(load_config(["--config", CONFIG, *changes])[0])

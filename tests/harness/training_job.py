@@ -139,8 +139,8 @@ class Metrics:
 def rows(run: Path) -> list[dict[str, Any]]:
     """The metrics of a run, without how long things took."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("tokens_per_second", "data_wait")
-    return [{k: v for k, v in row.items() if k not in timed and "seconds/" not in k} for row in found]
+    timed = ("tokens_per_second", "data_wait", "tflops_per_second", "mfu", "seconds/", "idle/")
+    return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in found]
 
 
 def checkpoints(run: Path) -> list[int]:
