@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -43,20 +44,12 @@ class HuggingFaceCheckpoint:
         self.hf = read_json(self.folder / "config.json")
         check_values(self.hf)
         self.dtype = dtype
-        # Whatever a value of another type brings about is the file's fault, wherever it shows.
-        try:
+        with self._described_by_config():
             find_family(self.hf, family)  # its errors come before those of files
             tensors = CheckpointTensors(self.folder)
             self.family = find_family(self.hf, family, tensors)
             self.configs = self.family.configs(self.hf)
             self.entries = self.family.entries(self.configs)
-        except ModelError:
-            raise
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise ModelError(
-                f"{self.folder / 'config.json'} describes no model of this family: {type(error).__name__}: {error}; "
-                "compare it with the published one"
-            ) from error
         self.tensors = PlainTensors(
             tensors,
             _quantization_config(self.hf),
@@ -68,6 +61,19 @@ class HuggingFaceCheckpoint:
                 for i, slot in enumerate(entry.slots):
                     self._slots.setdefault((module, slot.path), {})[slot.index] = entry, i
         self._last: tuple[Entry, tuple[np.ndarray, ...]] | None = None
+
+    @contextlib.contextmanager
+    def _described_by_config(self) -> Iterator[None]:
+        """Whatever a value of another type in config.json brings about is the file's fault, wherever it shows."""
+        try:
+            yield
+        except ModelError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ModelError(
+                f"{self.folder / 'config.json'} describes no model of this family: {type(error).__name__}: {error}; "
+                "compare it with the published one"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -134,7 +140,8 @@ class HuggingFaceCheckpoint:
                 raise ModelError(f"{self.folder}: {name} is not all ones, and the model has no place for it")
         if module == "llm":
             self._check_tied_head()
-        ours = arrays_by_path(self.family.module(module, self.configs))
+        with self._described_by_config():
+            ours = arrays_by_path(self.family.module(module, self.configs))
         found: dict[str, TensorInfo] = {}
         filled: dict[str, int] = {}
         for entry in self.entries[module]:

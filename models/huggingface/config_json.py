@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 from hetjax.models.errors import ModelError
 from hetjax.models.json_values import Json, JsonObject
 
-_COUNTS = re.compile(r"n(um)?_.*|.*_(size|dim|layers|heads|groups|width|length|per_tok)|.*_(size|dim|layers)_.*")
-"""Keys of config.json whose value is a number of something."""
 _SIZES = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim",
 }  # fmt: skip
-"""Those that no model has without."""
-_RATIOS = re.compile(r"(multiplier|ratio|scale|scaling|std|factor|eps|prob|dropout|rate|params?|parameters)$")
+"""Keys whose value is a number above 0 in every config.json that has them."""
 _MOST = 10**8
+_PARTS = re.compile(r".*(layers|heads|experts|groups)")
+"""Keys whose value is a number of parts, each of which would be made."""
+_MOST_PARTS = 10**5
 _GROUPS = re.compile(r".*_config|rope_scaling|rope_parameters")
 """Keys whose value is an object."""
 
@@ -28,18 +28,18 @@ def check_values(hf: Mapping[str, Json], where: str = "config.json") -> None:
         if _GROUPS.fullmatch(key):
             wanted = None if value is None or isinstance(value, dict) else "an object"
         elif key in _SIZES:
-            wanted = None if value is None or _is_count(value, least=1) else "a whole number above 0"
-        elif _COUNTS.fullmatch(key) and not _RATIOS.search(key) and not isinstance(value, str | bool | dict | None):
-            each = value if isinstance(value, list) else [value]
-            wanted = None if all(map(_is_count, each)) else "a whole number"
+            most = _MOST_PARTS if _PARTS.fullmatch(key) else _MOST
+            wanted = None if value is None or _is_size(value, most) else f"a whole number from 1 to {most:,}"
+        elif _PARTS.fullmatch(key) and isinstance(value, int | float) and not value <= _MOST_PARTS:
+            wanted = f"{_MOST_PARTS:,} or less"
         if wanted is not None:
             raise ModelError(f"{where}: {key} = {shown(value)} must be {wanted}; fetch the file again")
         if isinstance(value, dict):
             check_values(value, f"{where}: {key}")
 
 
-def _is_count(value: Json, least: int = -_MOST) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+def _is_size(value: Json, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def shown(value: Json) -> str:
