@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from hetjax.execution.action_timer import ActionTimer
 from hetjax.optimizers.schedules import rest_of_schedule
 from hetjax.stages.batch import check_batch, rows_needed, shard_rows
 from hetjax.state.train_state import TrainState
+from hetjax.state.weight_source import WeightSource
 from hetjax.trainer import Trainer
 from hetjax.training.batch_shapes import choose_batch_shapes
 from hetjax.training.best_checkpoint import BestStep
@@ -159,13 +161,16 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
             console.print(line)
     job.agree("decision to resume", "")  # nobody looks for checkpoints before those to overwrite are gone
     dataset = fingerprints(config.data) if job.is_main else {}
-    bases = _bases(parts.trainer, config) if job.is_main else {}
+    # Opened once, where it is needed: opening compares the checksums of a run's checkpoint.
+    opened = functools.cache(lambda: open_warm_start(config.warm_start, tuple(parts.trainer.graph.modules)))
+    bases = base_stamps(opened(), config.model.lora) if job.is_main and config.model.lora else {}
     step = parts.checkpoints.latest_step()
     job.agree("checkpoint to start from", str(step))
     with job.unlimited("making the first state"):
         if step is None:
-            return Progress(state=_fresh_state(parts.trainer, config, console), best=best, dataset=dataset, bases=bases)
-        state, extra = parts.checkpoints.restore(lambda: _fresh_state(parts.trainer, config, console))
+            state = _fresh_state(parts.trainer, config, opened(), console)
+            return Progress(state=state, best=best, dataset=dataset, bases=bases)
+        state, extra = parts.checkpoints.restore(lambda: _fresh_state(parts.trainer, config, opened(), console))
         if job.is_main:
             lines = compare_datasets(extra.get("dataset", {}), dataset, config.resume)
             for line in (*lines, *compare_bases(extra.get("bases", {}), bases, config.resume)):
@@ -185,13 +190,6 @@ def first_progress(parts: Parts, config: TrainConfig, resolved: str, job: Job, c
             dataset=dataset,
             bases=bases,
         )
-
-
-def _bases(trainer: Trainer, config: TrainConfig) -> Stamps:
-    """Return stamps of the weights that stay frozen beside low-rank maps."""
-    if not config.model.lora:
-        return {}
-    return base_stamps(open_warm_start(config.warm_start, tuple(trainer.graph.modules)), config.model.lora)
 
 
 def _print_changed_schedule(config: TrainConfig, done: int, before: int | None, console: Console) -> None:
@@ -265,8 +263,9 @@ def _training_loader(trainer: Trainer, config: TrainConfig, loader: SampleLoader
     return loader.balancing(rows)
 
 
-def _fresh_state(trainer: Trainer, config: TrainConfig, console: Console) -> TrainState:
-    warm_start = open_warm_start(config.warm_start, tuple(trainer.graph.modules))
+def _fresh_state(
+    trainer: Trainer, config: TrainConfig, warm_start: Mapping[str, WeightSource], console: Console
+) -> TrainState:
     for module in trainer.graph.modules if warm_start else ():
         source = warm_start[module].name if module in warm_start else f"the seed {config.seed}"
         console.print(f"{module} starts from {source}")

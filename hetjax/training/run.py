@@ -90,7 +90,7 @@ def save(run: Run, pending: PendingStep | None) -> None:
         run.reporter.report(pending)
     run.parts.folder.check()
     _check_weights(run)
-    with run.job.unlimited("writing a checkpoint"):
+    with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():
         run.parts.checkpoints.wait()
     report_save(run)  # of the one before, which is complete, and which this one may delete
     with run.job.unlimited("writing a checkpoint"), run.reporter.untimed():

@@ -11,6 +11,7 @@ from hetjax import Trainer
 from hetjax.errors import BatchError
 from hetjax.meshes import Layout, Placement
 from tests.harness.parity import balanced, problem
+from tests.harness.parity.comparison import assert_trains_alike
 from tests.harness.parity.omni import make_graph
 from tests.harness.parity.oracle import relative_error, train_on_one_device
 from tests.harness.processes import run_processes
@@ -77,19 +78,7 @@ def check(
     moved = [np.any(routes[..., :1] // routes.shape[1] != np.arange(len(routes)).reshape(-1, *[1] * (routes.ndim - 1)),
                     where=routes[..., :1] >= 0) for routes in batch["routes"].values()]  # fmt: skip
     assert any(moved), "nothing was moved"
-    state = trainer.init(0)
-    _, found = trainer.loss_and_gradients(state, batch)
-    errors = {}
-    for step, (loss, *_) in enumerate(history):
-        state, metrics = trainer.step(state, batch)
-        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
-    for kind, ours, theirs in (("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])):
-        for module, arrays in theirs.items():
-            for path, array in arrays.items():
-                errors[kind, module, path] = relative_error(ours[module][path], array)
-    worst = max(errors, key=errors.get)
-    print(f"{placement} {schedule}: {errors[worst]:.2e} ({worst}), {trainer.traffic}")
-    assert errors[worst] < 1e-10, (worst, errors[worst])
+    assert_trains_alike(trainer, batch, history, limit=1e-10, label=f"{placement} {schedule}")
     assert all(traffic.needed <= traffic.sent for traffic in trainer.traffic.values())
     assert any(traffic.needed for traffic in trainer.traffic.values())
     return trainer, batch

@@ -10,8 +10,9 @@ import pytest
 from hetjax import Trainer
 from hetjax.meshes import Layout, Placement
 from tests.harness.parity import problem
+from tests.harness.parity.comparison import assert_trains_alike
 from tests.harness.parity.omni import make_batch, make_graph
-from tests.harness.parity.oracle import relative_error, train_on_one_device
+from tests.harness.parity.oracle import train_on_one_device
 
 PLACEMENTS = {
     "three meshes": {
@@ -63,20 +64,8 @@ def check(
         schedule=schedule, microbatches=microbatches, param_dtype=dtype, max_grad_norm=MAX_GRAD_NORM,
     )  # fmt: skip
     batch = make_batch(dtype=np.dtype(dtype).type)
-    state = trainer.init(0)
-    _, found = trainer.loss_and_gradients(state, batch)
-    errors = {}
-    for step, (loss, *_) in enumerate(history):
-        state, metrics = trainer.step(state, batch)
-        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
-    pairs = ("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])
-    for kind, ours, theirs in pairs:
-        for module, arrays in theirs.items():
-            for path, array in arrays.items():
-                errors[kind, module, path] = relative_error(ours[module][path], array)
-    worst = max(errors, key=errors.get)
-    print(f"{placement} {dtype} {schedule}: {errors[worst]:.2e} ({worst})")
-    assert errors[worst] < LIMITS[dtype], (worst, errors[worst])
+    label = f"{placement} {dtype} {schedule}"
+    assert_trains_alike(trainer, batch, history, limit=LIMITS[dtype], label=label)
 
 
 @pytest.mark.slow

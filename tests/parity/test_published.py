@@ -2,13 +2,13 @@
 
 import functools
 
-import numpy as np
 import optax
 import pytest
 
 from hetjax import Trainer
 from hetjax.meshes import Placement
-from tests.harness.parity.oracle import relative_error, train_on_one_device
+from tests.harness.parity.comparison import assert_trains_alike
+from tests.harness.parity.oracle import train_on_one_device
 from tests.harness.parity.problem import make_optimizer
 from tests.harness.parity.published import CASES, TOWER, make_batch, make_graph
 
@@ -48,22 +48,7 @@ def test_a_published_layout_equals_one_device(name, float64):
         schedule=case.schedule, microbatches=case.microbatches, frozen=case.frozen, offload=case.offload,
         param_dtype="float64", compute_dtype="float64", max_grad_norm=None,
     )  # fmt: skip
-    state = trainer.init()
-    _, found = trainer.loss_and_gradients(state, batch)
-    errors = {}
-    for step, (loss, *_) in enumerate(history):
-        state, metrics = trainer.step(state, batch)
-        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
-    for kind, ours, theirs in (("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])):
-        for module, arrays in theirs.items():
-            for path, array in arrays.items():
-                if kind == "gradient" and f"{module}.{path.partition('/')[0]}" in case.frozen:
-                    assert path not in ours[module], path
-                else:
-                    errors[kind, module, path] = relative_error(ours[module][path], array)
-    worst = max(errors, key=errors.get)
-    print(f"{name}: {errors[worst]:.1e} ({worst})")
-    assert errors[worst] < 1e-10, (worst, errors[worst])
+    assert_trains_alike(trainer, batch, history, limit=1e-10, label=name, frozen=case.frozen)
 
 
 def test_the_table_is_whole():

@@ -2,14 +2,14 @@
 
 import functools
 
-import numpy as np
 import pytest
 
 from hetjax import Trainer
 from hetjax.meshes import Layout as L
 from hetjax.meshes import Placement
 from tests.harness.models.qwen3_vl_cases import make_batch, make_graph
-from tests.harness.parity.oracle import relative_error, train_on_one_device
+from tests.harness.parity.comparison import assert_trains_alike
+from tests.harness.parity.oracle import train_on_one_device
 from tests.harness.parity.problem import make_optimizer
 
 STEPS, SAMPLES, LENGTH = 2, 8, 32
@@ -47,16 +47,4 @@ def test_every_placement_equals_one_device(name, float64):
         optimizer=make_optimizer(small_gradients=True), schedule=schedule, microbatches=microbatches,
         param_dtype="float64", compute_dtype="float64", max_grad_norm=None,
     )  # fmt: skip
-    state = trainer.init()
-    _, found = trainer.loss_and_gradients(state, batch)
-    errors = {}
-    for step, (loss, *_) in enumerate(history):
-        state, metrics = trainer.step(state, batch)
-        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
-    for kind, ours, theirs in (("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])):
-        for module, arrays in theirs.items():
-            for path, array in arrays.items():
-                errors[kind, module, path] = relative_error(ours[module][path], array)
-    worst = max(errors, key=errors.get)
-    print(f"{name}: {errors[worst]:.1e} ({worst})")
-    assert errors[worst] < 1e-10, (worst, errors[worst])
+    assert_trains_alike(trainer, batch, history, limit=1e-10, label=name)

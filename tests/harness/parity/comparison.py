@@ -1,7 +1,9 @@
 """A trainer of the problem in any layout, against the oracle."""
 
 import functools
+from collections.abc import Collection
 
+import numpy as np
 import optax
 
 from hetjax import Trainer
@@ -54,6 +56,35 @@ def largest_errors(trainer: Trainer, dtype: str, batch=None, layers: int = 2, hi
         }
         errors = {what: max((errors[what], *values)) for what, values in found.items()}
     return errors
+
+
+def assert_trains_alike(
+    trainer: Trainer, batch, history, *, limit: float, label: str, frozen: Collection[str] = ()
+) -> None:
+    """Losses of all steps, gradients of the first and weights after the last are those of one device.
+
+    Args:
+        history: what `train_on_one_device` gives.
+        limit: what every relative error is below.
+        label: the case, for what is printed.
+        frozen: parts ("vision.layers") that have no gradient.
+    """
+    state = trainer.init()
+    _, found = trainer.loss_and_gradients(state, batch)
+    errors = {}
+    for step, (loss, *_) in enumerate(history):
+        state, metrics = trainer.step(state, batch)
+        errors["loss", step] = relative_error(np.asarray(metrics["loss"]), loss)
+    for kind, ours, theirs in (("gradient", found, history[0][1]), ("weight", trainer.weights(state), history[-1][2])):
+        for module, arrays in theirs.items():
+            for path, array in arrays.items():
+                if kind == "gradient" and f"{module}.{path.partition('/')[0]}" in frozen:
+                    assert path not in ours[module], path
+                else:
+                    errors[kind, module, path] = relative_error(ours[module][path], array)
+    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
+    print(f"{label}: {errors[worst]:.1e} ({worst})")
+    assert errors[worst] < limit, (worst, errors[worst])
 
 
 def assert_equal(errors: dict[str, float], dtype: str) -> None:
